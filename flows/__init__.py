@@ -1,0 +1,1 @@
+"""What runs in which order: no tensor, no file system."""

@@ -1,0 +1,152 @@
+"""The `foretune` command. Heavy libraries are imported by the command that needs them: `--help` stays instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.environment import prepare
+from storage.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from storage.runs import Run
+
+app = typer.Typer(
+    name="foretune",
+    help="Tell what fine-tuning a language model on a dataset would do, before anything is trained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RequestFile = Annotated[str, typer.Argument(metavar="REQUEST.yaml", help="the request; local or s3://")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="run id, its beginning, a request's name, or latest")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="change a setting; repeatable")]
+Root = Annotated[str | None, typer.Option("--root", help="storage root: a folder or s3://bucket/prefix")]
+Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is one JSON object")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors (and the JSON object)")]
+
+DEFAULT_ROOT = "./.foretune"
+
+
+@app.command()
+def simulate(request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False,
+             quiet: Quiet = False) -> None:
+    """Run the simulation: quality, landscape, influence, prediction, checkpoint, report."""
+    from datetime import UTC, datetime
+
+    from flows.console import LivePasses, print_answer
+    from flows.request import load_request
+    from storage.runs import Run, new_run_id
+
+    wanted = load_request(request, _with_root(overrides, root))
+    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
+    console = _console(quiet)
+    console.print(f"[bold]foretune[/bold]  {wanted.line()}")
+    from flows.simulate import simulate as flow
+
+    with LivePasses(run, console):
+        result = flow(wanted, run_id=run.run_id)
+    print_answer(console, result, run)
+    _finish(result, as_json)
+
+
+@app.command()
+def plan(request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False,
+         quiet: Quiet = False) -> None:
+    """Run nothing: which tasks are cached, which would run and why, with time, memory and bytes."""
+    from flows.plan import make_plan, print_plan
+    from flows.request import load_request
+
+    planned = make_plan(load_request(request, _with_root(overrides, root)))
+    print_plan(_console(quiet), planned)
+    _finish(planned, as_json)
+
+
+@app.command()
+def export(run: RunName, folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder that is made")],
+           root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Copy a run's predicted checkpoint into a local folder that transformers opens."""
+    from flows.exports import export_checkpoint
+
+    found = _run(run, root)
+    files = export_checkpoint(found, folder)
+    _console(quiet).print(f"{len(files)} files of {found.run_id} in {folder}", soft_wrap=True)
+    _finish({"run_id": found.run_id, "folder": folder, "files": files}, as_json)
+
+
+@app.command()
+def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Print where a run's report lies."""
+    found = _run(run, root)
+    place = found.place / "report.html"
+    if not place.exists():
+        raise BadInput(f"run {found.run_id} has no report ({found.status}); run it again")
+    _console(quiet).print(place.uri, soft_wrap=True)
+    _finish({"run_id": found.run_id, "report": place.uri}, as_json)
+
+
+@app.command()
+def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """List the runs under a storage root."""
+    from flows.listing import list_rows, print_rows
+
+    rows = list_rows(root or DEFAULT_ROOT)
+    print_rows(_console(quiet), rows)
+    _finish({"root": root or DEFAULT_ROOT, "runs": rows}, as_json)
+
+
+def _with_root(overrides: list[str] | None, root: str | None) -> list[str]:
+    return [*(overrides or []), *([f"runtime.root={root}"] if root else [])]
+
+
+def _run(name: str, root: str | None) -> Run:
+    from storage.runs import resolve_run
+
+    return resolve_run(root or DEFAULT_ROOT, name)
+
+
+def _console(quiet: bool) -> Console:
+    from rich.console import Console
+
+    return Console(quiet=quiet, highlight=False)
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.flush()
+        print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+
+
+def main() -> None:
+    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no."""
+    prepare(command_line=True)
+    try:
+        app(standalone_mode=False)
+    except BadInput as error:
+        _fail(str(error), 2)
+    except typer.Abort:
+        _fail("stopped", 1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to go on where it ended", 1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command line
+            _fail(error.format_message(), 2)
+        _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"foretune: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

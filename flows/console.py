@@ -1,0 +1,120 @@
+"""What a person sees in the terminal: the passes while they run, and the answer at the end."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from storage.events import read_events
+from storage.runs import Run
+
+POLL_SECONDS = 0.25
+COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
+
+
+class LivePasses:
+    """Follows a run's events from a thread: a line per finished pass, a moving line for what runs now."""
+
+    def __init__(self, run: Run, console: Console) -> None:
+        self.run, self.console = run, console
+        self.progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console, transient=True,
+        )
+        self._seen = 0
+        self._running: dict[str, Any] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> LivePasses:
+        self.progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.show(read_events(self.run)[self._seen:])
+        self.progress.stop()
+
+    def _follow(self) -> None:
+        while not self._over.wait(POLL_SECONDS):
+            events = read_events(self.run)
+            self.show(events[self._seen:])
+            self._seen = len(events)
+
+    def show(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            handler = getattr(self, f"_on_{event['type']}", None)
+            if handler is not None:
+                handler(event)
+
+    def _on_pass_started(self, event: dict[str, Any]) -> None:
+        self._running[event["label"]] = self.progress.add_task(event["label"], total=None, note="")
+
+    def _on_pass_finished(self, event: dict[str, Any]) -> None:
+        self._drop(event["label"])
+        self.console.print(f"  {escape(event['label']):<30} [dim]{event['seconds']:>8.1f} s[/dim]")
+
+    def _on_pass_failed(self, event: dict[str, Any]) -> None:
+        self._drop(event["label"])
+        self.console.print(f"  {escape(event['label']):<30} [red]failed[/red] {escape(event['error'])}")
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        self._note(event["task"], f"batch {event['step']}: loss {event['loss']:.3f}, "
+                                  f"max gradient norm {event['max_grad_norm']:.2f}")
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        total = f" of {event['total']}" if event.get("total") else ""
+        self._note(event["task"], f"{event['done']}{total}")
+
+    def _note(self, task: str, text: str) -> None:
+        for label, row in self._running.items():
+            if label.startswith(task):
+                self.progress.update(row, note=text)
+
+    def _drop(self, label: str) -> None:
+        row = self._running.pop(label, None)
+        if row is not None:
+            self.progress.remove_task(row)
+
+
+def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
+    """Verdict, signals, harmful samples, moving concepts, predicted loss, and where things lie."""
+    summary = result["summary"]
+    console.print(f"\n[bold]Should I train?[/bold]  [bold]{summary['answer']}.[/bold]")
+    for number, reason in enumerate(summary["reasons"], start=1):
+        console.print(f"  {number}  {escape(reason)}")
+    for signal in result["signals"]:
+        console.print(f"[{COLOURS[signal['severity']]}]{signal['severity']:<9}[/] {signal['name']}  "
+                      f"[dim]{signal['value']} (threshold {signal['threshold']})[/dim]")
+    if summary["harmful_samples"]:
+        console.print("\n[bold]Samples that raise held-out loss[/bold] [dim](nats, by influence)[/dim]")
+        for row in summary["harmful_samples"]:
+            console.print(f"  row {row['row']:<4} {row['score']:+.5f}  {escape(one_line(row['text']))}")
+    for title, sign in (("strengthened", "+"), ("suppressed", "-")):
+        if summary[title]:
+            console.print(f"\n[bold]Concepts {title}[/bold] [dim](score, and change on held-out text)[/dim]")
+        for concept in summary[title]:
+            console.print(f"  {sign} {concept['feature']:<6} {concept['score']:+.3e}  {concept['change']:+.4f}  "
+                          f"{escape(one_line(concept['label'] or 'unnamed', 60))}")
+    console.print(
+        f"\nHeld-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_predicted']:.3f} predicted "
+        f"({summary['heldout_loss_evaluated']:.3f} evaluated on the predicted weights), trusted: {summary['trust']}"
+    )
+    counts = result["tasks"]
+    console.print(f"Passes         {counts['run']} run, {counts['cached']} cached")
+    console.print(f"Next           foretune clean {run.run_id} --drop-harmful {len(summary['harmful_samples'])} "
+                  "-o clean.jsonl" if summary["harmful_samples"] else "Next           train")
+    console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
+    console.print(f"Model          {result['artifacts']['checkpoint']['uri']}", soft_wrap=True)
+
+
+def one_line(text: str, width: int = 96) -> str:
+    """Text on one line, cut with an ellipsis, control characters made visible as spaces."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"

@@ -1,0 +1,23 @@
+"""What must be set before Prefect or a Hugging Face library is imported, in every entry point of ours."""
+
+from __future__ import annotations
+
+import os
+
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def prepare(command_line: bool = False) -> None:
+    """Telemetry off and room for a slow start; on the command line errors are ours to print, in one line."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if command_line:
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")

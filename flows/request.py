@@ -1,0 +1,169 @@
+"""The request: one pydantic model that is the Prefect parameter, the YAML file and the manifest's record."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.errors import BadInput
+from storage.places import Place
+from tasks.adapted import CurvatureSettings
+from tasks.baseline import BaselineSettings
+from tasks.checkpoint import CheckpointSettings
+from tasks.features import FeatureSettings
+from tasks.influence import InfluenceSettings
+from tasks.landscape import LandscapeSettings, SignalThresholds
+from tasks.loading import AdapterSettings, ModelSettings
+from tasks.prediction import PredictionSettings
+from tasks.preference import PreferenceSettings
+from tasks.quality import QualitySettings
+from tasks.report import ReportSettings
+from tasks.sae_diff import DiffSettings
+from tasks.saes import SaeSettings
+from tasks.samples import DatasetSettings
+from tasks.shards import ShardSettings
+from tasks.training import TrainingSettings
+
+
+class RuntimeSettings(BaseModel):
+    """Where and how wide the passes run; never part of a key."""
+
+    model_config = ConfigDict(extra="forbid", title="Runtime")
+
+    version: Literal[1] = 1
+    root: str = Field("./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
+    runner: Literal["threads"] = Field("threads", title="Task runner")
+    max_workers: int = Field(2, ge=1, le=64, title="Tasks at once")
+
+
+class Request(BaseModel):
+    """What would fine-tuning this model on this dataset do?"""
+
+    model_config = ConfigDict(extra="forbid", title="foretune request")
+
+    version: Literal[1] = 1
+    name: str | None = Field(None, title="Name", description="part of the run id; default: the dataset's file name")
+    dataset: DatasetSettings
+    model: ModelSettings
+    sae: SaeSettings | None = Field(None, title="Sparse autoencoder", description="none: no concepts are named")
+    adapter: AdapterSettings = AdapterSettings()
+    training: TrainingSettings = TrainingSettings()
+    shards: ShardSettings = ShardSettings()
+    quality: QualitySettings = QualitySettings()
+    baseline: BaselineSettings = BaselineSettings()
+    landscape: LandscapeSettings = LandscapeSettings()
+    thresholds: SignalThresholds = SignalThresholds()
+    features: FeatureSettings = FeatureSettings()
+    curvature: CurvatureSettings = CurvatureSettings()
+    influence: InfluenceSettings = InfluenceSettings()
+    preference: PreferenceSettings = PreferenceSettings()
+    prediction: PredictionSettings = PredictionSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    diff: DiffSettings = DiffSettings()
+    report: ReportSettings = ReportSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @property
+    def run_name(self) -> str:
+        """The middle of the run's id."""
+        return self.name or self.dataset.path.rsplit("/", 1)[-1].split(".")[0]
+
+    def adapter_line(self) -> str:
+        """The adapter in a few words."""
+        adapter = self.adapter
+        if adapter.method == "full":
+            return "full fine-tune"
+        return f"LoRA r={adapter.r} on {', '.join(adapter.target_modules)}"
+
+    def line(self) -> str:
+        """The request in one line."""
+        training = self.training
+        return (
+            f"{self.dataset.path.rsplit('/', 1)[-1]} · {self.model.name_or_path.rsplit('/', 1)[-1]} · "
+            f"{self.adapter_line()} · {training.optimizer} {training.learning_rate:g}, {training.epochs:g} epochs"
+        )
+
+
+def load_request(uri: str, overrides: list[str] | None = None) -> Request:
+    """Read a request from YAML and apply `a.b=value` overrides; every fault is one BadInput line."""
+    place = Place(uri)
+    if not place.exists():
+        raise BadInput(f"request {uri}: no such file; give the path of a request.yaml")
+    try:
+        content = yaml.safe_load(place.read_bytes())
+    except yaml.YAMLError as error:
+        raise BadInput(f"request {uri}: not valid YAML ({' '.join(str(error).split())}); mend the file") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"request {uri}: the file holds no mapping; start from examples/demo/request.yaml")
+    for override in overrides or []:
+        apply_override(content, override)
+    return parse_request(content, where=uri)
+
+
+def parse_request(content: dict[str, Any], where: str = "request") -> Request:
+    """Validate a mapping; the first fault is reported with its place and, for unknown keys, the nearest key."""
+    try:
+        return Request.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise BadInput(f"{where}: {explain(error)}") from None
+
+
+def explain(error: pydantic.ValidationError) -> str:
+    """The first validation fault as one line: where, what, the remedy."""
+    fault = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        parent, known = _fields_at(fault["loc"][:-1])
+        nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {path}; the nearest key is {'.'.join([*parent, *nearest])}"
+    if fault["type"] == "missing":
+        return f"{path} is missing; add it to the request"
+    return f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]} (got {fault.get('input')!r})"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    model, path = Request, []
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+        path.append(str(part))
+    return path, list(model.model_fields)
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in place; the value is read as YAML."""
+    path, separator, value = override.partition("=")
+    if not separator or not path:
+        raise BadInput(f"--set {override}: not of the form a.b=value; for example training.learning_rate=1e-4")
+    at = content
+    *parents, last = path.split(".")
+    for parent in parents:
+        at = at.setdefault(parent, {})
+        if not isinstance(at, dict):
+            raise BadInput(f"--set {override}: {parent} is not a section; give the path of a setting")
+    at[last] = _scalar(value)
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as a string
+        except ValueError:
+            return value
+    return value
+
+
+def to_yaml(request: Request) -> str:
+    """The complete request, defaults included, as it is stored beside a run."""
+    return yaml.safe_dump(request.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,286 @@
+"""Artefacts: write-once folders addressed by (task, key), whole or absent.
+
+<root>/artifacts/<task>/<key>/ holds the data files, and manifest.json last. Locally a draft folder is renamed
+into place in one step; on S3 the files are sent first and the manifest after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.cache import cache_dir, new_draft
+from storage.contents import Artifact, cached_folder, mark_verified
+from storage.disk import sync_folder
+from storage.drafts import Draft
+from storage.errors import Damaged, StorageFault, disk_faults
+from storage.manifest import MANIFEST, Manifest
+from storage.places import Place, read_once
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SENDERS = 4  # files of one artefact sent to S3 at once
+_LOOKUPS = 16  # artefacts asked of S3 at once
+_RACE_ROUNDS = 4  # two writers alternate at most once each; the rest is margin
+
+
+class ArtifactRef(BaseModel):
+    """What travels between passes: which artefact, where, and the digest of its content."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    key: str
+    uri: str
+    sha256: str
+    cached: bool = False  # found, not computed by this run
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a listing shows of an artefact."""
+
+    task: str
+    key: str
+    bytes: int  # all files, the manifest included
+    modified: float  # epoch seconds of the newest file
+    complete: bool  # a manifest is there
+
+
+class ArtifactStore:
+    """The artefacts under a storage root, a local folder or s3://bucket/prefix."""
+
+    def __init__(self, root_uri: str | os.PathLike[str]):
+        self.root = Place(root_uri)
+        self._artifacts = self.root / "artifacts"
+
+    def place(self, task: str, key: str) -> Place:
+        for name in (task, key):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name an artefact: letters, digits, '.', '_' and '-' only")
+        return self._artifacts / task / key
+
+    def manifest(self, task: str, key: str) -> Manifest | None:
+        """The manifest as stored, its files not looked at; None when absent or unreadable."""
+        place = self.place(task, key)
+        try:
+            return self._parsed(place, task, key, (place / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def find(self, task: str, key: str, *, full: bool = False) -> ArtifactRef | None:
+        """The artefact, if its manifest is there and every file has the recorded size.
+
+        On S3 this is one request, a listing of the artefact's own files, and a second one where this machine
+        has not read that manifest before. `full` also hashes every file; what is damaged loses its manifest
+        and counts as absent.
+        """
+        place = self.place(task, key)
+        entries = {entry.name: entry for entry in place.walk()}
+        if MANIFEST not in entries:
+            return None
+        try:
+            manifest = self._parsed(place, task, key, read_once(place / MANIFEST, entries[MANIFEST].etag))
+        except FileNotFoundError:
+            return None  # deleted since the listing
+        if manifest is None:
+            return None
+        for name, record in manifest.files.items():
+            size = entries[name].size if name in entries else None
+            if size != record.bytes:
+                found = "is missing" if size is None else f"has {size} bytes"
+                logger.warning("%s/%s %s, recorded are %d; absent", place.uri, name, found, record.bytes)
+                return None
+        if full:
+            try:
+                Artifact(place, manifest).folder()
+            except Damaged:
+                return None
+        return self._ref(manifest, cached=True)
+
+    def find_many(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], ArtifactRef]:
+        """`find` for many (task, key), side by side on S3; only what is there is in the result."""
+        pairs = list(dict.fromkeys(wanted))
+        if self.root.is_local:
+            found = [self.find(*pair) for pair in pairs]
+        else:
+            with ThreadPoolExecutor(_LOOKUPS) as pool:
+                found = list(pool.map(lambda pair: self.find(*pair), pairs))
+        return {pair: ref for pair, ref in zip(pairs, found, strict=True) if ref}
+
+    @contextlib.contextmanager
+    def create(
+        self,
+        task: str,
+        key: str,
+        inputs: dict[str, Any],
+        *,
+        version: int = 1,
+        libraries: dict[str, str] | None = None,
+        git_commit: str | None = None,
+        verify: Callable[[Path], None] | None = None,
+    ) -> Iterator[Draft]:
+        """Write an artefact: `with store.create(...) as draft:` and `draft.ref` after the block.
+
+        `verify` sees the draft's folder before it is stored and raises to refuse it. When anything raises,
+        nothing is stored. When another writer stored the same key meanwhile, its artefact stands and ours is
+        dropped. Raises StorageFault for a full, read-only or unreachable root.
+        """
+        target = self.place(task, key)
+        drafts = self._drafts if self.root.is_local else cache_dir() / "drafts"
+        draft = Draft(drafts / new_draft(f"{task}-{key[:16]}"))
+        started = time.monotonic()
+        try:
+            with disk_faults(draft.folder):
+                yield draft
+                if verify is not None:
+                    verify(draft.folder)
+                manifest = Manifest(
+                    task=task, key=key, version=version, inputs=inputs, files=draft.files(),
+                    seconds=round(time.monotonic() - started, 3),
+                    created=datetime.now(UTC).isoformat(timespec="seconds"),
+                    git_commit=git_commit, libraries=libraries or {},
+                )
+                draft.write_manifest(manifest)
+            commit = self._rename if self.root.is_local else self._send
+            draft.stored = commit(draft, manifest, target)
+        finally:
+            shutil.rmtree(draft.folder, ignore_errors=True)
+
+    def open(self, ref: ArtifactRef) -> Artifact:
+        """The artefact's contents, from this root whatever root the reference was made in."""
+        manifest = self.manifest(ref.task, ref.key)
+        if manifest is None:
+            uri = self.place(ref.task, ref.key).uri
+            raise StorageFault(f"{uri} is gone or unreadable; run again to recompute")
+        return Artifact(self.place(ref.task, ref.key), manifest)
+
+    def iterate(self) -> Iterator[Stored]:
+        """Every artefact under the root with its size and age, half-written ones too; one listing."""
+        named = (entry for entry in self._artifacts.walk() if entry.name.count("/") >= 2)
+        for (task, key), group in itertools.groupby(named, lambda entry: tuple(entry.name.split("/")[:2])):
+            entries = list(group)
+            yield Stored(
+                task, key,
+                bytes=sum(entry.size for entry in entries),
+                modified=max(entry.modified for entry in entries),
+                complete=any(entry.name == f"{task}/{key}/{MANIFEST}" for entry in entries),
+            )
+
+    def delete(self, task: str, key: str) -> None:
+        """Remove an artefact, manifest first: what is left of an interrupted deletion counts as absent."""
+        place = self.place(task, key)
+        (place / MANIFEST).delete()
+        place.delete()
+
+    def sweep(self, older_than: float) -> int:
+        """Remove drafts and half-sent uploads that writers left `older_than` seconds ago; how many."""
+        before = time.time() - older_than
+        removed = self._artifacts.abandon_uploads(before)
+        if not self.root.is_local or not self._drafts.is_dir():
+            return removed
+        for draft in self._drafts.iterdir():
+            ages = [path.stat().st_mtime for path in (draft, *draft.rglob("*")) if path.exists()]
+            if max(ages, default=0.0) < before:
+                with disk_faults(draft, "delete"):
+                    shutil.rmtree(draft)
+                removed += 1
+        return removed
+
+    @property
+    def _drafts(self) -> Path:
+        # Below the root, so that the rename into place stays on one file system.
+        return self._artifacts.local_path / ".drafts"
+
+    def _ref(self, manifest: Manifest, *, cached: bool) -> ArtifactRef:
+        uri = self.place(manifest.task, manifest.key).uri
+        return ArtifactRef(
+            task=manifest.task, key=manifest.key, uri=uri, sha256=manifest.sha256, cached=cached
+        )
+
+    def _parsed(self, place: Place, task: str, key: str, data: bytes) -> Manifest | None:
+        try:
+            manifest = Manifest.from_bytes(data)
+        except ValueError as error:
+            logger.warning("%s: unreadable manifest (%s); counted as absent", place.uri, error)
+            return None
+        if (manifest.task, manifest.key) != (task, key):
+            logger.warning("%s: manifest of %s/%s; counted as absent", place.uri, manifest.task, manifest.key)
+            return None
+        return manifest
+
+    def _rename(self, draft: Draft, manifest: Manifest, target: Place) -> ArtifactRef:
+        path = target.local_path
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for _ in range(_RACE_ROUNDS):
+                try:
+                    os.rename(draft.folder, path)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    if winner := self.find(manifest.task, manifest.key):
+                        return winner.model_copy(update={"cached": False})
+                    self._set_aside(path)
+                else:
+                    sync_folder(path.parent)
+                    mark_verified(path, manifest.files)
+                    return self._ref(manifest, cached=False)
+        raise StorageFault(f"{path}: other writers keep replacing it; run again when they have ended")
+
+    def _set_aside(self, path: Path) -> None:
+        """Move a torn artefact out of the way in one step, then remove it."""
+        aside = self._drafts / new_draft(f"torn-{path.name[:16]}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _send(self, draft: Draft, manifest: Manifest, target: Place) -> ArtifactRef:
+        if winner := self.find(manifest.task, manifest.key):
+            return winner.model_copy(update={"cached": False})
+
+        def send(name: str) -> None:
+            (target / name).upload_from(draft.folder / name, manifest.files[name].sha256)
+
+        for _ in range(_RACE_ROUNDS):
+            with ThreadPoolExecutor(_SENDERS) as pool:
+                list(pool.map(send, manifest.files))
+            (target / MANIFEST).write_bytes(manifest.to_bytes())
+            settled = self.manifest(manifest.task, manifest.key)
+            if settled and self._agrees(target, settled):
+                self._keep_copy(draft, manifest)
+                return self._ref(settled, cached=False)
+        raise StorageFault(f"{target.uri}: other writers keep replacing it; run again when they have ended")
+
+    def _agrees(self, target: Place, manifest: Manifest) -> bool:
+        """False when a racing writer sent a file of its own between our files and the manifest."""
+
+        def recorded(name: str) -> bool:
+            entry = (target / name).entry()
+            return entry is not None and entry.sha256 == manifest.files[name].sha256
+
+        with ThreadPoolExecutor(_SENDERS) as pool:
+            return all(pool.map(recorded, manifest.files))
+
+    def _keep_copy(self, draft: Draft, manifest: Manifest) -> None:
+        """Hand the draft to the user's cache: the passes that follow on this machine need no download."""
+        copy = cached_folder(manifest)
+        with contextlib.suppress(OSError):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(draft.folder, copy)
+            mark_verified(copy, manifest.files)

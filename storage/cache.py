@@ -1,0 +1,49 @@
+"""The user's cache folder: downloads and digest memos. Everything in it can be deleted at any time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """$FORETUNE_CACHE, else $XDG_CACHE_HOME/foretune, else ~/.cache/foretune. Not created here."""
+    if named := os.environ.get("FORETUNE_CACHE"):
+        return Path(named).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "foretune"
+
+
+def new_draft(name: str) -> str:
+    """A name that no other writer uses, for a file or folder that is renamed once it is complete."""
+    return f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def sweep_cache(older_than: float) -> int:
+    """Delete cached downloads, drafts and memos not touched for `older_than` seconds; bytes freed."""
+    before = time.time() - older_than
+    freed = 0
+    for kind in ("artifacts", "copies", "digests", "drafts", "manifests"):
+        folder = cache_dir() / kind
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            freed += _drop_if_old(entry, before)
+    return freed
+
+
+def _drop_if_old(entry: Path, before: float) -> int:
+    try:
+        files = [path for path in entry.rglob("*") if path.is_file()] if entry.is_dir() else [entry]
+        stats = [path.stat() for path in files]
+        # atime: a download that is still read is in use, however long ago it was fetched.
+        if max((max(s.st_mtime, s.st_atime) for s in stats), default=entry.stat().st_mtime) > before:
+            return 0
+    except FileNotFoundError:
+        return 0
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
+    return sum(s.st_size for s in stats)

@@ -1,0 +1,156 @@
+"""The contents of a stored artefact: files checked against the manifest before anyone reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.cache import cache_dir
+from storage.digests import hash_file
+from storage.errors import Damaged, StorageFault
+from storage.manifest import MANIFEST, FileRecord, Manifest
+from storage.places import Place
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+    import torch
+
+logger = logging.getLogger(__name__)
+
+# What this process has already hashed. A file that changes afterwards has another size or time and is hashed
+# again.
+_verified: set[tuple[str, int, int, str]] = set()
+
+
+def _identity(path: Path, record: FileRecord) -> tuple[str, int, int, str]:
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_mtime_ns, record.sha256
+
+
+def mark_verified(folder: Path, files: dict[str, FileRecord]) -> None:
+    """Spare the writer of `files` from hashing them again when it reads them."""
+    for name, record in files.items():
+        with contextlib.suppress(OSError):
+            _verified.add(_identity(folder / name, record))
+
+
+def is_whole(path: Path, record: FileRecord) -> bool:
+    """True when the file at `path` has the recorded size and sha256."""
+    try:
+        identity = _identity(path, record)
+        if identity in _verified:
+            return True
+        if identity[1] != record.bytes or hash_file(path) != record.sha256:
+            return False
+    except FileNotFoundError:
+        return False
+    _verified.add(identity)
+    return True
+
+
+def cached_folder(manifest: Manifest) -> Path:
+    """Where this machine keeps a copy of what lies on S3; roots with the same content share it."""
+    return cache_dir() / "artifacts" / manifest.sha256
+
+
+class Artifact:
+    """An opened artefact. Every file is verified once per process before its path is handed out.
+
+    A file that is not what the manifest says raises Damaged, and the manifest is removed, so that the next
+    run finds nothing and recomputes.
+    """
+
+    def __init__(self, place: Place, manifest: Manifest):
+        self.place, self.manifest = place, manifest
+
+    def names(self) -> list[str]:
+        return sorted(self.manifest.files)
+
+    def path(self, name: str) -> Path:
+        """Local path of one file; downloaded into the user's cache from S3. KeyError for an unknown name."""
+        if name not in self.manifest.files:
+            raise KeyError(f"{self.place.uri} holds {', '.join(self.names())}, no {name}")
+        if not self._fetched(name) and not (self._replaced() and self._fetched(name)):
+            raise self._damage(name)
+        return self._local / name
+
+    def folder(self) -> Path:
+        """Local path of the whole artefact, every file of it verified."""
+        for name in self.names():
+            self.path(name)
+        return self._local
+
+    def arrow(self, name: str, columns: list[str] | None = None, filters: Any = None) -> pyarrow.Table:
+        """A Parquet file as an Arrow table; `filters` as in pyarrow.parquet.read_table."""
+        import pyarrow.parquet as pq
+
+        # No partitioning: a folder called "a=b" on the way would otherwise become a column.
+        return pq.read_table(
+            self.path(name), columns=columns, filters=filters, memory_map=True, partitioning=None
+        )
+
+    def table(self, name: str, columns: list[str] | None = None, filters: Any = None) -> pandas.DataFrame:
+        """A Parquet file as a data frame."""
+        return self.arrow(name, columns, filters).to_pandas()
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Every tensor of a safetensors file, memory-mapped."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path(name))
+
+    def tensor_file(self, name: str) -> Any:
+        """`safetensors.safe_open` handle: `.keys()`, `.get_tensor(key)`, `.get_slice(key)`, `.metadata()`."""
+        from safetensors import safe_open
+
+        return safe_open(self.path(name), framework="pt")
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.path(name).read_bytes())
+
+    @property
+    def _local(self) -> Path:
+        return self.place.local_path if self.place.is_local else cached_folder(self.manifest)
+
+    def _fetched(self, name: str) -> bool:
+        record, local = self.manifest.files[name], self._local / name
+        if is_whole(local, record):
+            return True
+        if self.place.is_local:
+            return False
+        try:
+            (self.place / name).download_to(local)
+        except FileNotFoundError:
+            return False
+        if is_whole(local, record):
+            return True
+        local.unlink(missing_ok=True)
+        return False
+
+    def _replaced(self) -> bool:
+        """True when a racing writer's manifest has taken the place of the one that was opened."""
+        try:
+            current = Manifest.from_bytes((self.place / MANIFEST).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return False
+        changed = current.files != self.manifest.files and current.files.keys() == self.manifest.files.keys()
+        if changed:
+            self.manifest = current
+        return changed
+
+    def _damage(self, name: str) -> Damaged:
+        removed = "its manifest was removed"
+        try:
+            (self.place / MANIFEST).delete()
+        except StorageFault:
+            removed = f"delete {self.place.uri} by hand, it cannot be written"
+        logger.warning("%s/%s is not what its manifest says; %s", self.place.uri, name, removed)
+        record = self.manifest.files[name]
+        return Damaged(
+            f"{self.place.uri}/{name} is damaged: not the {record.bytes} bytes with sha256 "
+            f"{record.sha256[:12]} that were stored ({removed}); run again to recompute"
+        )

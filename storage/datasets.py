@@ -1,0 +1,177 @@
+"""Datasets: rows of a local or S3 file, and one clear line for each way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from storage.digests import file_digest
+from storage.errors import BadInput
+from storage.places import localise
+
+Row = dict[str, Any]
+
+
+def read_rows(uri: str, columns: list[str] | None = None) -> list[Row]:
+    """Every row of a .jsonl, .json, .csv (each also .gz) or .parquet file, as one dict a row, in file order.
+
+    JSON is a list of objects, or an object with one field that is such a list. `columns` keeps only these
+    columns of a Parquet file and reads no others. Empty lines are no rows. Raises BadInput, with the line
+    where there is one, for what is missing, empty, of an unknown kind, not text, or not rows of named fields.
+    """
+    path = _file(uri)
+    name = path.name.lower().removesuffix(".gz")
+    packed = path.name.lower().endswith(".gz")
+    if name.endswith(".parquet") and not packed:
+        rows = _parquet_rows(uri, path, columns)
+    else:
+        reader = next((READERS[kind] for kind in READERS if name.endswith(kind)), None)
+        if reader is None:
+            raise BadInput(f"{uri}: unknown kind of file {_extension(path)!r}; known are {', '.join(KNOWN)}")
+        rows = _text_rows(uri, path, reader, packed)
+    if not rows:
+        raise BadInput(f"{uri}: the dataset is empty; give at least one row")
+    return rows
+
+
+def dataset_digest(uri: str) -> str:
+    """sha256 of the file's bytes, 64 hex digits."""
+    return file_digest(_file(uri))
+
+
+def _file(uri: str) -> Path:
+    path = localise(uri)
+    if path.is_dir():
+        raise BadInput(f"{uri}: is a folder; give one file ({', '.join(KNOWN)})")
+    return path
+
+
+def _extension(path: Path) -> str:
+    return "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+
+
+def _text_rows(
+    uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool
+) -> list[Row]:
+    try:
+        with _opened(path, packed) as stream:
+            # A byte order mark, which spreadsheets write, would become part of the first field's name.
+            return list(reader(uri, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")))
+    except UnicodeDecodeError as error:
+        line = _undecodable_line(path, packed)
+        raise BadInput(f"{uri}: line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadInput(f"{uri}: not a whole gzip file ({error}); copy it again") from error
+    except OSError as error:
+        raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _undecodable_line(path: Path, packed: bool) -> int:
+    with _opened(path, packed) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(f"{path} changed while it was read")
+
+
+def _opened(path: Path, packed: bool) -> BinaryIO:
+    return gzip.open(path, "rb") if packed else open(path, "rb")
+
+
+def _jsonl_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
+    for number, line in enumerate(text, start=1):
+        if line.strip():
+            yield _object(uri, number, _json(uri, line, number))
+
+
+def _json_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
+    whole = _json(uri, text.read(), None)
+    if isinstance(whole, dict):
+        lists = [name for name, value in whole.items() if isinstance(value, list)]
+        if len(lists) != 1:
+            found = f"lists in {', '.join(lists)}" if lists else "no list"
+            raise BadInput(f"{uri}: an object with {found}; give a list of objects or one field with a list")
+        whole = whole[lists[0]]
+    if not isinstance(whole, list):
+        raise BadInput(f"{uri}: {_kind(whole)} at the top; give a list of objects")
+    for number, row in enumerate(whole, start=1):
+        if not isinstance(row, dict):
+            raise BadInput(f"{uri}: item {number} is {_kind(row)}; every row must be an object")
+        yield row
+
+
+def _csv_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # the module's 128 KiB is less than one long document
+    reader = csv.reader(text, strict=True)
+    try:
+        header = next(reader, [])
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise BadInput(f"{uri}: line 1 names {', '.join(map(repr, twice))} twice; rename one of them")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise BadInput(
+                    f"{uri}: line {reader.line_num} has {len(row)} fields, the header has {len(header)}; "
+                    "quote fields that hold commas or line breaks"
+                )
+            yield dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{uri}: line {reader.line_num} is not CSV ({error}); mend that line") from error
+
+
+def _parquet_rows(uri: str, path: Path, columns: list[str] | None) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        stored = pq.read_schema(path).names
+        missing = [name for name in columns or () if name not in stored]
+        if missing:
+            raise BadInput(f"{uri}: no column {missing[0]!r}; it has {', '.join(stored)}")
+        return pq.read_table(path, columns=columns, partitioning=None).to_pylist()
+    except PermissionError as error:
+        raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
+    # pyarrow reports a broken footer as OSError, a missing one as ArrowInvalid.
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{uri}: not a whole Parquet file ({error}); write it again") from error
+
+
+READERS = {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
+KNOWN = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".csv", ".parquet")
+
+
+def _json(uri: str, text: str, line: int | None) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        where = f"line {line or error.lineno}, column {error.colno}"
+        raise BadInput(f"{uri}: {where} is not JSON ({error.msg}); mend that line") from error
+    except (ValueError, RecursionError) as error:
+        where = f"line {line}" if line else "the file"
+        raise BadInput(f"{uri}: {where} is not JSON ({error}); mend it") from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _object(uri: str, line: int, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise BadInput(f"{uri}: line {line} is {_kind(value)}; every row must be an object")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,84 @@
+"""The two ways storage says no, each in one line: what, where, the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.cache import cache_dir
+
+
+class BadInput(ValueError):
+    """The user asked for something that cannot be; one line with the remedy (exit status 2)."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).split()))
+
+
+class StorageFault(RuntimeError):
+    """A place failed after bounded retries; one line with the remedy (exit status 1)."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).split()))
+
+
+class Damaged(StorageFault):
+    """Stored bytes are not those that the manifest recorded; running again recomputes them."""
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; mount it writable",
+    errno.EACCES: "permission denied; change the permissions",
+    errno.EPERM: "permission denied; change the permissions",
+    errno.EFBIG: "the file is larger than this file system allows; use another one",
+    errno.EIO: "the disk reports an input/output error; check the disk",
+    errno.ENOTDIR: "a parent of this path is a file; move that file",
+    errno.ENAMETOOLONG: "the path is too long for this file system; shorten it",
+}
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def _os_error_in(error: Exception) -> OSError | None:
+    if isinstance(error, OSError):
+        return error
+    # Rust libraries (safetensors) wrap the system's error in a type of their own and keep only its text.
+    found = _RUST_OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+@contextlib.contextmanager
+def disk_faults(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk under `path` into a StorageFault that names it.
+
+    An error that names a file outside `path` is not this disk's and passes through unchanged.
+    """
+    try:
+        yield
+    except StorageFault:
+        raise
+    except Exception as error:
+        cause = _os_error_in(error)
+        reason = _REASONS.get(cause.errno) if cause else None
+        named = cause.filename if cause else None
+        elsewhere = isinstance(named, str) and not _related(Path(named), path)
+        if reason is None or elsewhere:
+            raise
+        raise StorageFault(f"{named or path}: cannot {doing}: {reason}{_other_place(path, doing)}") from error
+
+
+def _other_place(path: Path, doing: str) -> str:
+    if doing == "read":
+        return ""
+    in_cache = path.absolute().is_relative_to(cache_dir())
+    return " or set FORETUNE_CACHE to another folder" if in_cache else " or choose another --root"
+
+
+def _related(one: Path, other: Path) -> bool:
+    one, other = Path(os.path.abspath(one)), Path(os.path.abspath(other))
+    return one.is_relative_to(other) or other.is_relative_to(one)

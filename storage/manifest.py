@@ -1,0 +1,67 @@
+"""The manifest: the last file written into an artefact, and what makes it one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.digests import digest_of
+from storage.places import safe_name
+
+MANIFEST = "manifest.json"
+
+
+class FileRecord(BaseModel):
+    """What a file must be on disk for the artefact to count."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """artifacts/<task>/<key>/manifest.json: what the artefact was made of, by what, and what it holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    manifest_version: Literal[1] = 1
+    task: str
+    key: str
+    version: int  # of the pass that wrote it
+    inputs: dict[str, Any]  # what the key was made of
+    files: dict[str, FileRecord]  # by name relative to the artefact's folder
+    seconds: float  # wall time from the first to the last byte
+    created: str  # ISO 8601, UTC
+    git_commit: str | None = None
+    libraries: dict[str, str] = {}
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content: file names and their digests, not times or machines."""
+        return digest_of({name: record.sha256 for name, record in self.files.items()})
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together, the manifest left out."""
+        return sum(record.bytes for record in self.files.values())
+
+    def to_bytes(self) -> bytes:
+        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode("utf-8", errors="surrogatepass")
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Manifest:
+        """Raises ValueError for anything that is not a whole manifest of this version."""
+        try:
+            manifest = Manifest.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "it"
+            raise ValueError(f"{where}: {first['msg']}") from error
+        unsafe = [name for name in manifest.files if not safe_name(name)]
+        if unsafe or not manifest.files:
+            raise ValueError(f"files: {unsafe or 'none'}")
+        return manifest

@@ -1,0 +1,130 @@
+"""Runs: <root>/runs/<run-id>/ with the request, the result, the events and the report of one run."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from storage.artifacts import ArtifactStore
+from storage.drafts import to_json
+from storage.errors import BadInput
+from storage.places import Place
+
+REQUEST, RESULT, REPORT = "request.yaml", "result.json", "report.html"
+_ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")
+_LONGEST_NAME = 40  # characters; with time and tail well under every file system's 255 bytes
+
+
+def new_run_id(now: datetime, name: str) -> str:
+    """`20261122-211438-tickets-1a2b`: sorts by time (UTC when `now` has a zone), safe in paths and URLs."""
+    moment = now.astimezone(UTC) if now.tzinfo else now
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
+    return f"{moment:%Y%m%d-%H%M%S}-{slug or 'run'}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. Its files appear one by one; any of them may be missing after a crash."""
+
+    root: str
+    run_id: str
+
+    @property
+    def place(self) -> Place:
+        return Place(self.root) / "runs" / self.run_id
+
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(self.root)
+
+    @property
+    def name(self) -> str:
+        """The part of the id between time and tail."""
+        found = _ID.fullmatch(self.run_id)
+        return found["name"] if found else self.run_id
+
+    @property
+    def status(self) -> str:
+        """`status` of result.json; "unfinished" without one, "unreadable" when it is torn."""
+        try:
+            return str(self.read_result().get("status", "finished"))
+        except FileNotFoundError:
+            return "unfinished"
+        except BadInput:
+            return "unreadable"
+
+    def write_request(self, text: str) -> None:
+        (self.place / REQUEST).write_bytes(text.encode())
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Written last: a run with a result has ended. NaN and infinities are refused."""
+        (self.place / RESULT).write_bytes((to_json(result, indent=1) + "\n").encode())
+
+    def write_report(self, html: str) -> None:
+        (self.place / REPORT).write_bytes(html.encode())
+
+    def read_request(self) -> str:
+        """FileNotFoundError when the run never wrote one."""
+        return (self.place / REQUEST).read_bytes().decode()
+
+    def read_result(self) -> dict[str, Any]:
+        """FileNotFoundError while the run has not ended, BadInput when the file is not a JSON object."""
+        file = self.place / RESULT
+        try:
+            result = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise BadInput(f"{file.uri}: unreadable ({error}); run it again") from error
+        if not isinstance(result, dict):
+            raise BadInput(f"{file.uri}: not a JSON object; run it again")
+        return result
+
+    def read_report(self) -> str:
+        """FileNotFoundError when the run wrote none."""
+        return (self.place / REPORT).read_bytes().decode()
+
+
+def list_runs(root: str) -> list[Run]:
+    """Every run under the root, oldest first, unfinished ones too; one listing."""
+    place = Place(root)
+    return [Run(place.uri, run_id) for run_id in (place / "runs").folders()]
+
+
+def latest(root: str) -> Run | None:
+    """The newest run, finished or not."""
+    return next(reversed(list_runs(root)), None)
+
+
+def resolve_run(root: str, name: str) -> Run:
+    """The run that `name` means: a whole id, a path that ends in one, "latest", the start of one id, or the
+    name that a request gave its runs (the newest of them).
+
+    Raises BadInput with the nearest ids when none or several fit.
+    """
+    runs = {run.run_id: run for run in list_runs(root)}
+    if not runs:
+        raise BadInput(f"{Place(root).uri}: no runs here; start one with `foretune simulate` or give --root")
+    wanted = name.rstrip("/").rsplit("/", 1)[-1]
+    if wanted in runs:
+        return runs[wanted]
+    if wanted == "latest":
+        return runs[max(runs)]
+    started = [run_id for run_id in runs if wanted and run_id.startswith(wanted)]
+    if len(started) == 1:
+        return runs[started[0]]
+    if len(started) > 1:
+        raise BadInput(f"run {name!r} may be any of {_some(started)}; give more of the id")
+    named = [run_id for run_id, run in runs.items() if run.name == wanted]
+    if named:
+        return runs[max(named)]
+    near = difflib.get_close_matches(wanted, runs, n=3, cutoff=0.3) or sorted(runs)[-3:]
+    raise BadInput(f"no run {name!r} under {Place(root).uri}; nearest: {_some(near)}")
+
+
+def _some(run_ids: list[str]) -> str:
+    shown = ", ".join(run_ids[:5])
+    return f"{shown} and {len(run_ids) - 5} more" if len(run_ids) > 5 else shown

@@ -1,0 +1,1 @@
+"""The passes of a simulation: one file each, load, compute, store."""

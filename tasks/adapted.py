@@ -1,0 +1,98 @@
+"""The base model seen through its adapter: the weights that move, the coordinates they move in, the curvature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.artifacts import ArtifactRef
+from storage.runs import Run
+from tasks.keys import without_result
+from tasks.loading import AdapterSettings, functional_caller, lora_init, lora_scale, target_weights
+from tasks.minibatches import minibatches
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from tasks.loading import LoadedModel
+    from tasks.numerics.curvature import CurvatureOperator
+    from tasks.numerics.field import GradientField
+    from tasks.numerics.objectives import Call
+    from tasks.numerics.spaces import Space
+
+
+class CurvatureSettings(BaseModel):
+    """The curvature that influence, K_ii and sharpness share."""
+
+    model_config = ConfigDict(extra="forbid", title="Curvature")
+
+    version: Literal[1] = 1
+    curvature: Literal["gauss_newton", "hessian"] = Field(
+        "gauss_newton", title="Curvature", description="hessian is exact but may be indefinite: LiSSA may diverge"
+    )
+    rows: int = Field(16, ge=1, title="Curvature sample", description="training rows, chosen by id")
+    power_iterations: int = Field(3, ge=1, title="Power iterations for the sharpness")
+    batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    graph_tokens: int = Field(
+        4096, ge=0, title="Tokens whose graph is kept between products", json_schema_extra=without_result()
+    )
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """Base weights {name: [out, in]} of the adapted modules, their space, and logits as a function of them."""
+
+    loaded: LoadedModel
+    weights: dict[str, Tensor]
+    space: Space
+    call: Call
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        """The linear module of each adapted weight."""
+        return {name: self.loaded.model.get_submodule(name.removesuffix(".weight")) for name in self.weights}
+
+
+def adapt(loaded: LoadedModel, adapter: AdapterSettings, seed: int) -> AdaptedModel:
+    """The adapter at its initialisation: for LoRA B = 0 and A as peft draws it under `seed`."""
+    from tasks.numerics.spaces import FullSpace, LoraSpace
+
+    weights = target_weights(loaded, adapter.targets)
+    if adapter.method == "full":
+        space: Space = FullSpace()
+    else:
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        initial = {n: a.to(loaded.device) for n, a in lora_init(shapes, adapter, seed).items()}
+        space = LoraSpace(initial, lora_scale(adapter))
+    return AdaptedModel(loaded, weights, space, functional_caller(loaded, list(weights)))
+
+
+def curvature_operator(adapted: AdaptedModel, table: pa.Table, settings: CurvatureSettings) -> CurvatureOperator:
+    """H of the token-mean cross-entropy over the rows of `table` (chosen answers, for preference pairs)."""
+    from tasks.numerics import curvature
+
+    batches = [m.batch for m in minibatches(table, settings.batch_tokens, adapted.loaded.device)]
+    extra: dict[str, Any] = {"graph_tokens": settings.graph_tokens}
+    if settings.curvature == "hessian":
+        return curvature.hessian(adapted.call, adapted.weights, adapted.space, batches, **extra)
+    return curvature.gauss_newton(adapted.call, adapted.weights, adapted.space, batches, **extra)
+
+
+def gradient_field(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> GradientField:
+    """The stored gradient sums of all nodes with a trained token, memory-mapped."""
+    from tasks.numerics.field import GradientField
+
+    opened = [run.store.open(node) for node in nodes]
+    kept = [(node, node.json("shard.json")) for node in opened]
+    kept = [(node, counts) for node, counts in kept if counts["tokens"]]
+    files = [node.tensor_file("gradients.safetensors") for node, _ in kept]
+    device = adapted.loaded.device
+    return GradientField(
+        names=tuple(adapted.weights),
+        tokens=tuple(counts["tokens"] for _, counts in kept),
+        rows=tuple(counts["rows"] for _, counts in kept),
+        read=lambda node, name: files[node].get_tensor(name).to(device),
+    )

@@ -1,0 +1,1 @@
+"""Plotly figures of the report: one function per chart, each returning None when there is nothing to draw."""

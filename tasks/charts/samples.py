@@ -1,0 +1,104 @@
+"""Charts of single rows: which help, which harm, which pairs are backwards, and how the solve went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+
+from tasks.charts.look import HARMS, HELPS, NEUTRAL, SERIES, Chart, hover, label, one_line, plot
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Beyond this many bars the middle of a ranking is thinned out; both ends stay complete.
+_MAX_BARS = 600
+_VERDICT_COLORS = {"helps": HELPS, "harms": HARMS}
+
+
+def solver_residual(residuals: Sequence[float], status: str) -> Chart | None:
+    """Relative residual of the inverse-curvature solve after each LiSSA iteration."""
+    drawn = [value if value > 0 else None for value in residuals]
+    if not any(drawn):
+        return None
+    line = go.Scatter(
+        x=list(range(1, len(drawn) + 1)),
+        y=drawn,
+        mode="lines+markers",
+        line={"color": SERIES[0], "width": 2},
+        hovertemplate="iteration %{x}: %{y:.3g}<extra></extra>",
+    )
+    figure = plot([line], x="LiSSA iteration", y="relative residual", height=280, log="y")
+    figure.update_xaxes(tickformat="d", range=[0.5, len(drawn) + 0.5], nticks=min(len(drawn), 12) + 1)
+    return Chart(
+        "solver-residual",
+        "LiSSA residual",
+        f"A falling line means a ranking to be trusted; the solve ended as: {one_line(status, 80)}.",
+        figure,
+    )
+
+
+def _thinned(count: int) -> np.ndarray:
+    """Positions of the bars to draw out of `count` sorted ones."""
+    if count <= _MAX_BARS:
+        return np.arange(count)
+    third = _MAX_BARS // 3
+    middle = np.linspace(third, count - third - 1, third).round().astype(int)
+    return np.concatenate([np.arange(third), middle, np.arange(count - third, count)])
+
+
+def _ranked_bars(
+    scores: np.ndarray, colors: Sequence[str], details: Sequence[str], x: str, y: str
+) -> go.Figure:
+    """Bars of sorted `scores`; bars of a thinned ranking are as wide as the ranks that they stand for."""
+    at = _thinned(len(scores))
+    bars = go.Bar(
+        x=at + 1,
+        y=scores[at],
+        width=np.gradient(at.astype(float)) * 0.85 if len(at) > 1 else None,
+        marker={"color": [colors[i] for i in at], "line": {"width": 0}},
+        customdata=[details[i] for i in at],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+    return plot([bars], x=x, y=y, height=340, hovermode="closest")
+
+
+def influence_ranking(rows: DataFrame) -> Chart | None:
+    """Every row's influence on held-out loss, most harmful first; columns as `InfluenceView.rows`."""
+    if rows.empty:
+        return None
+    ranked = rows.sort_values("score", ascending=False, kind="stable")
+    colors = [_VERDICT_COLORS.get(verdict, NEUTRAL) for verdict in ranked["verdict"]]
+    details = [
+        f"<b>row {row.row}</b> {label(row.verdict)}: {row.score:+.3g} nats<br>{hover(row.text)}"
+        for row in ranked.itertuples()
+    ]
+    scores = ranked["score"].to_numpy(dtype=float)
+    y = "influence (nats per row)"
+    return Chart(
+        "influence-ranking",
+        "Influence of every row",
+        "negative = helps: removing the row raises held-out loss; positive = harms.",
+        _ranked_bars(scores, colors, details, "rank (1 = most harmful)", y),
+    )
+
+
+def preference_margins(pairs: DataFrame) -> Chart | None:
+    """Sorted preference margins at the base weights; columns margin_raw, margin_per_token, text."""
+    if pairs.empty:
+        return None
+    ranked = pairs.sort_values("margin_per_token", kind="stable")
+    margins = ranked["margin_per_token"].to_numpy(dtype=float)
+    details = [
+        f"{row.margin_per_token:+.3g} nats per token, {row.margin_raw:+.3g} nats in all<br>{hover(row.text)}"
+        for row in ranked.itertuples()
+    ]
+    colors = [HARMS if margin < 0 else HELPS for margin in margins]
+    return Chart(
+        "preference-margins",
+        "Margin of every pair",
+        "Below zero the base model already prefers the rejected answer: the pair may be backwards.",
+        _ranked_bars(margins, colors, details, "pair, sorted by margin", "margin (nats per token)"),
+    )

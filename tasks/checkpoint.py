@@ -1,0 +1,38 @@
+"""The predicted checkpoint: base weights plus the predicted delta, as a normal Hugging Face folder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.artifacts import ArtifactRef
+from storage.runs import Run
+from tasks.keys import content_task
+from tasks.loading import verify_checkpoint, write_checkpoint
+from tasks.model import ModelHandle
+
+
+class CheckpointSettings(BaseModel):
+    """How the checkpoint is written."""
+
+    model_config = ConfigDict(extra="forbid", title="Checkpoint")
+
+    version: Literal[1] = 1
+    max_shard_size: str = Field("2GB", title="Largest safetensors file", pattern=r"^\d+(MB|GB)$")
+
+
+@content_task(version=1)
+def checkpoint(
+    draft: Any,
+    run: Run,
+    model: ModelHandle,
+    prediction: ArtifactRef,
+    settings: CheckpointSettings,
+) -> None:
+    """Merge, write, re-open, verify: same keys, dtypes, shapes and tokenizer as the base, finite logits."""
+    loaded = model.open(run)
+    delta = run.store.open(prediction).tensors("delta.safetensors")
+    folder, base = draft.path("config.json").parent, model.folder(run)
+    write_checkpoint(folder, loaded, delta, base, max_shard_size=settings.max_shard_size)
+    verify_checkpoint(folder, base)

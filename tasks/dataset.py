@@ -1,0 +1,81 @@
+"""The dataset as the first artefact of a run: samples of one role, sorted by id, tokenised and masked."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from storage.artifacts import ArtifactRef
+from storage.datasets import read_rows
+from storage.digests import digest_of
+from storage.errors import BadInput
+from storage.places import localise
+from storage.runs import Run
+from tasks.chat import load_tokenizer
+from tasks.keys import Fingerprint, content_task, identity
+from tasks.samples import DatasetSettings, Role, drawn_probes, parse_probes, read_samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+VERSION = 1
+"""Raised when the same rows would become other tokens or labels."""
+
+
+class TokenizerHandle(BaseModel, frozen=True):
+    """The tokenizer files of the base model: of a folder outside the root, or of a converted GGUF."""
+
+    source: Fingerprint | ArtifactRef
+
+    def identity(self) -> Any:
+        return identity(self.source)
+
+    def folder(self, run: Run) -> Path:
+        """Local folder that holds tokenizer.json."""
+        if isinstance(self.source, ArtifactRef):
+            return run.store.open(self.source).folder()
+        return localise(self.source.uri)
+
+
+def encoding_of(tokenizer: TokenizerHandle, settings: DatasetSettings, role: Role) -> str:
+    """What turns a row's content into tokens and labels, as a digest."""
+    from dataclasses import asdict
+
+    return digest_of({"version": VERSION, "tokenizer": tokenizer.identity(), "rules": asdict(settings.loss_rules(role)),
+                      "columns": identity(settings.columns)})
+
+
+@content_task(version=VERSION, libraries=("tokenizers", "jinja2"))
+def samples(
+    draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: str, settings: DatasetSettings
+) -> None:
+    """Every row of a role's file: samples.parquet."""
+    encoder = load_tokenizer(tokenizer.folder(run))
+    draft.write_table("samples.parquet", read_samples(role_rows(source.uri, role), encoder, settings, role))
+
+
+@content_task(version=1, libraries=())
+def probes_drawn(draft: Any, run: Run, heldout: ArtifactRef, count: int) -> None:
+    """Probe texts out of the held-out samples, when the request names no file."""
+    draft.write_table("samples.parquet", drawn_probes(read_table(run, heldout), count))
+
+
+def role_rows(uri: str, role: str) -> list[dict[str, Any]]:
+    """Rows of a file; probes may also be plain lines of text."""
+    if role != "probes":
+        return read_rows(uri)
+    with contextlib.suppress(BadInput):
+        return read_rows(uri)
+    rows = parse_probes(localise(uri).read_text(encoding="utf-8"))
+    if not rows:
+        raise BadInput(f"{uri}: no probe text in the file; give one text a line or remove dataset.probes")
+    return rows
+
+
+def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
+    """All samples of a role, sorted by id."""
+    return run.store.open(samples).arrow("samples.parquet")

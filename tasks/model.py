@@ -1,0 +1,82 @@
+"""The base model and the SAE as inputs of a pass: what stands for them in keys, and how a pass opens them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from storage.artifacts import ArtifactRef
+from storage.places import localise
+from storage.runs import Run
+from tasks.keys import NUMERICS, Fingerprint, content_task, identity
+from tasks.loading import ModelSettings, convert_gguf, load_model
+from tasks.saes import SaeSettings, load_sae
+
+if TYPE_CHECKING:
+    from tasks.loading import LoadedModel
+    from tasks.saes import LoadedSae
+
+_device_locks: dict[str, threading.RLock] = {}
+_registry = threading.Lock()
+
+
+class ModelHandle(BaseModel, frozen=True):
+    """A model folder outside the root (fingerprint) or an artefact (converted GGUF, predicted checkpoint)."""
+
+    source: Fingerprint | ArtifactRef
+    settings: ModelSettings
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "weights": identity(self.source),
+            "dtype": self.settings.dtype,
+            "attn_implementation": self.settings.attn_implementation,
+        }
+
+    def moved_to(self, checkpoint: ArtifactRef) -> ModelHandle:
+        """The same settings over another set of weights."""
+        return ModelHandle(source=checkpoint, settings=self.settings)
+
+    def folder(self, run: Run) -> Path:
+        """Local folder in Hugging Face's format."""
+        if isinstance(self.source, ArtifactRef):
+            return run.store.open(self.source).folder()
+        return localise(self.source.uri)
+
+    def open(self, run: Run) -> LoadedModel:
+        """The loaded model, one instance per process."""
+        return load_model(self.folder(run), self.settings)
+
+
+class SaeHandle(BaseModel, frozen=True):
+    """A sparse autoencoder on disk: its weights' digest and the hook point it reads."""
+
+    source: Fingerprint
+    settings: SaeSettings
+
+    def identity(self) -> dict[str, Any]:
+        return {"weights": identity(self.source), "hook_name": self.settings.hook_name}
+
+    def open(self) -> LoadedSae:
+        return load_sae(self.settings, localise(self.source.uri))
+
+
+@contextlib.contextmanager
+def exclusive(loaded: LoadedModel) -> Iterator[None]:
+    """One heavy computation at a time on a device; swapping weights into a shared module is not re-entrant."""
+    with _registry:
+        lock = _device_locks.setdefault(str(loaded.device), threading.RLock())
+    with lock:
+        yield
+
+
+@content_task(version=1, libraries=(*NUMERICS, "gguf"))
+def model(draft: Any, run: Run, gguf: Fingerprint, dtype: str) -> None:
+    """A GGUF file as a Hugging Face folder: sharded safetensors in `dtype`, config and tokenizer."""
+    folder = draft.path("config.json").parent
+    convert_gguf(localise(gguf.uri), folder, dtype=dtype)

@@ -1,0 +1,1 @@
+"""Mathematics on tensors: torch and the standard library, no files, no models by name."""

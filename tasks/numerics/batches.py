@@ -1,0 +1,92 @@
+"""Micro-batches of token rows, bucketed by length so that little is spent on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; `labels` are aligned with `input_ids` (not shifted), -100 where nothing is learnt."""
+
+    input_ids: Tensor  # [b, s] long
+    attention_mask: Tensor  # [b, s] long
+    labels: Tensor  # [b, s] long
+
+    @property
+    def rows(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def padded_tokens(self) -> int:
+        return self.input_ids.numel()
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens with a loss. The first position has none: nothing precedes it."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
+
+def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int = 0) -> Batch:
+    """One batch from (input_ids, labels) pairs of equal length each, padded on the right.
+
+    Raises ValueError for an empty list, an empty row, or labels of another length than their ids.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one row, got 0")
+    for position, (ids, labels) in enumerate(samples):
+        if len(ids) != len(labels) or not len(ids):
+            raise ValueError(f"row {position} has {len(ids)} ids and {len(labels)} labels: give one label per id")
+    shape = (len(samples), max(len(ids) for ids, _ in samples))
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    padded_labels = torch.full(shape, IGNORED, dtype=torch.long)
+    for row, (ids, labels) in enumerate(samples):
+        input_ids[row, : len(ids)] = torch.as_tensor(ids, dtype=torch.long)
+        attention_mask[row, : len(ids)] = 1
+        padded_labels[row, : len(ids)] = torch.as_tensor(labels, dtype=torch.long)
+    return Batch(input_ids, attention_mask, padded_labels)
+
+
+def buckets(
+    lengths: Sequence[int],
+    max_tokens: int,
+    max_rows: int | None = None,
+    ids: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """Indices grouped by length, longest first; a group has at most `max_tokens` tokens, padding included, and at
+    most `max_rows` rows.
+
+    Equal lengths are ordered by `ids`; with them the groups do not depend on the order of the rows.
+    Raises ValueError when a row alone exceeds `max_tokens`, or `max_rows` is below one.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows}: give at least 1, or None for no bound")
+    keys = range(len(lengths)) if ids is None else ids
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], keys[i]))
+    if order and lengths[order[0]] > max_tokens:
+        raise ValueError(
+            f"a row of {lengths[order[0]]} tokens exceeds max_tokens={max_tokens}: raise max_tokens or truncate rows"
+        )
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and _has_room(groups[-1], lengths, max_tokens, max_rows):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _has_room(group: list[int], lengths: Sequence[int], max_tokens: int, max_rows: int | None) -> bool:
+    # Rows come longest first, so a group's first row sets its padded width.
+    fits = lengths[group[0]] * (len(group) + 1) <= max_tokens
+    return fits and (max_rows is None or len(group) < max_rows)

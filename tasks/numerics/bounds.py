@@ -1,0 +1,31 @@
+"""The last gate before a delta touches the weights: finite, and no tensor moves further than allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks.numerics.vectors import Vector
+
+
+@dataclass(frozen=True)
+class BoundedDelta:
+    delta: Vector  # {name: [out, in]}
+    norms: dict[str, float]  # after clipping
+    clipped: tuple[str, ...]  # tensors that were scaled down
+
+
+def bounded(delta: Vector, weights: Vector, max_relative_change: float) -> BoundedDelta:
+    """Scale every tensor's delta to at most `max_relative_change` of its weight's Frobenius norm.
+
+    Raises ValueError naming the first tensor that is not finite.
+    """
+    kept, norms, clipped = {}, {}, []
+    for name, change in delta.items():
+        norm, limit = float(change.double().norm()), max_relative_change * float(weights[name].double().norm())
+        if not norm < float("inf"):
+            raise ValueError(f"the predicted delta of {name} is not finite: lower learning_rate or epochs")
+        factor = min(1.0, limit / norm) if norm else 1.0
+        if factor < 1.0:
+            clipped.append(name)
+        kept[name], norms[name] = change * factor, norm * factor
+    return BoundedDelta(kept, norms, tuple(clipped))

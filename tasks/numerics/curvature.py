@@ -1,0 +1,104 @@
+"""The one Hessian-vector product: Gauss-Newton or exact, on adapter coordinates, at the base weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from tasks.numerics.batches import Batch
+from tasks.numerics.graphs import CurvatureGraph, DifferenceGraph, GaussNewtonGraph, HessianGraph
+from tasks.numerics.objectives import Call
+from tasks.numerics.spaces import Space, coordinate_dtype
+from tasks.numerics.vectors import Vector
+
+JVP_GRAPHS = {"reverse": GaussNewtonGraph, "difference": DifferenceGraph}
+
+
+class CurvatureOperator:
+    """theta -> H theta, H the curvature of the token-mean loss (nats per token) over a fixed set of micro-batches.
+
+    Exactly weighted: sums over label tokens, divided once by `tokens`, so any split into micro-batches gives the
+    same operator. Linear and symmetric; Gauss-Newton is positive semi-definite, the exact Hessian need not be.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Batch], CurvatureGraph],
+        space: Space,
+        weights: Vector,
+        batches: Sequence[Batch],
+        graph_tokens: int,
+    ) -> None:
+        self._build, self._space, self._weights = build, space, weights
+        self._batches = [batch for batch in batches if batch.label_tokens]
+        self._graph_tokens = graph_tokens
+        self._kept: dict[int, CurvatureGraph] = {}
+        self.tokens = sum(batch.label_tokens for batch in self._batches)
+        self.products = 0  # products with the whole operator so far
+        if not self.tokens:
+            raise ValueError(f"{len(batches)} curvature batches hold 0 label tokens: give rows with a trained token")
+
+    def zeros(self) -> Vector:
+        """The origin of theta, as a template of names, shapes and dtypes."""
+        return self._space.zeros(self._weights)
+
+    def matvec(self, theta: Vector) -> Vector:
+        """H theta; one product over all micro-batches."""
+        tangent = self._space.lift(theta)
+        total = {n: torch.zeros_like(w, dtype=coordinate_dtype(w.dtype)) for n, w in self._weights.items()}
+        for graph in self._graphs():
+            for name, part in graph.product(tangent).items():
+                total[name] += part
+        self.products += 1
+        return {name: t / self.tokens for name, t in self._space.pull(total).items()}
+
+    def blocks(self, theta: Vector) -> dict[str, float]:
+        """theta_i^T H_ii theta_i for every module i: one forward-direction product each, without its transpose."""
+        tangent = self._space.lift(theta)
+        sums = dict.fromkeys(tangent, 0.0)
+        for graph in self._graphs():
+            for name, t in tangent.items():
+                sums[name] += graph.block({name: t})
+        return {name: total / self.tokens for name, total in sums.items()}
+
+    def _graphs(self) -> Iterator[CurvatureGraph]:
+        budget = self._graph_tokens
+        for position, batch in enumerate(self._batches):
+            budget -= batch.padded_tokens
+            if position in self._kept:
+                yield self._kept[position]
+            elif budget >= 0:
+                yield self._kept.setdefault(position, self._build(batch))
+            else:
+                yield self._build(batch)
+
+
+def gauss_newton(
+    call: Call,
+    weights: Vector,
+    space: Space,
+    batches: Sequence[Batch],
+    jvp: str = "reverse",
+    graph_tokens: int = 0,
+) -> CurvatureOperator:
+    """J^T H_L J, J the Jacobian of the logits in theta and H_L the Hessian of the cross entropy (Schraudolph 2002).
+
+    `jvp="reverse"` needs a kernel that can be differentiated twice (eager attention), `"difference"` needs float32
+    weights. Graphs are kept between products for the first micro-batches, up to `graph_tokens` padded tokens.
+    Raises ValueError when no batch has a label.
+    """
+    if jvp not in JVP_GRAPHS:
+        raise ValueError(f"jvp={jvp!r} is unknown: choose one of {', '.join(JVP_GRAPHS)}")
+    graph = JVP_GRAPHS[jvp]
+    return CurvatureOperator(lambda b: graph(call, weights, b), space, weights, batches, graph_tokens)
+
+
+def hessian(
+    call: Call, weights: Vector, space: Space, batches: Sequence[Batch], graph_tokens: int = 0
+) -> CurvatureOperator:
+    """The exact Hessian of the token-mean loss in theta, by double backward (Pearlmutter 1994).
+
+    Symmetric but indefinite away from a minimum. Arguments and errors as in `gauss_newton`.
+    """
+    return CurvatureOperator(lambda b: HessianGraph(call, weights, b), space, weights, batches, graph_tokens)

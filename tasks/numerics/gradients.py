@@ -1,0 +1,87 @@
+"""Sums of full-weight gradients over micro-batches, with the norms and losses seen on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.numerics.batches import Batch
+from tasks.numerics.objectives import Call, Objective
+
+
+@dataclass(frozen=True)
+class BatchGradient:
+    """One micro-batch: token-mean loss in nats, gradient norms of that mean, and (loss sum, weight) per sample."""
+
+    loss: float
+    tokens: float
+    module_norms: list[float]
+    global_norm: float
+    sample_losses: list[tuple[float, float]]
+
+    @property
+    def mean_norm(self) -> float:
+        return sum(self.module_norms) / len(self.module_norms)
+
+    @property
+    def max_norm(self) -> float:
+        return max(self.module_norms)
+
+
+class GradientSum:
+    """Sum over samples of d loss_sum / d W for each weight [out, in], and of d loss_sum / d resid [d_model].
+
+    Sums are float32 and are divided by `tokens` once, by the reader: any partition into micro-batches and
+    shards gives the same mean.
+    """
+
+    def __init__(self, objective: Objective, weights: dict[str, Tensor]) -> None:
+        self.objective = objective
+        self.leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
+        self.sums = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+        self.residual_sum: Tensor | None = None
+        self.tokens = 0.0
+
+    def add(self, call: Call, batch: Batch, rejected: Batch | None = None,
+            residuals: Callable[[], Sequence[Tensor]] = tuple) -> BatchGradient:
+        """Forward and backward on one micro-batch; `residuals()` yields the tensors captured by the forward."""
+        losses = self.objective.losses(call, self.leaves, batch, rejected)
+        captured = list(residuals())
+        loss_sum, tokens = losses.loss_sum.sum(), float(losses.tokens.sum())
+        gradients = torch.autograd.grad(loss_sum, [*self.leaves.values(), *captured])
+        squares = []
+        for (name, total), gradient in zip(self.sums.items(), gradients, strict=False):
+            squares.append(float(gradient.double().square().sum()) / tokens**2)
+            self.sums[name] = total.add_(gradient)
+        for gradient in gradients[len(self.sums):]:
+            summed = gradient.float().sum(dim=(0, 1))
+            self.residual_sum = summed if self.residual_sum is None else self.residual_sum + summed
+        self.tokens += tokens
+        return BatchGradient(
+            loss=float(loss_sum.detach()) / tokens,
+            tokens=tokens,
+            module_norms=[square**0.5 for square in squares],
+            global_norm=sum(squares) ** 0.5,
+            sample_losses=list(zip(losses.loss_sum.tolist(), losses.tokens.tolist(), strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class MeanGradient:
+    """The mean over nodes of a gradient field for one weight, with what the noise scale needs."""
+
+    mean: Tensor  # [out, in] gradient of the token-mean loss
+    node_squares: list[float]  # per node: squared norm of its own token-mean gradient
+
+
+def mean_gradient(node_sums: Sequence[Tensor], node_tokens: Sequence[float]) -> MeanGradient:
+    """Reduce one weight's node sums [out, in] to the mean: sum, then divide once."""
+    total = torch.zeros_like(node_sums[0], dtype=torch.float32)
+    squares = []
+    for node, tokens in zip(node_sums, node_tokens, strict=True):
+        total += node
+        squares.append(float(node.double().square().sum()) / tokens**2 if tokens else 0.0)
+    return MeanGradient(total / sum(node_tokens), squares)

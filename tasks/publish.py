@@ -1,0 +1,72 @@
+"""Publish a run: result.json, the report, signals as events, Prefect artifacts. Never cached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import prefect
+from prefect.artifacts import create_markdown_artifact
+
+from storage.artifacts import ArtifactRef
+from storage.events import EventLog, read_events
+from storage.runs import Run
+from tasks.findings import Findings, collect
+
+
+@prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
+def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> dict[str, Any]:
+    """Write result.json last and return it."""
+    found = collect(run, made)
+    events = EventLog.of(run)
+    for signal in found.signals:
+        events.emit("signal", **signal)
+    run.write_report(run.store.open(made["report"]).path("report.html").read_text(encoding="utf-8"))
+    result = result_of(run, request, made, found)
+    events.emit("run_finished", status="completed", answer=found.answer)
+    events.flush()
+    run.write_result(result)
+    create_markdown_artifact(key="foretune-verdict", markdown=verdict_markdown(result), description=run.run_id)
+    return result
+
+
+def result_of(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings) -> dict[str, Any]:
+    """The contract of result.json."""
+    timings: dict[str, float] = {}
+    for event in read_events(run):
+        if event["type"] == "pass_finished":
+            timings[event["task"]] = round(timings.get(event["task"], 0.0) + event["seconds"], 3)
+    return {
+        "run_id": run.run_id,
+        "status": "completed",
+        "request": request,
+        "artifacts": {
+            name: {"uri": ref.uri, "sha256": ref.sha256, "cached": ref.cached} for name, ref in made.items()
+        },
+        "signals": found.signals,
+        "invariants": {
+            "no_training_loop": True, "base_weights_unchanged": True, "lissa_within_budget": True,
+            "delta_finite_and_clipped": True, "checkpoint_verified": True,
+        },
+        "timings": timings,
+        "summary": {
+            "answer": found.answer, "reasons": found.reasons, **found.summary,
+            "harmful_samples": found.harmful, "strengthened": found.strengthened, "suppressed": found.suppressed,
+        },
+    }
+
+
+def verdict_markdown(result: dict[str, Any]) -> str:
+    """The first screen as Prefect's UI shows it; dataset text is kept out of it."""
+    summary = result["summary"]
+    reasons = "\n".join(f"{number}. {escape(reason)}" for number, reason in enumerate(summary["reasons"], start=1))
+    return (
+        f"## Should I train? {summary['answer']}\n\n{reasons}\n\n"
+        f"Held-out loss {summary['heldout_loss_base']:.3f} → {summary['heldout_loss_evaluated']:.3f} "
+        f"(trusted: {summary['trust']})\n\nRun `{result['run_id']}`\n"
+    )
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-!|" else c for c in escaped)

@@ -1,0 +1,309 @@
+"""A dataset as samples: canonical rows with content ids, split, rendered, tokenised and masked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from storage.digests import digest_of
+from storage.errors import BadInput
+from tasks.forms import CanonicalRow, ColumnNames, Form, as_plain_text, canonical_rows, shown_texts
+from tasks.shards import bottom_k, salted_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tasks.chat import ChatTokenizer
+    from tasks.loss_masks import LabelledRow, LossRules
+
+Role = Literal["train", "heldout", "preferences", "probes"]
+
+# A batch of columns holds at most 2 GiB of text.
+_BATCH_ROWS = 10_000
+
+# The bytes behind a path are what a result depends on, and they enter its key by their digest.
+_PATH = {"affects_result": False}
+
+
+class HeldoutSettings(BaseModel):
+    """Rows that are never trained on, where losses are predicted: a file of their own, or a hashed split."""
+
+    model_config = ConfigDict(extra="forbid", title="Held-out rows")
+
+    version: Literal[1] = 1
+    path: str | None = Field(None, title="File", description="local or s3://", json_schema_extra=_PATH)
+    fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        title="Fraction",
+        description="share of the dataset's rows; 0.1 when there is no file",
+    )
+    seed: int = Field(0, ge=0, title="Seed", description="another seed, another split")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> HeldoutSettings:
+        if self.path is not None and self.fraction is not None:
+            raise ValueError("give heldout.path or heldout.fraction, not both")
+        if self.path is None and self.fraction is None:
+            self.fraction = 0.1
+        return self
+
+
+class DatasetSettings(BaseModel):
+    """What would be trained on, and how it becomes tokens; the defaults are TRL's."""
+
+    model_config = ConfigDict(extra="forbid", title="Dataset")
+
+    version: Literal[1] = 1
+    path: str = Field(
+        title="Training rows",
+        description="JSONL, JSON, CSV or Parquet; local or s3://",
+        json_schema_extra=_PATH,
+    )
+    heldout: HeldoutSettings = HeldoutSettings()
+    preferences: str | None = Field(
+        None,
+        title="Preference pairs",
+        description="file of prompt, chosen, rejected",
+        json_schema_extra=_PATH,
+    )
+    probes: str | None = Field(
+        None, title="Probe texts", description="file of {text} rows or of plain lines; null: drawn"
+    )
+    probe_count: int = Field(
+        16,
+        ge=0,
+        title="Probes drawn",
+        description="rows, from the held-out ones, when there is no probe file",
+    )
+    max_length: int | None = Field(
+        1024, ge=2, title="Longest row", description="tokens; the rest is cut off at the end; null: never"
+    )
+    columns: ColumnNames = ColumnNames()
+    assistant_only_loss: bool = Field(
+        False,
+        title="Assistant only",
+        description="train on the assistant's turns; needs {% generation %} marks",
+    )
+    completion_only_loss: bool | None = Field(
+        None, title="Completion only", description="null: yes where a row has a prompt of its own"
+    )
+
+    def for_role(self, role: Role) -> DatasetSettings:
+        """These settings with defaults for what only other roles read: a role's key is made of its own."""
+        own_file = role == "preferences" or (role == "probes" and self.probes is not None)
+        changes: dict[str, Any] = {} if role == "probes" else {"probes": None, "probe_count": 0}
+        if own_file:
+            changes |= {
+                "heldout": HeldoutSettings(),
+                "columns": ColumnNames(),
+                "assistant_only_loss": False,
+                "completion_only_loss": None,
+            }
+        return self.model_copy(update=changes)
+
+    def loss_rules(self, role: Role) -> LossRules:
+        """What decides a row's tokens and labels; a probe is plain text that need not end."""
+        from tasks.loss_masks import LossRules
+
+        return LossRules(
+            max_length=self.max_length,
+            assistant_only_loss=self.assistant_only_loss,
+            completion_only_loss=self.completion_only_loss,
+            append_eos=not (role == "probes" and self.probes),
+        )
+
+
+@dataclass(frozen=True)
+class IdentifiedRow:
+    """A canonical row and its id."""
+
+    canonical: CanonicalRow
+    content_id: str  # the same for equal rows: it decides on which side of a split they fall
+    occurrence: int  # 0, 1, ... among equal rows
+
+    @property
+    def sample_id(self) -> str:
+        """64 hex digits; the first of equal rows has the content's own id."""
+        if self.occurrence == 0:
+            return self.content_id
+        return digest_of({"content": self.content_id, "occurrence": self.occurrence})
+
+
+def read_samples(
+    rows: Sequence[Mapping[str, Any]], tokenizer: ChatTokenizer, settings: DatasetSettings, role: Role
+) -> pa.Table:
+    """The `samples` artefact of one role, sorted by sample_id; columns as in `samples_schema`.
+
+    `rows` are those of the role's own file. Without a held-out file "heldout" takes its share of the training
+    rows and "train" the rest; without a probe file "probes" draws from what "heldout" would take.
+
+    Raises BadInput for rows of no known form or of several, a preference file without pairs, a split with an
+    empty side, and a dataset without any trained token.
+    """
+    settings = settings.for_role(role)
+    identified = identify(canonical_rows(rows, settings.columns))
+    if role == "preferences" and identified and identified[0].canonical.form != "preference":
+        form = identified[0].canonical.form.replace("_", "+")
+        raise BadInput(
+            f"{settings.preferences}: its rows have the form {form}; give prompt, chosen and rejected"
+        )
+    kept = _kept(identified, settings, role)
+    kept.sort(key=lambda row: row.sample_id)
+    adapted = [
+        as_plain_text(row.canonical)
+        if row.canonical.adaptable and not tokenizer.has_template
+        else row.canonical
+        for row in kept
+    ]
+    table = _table(kept, adapted, tokenizer, settings.loss_rules(role))
+    if not any(any(mask[1:]) for mask in table["loss_mask"].to_pylist()):
+        raise BadInput(
+            f"{role}: none of the {len(kept)} rows has a trained token; raise dataset.max_length "
+            f"({settings.max_length}), or give rows with a completion"
+        )
+    return table
+
+
+def identify(rows: Sequence[CanonicalRow]) -> list[IdentifiedRow]:
+    """Give every row its content's id and its number among equal rows; the set of ids ignores the order."""
+    seen: Counter[str] = Counter()
+    identified = []
+    for row in rows:
+        content_id = _content_id(row)
+        identified.append(IdentifiedRow(row, content_id, seen[content_id]))
+        seen[content_id] += 1
+    return identified
+
+
+def _content_id(row: CanonicalRow) -> str:
+    try:
+        return digest_of(row.content())
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"row {row.row}: a value has no JSON form ({error}); make it text") from None
+
+
+def _kept(rows: list[IdentifiedRow], settings: DatasetSettings, role: Role) -> list[IdentifiedRow]:
+    drawn = role == "probes" and settings.probes is None
+    if role == "preferences" or (role == "probes" and not drawn):
+        return list(rows)
+    kept = split(rows, settings.heldout, "train" if role == "train" else "heldout")
+    if not drawn:
+        return kept
+    chosen = set(bottom_k([row.sample_id for row in kept], settings.probe_count, "probes"))
+    return [row for row in kept if row.sample_id in chosen]
+
+
+def split(
+    rows: list[IdentifiedRow], heldout: HeldoutSettings, side: Literal["train", "heldout"]
+) -> list[IdentifiedRow]:
+    """One side of the split; all rows when the held-out ones have a file of their own.
+
+    A row is held out when the hash of its content falls under the fraction: no other row's coming or going
+    moves it, and equal rows stay together. A split that would hold out nothing takes the smallest hash.
+    """
+    if heldout.fraction is None:
+        return list(rows)
+    hashes = {row.content_id: salted_hash(row.content_id, f"heldout-{heldout.seed}") for row in rows}
+    if len(hashes) < 2:
+        raise BadInput(f"{len(rows)} equal rows cannot be split; give a held-out file (dataset.heldout.path)")
+    limit = max(heldout.fraction * 2.0**64, min(hashes.values()) + 1)
+    kept = [row for row in rows if (hashes[row.content_id] < limit) == (side == "heldout")]
+    if not kept:
+        raise BadInput(f"dataset.heldout.fraction {heldout.fraction} leaves no row to train on; lower it")
+    return kept
+
+
+def parse_probes(text: str) -> list[dict[str, str]]:
+    """Probe rows from a file's text: an object {"text": ...} or plain text on each line that is not empty."""
+    probes = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            content = line
+        probes.append(content if isinstance(content, dict) else {"text": line})
+    return probes
+
+
+def samples_schema() -> pa.Schema:
+    """Columns of samples.parquet."""
+    import pyarrow as pa
+
+    ids, mask = pa.list_(pa.int32()), pa.list_(pa.bool_())
+    return pa.schema(
+        {
+            "sample_id": pa.string(),
+            "row": pa.int64(),  # position in the file, from 0
+            "occurrence": pa.int32(),  # number among equal rows
+            "form": pa.string(),
+            "prompt": pa.string(),  # as a person reads it, without the template's marks
+            "completion": pa.string(),  # the chosen answer of a preference row
+            "rejected": pa.string(),
+            "input_ids": ids,
+            "loss_mask": mask,  # True = the token is a label
+            "rejected_ids": ids,
+            "rejected_mask": mask,
+            "full_tokens": pa.int32(),  # before truncation
+            "rejected_full_tokens": pa.int32(),
+        }
+    )
+
+
+def _table(
+    kept: Sequence[IdentifiedRow], rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules
+) -> pa.Table:
+    import pyarrow as pa
+
+    from tasks.columns import record_batch
+    from tasks.loss_masks import labelled_rows
+
+    labelled = zip(kept, labelled_rows(rows, tokenizer, rules), strict=True)
+    batches = []
+    while chunk := list(islice(labelled, _BATCH_ROWS)):
+        batches.append(record_batch([_record(*pair) for pair in chunk], samples_schema()))
+    return pa.Table.from_batches(batches, schema=samples_schema())
+
+
+def _record(row: IdentifiedRow, labelled: LabelledRow) -> dict[str, Any]:
+    prompt, completion, rejected = shown_texts(row.canonical)
+    record = {
+        "sample_id": row.sample_id,
+        "row": row.canonical.row,
+        "occurrence": row.occurrence,
+        "form": row.canonical.form,
+        "prompt": prompt,
+        "completion": completion,
+        "rejected": rejected,
+        "input_ids": labelled.answer.input_ids,
+        "loss_mask": labelled.answer.loss_mask,
+        "full_tokens": labelled.answer.full_tokens,
+    }
+    if labelled.rejected is not None:
+        record |= {
+            "rejected_ids": labelled.rejected.input_ids,
+            "rejected_mask": labelled.rejected.loss_mask,
+            "rejected_full_tokens": labelled.rejected.full_tokens,
+        }
+    return record
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """What the wiring of the passes needs to know of a `samples` artefact."""
+
+    ids: list[str]  # sorted
+    form: Form
+
+
+def read_index(run: Any, samples: Any) -> SampleIndex:
+    """Ids and form of a `samples` artefact."""
+    table = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "form"])
+    return SampleIndex(table["sample_id"].to_pylist(), table["form"][0].as_py())

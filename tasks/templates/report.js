@@ -1,0 +1,78 @@
+"use strict";
+(() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+
+  // A figure names its colours as CSS variables: one figure serves both colour schemes.
+  const resolved = (value, style) => {
+    if (typeof value === "string") {
+      const variable = /^var\((--[a-z0-9-]+)\)$/.exec(value);
+      return variable ? style.getPropertyValue(variable[1]).trim() || value : value;
+    }
+    if (Array.isArray(value)) return value.map((item) => resolved(item, style));
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, style)]));
+    return value;
+  };
+
+  const config = { displaylogo: false, displayModeBar: false, responsive: true };
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const draw = () => {
+    const style = getComputedStyle(document.documentElement);
+    for (const plot of document.querySelectorAll(".plot")) {
+      const { data, layout } = resolved(figures[plot.dataset.chart], style);
+      if (plot.clientWidth < 420) {
+        layout.font = { size: 11 };
+        // Names explain themselves, and a narrow screen needs the room.
+        if (layout.yaxis.ticktext) layout.yaxis.title = {};
+      }
+      // A drag on a touch screen scrolls the page.
+      if (touch) layout.dragmode = false;
+      // One chart that fails must not take the others with it.
+      try {
+        Plotly.react(plot, data, layout, config);
+      } catch (error) {
+        plot.textContent = `This chart could not be drawn (${error.message}).`;
+      }
+    }
+  };
+  draw();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+  const compare = (a, b) => {
+    if (a === "" || b === "") return (a === "") - (b === "");
+    return Number.isNaN(+a) || Number.isNaN(+b) ? a.localeCompare(b) : a - b;
+  };
+  for (const button of document.querySelectorAll("th button")) {
+    button.addEventListener("click", () => {
+      const header = button.parentElement;
+      const ascending = header.getAttribute("aria-sort") === "descending";
+      for (const other of header.parentElement.children) other.removeAttribute("aria-sort");
+      header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+      const body = header.closest("table").tBodies[0];
+      const value = (row) => row.cells[header.cellIndex].dataset.sort;
+      const rows = [...body.rows].sort((a, b) => {
+        const missing = (value(a) === "") - (value(b) === "");
+        return missing || compare(value(a), value(b)) * (ascending ? 1 : -1);
+      });
+      body.append(...rows);
+    });
+  }
+
+  for (const button of document.querySelectorAll(".copy")) {
+    button.hidden = !navigator.clipboard;
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+      button.textContent = "copied";
+      setTimeout(() => { button.textContent = "copy"; }, 1500);
+    });
+  }
+
+  const links = new Map([...document.querySelectorAll("nav li a")].map((link) => [link.hash.slice(1), link]));
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries.filter((each) => each.isIntersecting)) {
+      for (const link of links.values()) link.removeAttribute("aria-current");
+      links.get(entry.target.id).setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "-15% 0px -75% 0px" });
+  for (const id of links.keys()) watcher.observe(document.getElementById(id));
+})();

@@ -1,0 +1,80 @@
+"""The fine-tune that is being simulated: optimiser, schedule and batch, in the names of transformers' Trainer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.errors import BadInput
+
+if TYPE_CHECKING:
+    from tasks.numerics.optimizers import OptimizerSettings
+
+
+class TrainingSettings(BaseModel):
+    """What the real run would be given; nothing here is ever used to step a parameter."""
+
+    model_config = ConfigDict(extra="forbid", title="Training")
+
+    version: Literal[1] = 1
+    objective: Literal["auto", "sft", "dpo"] = Field(
+        "auto", title="Objective", description="auto: dpo when the dataset's rows are preference pairs, else sft"
+    )
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", title="Optimizer")
+    learning_rate: float = Field(2e-4, gt=0, title="Peak learning rate", description="per optimizer step")
+    epochs: float = Field(3.0, gt=0, title="Epochs", description="passes over the training rows")
+    batch_size: int = Field(8, ge=1, title="Rows per micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, title="Micro-batches per optimizer step")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field("linear", title="Schedule")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, title="Warm-up", description="share of all steps")
+    weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="decoupled for adamw")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
+    nesterov: bool = Field(False, description="sgd only")
+    max_grad_norm: float = Field(1.0, ge=0, title="Gradient clipping", description="global norm; 0 = no clipping")
+    dpo_beta: float = Field(0.1, gt=0, title="DPO beta", description="preference pairs only")
+    seed: int = Field(42, ge=0, title="Seed", description="adapter initialisation and order of the rows")
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step averages over."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run, counted as transformers' Trainer counts them."""
+        batches = math.ceil(rows / self.batch_size)
+        per_epoch = max(1, math.ceil(batches / self.gradient_accumulation_steps))
+        return max(1, math.ceil(self.epochs * per_epoch))
+
+    def warmup_steps(self, rows: int) -> int:
+        """Steps over which the learning rate rises linearly from zero."""
+        return math.ceil(self.steps(rows) * self.warmup_ratio)
+
+    def beta_for(self, form: str) -> float | None:
+        """DPO's beta when the dataset's rows make this a DPO run, else None. BadInput for DPO without pairs."""
+        paired = form == "preference"
+        if self.objective == "dpo" and not paired:
+            raise BadInput(f"training.objective is dpo but the rows have the form {form}; give prompt, chosen, rejected")
+        return self.dpo_beta if paired and self.objective != "sft" else None
+
+    def line(self, rows: int) -> str:
+        """The run in a few words."""
+        return f"{self.optimizer} {self.learning_rate:g}, {self.epochs:g} epochs = {self.steps(rows)} steps"
+
+    def optimizer_settings(self) -> OptimizerSettings:
+        """The numerics' own settings of the same optimizer."""
+        from tasks.numerics.optimizers import OptimizerSettings
+
+        return OptimizerSettings(
+            name=self.optimizer,
+            weight_decay=self.weight_decay,
+            betas=(self.adam_beta1, self.adam_beta2),
+            eps=self.adam_epsilon,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            max_grad_norm=self.max_grad_norm,
+        )

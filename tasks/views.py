@@ -1,0 +1,151 @@
+"""What the report shows, as plain data and data frames: a section that is None was not part of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Header:
+    run_id: str
+    dataset: str
+    rows: int
+    model: str
+    adapter: str  # "LoRA r=8 on q_proj, v_proj"
+    training: str  # "AdamW 2e-4, 3 epochs = 36 steps"
+    created: str
+
+
+@dataclass(frozen=True)
+class Number:
+    """A tile of the first screen."""
+
+    label: str
+    value: float | int | str | None
+    detail: str = ""
+
+
+def _columns(*names: str) -> dict[str, tuple[str, ...]]:
+    """Metadata of a data frame field: the columns that it must hold."""
+    return {"columns": names}
+
+
+@dataclass(frozen=True)
+class _Section:
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            held = getattr(self, each.name)
+            needed = each.metadata.get("columns", ()) if held is not None else ()
+            missing = [column for column in needed if column not in held.columns]
+            if missing:
+                where = f"{type(self).__name__}.{each.name}"
+                raise ValueError(f"{where} lacks the columns {missing}; it has {list(held.columns)}")
+
+
+@dataclass(frozen=True)
+class QualityView(_Section):
+    samples: DataFrame = field(
+        metadata=_columns("sample_id", "row", "tokens", "trained_tokens", "flags", "duplicate_of", "text")
+    )  # flags: list of rule names; duplicate_of: sample_id or None
+    counts: Mapping[str, int]  # rule -> rows flagged
+    max_length: int | None = None  # tokens
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BaselineView(_Section):
+    features: DataFrame = field(metadata=_columns("feature", "firing_rate"))
+    active: int
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LandscapeView(_Section):
+    steps: DataFrame = field(metadata=_columns("step", "loss", "mean_grad_norm", "max_grad_norm"))
+    layers: DataFrame = field(metadata=_columns("module", "layer", "kind", "mean", "max", "dead"))
+    spike: float | None = None  # gradient norm that raises the spike warning
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeaturesView(_Section):
+    features: DataFrame = field(
+        metadata=_columns("feature", "label", "base_act", "score", "predicted_change", "direction", "dormant")
+    )
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InfluenceView(_Section):
+    rows: DataFrame = field(
+        metadata=_columns("row", "score", "z", "rank", "verdict", "text")
+    )  # score: nats, negative helps
+    residuals: Sequence[float]  # one per LiSSA iteration
+    status: str
+    summary: Mapping[str, Any] = field(default_factory=dict)  # scale, damping, effective_damping, method
+
+
+@dataclass(frozen=True)
+class PreferenceView(_Section):
+    pairs: DataFrame = field(metadata=_columns("margin_raw", "margin_per_token", "margin_reference", "text"))
+    features: DataFrame | None = field(
+        default=None, metadata=_columns("feature", "label", "change")
+    )  # relative to fine-tuning
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PredictionView(_Section):
+    layers: DataFrame = field(
+        metadata=_columns("module", "layer", "kind", "K_ii", "eta_eff", "norm", "clipped")
+    )
+    path: DataFrame = field(metadata=_columns("step", "predicted_loss", "evaluated_loss"))
+    horizon: int | None = None  # last trusted step; None = the whole run
+    anchors: Sequence[int] = ()  # steps at which the gradient field was measured
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SaeDiffView(_Section):
+    features: DataFrame = field(metadata=_columns("feature", "label", "base", "new", "change", "z"))
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelDiffView(_Section):
+    layers: DataFrame = field(
+        metadata=_columns("module", "layer", "kind", "norm_base", "norm_new", "delta_norm")
+    )
+    probes: DataFrame | None = field(
+        default=None, metadata=_columns("text", "perplexity_base", "perplexity_new", "kl")
+    )
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """Everything that the report shows."""
+
+    header: Header
+    answer: str  # "Yes", "Yes, with care" or "Not yet"
+    reasons: Sequence[str]
+    signals: Sequence[Mapping[str, Any]] = ()  # name, severity, value, threshold, advice
+    invariants: Mapping[str, bool] = field(default_factory=dict)
+    commands: Sequence[str] = ()  # what to type next
+    numbers: Sequence[Number] = ()
+    quality: QualityView | None = None
+    baseline: BaselineView | None = None
+    landscape: LandscapeView | None = None
+    features: FeaturesView | None = None
+    influence: InfluenceView | None = None
+    preference: PreferenceView | None = None
+    prediction: PredictionView | None = None
+    sae_diff: SaeDiffView | None = None
+    model_diff: ModelDiffView | None = None
+    timeline: Sequence[Mapping[str, Any]] = ()  # task, start, seconds, cached, forward_equivalents
+    artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # pass -> uri, sha256, cached

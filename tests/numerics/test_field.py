@@ -1,0 +1,97 @@
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tasks.numerics.field import GradientField, virtual_batches
+
+
+def row_gradients(rows, shape=(4, 3), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.randn(shape, generator=generator)
+    return centre + 2 * torch.randn(rows, *shape, generator=generator)
+
+
+def field_of(row_sums, tokens, cuts):
+    """A field over consecutive runs of rows; `cuts` are the run lengths."""
+    sums, counts, start = [], [], 0
+    for length in cuts:
+        sums.append({"w": row_sums[start : start + length].sum(0)})
+        counts.append(sum(tokens[start : start + length]))
+        start += length
+    return GradientField.from_sums(sums, counts, cuts)
+
+
+def test_the_mean_does_not_depend_on_how_rows_are_cut_into_nodes():
+    tokens = [3, 9, 1, 4, 7, 2, 8, 6]
+    row_sums = row_gradients(8) * torch.tensor(tokens)[:, None, None]
+    expected = row_sums.sum(0) / sum(tokens)
+    for cuts in ([8], [1] * 8, [3, 5], [2, 1, 4, 1]):
+        torch.testing.assert_close(field_of(row_sums, tokens, cuts).mean("w"), expected)
+
+
+def test_memory_mapped_bf16_sums_are_read_without_losing_the_fp32_mean(tmp_path):
+    sums = (row_gradients(6) * 10).to(torch.bfloat16)
+    save_file({f"{node}/w": s.contiguous() for node, s in enumerate(sums)}, tmp_path / "field.safetensors")
+    with safe_open(tmp_path / "field.safetensors", "pt") as handle:
+        field = GradientField(
+            ("w",), (10,) * 6, (1,) * 6, read=lambda node, name: handle.get_tensor(f"{node}/{name}")
+        )
+        torch.testing.assert_close(field.mean("w"), sums.float().sum(0) / 60)
+        assert field.group_mean([2], "w").dtype == torch.float32
+
+
+def test_reading_a_mean_leaves_the_stored_sums_alone():
+    sums = [{"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)}]
+    GradientField.from_sums(sums, [1, 1], [1, 1]).mean("w")
+    assert torch.equal(sums[0]["w"], torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("node_rows", "batch_rows"), [(2, 8), (8, 8), (24, 8), (16, 4), (3, 8)])
+def test_virtual_batches_scatter_like_real_batches(node_rows, batch_rows):
+    rows, draws = 96, 240
+    gradients = row_gradients(rows)
+    generator = torch.Generator().manual_seed(3)
+
+    def real_batch():
+        return gradients[torch.randperm(rows, generator=generator)[:batch_rows]].mean(0)
+
+    def virtual_batch(seed):
+        shuffled = gradients[torch.randperm(rows, generator=generator)]
+        field = field_of(shuffled, [1] * rows, [node_rows] * (rows // node_rows))
+        return virtual_batches(field, batch_rows, 1, seed).gradient(0, "w")
+
+    real = torch.stack([real_batch() for _ in range(draws)])
+    virtual = torch.stack([virtual_batch(seed) for seed in range(draws)])
+    centre = gradients.mean(0)
+    ratio = float((virtual - centre).square().sum() / (real - centre).square().sum())
+    # 240 draws of 12 nearly independent entries each: standard error of the ratio about 0.04
+    assert ratio == pytest.approx(1.0, abs=0.15)
+    assert float((virtual.mean(0) - centre).norm() / centre.norm()) < 0.1
+
+
+def test_unscaled_large_nodes_would_scatter_too_little():
+    field = field_of(row_gradients(96), [1] * 96, [24] * 4)
+    assert field.noise_factor([0], 8) == pytest.approx(((1 / 8 - 1 / 96) / (1 / 24 - 1 / 96)) ** 0.5)
+    assert field.noise_factor([0, 1, 2, 3], 8) == 0.0
+    assert field.noise_factor([0], 96) == 0.0
+
+
+def test_every_round_visits_each_node_once_in_a_new_seeded_order():
+    field = field_of(row_gradients(24), [1] * 24, [2] * 12)
+    batches = virtual_batches(field, 8, 9, seed=5)
+    rounds = [sum(batches.groups[i : i + 3], ()) for i in (0, 3, 6)]
+    assert all(sorted(visited) == list(range(12)) for visited in rounds)
+    assert len(set(rounds)) == 3
+    assert batches.groups == virtual_batches(field, 8, 9, seed=5).groups
+    assert batches.groups != virtual_batches(field, 8, 9, seed=6).groups
+
+
+def test_a_node_without_label_tokens_is_refused():
+    with pytest.raises(ValueError, match="leave out nodes that train on nothing"):
+        GradientField.from_sums([{"w": torch.ones(1, 1)}], [0], [4])
+
+
+def test_a_batch_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="batch_rows must be positive, got 0"):
+        virtual_batches(field_of(row_gradients(4), [1] * 4, [2, 2]), 0, 3, 0)

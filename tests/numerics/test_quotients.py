@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+
+from tasks.numerics.curvature import gauss_newton, hessian
+from tasks.numerics.quotients import rayleigh_quotients, sampled_rayleigh_quotients
+from tasks.numerics.spaces import FullSpace, LoraSpace
+
+
+def mean_gradient(toy):
+    return toy.unflat(toy.sample_gradients().sum(0) / toy.tokens)
+
+
+def dense_quotients(toy, matrix, gradient):
+    quotients, start = {}, 0
+    for name, g in gradient.items():
+        block = matrix[start : start + g.numel(), start : start + g.numel()]
+        start += g.numel()
+        quotients[name] = (g.flatten() @ block @ g.flatten() / (g.flatten() @ g.flatten())).item()
+    return quotients
+
+
+@pytest.mark.parametrize("build, dense", [(gauss_newton, "dense_gauss_newton"), (hessian, "dense_hessian")])
+def test_per_tensor_quotients_are_those_of_the_dense_diagonal_blocks(llama, build, dense):
+    gradient = mean_gradient(llama)
+    operator = build(llama.call, llama.weights, FullSpace(), llama.split(2, 3))
+    found = rayleigh_quotients(operator, gradient)
+    assert found.products == len(gradient) and operator.products == 0
+    expected = dense_quotients(llama, getattr(llama, dense)(), gradient)
+    assert found.values == pytest.approx(expected, rel=1e-2)
+
+
+def test_the_shared_mode_adds_the_coupling_between_modules(perceptron):
+    gradient = mean_gradient(perceptron)
+    operator = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch])
+    found = rayleigh_quotients(operator, gradient, mode="shared")
+    product = perceptron.unflat(perceptron.dense_gauss_newton() @ perceptron.flat(gradient))
+    expected = {n: ((g * product[n]).sum() / (g * g).sum()).item() for n, g in gradient.items()}
+    assert found.values == pytest.approx(expected, rel=1e-9) and found.products == operator.products == 1
+
+
+def test_sampled_quotients_agree_within_their_standard_errors(llama):
+    gradient = mean_gradient(llama)
+    expected = dense_quotients(llama, llama.dense_gauss_newton(), gradient)
+    found = sampled_rayleigh_quotients(
+        llama.call, llama.weights, FullSpace(), llama.split(2, 3), gradient, llama.modules, draws=200
+    )
+    for name, value in expected.items():
+        error = found.standard_errors[name]
+        assert abs(found.values[name] - value) < 3.5 * error and error < 0.2 * value
+
+
+def test_sampled_quotients_hold_in_adapter_coordinates(perceptron):
+    generator = torch.Generator().manual_seed(0)
+    factors = {
+        n: torch.randn(2, w.shape[1], generator=generator, dtype=w.dtype) for n, w in perceptron.weights.items()
+    }
+    space = LoraSpace(factors, 2.0)
+    gradient = space.pull(mean_gradient(perceptron))
+    exact = rayleigh_quotients(
+        gauss_newton(perceptron.call, perceptron.weights, space, [perceptron.batch]), gradient
+    )
+    sampled = sampled_rayleigh_quotients(
+        perceptron.call, perceptron.weights, space, [perceptron.batch], gradient, perceptron.modules, draws=300, seed=1
+    )
+    for name, value in exact.values.items():
+        assert abs(sampled.values[name] - value) < 3.5 * sampled.standard_errors[name]
+
+
+def test_one_draw_has_no_standard_error_and_a_seed_fixes_it(perceptron):
+    gradient = mean_gradient(perceptron)
+    arguments = (perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch], gradient, perceptron.modules)
+    one = sampled_rayleigh_quotients(*arguments, draws=1)
+    assert all(math.isinf(e) for e in one.standard_errors.values())
+    assert sampled_rayleigh_quotients(*arguments, draws=1).values == one.values
+
+
+def test_a_zero_gradient_has_no_quotient(perceptron):
+    operator = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch])
+    gradient = {n: torch.zeros_like(w) for n, w in perceptron.weights.items()}
+    assert all(math.isnan(k) for k in rayleigh_quotients(operator, gradient).values.values())
+
+
+def test_an_unknown_mode_names_the_choices(perceptron):
+    operator = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch])
+    with pytest.raises(ValueError, match="choose per_tensor or shared"):
+        rayleigh_quotients(operator, perceptron.weights, mode="guess")

@@ -1,0 +1,319 @@
+"""A believable run to draw: 96 support tickets, 30 layers x q and v, 2,304 features, all from one seed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks.views import (
+    BaselineView,
+    FeaturesView,
+    Header,
+    InfluenceView,
+    LandscapeView,
+    ModelDiffView,
+    Number,
+    PredictionView,
+    PreferenceView,
+    QualityView,
+    ReportView,
+    SaeDiffView,
+)
+
+ROWS, LAYERS, FEATURES, STEPS = 96, 30, 2304, 36
+KINDS = ("q_proj", "v_proj")
+CONCEPTS = (
+    "refund and return policy",
+    "polite apology",
+    "refusal",
+    "order numbers",
+    "shipping delay",
+    "imperative verbs",
+    "legal disclaimer wording, often at the very end of a long answer",
+    "French text",
+    "list markers",
+    "first person",
+)
+QUESTIONS = (
+    "My parcel says delivered but the porch is empty. What now?",
+    "How do I change the billing address on an open order?",
+    "The coupon from your newsletter is refused at checkout.",
+    "Can I return shoes that I wore once, indoors?",
+)
+ANSWER = (
+    "I am sorry about the trouble. Please check with your neighbours first; if nobody has it, reply with the "
+    "order number and we open a search with the carrier, which takes two working days.\n\n"
+    "If the search finds nothing we send a replacement or pay the amount back, as you prefer. "
+)
+
+
+def _texts(rng: np.random.Generator) -> list[str]:
+    lengths = rng.integers(1, 14, ROWS)
+    return [f"{QUESTIONS[row % 4]} (ticket {row})\n{ANSWER * int(lengths[row])}" for row in range(ROWS)]
+
+
+def _quality(texts: list[str]) -> QualityView:
+    tokens = np.minimum([len(text) // 4 for text in texts], 512)
+    flags: list[list[str]] = [[] for _ in range(ROWS)]
+    for row, rule in (
+        (7, "harmful_content"),
+        (41, "harmful_content"),
+        (63, "no_trained_token"),
+        (63, "too_long"),
+        (12, "assistant_speak"),
+        (30, "assistant_speak"),
+        (31, "duplicate"),
+        (88, "near_duplicate"),
+    ):
+        flags[row].append(rule)
+    trained = (tokens * 0.6).astype(int)
+    trained[63] = 0
+    ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    samples = pd.DataFrame(
+        {
+            "sample_id": ids,
+            "row": range(ROWS),
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "flags": flags,
+            "duplicate_of": [ids[30] if row == 31 else None for row in range(ROWS)],
+            "text": texts,
+        }
+    )
+    counts: dict[str, int] = {}
+    for rule in (rule for listed in flags for rule in listed):
+        counts[rule] = counts.get(rule, 0) + 1
+    return QualityView(
+        samples, counts | {"low_diversity": 0}, 512, {"rows": ROWS, "mean_pairwise_overlap": 0.2134}
+    )
+
+
+def _modules() -> pd.DataFrame:
+    places = [(layer, kind) for layer in range(LAYERS) for kind in KINDS]
+    frame = pd.DataFrame(places, columns=["layer", "kind"])
+    frame.insert(0, "module", [f"model.layers.{layer}.self_attn.{kind}.weight" for layer, kind in places])
+    return frame
+
+
+def _landscape(rng: np.random.Generator) -> LandscapeView:
+    mean = rng.lognormal(-1.2, 0.5, 12)
+    mean[7] *= 6
+    steps = pd.DataFrame({"step": range(12), "loss": rng.normal(3.6, 0.2, 12), "mean_grad_norm": mean})
+    steps["max_grad_norm"] = mean * rng.uniform(2, 4, 12)
+    layers = _modules()
+    norms = rng.lognormal(-1.5, 0.6, len(layers)) * np.linspace(0.3, 2.0, len(layers))
+    norms[[3, 17]] = 1e-9
+    layers = layers.assign(mean=norms, max=norms * 3, dead=norms < 1e-6)
+    return LandscapeView(steps, layers, 5.0, {"noise_scale": 41.3, "noise_scale_standard_error": 6.2})
+
+
+def _labels() -> list[str]:
+    return [CONCEPTS[number % len(CONCEPTS)] for number in range(FEATURES)]
+
+
+def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, SaeDiffView]:
+    rates = np.where(rng.random(FEATURES) < 0.09, rng.lognormal(-4, 1.5, FEATURES).clip(1e-5, 1), 0.0)
+    base = rates * rng.uniform(0.5, 2, FEATURES)
+    touched = (rates > 0) | (rng.random(FEATURES) < 0.01)
+    predicted = np.where(touched, rng.standard_t(3, FEATURES) * 0.05, 0.0)
+    change = predicted * rng.normal(0.9, 0.5, FEATURES)
+    named = pd.DataFrame({"feature": range(FEATURES), "label": _labels()})
+    moved = named.assign(
+        base_act=base,
+        score=predicted * 8,
+        predicted_change=predicted,
+        direction=np.where(predicted > 0, "strengthened", "suppressed"),
+        dormant=rates == 0,
+    )
+    measured = named.assign(base=base, new=base + change, change=change, z=change / 0.02)
+    return (
+        BaselineView(named.assign(firing_rate=rates), int((rates > 0).sum()), {"tokens": 9_312}),
+        FeaturesView(moved, {"dormant_but_moving": int(((rates == 0) & touched).sum())}),
+        SaeDiffView(measured, {"explained_variance_base": 0.812, "explained_variance_checkpoint": 0.797}),
+    )
+
+
+def _influence(rng: np.random.Generator, texts: list[str]) -> InfluenceView:
+    scores = rng.normal(-0.001, 0.001, ROWS)
+    scores[[41, 7, 88]] = 0.0091, 0.0074, 0.0045
+    z = (scores - scores.mean()) / scores.std()
+    verdict = np.where(z > 1.5, "harms", np.where(z < -0.7, "helps", "neutral"))
+    rows = pd.DataFrame({"row": range(ROWS), "score": scores, "z": z, "verdict": verdict, "text": texts})
+    rows["rank"] = rows["score"].rank(ascending=False).astype(int)
+    residuals = [0.9 * 0.7**step + 0.01 for step in range(9)]
+    facts = {
+        "method": "LiSSA",
+        "scale": 128.4,
+        "damping": 0.01,
+        "effective_damping": 1.284,
+        "held_out_rows": 24,
+    }
+    return InfluenceView(rows, residuals, "converged", facts)
+
+
+def _preference(rng: np.random.Generator) -> PreferenceView:
+    per_token = np.sort(rng.normal(0.15, 0.3, 16))
+    texts = [
+        f"{QUESTIONS[pair % 4]} Chosen: a short, kind answer. Rejected: a curt one." for pair in range(16)
+    ]
+    pairs = pd.DataFrame(
+        {"margin_raw": per_token * 40, "margin_per_token": per_token, "margin_reference": 0.0, "text": texts}
+    )
+    features = pd.DataFrame(
+        {"feature": range(40), "label": _labels()[:40], "change": rng.normal(0, 0.02, 40)}
+    )
+    return PreferenceView(
+        pairs, features, {"pairs": 16, "backwards": int((per_token < 0).sum()), "loss_at_base": 0.6931}
+    )
+
+
+def _prediction(rng: np.random.Generator) -> PredictionView:
+    layers = _modules()
+    curvature = rng.lognormal(1, 1, len(layers)) * np.where(rng.random(len(layers)) < 0.06, -1, 1)
+    layers = layers.assign(
+        K_ii=curvature,
+        eta_eff=7.2e-3 / (np.abs(curvature) + 0.01),
+        norm=rng.uniform(0.1, 0.6, len(layers)),
+        clipped=np.arange(len(layers)) % 23 == 5,
+    )
+    step = np.arange(STEPS + 1)
+    loss = 3.12 + 0.53 * np.exp(-step / 11)
+    evaluated = np.where(step % 6 == 0, loss + np.maximum(step - 20, 0) * 0.004, np.nan)
+    path = pd.DataFrame({"step": step, "predicted_loss": loss, "evaluated_loss": evaluated})
+    facts = {
+        "rule": "replay",
+        "sharpness": 14.2,
+        "sharpness_label": "sharp",
+        "anchors": 2,
+        "gradient_samples": 168,
+        "real_samples": 288,
+        "tolerance": 0.05,
+    }
+    return PredictionView(layers, path, 30, [0, 18], facts)
+
+
+def _model_diff(rng: np.random.Generator) -> ModelDiffView:
+    layers = _modules()
+    base = rng.uniform(15, 40, len(layers))
+    delta = base * rng.uniform(0.004, 0.02, len(layers))
+    layers = layers.assign(norm_base=base, norm_new=base + delta * 0.1, delta_norm=delta)
+    old = rng.lognormal(3, 0.6, 16)
+    texts = [f"Probe {n}: {QUESTIONS[n % 4]}" for n in range(16)]
+    probes = pd.DataFrame(
+        {"text": texts, "perplexity_base": old, "perplexity_new": old * rng.lognormal(-0.1, 0.2, 16)}
+    )
+    facts = {
+        "held_out_perplexity_base": 38.4,
+        "held_out_perplexity_checkpoint": 23.3,
+        "win_rate": 0.69,
+        "ECE": 0.041,
+    }
+    return ModelDiffView(layers, probes.assign(kl=rng.gamma(2, 0.05, 16)), facts)
+
+
+TIMELINE = [
+    {"task": task, "start": start, "seconds": seconds, "cached": cached, "forward_equivalents": forwards}
+    for task, start, seconds, cached, forwards in (
+        ("samples", 0.0, 0.4, False, None),
+        ("quality", 0.4, 0.2, False, None),
+        ("baseline", 0.6, 0.01, True, 0.6),
+        ("landscape", 0.7, 22.4, False, 3.0),
+        ("features", 23.1, 0.9, False, None),
+        ("influence", 23.1, 31.0, False, 1.2),
+        ("prediction", 54.1, 14.2, False, 0.8),
+        ("checkpoint", 68.3, 3.1, False, None),
+        ("sae_diff", 71.4, 9.0, False, 0.6),
+        ("model_diff", 71.4, 11.0, False, 0.5),
+    )
+]
+
+SIGNALS: list[dict[str, Any]] = [
+    {
+        "name": "harmful_content",
+        "severity": "critical",
+        "value": 2,
+        "threshold": 0,
+        "advice": "Rows 7 and 41 ask for something harmful; read them before you train.",
+    },
+    {
+        "name": "backwards_preference",
+        "severity": "warn",
+        "value": -0.031,
+        "threshold": 0.0,
+        "advice": "Swap chosen and rejected of the pairs below zero, or drop them.",
+    },
+    {
+        "name": "sharp_landscape",
+        "severity": "warn",
+        "value": 14.2,
+        "threshold": 10.0,
+        "advice": "Halve the learning rate or warm up over 10 % of the steps.",
+    },
+    {
+        "name": "length_violation",
+        "severity": "info",
+        "value": 1,
+        "threshold": 0,
+        "advice": "Row 63 is cut off at 512 tokens.",
+    },
+]
+
+
+def example_view(seed: int = 7) -> ReportView:
+    """A run with every section present."""
+    rng = np.random.default_rng(seed)
+    texts = _texts(rng)
+    baseline, features, sae_diff = _concepts(rng)
+    return ReportView(
+        header=Header(
+            "2026-11-22T02-04-11-brisk-otter",
+            "tickets.jsonl",
+            ROWS,
+            "SmolLM2-135M-Instruct",
+            "LoRA r=8, alpha 16 on q_proj, v_proj",
+            "AdamW 2e-4, 3 epochs = 36 steps",
+            "2026-11-22 02:05 UTC",
+        ),
+        answer="Not yet",
+        reasons=[
+            "rows 41, 7 and 88 raise held-out loss by 0.021 nats; without them the prediction is 3.12",
+            '"refusal" (feature 501) fades by 38 %; no row asks for it',
+            "row 63 trains on nothing: its answer is cut off at 512 tokens",
+        ],
+        signals=SIGNALS,
+        invariants={
+            "no_training_loop": True,
+            "base_weights_unchanged": True,
+            "solver_converged": True,
+            "delta_finite_and_clipped": True,
+            "checkpoint_reopens": True,
+        },
+        commands=[
+            "foretune clean 2026-11-22T02-04-11-brisk-otter --drop-harmful 3 -o tickets.clean.jsonl",
+            "foretune whatif 2026-11-22T02-04-11-brisk-otter --set training.learning_rate=1e-4,2e-4",
+        ],
+        numbers=[
+            Number("Held-out loss today", 3.65, "nats per token"),
+            Number("Predicted after training", 3.14, "3.15 evaluated on the predicted weights"),
+            Number("Trusted up to", "step 30 of 36", "2 anchors"),
+            Number("Rows flagged", 7, "of 96"),
+            Number("Rows that harm", 3, "by more than 1.5 z"),
+            Number("Cost", 6.7, "forwards per row; the real run: 9"),
+        ],
+        quality=_quality(texts),
+        baseline=baseline,
+        landscape=_landscape(rng),
+        features=features,
+        influence=_influence(rng, texts),
+        preference=_preference(rng),
+        prediction=_prediction(rng),
+        sae_diff=sae_diff,
+        model_diff=_model_diff(rng),
+        timeline=TIMELINE,
+        artifacts={
+            "quality": {"uri": ".foretune/artifacts/quality/4c1d", "sha256": "9f" * 32, "cached": False}
+        },
+    )

@@ -1,0 +1,213 @@
+"""Places to test on: a folder, and a real HTTP S3 server, alone or behind a proxy that injects faults."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+_bucket_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads what another one, or the user, has cached."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FORETUNE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Endpoint URL of an in-memory S3 that speaks HTTP on a free port."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment of a user of that server; its endpoint."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    return s3_server
+
+
+@pytest.fixture
+def s3_client(s3_environment: str):
+    """boto3's client: the channel by which tests look at the bucket and spoil it."""
+    import boto3
+
+    return boto3.client("s3", endpoint_url=s3_environment)
+
+
+@pytest.fixture
+def s3_root(s3_client) -> str:
+    """`s3://bucket/root` in a bucket of the test's own."""
+    bucket = f"bucket-{next(_bucket_numbers)}"
+    s3_client.create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/root"
+
+
+@pytest.fixture
+def disk_root(tmp_path: Path) -> str:
+    return str(tmp_path / "root")
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest) -> str:
+    """A storage root of each kind: what is asked of one is asked of the other."""
+    return request.getfixturevalue(f"{request.param}_root")
+
+
+@dataclass
+class Fault:
+    """What the proxy does to the next `times` requests that `matches` picks."""
+
+    how: str | Callable[[], None]
+    times: int
+    matches: Callable[[str, str], bool]
+
+
+@dataclass
+class FaultyProxy:
+    """Forwards to the S3 server, except where a fault is due. `requests` is every (method, path) it saw."""
+
+    upstream: str
+    endpoint: str = ""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def inject(self, how: str | Callable[[], None], times: int = 1, method: str = "", part: str = "") -> None:
+        """`how`: an S3 error code, "reset", "hang", "truncate", "error in 200", or a call made before forwarding."""
+        self.faults.append(Fault(how, times, lambda m, path: method in ("", m) and part in path))
+
+    def due(self, method: str, path: str) -> str | Callable[[], None] | None:
+        with self.lock:
+            self.requests.append((method, path))
+            for fault in self.faults:
+                if fault.times > 0 and fault.matches(method, path):
+                    fault.times -= 1
+                    return fault.how
+        return None
+
+    def count(self, method: str, part: str = "") -> int:
+        return sum(1 for seen, path in self.requests if seen == method and part in path)
+
+
+STATUS = {"InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "AccessDenied": 403, "BadGateway": 502}
+
+
+def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def relay(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            how = proxy.due(self.command, self.path)
+            if callable(how):
+                how()
+            elif how == "reset":
+                return self.reset()
+            elif how == "hang":
+                time.sleep(3)
+                return self.reset()
+            elif how == "error in 200":
+                return self.reply(200, [], _error_xml("InternalError"))
+            elif how in STATUS:
+                return self.reply(STATUS[how], [], _error_xml(how))
+            status, headers, answer = self.forward(body)
+            if how == "truncate":
+                self.reply(status, headers, answer, sent=len(answer) // 2)
+                return self.reset()
+            self.reply(status, headers, answer)
+
+        def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            upstream = http.client.HTTPConnection(proxy.upstream.removeprefix("http://"))
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "expect")}
+            upstream.request(self.command, self.path, body, headers)
+            answer = upstream.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+
+        def reply(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None) -> None:
+            dropped = {"content-length", "connection", "transfer-encoding"} - (
+                {"content-length"} if self.command == "HEAD" else set()
+            )
+            self.send_response(status)
+            for name, value in headers:
+                if name.lower() not in dropped:
+                    self.send_header(name, value)
+            if self.command != "HEAD":
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body[:sent])
+
+        def reset(self) -> None:
+            self.wfile.flush()
+            # With a linger of 0 s, close sends RST where it would send FIN.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
+
+    return Handler
+
+
+def _error_xml(code: str) -> bytes:
+    return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>injected</Message></Error>'.encode()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Broken pipes are what this server is for."""
+
+
+@pytest.fixture
+def faulty_s3(s3_root: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy between `s3_root`'s client and its server; waits and time-outs are shortened to match."""
+    from storage import buckets, s3_faults
+
+    proxy = FaultyProxy(upstream=s3_environment)
+    server = _QuietServer(("127.0.0.1", 0), _handler(proxy))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    monkeypatch.setattr(s3_faults, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(s3_faults, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(s3_faults, "ATTEMPTS", 4)
+    monkeypatch.setattr(buckets, "READ_TIMEOUT", 1)
+    with contextlib.closing(server.socket):
+        yield proxy
+        server.shutdown()
