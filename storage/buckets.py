@@ -24,6 +24,7 @@ from storage.s3_faults import attempt, code_of, endpoint, missing_bucket
 
 PART_BYTES = 8 * 2**20  # S3's least part is 5 MiB
 STREAMS = 4  # a transfer holds at most STREAMS * PART_BYTES in memory
+BATCH = 1000  # S3's limit for one page of a listing and for one deletion
 MOST_PARTS = 10_000  # S3's limit for one object
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20  # seconds
 
@@ -187,7 +188,7 @@ class Bucket:
 
     def _pages(self, prefix: str, **request: Any) -> Iterator[dict[str, Any]]:
         while True:
-            page = self._ask("list_objects_v2", prefix, Prefix=prefix, **request)
+            page = self._ask("list_objects_v2", prefix, Prefix=prefix, MaxKeys=BATCH, **request)
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -203,7 +204,7 @@ class Bucket:
         return [n for n in files if n and not hidden(n)], [n for n in folders if n and not hidden(n)]
 
     def walk(self, key: str) -> Iterator[Entry]:
-        """Every object below `key`, 1,000 to a request; names with a dotted part left out, as on disk."""
+        """Every object below `key`, a page at a time; names with a dotted part left out, as on disk."""
         prefix = f"{key}/" if key else ""
         for item in self._objects(prefix):
             name = item["Key"].removeprefix(prefix)
@@ -220,8 +221,8 @@ class Bucket:
         below = [item["Key"] for item in self._objects(f"{key}/" if key else "")]
         if key:
             self._ask("delete_object", key, Key=key)
-        for start in range(0, len(below), 1000):
-            batch = {"Objects": [{"Key": name} for name in below[start : start + 1000]], "Quiet": True}
+        for start in range(0, len(below), BATCH):
+            batch = {"Objects": [{"Key": name} for name in below[start : start + BATCH]], "Quiet": True}
             refused = self._ask("delete_objects", key, Delete=batch).get("Errors")
             if refused:
                 raise StorageFault(
@@ -275,6 +276,13 @@ class _RangedObject(io.RawIOBase):
 
     def tell(self) -> int:
         return self._at
+
+    def readall(self) -> bytes:
+        # The inherited one asks for 8 KiB at a time: a request each.
+        parts = []
+        while part := self.read(PART_BYTES):
+            parts.append(part)
+        return b"".join(parts)
 
     def readinto(self, buffer: memoryview) -> int:
         stop = min(self._at + len(buffer), self._stored.size)

@@ -28,7 +28,7 @@ def record_batch(records: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Rec
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Values, None among them, as an array of numbers, truth values, strings, or lists or structs of these."""
+    """Values, None among them, as an array of numbers, truth values, strings, lists or structs."""
     import pyarrow as pa
 
     missing = np.fromiter((value is None for value in values), bool, len(values))

@@ -15,7 +15,17 @@ from storage.places import localise
 from storage.runs import Run
 from tasks.chat import load_tokenizer
 from tasks.keys import Fingerprint, content_task, identity
-from tasks.samples import DatasetSettings, Role, drawn_probes, parse_probes, read_samples
+from tasks.forms import canonical_rows
+from tasks.samples import (
+    DatasetSettings,
+    Role,
+    SampleIndex,
+    drawn_probes,
+    identify,
+    parse_probes,
+    read_samples,
+    split,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,3 +89,10 @@ def role_rows(uri: str, role: str) -> list[dict[str, Any]]:
 def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
     """All samples of a role, sorted by id."""
     return run.store.open(samples).arrow("samples.parquet")
+
+
+def preview_index(source: Fingerprint, role: str, settings: DatasetSettings) -> SampleIndex:
+    """Ids and form of a role without tokenising it or storing anything."""
+    rows = identify(canonical_rows(role_rows(source.uri, role), settings.columns))
+    kept = split(rows, settings.heldout, role)
+    return SampleIndex(sorted(row.sample_id for row in kept), kept[0].canonical.form)

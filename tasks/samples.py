@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from storage.digests import digest_of
 from storage.errors import BadInput
 from tasks.forms import CanonicalRow, ColumnNames, Form, as_plain_text, canonical_rows, shown_texts
-from tasks.shards import bottom_k, salted_hash
+from tasks.heldout import HeldoutSettings, split
+from tasks.sample_ids import IdentifiedRow, identify
+from tasks.shards import bottom_k
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,31 +29,6 @@ _BATCH_ROWS = 10_000
 
 # The bytes behind a path are what a result depends on, and they enter its key by their digest.
 _PATH = {"affects_result": False}
-
-
-class HeldoutSettings(BaseModel):
-    """Rows that are never trained on, where losses are predicted: a file of their own, or a hashed split."""
-
-    model_config = ConfigDict(extra="forbid", title="Held-out rows")
-
-    version: Literal[1] = 1
-    path: str | None = Field(None, title="File", description="local or s3://", json_schema_extra=_PATH)
-    fraction: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        title="Fraction",
-        description="share of the dataset's rows; 0.1 when there is no file",
-    )
-    seed: int = Field(0, ge=0, title="Seed", description="another seed, another split")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> HeldoutSettings:
-        if self.path is not None and self.fraction is not None:
-            raise ValueError("give heldout.path or heldout.fraction, not both")
-        if self.path is None and self.fraction is None:
-            self.fraction = 0.1
-        return self
 
 
 class DatasetSettings(BaseModel):
@@ -79,7 +54,7 @@ class DatasetSettings(BaseModel):
     )
     probe_count: int = Field(
         16,
-        ge=0,
+        ge=1,
         title="Probes drawn",
         description="rows, from the held-out ones, when there is no probe file",
     )
@@ -121,22 +96,6 @@ class DatasetSettings(BaseModel):
         )
 
 
-@dataclass(frozen=True)
-class IdentifiedRow:
-    """A canonical row and its id."""
-
-    canonical: CanonicalRow
-    content_id: str  # the same for equal rows: it decides on which side of a split they fall
-    occurrence: int  # 0, 1, ... among equal rows
-
-    @property
-    def sample_id(self) -> str:
-        """64 hex digits; the first of equal rows has the content's own id."""
-        if self.occurrence == 0:
-            return self.content_id
-        return digest_of({"content": self.content_id, "occurrence": self.occurrence})
-
-
 def read_samples(
     rows: Sequence[Mapping[str, Any]], tokenizer: ChatTokenizer, settings: DatasetSettings, role: Role
 ) -> pa.Table:
@@ -148,6 +107,8 @@ def read_samples(
     Raises BadInput for rows of no known form or of several, a preference file without pairs, a split with an
     empty side, and a dataset without any trained token.
     """
+    if not rows:
+        raise BadInput(f"{role}: the file holds no rows; give at least one")
     settings = settings.for_role(role)
     identified = identify(canonical_rows(rows, settings.columns))
     if role == "preferences" and identified and identified[0].canonical.form != "preference":
@@ -172,24 +133,6 @@ def read_samples(
     return table
 
 
-def identify(rows: Sequence[CanonicalRow]) -> list[IdentifiedRow]:
-    """Give every row its content's id and its number among equal rows; the set of ids ignores the order."""
-    seen: Counter[str] = Counter()
-    identified = []
-    for row in rows:
-        content_id = _content_id(row)
-        identified.append(IdentifiedRow(row, content_id, seen[content_id]))
-        seen[content_id] += 1
-    return identified
-
-
-def _content_id(row: CanonicalRow) -> str:
-    try:
-        return digest_of(row.content())
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"row {row.row}: a value has no JSON form ({error}); make it text") from None
-
-
 def _kept(rows: list[IdentifiedRow], settings: DatasetSettings, role: Role) -> list[IdentifiedRow]:
     drawn = role == "probes" and settings.probes is None
     if role == "preferences" or (role == "probes" and not drawn):
@@ -199,26 +142,6 @@ def _kept(rows: list[IdentifiedRow], settings: DatasetSettings, role: Role) -> l
         return kept
     chosen = set(bottom_k([row.sample_id for row in kept], settings.probe_count, "probes"))
     return [row for row in kept if row.sample_id in chosen]
-
-
-def split(
-    rows: list[IdentifiedRow], heldout: HeldoutSettings, side: Literal["train", "heldout"]
-) -> list[IdentifiedRow]:
-    """One side of the split; all rows when the held-out ones have a file of their own.
-
-    A row is held out when the hash of its content falls under the fraction: no other row's coming or going
-    moves it, and equal rows stay together. A split that would hold out nothing takes the smallest hash.
-    """
-    if heldout.fraction is None:
-        return list(rows)
-    hashes = {row.content_id: salted_hash(row.content_id, f"heldout-{heldout.seed}") for row in rows}
-    if len(hashes) < 2:
-        raise BadInput(f"{len(rows)} equal rows cannot be split; give a held-out file (dataset.heldout.path)")
-    limit = max(heldout.fraction * 2.0**64, min(hashes.values()) + 1)
-    kept = [row for row in rows if (hashes[row.content_id] < limit) == (side == "heldout")]
-    if not kept:
-        raise BadInput(f"dataset.heldout.fraction {heldout.fraction} leaves no row to train on; lower it")
-    return kept
 
 
 def parse_probes(text: str) -> list[dict[str, str]]:

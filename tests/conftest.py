@@ -82,3 +82,12 @@ def tiny_rows() -> list[dict[str, str]]:
         for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
         for subject in SUBJECTS
     ]
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    """One ephemeral Prefect server on a database of its own for all tests that run flows."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield

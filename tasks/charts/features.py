@@ -92,7 +92,7 @@ def moving_features(features: DataFrame, top: int) -> Chart | None:
         "moving-features",
         "Concepts that would move",
         "Bars to the right grow stronger, bars to the left fade; hatched features are dormant today.",
-        _diverging(frame, details, "predicted change of mean activation", ("strengthened", "suppressed")),
+        _diverging(frame, details, "predicted change of activation", ("strengthened", "suppressed")),
     )
 
 
@@ -110,7 +110,7 @@ def feature_change(features: DataFrame, top: int) -> Chart | None:
         "feature-change",
         "Concepts that moved in the predicted checkpoint",
         "Measured by running the checkpoint: right is stronger than in the base, left is weaker.",
-        _diverging(frame, details, "change of mean activation", ("stronger", "weaker")),
+        _diverging(frame, details, "change of activation", ("stronger", "weaker")),
     )
 
 
@@ -155,5 +155,5 @@ def preference_features(features: DataFrame, top: int) -> Chart | None:
         "preference-features",
         "Concepts that the preferences push",
         "Compared with plain fine-tuning, the preferences reinforce the right and suppress the left.",
-        _diverging(frame, details, "preference score minus fine-tuning score", ("reinforced", "suppressed")),
+        _diverging(frame, details, "DPO score minus SFT score", ("reinforced", "suppressed")),
     )

@@ -174,7 +174,7 @@ def weight_change(layers: DataFrame) -> Chart | None:
     figure = plot(
         traces, x="layer", y="change / base norm", height=320, hovermode="x unified", showlegend=True
     )
-    figure.update_xaxes(tickformat="d", zeroline=False)
+    figure.update_xaxes(tickformat="d", unifiedhovertitle_text="layer %{x}")
     figure.update_yaxes(tickformat="~%", rangemode="tozero")
     return Chart(
         "weight-change",

@@ -51,7 +51,7 @@ def gradient_norms(steps: DataFrame, spike: float | None) -> Chart | None:
     wide = positive.max().max() > 30 * positive.min().min()
     x, y = "batch (every one at the base weights)", "gradient norm"
     figure = plot(traces, x=x, y=y, height=320, log="y" if wide else "", hovermode="x unified")
-    figure.update_xaxes(tickformat="d")
+    figure.update_xaxes(tickformat="d", unifiedhovertitle_text="batch %{x}")
     return Chart(
         "gradient-norms",
         "Gradient norm by batch",
@@ -98,12 +98,13 @@ def loss_path(path: DataFrame, horizon: int | None, anchors: Sequence[int]) -> C
                 name="gradients measured",
                 mode="markers",
                 marker={"color": MUTED, "size": 9, "symbol": "triangle-up"},
-                hovertemplate="step %{x}",
+                hovertemplate="here",
             )
         )
     figure = plot(
         traces, x="optimiser step", y="held-out loss (nats per token)", height=360, hovermode="x unified"
     )
+    figure.update_xaxes(tickformat="d", unifiedhovertitle_text="step %{x}")
     last = int(path["step"].max())
     if horizon is not None and horizon < last:
         note = {"text": "beyond the horizon", "font": {"color": HARMS}}

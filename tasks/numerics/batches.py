@@ -13,7 +13,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows; `labels` are aligned with `input_ids` (not shifted), -100 where nothing is learnt."""
+    """Right-padded rows; `labels` line up with `input_ids` (not shifted), -100 where nothing is learnt."""
 
     input_ids: Tensor  # [b, s] long
     attention_mask: Tensor  # [b, s] long
@@ -45,7 +45,9 @@ def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int 
         raise ValueError("a batch needs at least one row, got 0")
     for position, (ids, labels) in enumerate(samples):
         if len(ids) != len(labels) or not len(ids):
-            raise ValueError(f"row {position} has {len(ids)} ids and {len(labels)} labels: give one label per id")
+            raise ValueError(
+                f"row {position} has {len(ids)} ids, {len(labels)} labels: give one label per id"
+            )
     shape = (len(samples), max(len(ids) for ids, _ in samples))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -63,8 +65,7 @@ def buckets(
     max_rows: int | None = None,
     ids: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """Indices grouped by length, longest first; a group has at most `max_tokens` tokens, padding included, and at
-    most `max_rows` rows.
+    """Indices grouped by length, longest first, each within `max_tokens` (padded) and `max_rows`.
 
     Equal lengths are ordered by `ids`; with them the groups do not depend on the order of the rows.
     Raises ValueError when a row alone exceeds `max_tokens`, or `max_rows` is below one.
@@ -75,7 +76,8 @@ def buckets(
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], keys[i]))
     if order and lengths[order[0]] > max_tokens:
         raise ValueError(
-            f"a row of {lengths[order[0]]} tokens exceeds max_tokens={max_tokens}: raise max_tokens or truncate rows"
+            f"a row of {lengths[order[0]]} tokens exceeds max_tokens={max_tokens}: "
+            "raise max_tokens or truncate rows"
         )
     groups: list[list[int]] = []
     for i in order:

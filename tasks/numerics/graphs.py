@@ -1,9 +1,9 @@
-"""The curvature of one micro-batch at fixed weights, from an autograd graph that can be kept between products.
+"""The curvature of one micro-batch at fixed weights, from an autograd graph kept between products.
 
-Every product of a solve is taken at the same base weights, so the forward pass and the first backward pass are built
-once; J v is then the derivative of the (linear) map u -> J^T u in its argument, one more backward pass that needs no
-forward-mode kernels. On a 6-layer Llama (2 CPU threads idle, eager attention), in forward passes: J v by forward AD
-3.3, by central difference 1.9, from the kept graph 1.2; J^T u from the kept graph 1.0.
+Every product of a solve is taken at the same base weights, so the forward pass and the first backward pass
+are built once; J v is then the derivative of the linear map u -> J^T u in its argument, one more backward
+pass that needs no forward-mode kernels. Measured on small Llamas with eager attention, in forward passes: J v
+by forward AD 3.0, by central difference 1.9, from the kept graph 1.15; J^T u from the kept graph 1.0.
 """
 
 from __future__ import annotations
@@ -132,4 +132,4 @@ def _pull(logits: Tensor, leaves: Vector, u: Tensor) -> Vector:
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
-    return (a.double() * b.double()).sum().item()
+    return (a * b).sum(-1).double().sum().item()

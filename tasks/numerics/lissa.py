@@ -10,7 +10,7 @@ from tasks.numerics.vectors import Vector, axpy, dot, is_finite, norm, scale, ze
 
 SAFETY = 1.1  # scale over the Krylov estimate of lambda_max; stability needs only scale > lambda_max / 2
 SCALE_PRODUCTS = 4
-GROWTH = 1.1  # a residual this far above its minimum has turned: for a fixed symmetric operator it never returns
+GROWTH = 1.1  # a residual this far above its minimum has turned, and never returns
 NOISE_FLOOR = 1e-3  # below this a rising residual is rounding or finite differencing, not divergence
 
 
@@ -39,15 +39,16 @@ def tune(
 ) -> LissaPlan:
     """Scale from lambda_max, depth (or damping) from the tolerance, curvature rows from the trace.
 
-    The slowest direction shrinks by 1 - damping an iteration, so depth = ln(tolerance) / ln(1 - damping). Give
-    `effective_damping` to get the depth, or `iterations` to get the smallest damping that converges within them.
-    With b rows, E[H_b^2] <= (lambda_max + trace / b) H when E[h^2] <= trace * H: below b = trace / lambda_max the
-    noise, not H, sets the stable scale (the quantities of Klochkov & Liu 2024, arXiv 2409.17357).
+    The slowest direction shrinks by 1 - damping an iteration: depth = ln(tolerance) / ln(1 - damping). Give
+    `effective_damping` to get the depth, or `iterations` to get the smallest damping that converges in them.
+    With b rows, E[H_b^2] <= (lambda_max + trace / b) H when E[h^2] <= trace * H: below b = trace / lambda_max
+    the noise, not H, sets the stable scale (after Klochkov & Liu 2024, arXiv 2409.17357).
     Raises ValueError unless exactly one of the two is given and the numbers are positive.
     """
     if lambda_max <= 0.0 or trace <= 0.0 or not 0.0 < tolerance < 1.0:
         raise ValueError(
-            f"tune needs lambda_max > 0, trace > 0 and tolerance in (0, 1), got {lambda_max}, {trace}, {tolerance}"
+            "tune needs lambda_max > 0, trace > 0 and tolerance in (0, 1), "
+            f"got {lambda_max}, {trace}, {tolerance}"
         )
     if (effective_damping is None) == (iterations is None):
         raise ValueError("give either effective_damping or iterations, the other follows")
@@ -57,7 +58,9 @@ def tune(
     else:
         damping = effective_damping / size
         if not 0.0 < damping < 1.0:
-            raise ValueError(f"effective damping {effective_damping} must lie between 0 and the scale {size:.4g}")
+            raise ValueError(
+                f"effective damping {effective_damping} is not between 0 and the scale {size:.4g}"
+            )
         iterations = math.ceil(math.log(tolerance) / math.log1p(-damping))
     return LissaPlan(iterations, damping, size, tolerance, math.ceil(trace / lambda_max))
 
@@ -76,22 +79,25 @@ class Solve:
 
 
 class DivergedSolve(ValueError):
-    """The residual grew or left the finite numbers: the iterate means nothing. Carries `residuals`, `advice`."""
+    """The residual grew or left the finite numbers: the iterate means nothing."""
 
     def __init__(self, residuals: list[float], advice: str) -> None:
-        super().__init__(f"solve diverged after {len(residuals)} products, residual {residuals[-1]:.3g}: {advice}")
+        reached = f"residual {residuals[-1]:.3g} after {len(residuals)} products"
+        super().__init__(f"solve diverged, {reached}: {advice}")
         self.residuals, self.advice = residuals, advice
 
 
-def lissa(matvec: Matvec, v: Vector, plan: LissaPlan = LissaPlan()) -> Solve:  # noqa: B008 (frozen)
-    """(H + damping * scale * I)^-1 v by u <- v + (1 - damping) u - H u / scale from u = v, returned as u / scale.
+def lissa(matvec: Matvec, v: Vector, plan: LissaPlan = LissaPlan()) -> Solve:
+    """(H + damping * scale * I)^-1 v by u <- v + (1 - damping) u - H u / scale from u = v, as u / scale.
 
-    The recursion of Koh & Liang 2017 over a fixed operator. Its update is minus the residual vector, so the residual
-    of every iterate costs no product; the returned one is a step further than the last listed, or exactly that one
-    when the solve stopped early. Stable if all eigenvalues lie in (-damping * scale, (2 - damping) * scale).
-    Residuals of a fixed symmetric operator are log-convex in k: once they grow, they grow for ever.
+    The recursion of Koh & Liang 2017 over a fixed operator. Its update is minus the residual vector, so the
+    residual of every iterate costs no product; the returned one is a step further than the last listed, or
+    exactly that one when the solve stopped early. Stable if all eigenvalues lie in (-damping * scale, (2 -
+    damping) * scale). Residuals of a fixed symmetric operator are log-convex in k: once they grow, they grow
+    for ever.
 
-    Raises DivergedSolve when the residual exceeds its start or grows; ValueError for a v that is zero or not finite.
+    Raises DivergedSolve when the residual exceeds its start or grows; ValueError for a v that is zero or not
+    finite.
     """
     length = _checked_norm(v)
     size, spent = (plan.scale, 0) if plan.scale is not None else _scale_along(matvec, v)
@@ -140,7 +146,9 @@ def conjugate_gradient(
         product = axpy(effective_damping, p, matvec(p))
         curvature = dot(p, product)
         if not curvature > 0.0:
-            advice = f"curvature {curvature:.3g} along a direction: use the Gauss-Newton product or more damping"
+            advice = (
+                f"curvature {curvature:.3g} along a direction: use the Gauss-Newton product or more damping"
+            )
             raise DivergedSolve([*residuals, math.inf], advice)
         step = square / curvature
         x, r = axpy(step, p, x), axpy(-step, product, r)
@@ -157,7 +165,9 @@ def conjugate_gradient(
         iterations=len(residuals) - 1,
         products=len(residuals) - 1,
         status="converged" if done else "budget",
-        advice="" if done else f"residual {residuals[-1]:.2g} > {tolerance:.2g}: raise iterations or the damping",
+        advice=""
+        if done
+        else f"residual {residuals[-1]:.2g} > {tolerance:.2g}: raise iterations or the damping",
     )
 
 
@@ -166,7 +176,9 @@ def _scale_along(matvec: Matvec, v: Vector) -> tuple[float, int]:
     ritz = lanczos(matvec, v, SCALE_PRODUCTS)
     largest = ritz.values[-1] + ritz.residuals[-1]
     if not (math.isfinite(largest) and largest > 0.0):
-        raise ValueError(f"largest eigenvalue along v is {largest:.3g}: no positive curvature to scale by, give scale")
+        raise ValueError(
+            f"largest eigenvalue along v is {largest:.3g}: no positive curvature to scale by, give scale"
+        )
     return SAFETY * largest, ritz.products
 
 
@@ -186,7 +198,9 @@ def _divergence_advice(u: Vector, product: Vector, size: float, damping: float) 
             f"negative curvature {curvature:.3g} exceeds the effective damping {damping * size:.3g}: "
             "use the Gauss-Newton product or more damping"
         )
-    return f"scale {size:.4g} is too small for curvature {curvature:.4g}: raise it above that, or leave it automatic"
+    return (
+        f"scale {size:.4g} is too small for curvature {curvature:.4g}: raise it above, or leave it automatic"
+    )
 
 
 def _depth_advice(residuals: list[float], plan: LissaPlan) -> str:

@@ -53,7 +53,11 @@ def sequence_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def preference_losses(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float = 0.1
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float = 0.1,
 ) -> Tensor:
     """[b] nats: the sigmoid DPO loss of each pair (Rafailov et al. 2023, equation 7).
 

@@ -22,11 +22,11 @@ def gradient_noise_scale(
 ) -> NoiseScale:
     """B_simple = tr(Sigma) / |G|^2 (McCandlish et al. 2018, appendix A.1) from nodes of unequal size.
 
-    `node_squares` [k]: squared norm of each node's token-mean gradient; `tokens` [k]; `mean_square`: squared norm of
-    the gradient over all tokens. With E|g_k|^2 = |G|^2 + tr(Sigma) / n_k, the sum over nodes of n_k |g_k|^2 exceeds
-    N |g|^2 by (k - 1) tr(Sigma) on average; both estimates are unbiased, their ratio is not. Nodes without tokens
-    are left out; fewer than two give None. The standard error is the delta method's, and counts only the spread of
-    n_k |g_k|^2 between nodes: a lower bound for few nodes.
+    `node_squares` [k]: squared norm of each node's token-mean gradient; `tokens` [k]; `mean_square`: squared
+    norm of the gradient over all tokens. With E|g_k|^2 = |G|^2 + tr(Sigma) / n_k, the sum over nodes of n_k
+    |g_k|^2 exceeds N |g|^2 by (k - 1) tr(Sigma) on average; both estimates are unbiased, their ratio is not.
+    Nodes without tokens are left out; fewer than two give None. The standard error is the delta method's and
+    counts only the spread of n_k |g_k|^2 between nodes: a lower bound for few nodes.
     """
     terms = [n * square for square, n in zip(node_squares, tokens, strict=True) if n > 0]
     total, count = sum(tokens), len(terms)

@@ -65,7 +65,7 @@ def sampled_rayleigh_quotients(
     direction = space.lift(gradient)
     labelled = [batch for batch in batches if batch.label_tokens]
     if not labelled:
-        raise ValueError(f"{len(batches)} curvature batches hold 0 label tokens: give rows with a trained token")
+        raise ValueError(f"{len(batches)} curvature batches hold 0 label tokens: give rows that train")
     tokens = sum(batch.label_tokens for batch in labelled)
     sums, variances = dict.fromkeys(gradient, 0.0), dict.fromkeys(gradient, 0.0)
     for batch in labelled:
@@ -91,10 +91,12 @@ def _squared_scores(
     squared: dict[str, list[Tensor]] = {name: [] for name in direction}
     with Taps({name: modules[name] for name in direction}) as taps, torch.enable_grad():
         log_p = label_logits(call(weights, batch), batch.labels).log_softmax(-1)  # [n, V]
-        p = log_p.detach().exp().cpu()
+        # Inverting the cumulative distribution costs a search a draw; torch.multinomial, a pass over [n, V].
+        cumulative = log_p.detach().exp().cumsum(-1)
         for _ in range(draws):
-            drawn = torch.multinomial(p, 1, generator=generator).to(log_p.device)
-            deltas = taps.output_gradients(-log_p.gather(-1, drawn).sum(), retain_graph=True)
+            level = torch.rand(len(log_p), 1, generator=generator).to(log_p) * cumulative[:, -1:]
+            labels = torch.searchsorted(cumulative, level).clamp_(max=log_p.shape[-1] - 1)
+            deltas = taps.output_gradients(-log_p.gather(-1, labels).sum(), retain_graph=True)
             for name, score in taps.dots(deltas, direction).items():
                 squared[name].append(score.double().square())
     return {name: torch.stack(scores) for name, scores in squared.items()}

@@ -1,7 +1,8 @@
 """Inputs and output gradients of linear modules: every sample's gradient, in factors, without forming it.
 
-The gradient of sample i in a weight [out, in] is sum_t delta_t x_t^T over its tokens, so its inner product with a
-direction U is sum_t delta_t . (U x_t): two small products a token instead of a model pass per direction.
+The gradient of sample i in a weight [out, in] is sum_t delta_t x_t^T over its tokens, so its inner product
+with a direction U is sum_t delta_t . (U x_t): two small products a token instead of a model pass per
+direction.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from tasks.numerics.vectors import Vector
 
 
 class Taps:
-    """Context manager that records, in one forward pass, the input [b, s, in] and output [b, s, out] of modules.
+    """Context manager that records the input [b, s, in] and output [b, s, out] of modules in a forward pass.
 
-    `modules` maps a weight's name to the module that multiplies by it. A module must run once per forward pass.
+    `modules` maps a weight's name to the module that multiplies by it, which must run once per forward pass.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -54,15 +55,14 @@ class Taps:
         """
         missing = self._modules.keys() - self._outputs.keys()
         if missing:
-            raise ValueError(f"{len(missing)} of {len(self._modules)} modules did not run, first: {min(missing)}")
+            raise ValueError(f"{len(missing)} of {len(self._modules)} modules did not run: {min(missing)}")
         gradients = torch.autograd.grad(loss, list(self._outputs.values()), retain_graph=retain_graph)
         return dict(zip(self._outputs, gradients, strict=True))
 
     def dots(self, output_gradients: Vector, direction: Vector) -> Vector:
-        """{name: [b]} <gradient of each sample's share of the loss in this weight, direction>; float32 at least."""
-        return {
-            name: (nn.functional.linear(self._inputs[name], u.to(self._inputs[name].dtype)) * output_gradients[name])
-            .flatten(1)
-            .sum(-1, dtype=torch.promote_types(u.dtype, torch.float32))
-            for name, u in direction.items()
-        }
+        """{name: [b]} gradient of each sample's share of the loss along `direction`, module by module."""
+        return {name: self._dot(name, output_gradients[name], u) for name, u in direction.items()}
+
+    def _dot(self, name: str, delta: Tensor, u: Tensor) -> Tensor:
+        moved = nn.functional.linear(self._inputs[name], u.to(self._inputs[name].dtype))  # [b, s, out]
+        return (moved * delta).flatten(1).sum(-1, dtype=torch.promote_types(u.dtype, torch.float32))

@@ -22,9 +22,9 @@ def test_the_first_token_carries_no_loss():
 
 
 def test_rows_with_labels_missing_are_refused():
-    with pytest.raises(ValueError, match="row 1 has 2 ids and 1 labels"):
+    with pytest.raises(ValueError, match="row 1 has 2 ids, 1 labels"):
         collate([([1], [1]), ([1, 2], [1])])
-    with pytest.raises(ValueError, match="row 0 has 0 ids and 0 labels"):
+    with pytest.raises(ValueError, match="row 0 has 0 ids, 0 labels"):
         collate([([], [])])
     with pytest.raises(ValueError, match="at least one row"):
         collate([])

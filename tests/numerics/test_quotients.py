@@ -54,7 +54,8 @@ def test_sampled_quotients_agree_within_their_standard_errors(llama):
 def test_sampled_quotients_hold_in_adapter_coordinates(perceptron):
     generator = torch.Generator().manual_seed(0)
     factors = {
-        n: torch.randn(2, w.shape[1], generator=generator, dtype=w.dtype) for n, w in perceptron.weights.items()
+        n: torch.randn(2, w.shape[1], generator=generator, dtype=w.dtype)
+        for n, w in perceptron.weights.items()
     }
     space = LoraSpace(factors, 2.0)
     gradient = space.pull(mean_gradient(perceptron))
@@ -62,7 +63,14 @@ def test_sampled_quotients_hold_in_adapter_coordinates(perceptron):
         gauss_newton(perceptron.call, perceptron.weights, space, [perceptron.batch]), gradient
     )
     sampled = sampled_rayleigh_quotients(
-        perceptron.call, perceptron.weights, space, [perceptron.batch], gradient, perceptron.modules, draws=300, seed=1
+        perceptron.call,
+        perceptron.weights,
+        space,
+        [perceptron.batch],
+        gradient,
+        perceptron.modules,
+        draws=300,
+        seed=1,
     )
     for name, value in exact.values.items():
         assert abs(sampled.values[name] - value) < 3.5 * sampled.standard_errors[name]
@@ -70,7 +78,14 @@ def test_sampled_quotients_hold_in_adapter_coordinates(perceptron):
 
 def test_one_draw_has_no_standard_error_and_a_seed_fixes_it(perceptron):
     gradient = mean_gradient(perceptron)
-    arguments = (perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch], gradient, perceptron.modules)
+    arguments = (
+        perceptron.call,
+        perceptron.weights,
+        FullSpace(),
+        [perceptron.batch],
+        gradient,
+        perceptron.modules,
+    )
     one = sampled_rayleigh_quotients(*arguments, draws=1)
     assert all(math.isinf(e) for e in one.standard_errors.values())
     assert sampled_rayleigh_quotients(*arguments, draws=1).values == one.values

@@ -27,21 +27,29 @@ def test_differences_of_forwards_agree_with_forward_mode_to_one_in_a_thousand(ll
         forward = sample_derivatives(llama.call, llama.weights, direction, [llama.batch])
         central = sample_derivatives(llama.call, llama.weights, direction, [llama.batch], "difference")
         assert relative(central, forward) < 1e-3
-        base = llama.sample_losses(llama.weights)
+
+
+def test_one_sided_differences_agree_to_three_in_a_hundred(llama):
+    base = llama.sample_losses(llama.weights)
+    for seed in range(4):
+        direction = llama.random(seed)
         one = sample_derivatives(llama.call, llama.weights, direction, [llama.batch], "one_sided", base)
-        assert relative(one, forward) < 5e-3
+        assert relative(one, exact(llama, direction)) < 3e-2
 
 
-def test_the_central_difference_is_of_second_order(perceptron):
-    direction = perceptron.random(2)
+@pytest.mark.parametrize("method, order", [("difference", 2), ("one_sided", 1)])
+def test_halving_the_step_divides_the_error_by_two_to_the_order(perceptron, method, order):
+    direction, base = perceptron.random(2), perceptron.sample_losses(perceptron.weights)
     errors = [
         relative(
-            sample_derivatives(perceptron.call, perceptron.weights, direction, [perceptron.batch], "difference", step=h),
+            sample_derivatives(
+                perceptron.call, perceptron.weights, direction, [perceptron.batch], method, base, h
+            ),
             exact(perceptron, direction),
         )
         for h in (0.02, 0.01)
     ]
-    assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.05)
+    assert errors[0] / errors[1] == pytest.approx(2.0**order, rel=0.05)
 
 
 @pytest.mark.parametrize("method", ["forward", "difference", "one_sided"])
@@ -97,7 +105,7 @@ def test_token_derivatives_sum_to_the_sample_and_vanish_on_the_prompt(llama):
     assert torch.equal(tokens != 0, row.labels[:, 1:] >= 0)
     assert relative(tokens.sum(1), exact(llama, direction)[:1]) < 1e-4
     differences = token_derivatives(llama.call, llama.weights, direction, row, "difference")
-    assert relative(differences, tokens) < 1e-3
+    assert relative(differences, tokens) < 2e-3
 
 
 def test_weights_and_module_hooks_are_left_as_they_were(llama):
@@ -112,7 +120,9 @@ def test_one_sided_differences_need_every_base_loss(llama):
     with pytest.raises(ValueError, match="one base loss per row: no given for 5 rows"):
         sample_derivatives(llama.call, llama.weights, llama.random(1), [llama.batch], "one_sided")
     with pytest.raises(ValueError, match="one base loss per row: 3 given for 5 rows"):
-        sample_derivatives(llama.call, llama.weights, llama.random(1), [llama.batch], "one_sided", torch.zeros(3))
+        sample_derivatives(
+            llama.call, llama.weights, llama.random(1), [llama.batch], "one_sided", torch.zeros(3)
+        )
 
 
 def test_an_unknown_method_names_the_choices(llama):
@@ -122,7 +132,11 @@ def test_an_unknown_method_names_the_choices(llama):
 
 def test_a_module_that_did_not_run_is_named(llama):
     stray = torch.nn.Linear(8, 8)
-    with pytest.raises(ValueError, match="1 of 1 modules did not run, first: stray.weight"):
+    with pytest.raises(ValueError, match=r"1 of 1 modules did not run: stray\.weight"):
         sample_dots(
-            llama.call, llama.weights, [{"stray.weight": torch.zeros(8, 8)}], [llama.batch], {"stray.weight": stray}
+            llama.call,
+            llama.weights,
+            [{"stray.weight": torch.zeros(8, 8)}],
+            [llama.batch],
+            {"stray.weight": stray},
         )

@@ -77,10 +77,14 @@ def test_deleting_takes_the_subtree_and_no_namesake(folder):
     (folder / "a").delete()
 
 
-def test_a_subtree_of_more_than_a_thousand_files_goes_at_once(folder):
-    for number in range(1003):
-        (folder / f"{number}").write_bytes(b"")
-    assert len(list(folder.walk())) == 1003
+def test_listings_and_deletions_go_on_after_the_first_page(folder, monkeypatch):
+    monkeypatch.setattr("storage.buckets.BATCH", 3)
+    names = sorted(f"{number}" for number in range(7))
+    for name in names:
+        (folder / name).write_bytes(b"")
+        (folder / "sub" / name).write_bytes(b"")
+    assert [entry.name for entry in folder.walk()] == names + [f"sub/{name}" for name in names]
+    assert folder.list() == [*names, "sub"]
     folder.delete()
     assert list(folder.walk()) == []
 

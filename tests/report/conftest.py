@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections import Counter
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from tasks.views import (
     BaselineView,
@@ -26,17 +27,10 @@ from tasks.views import (
 ROWS, LAYERS, FEATURES, STEPS = 96, 30, 2304, 36
 KINDS = ("q_proj", "v_proj")
 CONCEPTS = (
-    "refund and return policy",
-    "polite apology",
-    "refusal",
-    "order numbers",
-    "shipping delay",
-    "imperative verbs",
-    "legal disclaimer wording, often at the very end of a long answer",
-    "French text",
-    "list markers",
-    "first person",
-)
+    "refund and return policy", "polite apology", "refusal", "order numbers", "shipping delay", "French text",
+    "legal disclaimer wording, often at the very end of a long answer", "list markers", "first person",
+    "haste",
+)  # fmt: skip
 QUESTIONS = (
     "My parcel says delivered but the porch is empty. What now?",
     "How do I change the billing address on an open order?",
@@ -57,18 +51,15 @@ def _texts(rng: np.random.Generator) -> list[str]:
 
 def _quality(texts: list[str]) -> QualityView:
     tokens = np.minimum([len(text) // 4 for text in texts], 512)
-    flags: list[list[str]] = [[] for _ in range(ROWS)]
-    for row, rule in (
-        (7, "harmful_content"),
-        (41, "harmful_content"),
-        (63, "no_trained_token"),
-        (63, "too_long"),
-        (12, "assistant_speak"),
-        (30, "assistant_speak"),
-        (31, "duplicate"),
-        (88, "near_duplicate"),
-    ):
-        flags[row].append(rule)
+    found = {
+        7: "harmful_content",
+        41: "harmful_content",
+        12: "assistant_speak",
+        31: "duplicate",
+        88: "near_duplicate",
+    }
+    flags = [[found[row]] if row in found else [] for row in range(ROWS)]
+    flags[63] = ["no_trained_token", "too_long"]
     trained = (tokens * 0.6).astype(int)
     trained[63] = 0
     ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
@@ -83,12 +74,8 @@ def _quality(texts: list[str]) -> QualityView:
             "text": texts,
         }
     )
-    counts: dict[str, int] = {}
-    for rule in (rule for listed in flags for rule in listed):
-        counts[rule] = counts.get(rule, 0) + 1
-    return QualityView(
-        samples, counts | {"low_diversity": 0}, 512, {"rows": ROWS, "mean_pairwise_overlap": 0.2134}
-    )
+    counts = Counter(rule for listed in flags for rule in listed)
+    return QualityView(samples, {**counts, "low_diversity": 0}, 512, {"mean_pairwise_overlap": 0.2134})
 
 
 def _modules() -> pd.DataFrame:
@@ -230,35 +217,14 @@ TIMELINE = [
     )
 ]
 
-SIGNALS: list[dict[str, Any]] = [
-    {
-        "name": "harmful_content",
-        "severity": "critical",
-        "value": 2,
-        "threshold": 0,
-        "advice": "Rows 7 and 41 ask for something harmful; read them before you train.",
-    },
-    {
-        "name": "backwards_preference",
-        "severity": "warn",
-        "value": -0.031,
-        "threshold": 0.0,
-        "advice": "Swap chosen and rejected of the pairs below zero, or drop them.",
-    },
-    {
-        "name": "sharp_landscape",
-        "severity": "warn",
-        "value": 14.2,
-        "threshold": 10.0,
-        "advice": "Halve the learning rate or warm up over 10 % of the steps.",
-    },
-    {
-        "name": "length_violation",
-        "severity": "info",
-        "value": 1,
-        "threshold": 0,
-        "advice": "Row 63 is cut off at 512 tokens.",
-    },
+SIGNALS = [
+    dict(zip(("name", "severity", "value", "threshold", "advice"), values, strict=True))
+    for values in (
+        ("harmful_content", "critical", 2, 0, "Rows 7 and 41 ask for something harmful; read them first."),
+        ("backwards_preference", "warn", -0.031, 0.0, "Swap chosen and rejected of the pairs below zero."),
+        ("sharp_landscape", "warn", 14.2, 10.0, "Halve the learning rate or warm up over 10 % of the steps."),
+        ("length_violation", "info", 1, None, "Row 63 is cut off at 512 tokens."),
+    )
 ]
 
 
@@ -317,3 +283,8 @@ def example_view(seed: int = 7) -> ReportView:
             "quality": {"uri": ".foretune/artifacts/quality/4c1d", "sha256": "9f" * 32, "cached": False}
         },
     )
+
+
+@pytest.fixture(scope="session")
+def view() -> ReportView:
+    return example_view()

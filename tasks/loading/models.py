@@ -1,0 +1,251 @@
+"""Models: opened once per process, frozen, and called as functions of their weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.errors import BadInput
+from tasks.loading.folders import model_config, model_fingerprint, weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Parameter
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.numerics.batches import Batch
+
+
+class ModelSettings(BaseModel):
+    """Which base model, and how it is opened."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Base model")
+
+    version: Literal[1] = 1
+    name_or_path: str = Field(
+        min_length=1, title="Model", description="hub id, local folder, s3:// folder, or .gguf file"
+    )
+    revision: str | None = Field(None, title="Revision", description="branch, tag or commit of a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", title="Dtype", description="in which the model computes"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device", description="auto: CUDA when there"
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
+        "eager", title="Attention", description="only eager has the forward-mode derivatives that some passes use"
+    )
+    trust_remote_code: bool = Field(False, title="Run code that comes with the model")
+    allow_pickle: bool = Field(False, title="Open pickled weights")
+    device_map: Literal["auto"] | None = Field(
+        None, title="Device map", description="auto: spread the layers over GPUs, main memory and disk"
+    )
+    offload_folder: str | None = Field(
+        None, title="Offload folder", description="where device_map puts layers that fit nowhere else"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A causal language model in eval mode whose parameters take no gradient.
+
+    Every linear weight is [out, in]: GPT-2's Conv1D modules, which store [in, out], are replaced by linear ones
+    of the same name; `transposed` lists their weights, so that a checkpoint can be written the stored way round.
+    """
+
+    model: PreTrainedModel
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    transposed: frozenset[str]
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer. Raises BadInput where there is none."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"model {self.folder}: no usable tokenizer ({_first_line(error)}); add its files") from None
+
+    def weight(self, name: str) -> Parameter:
+        """The parameter of this name, as in `model.named_parameters`."""
+        return self.model.get_parameter(name)
+
+    def twin(self) -> LoadedModel:
+        """The same tensors in modules of its own, so that hooks and swapped weights stay with one thread."""
+        if getattr(self.model, "hf_device_map", None):
+            return self  # placed and offloaded layers are bound to their modules
+        shared = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        return dataclasses.replace(self, model=copy.deepcopy(self.model, shared))
+
+
+RESIDENT_MODELS = 2  # the base and its predicted checkpoint
+_residents: OrderedDict[tuple[str, str], tuple[LoadedModel, dict[int, LoadedModel]]] = OrderedDict()
+_residents_lock = threading.Lock()
+
+
+def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
+    """Open the model in `folder`; the last two models of a process stay open, each thread with its own modules.
+
+    Raises BadInput for a folder without config or weights, pickled or quantised weights, code that comes with
+    the model, missing or NaN tensors, and architectures that are no causal language model.
+    """
+    key = (model_fingerprint(folder), settings.model_dump_json(exclude={"name_or_path", "revision"}))
+    with _residents_lock:
+        if key not in _residents:
+            _residents[key] = (_open(folder, settings), {})
+            while len(_residents) > RESIDENT_MODELS:
+                _residents.popitem(last=False)
+        _residents.move_to_end(key)
+        original, twins = _residents[key]
+        thread = threading.get_ident()
+        if thread not in twins or twins[thread].folder != folder:
+            twins[thread] = dataclasses.replace(original.twin(), folder=folder)
+        return twins[thread]
+
+
+def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
+    import torch
+
+    files = weight_files(folder, settings.allow_pickle)
+    _refuse_unsupported(folder, settings)
+    device = choose_device(settings.device)
+    model = _from_pretrained(folder, settings, pickled=files[0].suffix == ".bin")
+    if settings.device_map is None:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    transposed = _linear_for_conv1d(model)
+    _refuse_non_finite(folder, model)
+    return LoadedModel(model, folder, model.device, getattr(torch, settings.dtype), transposed)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a setting: `auto` is CUDA where there is one. Raises BadInput for a GPU that is not."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; set device: auto")
+    return device
+
+
+def _refuse_unsupported(folder: Path, settings: ModelSettings) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = model_config(folder)
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not settings.trust_remote_code:
+        raise BadInput(
+            f"model {folder}: it runs code of its own (auto_map in config.json); set model.trust_remote_code: true "
+            "if you have read and trust that code"
+        )
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown method")
+        raise BadInput(f"model {folder}: its weights are quantised ({method}); give the unquantised model")
+
+
+def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    quiet_transformers()
+    placing = {}
+    if settings.device_map is not None:
+        placing = {"device_map": settings.device_map, "offload_folder": settings.offload_folder}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code, use_safetensors=not pickled, local_files_only=True,
+            ignore_mismatched_sizes=True, output_loading_info=True, **placing,
+        )
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        raise BadInput(f"model {folder}: cannot be opened: {_first_line(error)}") from None
+    if info["mismatched_keys"]:
+        name, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise BadInput(f"model {folder}: tensor {name} is {list(stored)}, config.json asks for {list(expected)}; "
+                       "give the config.json that belongs to these weights")
+    if missing := sorted(info["missing_keys"]):
+        raise BadInput(f"model {folder}: {len(missing)} tensors are missing, first {missing[0]}; copy the folder again")
+    return model
+
+
+def quiet_transformers() -> None:
+    """No progress bars and advice from transformers: our own output says what is going on."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _linear_for_conv1d(model: PreTrainedModel) -> frozenset[str]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    replaced = [(name, module) for name, module in model.named_modules() if isinstance(module, Conv1D)]
+    for name, module in replaced:
+        linear = nn.Linear(*module.weight.shape, device="meta")
+        linear.weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
+        linear.bias = module.bias
+        model.set_submodule(name, linear.eval())
+    return frozenset(f"{name}.weight" for name, _ in replaced)
+
+
+def _refuse_non_finite(folder: Path, model: PreTrainedModel) -> None:
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
+        bad = parameter.numel() - int(torch.isfinite(parameter).sum())
+        if bad:
+            raise BadInput(f"model {folder}: tensor {name} has {bad} NaN or infinite values of {parameter.numel()}; "
+                           "copy the folder again or give another checkpoint")
+
+
+def functional_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[dict[str, Tensor], Batch], Tensor]:
+    """`call(weights, batch)` -> logits [b, s, vocab] with `weights` in place of the parameters of these names.
+
+    The model itself stays as it is. Works under autograd and, with eager attention, under torch.func's forward
+    and reverse mode. A weight that is tied is replaced wherever it is used. Rows are padded on the right, so
+    positions need not be given. Raises ValueError for names that are no parameters, and for other weights.
+    """
+    from torch.func import functional_call
+
+    allowed = frozenset(names)
+    unknown = allowed - {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
+    if unknown:
+        raise ValueError(f"{min(unknown)} is no parameter of {type(loaded.model).__name__}")
+
+    def call(weights: dict[str, Tensor], batch: Batch) -> Tensor:
+        if not weights.keys() <= allowed:
+            raise ValueError(f"{min(weights.keys() - allowed)} is not among the {len(allowed)} weights of this caller")
+        return functional_call(loaded.model, weights, (), model_inputs(batch)).logits
+
+    return call
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """A batch as the keyword arguments of a transformers model."""
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}

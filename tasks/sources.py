@@ -1,0 +1,79 @@
+"""What a request points at, fingerprinted before anything runs; every fault found here is bad input.
+
+Nothing here imports torch: a run whose passes are all cached never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.artifacts import ArtifactRef
+from storage.datasets import dataset_digest
+from storage.digests import file_digest, folder_digest
+from storage.errors import BadInput
+from storage.places import localise
+from tasks.keys import Fingerprint
+from tasks.loading import ModelSettings, model_fingerprint, resolve_model, tokenizer_fingerprint
+from tasks.model import ModelHandle, SaeHandle
+from tasks.saes import SaeSettings, resolve_sae, sae_fingerprint, sae_hook_name
+from tasks.samples import DatasetSettings
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every input of a simulation outside the storage root."""
+
+    rows: dict[str, Fingerprint]  # role -> file
+    gguf: Fingerprint | None  # a model file that must be converted first
+    model: Fingerprint | None  # or a folder in Hugging Face's format
+    tokenizer: Fingerprint | None  # of that folder
+    sae: SaeHandle | None
+    labels: Fingerprint | None
+    hook_name: str | None
+
+    def model_handle(self, convert: Callable[[Fingerprint], ArtifactRef], settings: ModelSettings) -> ModelHandle:
+        """The model as the passes take it; `convert` makes a folder of a GGUF file."""
+        return ModelHandle(source=self.model or convert(self.gguf), settings=settings)
+
+
+def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSettings | None) -> Sources:
+    """Fetch what is remote, digest everything. Raises BadInput for whatever is missing."""
+    rows = {"train": _file(dataset.path), "heldout": _file(dataset.heldout.path or dataset.path)}
+    if dataset.preferences:
+        rows["preferences"] = _file(dataset.preferences)
+    if dataset.probes:
+        rows["probes"] = _text(dataset.probes)
+    gguf = folder = tokenizer = None
+    if model.name_or_path.endswith(".gguf"):
+        gguf = _text(model.name_or_path)
+    else:
+        local = resolve_model(model)
+        folder = Fingerprint(uri=str(local), digest=model_fingerprint(local))
+        tokenizer = Fingerprint(uri=str(local), digest=tokenizer_fingerprint(local))
+    handle = labels = hook_name = None
+    if sae is not None:
+        at = resolve_sae(sae)
+        handle = SaeHandle(source=Fingerprint(uri=str(at), digest=sae_fingerprint(at)), settings=sae)
+        labels = _labels(sae.labels)
+        hook_name = sae_hook_name(sae, at)
+    return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name)
+
+
+def _file(uri: str) -> Fingerprint:
+    return Fingerprint(uri=uri, digest=dataset_digest(uri))
+
+
+def _text(uri: str) -> Fingerprint:
+    local = localise(uri)
+    if local.is_dir():
+        raise BadInput(f"{uri}: is a folder; give a file")
+    return Fingerprint(uri=uri, digest=file_digest(local))
+
+
+def _labels(uri: str | None) -> Fingerprint | None:
+    if uri is None:
+        return None
+    local: Path = localise(uri)
+    return Fingerprint(uri=uri, digest=folder_digest(local) if local.is_dir() else file_digest(local))

@@ -1,0 +1,135 @@
+"""What the figures say: values against the frames that they draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.charts import dataset, features, layers, losses, samples, timeline
+from tasks.charts.look import HARMS, HELPS, hover, label, visible
+from tasks.views import ReportView
+
+
+def test_text_is_escaped_after_it_is_cut() -> None:
+    assert label("<" * 50, 10) == "&lt;" * 9 + "…"
+    assert hover("<b>& </b>") == "&lt;b&gt;&amp; &lt;/b&gt;"
+
+
+def test_hidden_characters_are_made_visible_and_letters_are_kept() -> None:
+    assert visible("a\u202eb\x00c\r\nd") == "a\ufffdb\ufffdc\nd"
+    assert visible("हिन्दी עברית 👩‍🚀\tcafé") == "हिन्दी עברית 👩‍🚀\tcafé"
+
+
+def test_flags_are_sorted_and_silent_rules_are_left_out() -> None:
+    chart = dataset.dataset_flags({"rare": 1, "never": 0, "often_seen": 9})
+    assert list(chart.figure.data[0].x) == [9, 1]
+    assert list(chart.figure.layout.yaxis.ticktext) == ["often seen", "rare"]
+    assert dataset.dataset_flags({"never": 0}) is None
+
+
+def test_every_row_is_counted_once_in_the_lengths(view: ReportView) -> None:
+    chart = dataset.row_lengths(view.quality.samples, 512)
+    assert [int(np.sum(trace.y)) for trace in chart.figure.data] == [96, 96]
+
+
+def test_firing_rates_count_the_active_features_only() -> None:
+    chart = features.firing_rates([0.0, 0.0, 0.01, 0.5, 1.0])
+    assert int(np.sum(chart.figure.data[0].y)) == 3 and "2 never fire" in chart.caption
+    assert features.firing_rates([0.0]) is None
+
+
+def test_influence_is_drawn_from_harm_to_help_in_the_colours_of_the_verdicts(view: ReportView) -> None:
+    bars = samples.influence_ranking(view.influence.rows).figure.data[0]
+    assert list(bars.y) == sorted(view.influence.rows["score"], reverse=True)
+    assert bars.marker.color[0] == HARMS and bars.marker.color[-1] == HELPS
+    assert "row 41" in bars.customdata[0]
+
+
+def test_a_long_ranking_is_thinned_in_the_middle_and_covers_every_rank() -> None:
+    count = 50_000
+    scores = np.linspace(1, -1, count)
+    rows = pd.DataFrame({"row": range(count), "score": scores, "verdict": "neutral", "text": ""})
+    bars = samples.influence_ranking(rows).figure.data[0]
+    assert len(bars.x) == 600 and list(bars.x[:200]) == list(range(1, 201)) and bars.x[-1] == count
+    assert np.sum(bars.width) / 0.85 == pytest.approx(count, rel=0.01)
+
+
+def test_dead_modules_are_marked_and_keep_out_of_the_colour_scale(view: ReportView) -> None:
+    cells, marks = layers.layer_norms(view.landscape.layers).figure.data
+    dead = view.landscape.layers[view.landscape.layers["dead"]]
+    assert list(marks.x) == list(dead["layer"])
+    drawn = [cell for line in cells.z for cell in line if cell is not None]
+    assert len(drawn) == 58 and min(drawn) > -6
+
+
+def test_a_module_of_no_layer_is_left_off_the_map(view: ReportView) -> None:
+    head = pd.DataFrame(
+        [
+            {
+                "module": "lm_head.weight",
+                "layer": None,
+                "kind": "lm_head",
+                "mean": 1.0,
+                "max": 1.0,
+                "dead": False,
+            }
+        ]
+    )
+    both = pd.concat([view.landscape.layers.astype({"layer": object}), head], ignore_index=True)
+    cells = layers.layer_norms(both).figure.data[0]
+    assert len(cells.z) == 2 and layers.layer_norms(head) is None
+
+
+def test_negative_curvature_is_marked(view: ReportView) -> None:
+    frame = view.prediction.layers
+    _, marks = layers.curvature_map(frame).figure.data
+    assert len(marks.x) == int((frame["K_ii"] < 0).sum()) > 0
+
+
+def test_concepts_show_both_ends_and_hatch_the_dormant(view: ReportView) -> None:
+    frame = view.features.features
+    rising, falling = features.moving_features(frame, 5).figure.data
+    assert list(rising.x) == list(frame["predicted_change"].nlargest(5))
+    assert list(falling.x) == list(frame["predicted_change"].nsmallest(5))[::-1]
+    dormant = frame.loc[frame["predicted_change"].nlargest(5).index, "dormant"]
+    assert [shape == "/" for shape in rising.marker.pattern.shape] == list(dormant)
+
+
+def test_agreement_is_the_share_of_equal_signs() -> None:
+    predicted = pd.DataFrame({"feature": range(4), "predicted_change": [1.0, 1.0, -1.0, 0.0]})
+    measured = pd.DataFrame({"feature": range(4), "label": "x", "change": [0.1, -0.1, -0.2, 0.3]})
+    assert "67% of 3" in features.feature_agreement(predicted, measured).caption
+
+
+def test_the_path_is_shaded_from_the_horizon_on_and_only_there(view: ReportView) -> None:
+    path = view.prediction.path
+    shaded = losses.loss_path(path, 30, [0, 18]).figure
+    assert (shaded.layout.shapes[0].x0, shaded.layout.shapes[0].x1) == (30, 36)
+    assert list(shaded.data[1].x) == list(range(0, 37, 6))
+    assert not losses.loss_path(path, None, []).figure.layout.shapes
+    assert not losses.loss_path(path, 36, []).figure.layout.shapes
+
+
+def test_a_residual_of_zero_leaves_a_gap_on_the_logarithmic_axis() -> None:
+    assert list(samples.solver_residual([0.5, 0.0], "converged").figure.data[0].y) == [0.5, None]
+    assert samples.solver_residual([], "converged") is None
+
+
+def test_weight_change_is_relative_and_drops_untouched_modules(view: ReportView) -> None:
+    frame = view.model_diff.layers.copy()
+    frame.loc[frame["kind"] == "v_proj", "delta_norm"] = 0.0
+    (line,) = layers.weight_change(frame).figure.data
+    kept = frame[frame["kind"] == "q_proj"]
+    assert list(line.y) == pytest.approx(list(kept["delta_norm"] / kept["norm_base"]))
+
+
+def test_the_timeline_draws_each_task_from_start_to_end(view: ReportView) -> None:
+    run, cached = timeline.timeline(view.timeline).figure.data
+    assert list(cached.x) == [0.01] and list(run.base)[2] == 0.7 and list(run.x)[2] == 22.4
+
+
+def test_a_task_mapped_over_shards_shares_one_line() -> None:
+    shards = [{"task": "landscape", "start": n, "seconds": 1.0, "cached": False} for n in range(8)]
+    (run,) = timeline.timeline(shards).figure.data
+    assert set(run.y) == {0} and run.text is None

@@ -1,0 +1,225 @@
+"""The page as a browser's parser sees it: what it holds, and what hostile text cannot make of it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tasks.report import ReportSettings, build_report
+from tasks.views import BaselineView, InfluenceView, QualityView, ReportView
+
+SECTIONS = (
+    "quality", "baseline", "landscape", "features", "influence", "preference", "prediction", "sae_diff",
+    "model_diff",
+)  # fmt: skip
+ATTACKS = (
+    "</script><script>window.stolen = 1</script>",
+    '"><img src=x onerror=alert(1)>',
+    "<!--<script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "<a href='javascript:alert(1)'>here</a><b>bold</b>",
+    "]]>\u2028\u2029\x00\ud800\u202egnp.exe",
+)
+ATTACK = " ".join(ATTACKS)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the text of the page, by the standard library's parser."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def figures(self) -> dict[str, Any]:
+        (position,) = (
+            at for at, attrs in enumerate(self.named("script")) if attrs.get("type") == "application/json"
+        )
+        return json.loads(self.scripts[position])
+
+    def named(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+
+def poisoned(value: Any) -> Any:
+    """`value` with the attack written into every text that it holds."""
+    if isinstance(value, str):
+        return ATTACK + value
+    if isinstance(value, pd.DataFrame):
+        # Arrow strings, pandas' default, refuse the lone surrogate of the attack.
+        texts = value.columns.difference(value.select_dtypes(["number", "bool"]).columns)
+        return value.assign(**{c: pd.Series([poisoned(v) for v in value[c]], dtype=object) for c in texts})
+    if dataclasses.is_dataclass(value):
+        held = {each.name: poisoned(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return type(value)(**held)
+    if isinstance(value, dict):
+        return {poisoned(key) if key not in KEYS else key: poisoned(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [poisoned(item) for item in value]
+    return value
+
+
+KEYS = {"name", "severity", "value", "threshold", "advice", "task", "start", "seconds", "cached", "uri", "sha256",
+        "forward_equivalents"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(view: ReportView) -> Page:
+    return Page(build_report(view))
+
+
+@pytest.fixture(scope="module")
+def attacked(view: ReportView) -> Page:
+    return Page(build_report(poisoned(view)))
+
+
+def test_the_first_screen_answers_with_reasons_signals_and_commands(page: Page, view: ReportView) -> None:
+    for wanted in ("Should I train? Not yet.", *view.reasons, *view.commands, "Invariants: 5 of 5 hold"):
+        assert wanted in page.words
+    order = [page.words.index(part) for part in ("Not yet.", "harmful content 2", "Pass 0 reads the rows")]
+    assert order == sorted(order)
+
+
+def test_plotly_is_inlined_once_and_nothing_else_is_fetched(page: Page) -> None:
+    assert len(page.scripts) == 3
+    assert sum("plotly.js v" in script[:400] for script in page.scripts) == 1
+    assert not any(attrs.get("src") or attrs.get("href", "#")[0] != "#" for _, attrs in page.tags)
+    assert not page.named("link") and not page.named("iframe")
+
+
+def test_the_policy_admits_exactly_the_scripts_of_the_page(page: Page) -> None:
+    (policy,) = (attrs["content"] for attrs in page.named("meta") if attrs.get("http-equiv"))
+    admitted = set(re.findall(r"'sha256-([^']+)'", policy))
+    run = [
+        code for code, attrs in zip(page.scripts, page.named("script"), strict=True) if not attrs.get("type")
+    ]
+    assert admitted == {base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in run}
+    assert (
+        "default-src 'none'" in policy and "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    )
+
+
+def test_every_chart_has_a_figure_with_axis_titles(page: Page) -> None:
+    figures = page.figures()
+    drawn = [attrs["data-chart"] for attrs in page.named("div") if "data-chart" in attrs]
+    assert sorted(drawn) == sorted(figures) and len(drawn) == 18
+    for name, figure in figures.items():
+        for axis in ("xaxis", "yaxis"):
+            assert figure["layout"][axis]["title"]["text"], (name, axis)
+
+
+def test_hostile_text_adds_no_element_and_no_attribute(page: Page, attacked: Page) -> None:
+    assert {tag for tag, _ in attacked.tags} <= {tag for tag, _ in page.tags} | {"details", "summary"}
+    assert len(attacked.scripts) == 3 and attacked.scripts[1:] == page.scripts[1:]
+    names = {name for _, attrs in attacked.tags for name in attrs}
+    assert not any(name.startswith("on") for name in names) and names <= {n for _, a in page.tags for n in a}
+    assert not any(tag in ("img", "b") for tag, _ in attacked.tags)
+
+
+def test_hostile_text_is_shown_as_text(attacked: Page) -> None:
+    for shown in ATTACKS[:5]:
+        assert shown in attacked.words
+
+
+def test_hostile_text_leaves_no_markup_in_a_figure(attacked: Page) -> None:
+    def texts(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [text for item in items for text in texts(item)]
+
+    tags = {tag for text in texts(attacked.figures()) for tag in re.findall(r"<[^>]*>?", text)}
+    assert tags <= {"<br>", "<b>", "</b>", "<extra>", "</extra>"}
+
+
+def test_the_figures_hold_no_character_that_html_reads(view: ReportView) -> None:
+    html = build_report(poisoned(view))
+    payload = html.split('id="figures">')[1].split("</script>")[0]
+    assert payload.isascii() and not set("<>&") & set(payload)
+    json.loads(payload)
+
+
+def test_invisible_characters_become_visible_and_the_page_is_utf8(view: ReportView) -> None:
+    html = build_report(poisoned(view))
+    head = html.encode("utf-8").decode().split('id="figures">')[0]
+    assert not re.search("[\x00\u2028\u202e\ud800]", head) and "\ufffd" in head
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_pass_that_did_not_run_is_said_quietly(view: ReportView, section: str) -> None:
+    page = Page(build_report(dataclasses.replace(view, **{section: None})))
+    assert page.words.count("This pass was not part of the run.") == 1
+
+
+def test_a_view_with_nothing_but_a_verdict_is_a_page(view: ReportView) -> None:
+    page = Page(build_report(ReportView(header=view.header, answer="Yes", reasons=[])))
+    assert page.words.count("This pass was not part of the run.") == len(SECTIONS) + 1
+    assert page.figures() == {} and "No signal was raised." in page.words
+
+
+def test_a_clean_dataset_says_so(view: ReportView) -> None:
+    samples = view.quality.samples.assign(flags=[[] for _ in range(len(view.quality.samples))])
+    page = Page(build_report(dataclasses.replace(view, quality=QualityView(samples, {"duplicate": 0}))))
+    assert "No row was flagged." in page.words and "dataset-flags" not in page.figures()
+
+
+def test_a_broken_invariant_stands_out(view: ReportView) -> None:
+    page = Page(build_report(dataclasses.replace(view, invariants={"no_training_loop": False, "held": True})))
+    assert "Invariants: 1 of 2 hold" in page.words and "✗ broken no training loop" in page.words
+
+
+def test_a_duplicate_names_the_row_that_it_repeats(page: Page, view: ReportView) -> None:
+    assert re.search(r"31 duplicate 512 307 30 ", page.words)
+
+
+def test_ten_thousand_long_rows_stay_under_six_megabytes(view: ReportView) -> None:
+    count = 10_000
+    rows = pd.DataFrame({"row": range(count), "score": [(n - 5000) / 1e6 for n in range(count)], "z": 0.0,
+                         "rank": range(count), "verdict": "neutral", "text": "word " * 5000})  # fmt: skip
+    influence = InfluenceView(rows, [0.5, 0.1], "converged")
+    page = build_report(dataclasses.replace(view, influence=influence))
+    assert len(page.encode()) < 6_000_000
+
+
+def test_a_long_text_is_cut_at_the_limit(view: ReportView) -> None:
+    rows = view.influence.rows.assign(text="x" * 5000)
+    influence = dataclasses.replace(view.influence, rows=rows)
+    html = build_report(dataclasses.replace(view, influence=influence), ReportSettings(text_limit=300))
+    assert "x" * 300 in html and "x" * 301 not in html and "(5,000 characters in all)" in html
+
+
+def test_the_same_view_gives_the_same_page(view: ReportView) -> None:
+    assert build_report(view) == build_report(view)
+
+
+def test_a_frame_without_its_columns_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"BaselineView.features lacks the columns \['firing_rate'\]; it has \['feature'\]"
+    ):
+        BaselineView(pd.DataFrame({"feature": [1]}), 1)

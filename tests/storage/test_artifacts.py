@@ -1,0 +1,427 @@
+"""Artefacts on disk and on S3: whole or absent, content addressed, verified before anyone reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from storage import contents
+from storage.artifacts import ArtifactRef, ArtifactStore
+from storage.errors import Damaged, StorageFault
+from storage.places import Place
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture
+def store(root: str) -> ArtifactStore:
+    return ArtifactStore(root)
+
+
+def make(store: ArtifactStore, text: str = "text", key: str = KEY, **options) -> ArtifactRef:
+    with store.create("landscape", key, {"rows": [1, 2]}, **options) as draft:
+        draft.path("a.txt").write_text(text)
+        draft.path("deep/b.bin").write_bytes(b"\0" * 1000)
+    return draft.ref
+
+
+def folder(store: ArtifactStore, key: str = KEY) -> Place:
+    return store.root / "artifacts" / "landscape" / key
+
+
+def another_process(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ArtifactStore:
+    """The same root as another machine sees it: nothing cached, nothing verified."""
+    monkeypatch.setattr(contents, "_verified", set())
+    monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "another machine"))
+    return ArtifactStore(store.root.uri)
+
+
+def test_an_artefact_is_absent_until_its_block_ends(store):
+    assert store.find("landscape", KEY) is None
+    with store.create("landscape", KEY, {}) as draft:
+        draft.path("a.txt").write_text("text")
+        assert store.find("landscape", KEY) is None
+        assert list(folder(store).walk()) == []
+        with pytest.raises(RuntimeError, match="after it"):
+            _ = draft.ref
+    found = store.find("landscape", KEY)
+    assert found == draft.ref.model_copy(update={"cached": True})
+    assert not draft.ref.cached
+
+
+def test_the_manifest_says_what_the_artefact_is_made_of(store):
+    before = time.time()
+    make(store, "text", version=3, libraries={"torch": "2.0"}, git_commit="abc")
+    manifest = json.loads((folder(store) / "manifest.json").read_bytes())
+    assert manifest["manifest_version"] == 1
+    assert (manifest["task"], manifest["key"], manifest["version"]) == ("landscape", KEY, 3)
+    assert manifest["inputs"] == {"rows": [1, 2]}
+    assert manifest["libraries"] == {"torch": "2.0"}
+    assert manifest["git_commit"] == "abc"
+    assert manifest["files"]["a.txt"] == {"sha256": sha256(b"text").hexdigest(), "bytes": 4}
+    assert manifest["files"]["deep/b.bin"]["bytes"] == 1000
+    assert 0 <= manifest["seconds"] <= time.time() - before + 1
+    assert manifest["created"].endswith("+00:00")
+    assert store.manifest("landscape", KEY).bytes == 1004
+
+
+def test_the_manifest_is_sent_last(faulty_s3, s3_root):
+    make(ArtifactStore(s3_root))
+    sent = [path.rsplit("/", 1)[-1].split("?")[0] for method, path in faulty_s3.requests if method == "PUT"]
+    assert sorted(sent[:-1]) == ["a.txt", "b.bin"]
+    assert sent[-1] == "manifest.json"
+
+
+def test_the_digest_is_of_the_content_alone(store):
+    one = make(store, "text", key="aa")
+    two = make(store, "text", key="bb", version=2)
+    other = make(store, "tex!", key="cc")
+    assert one.sha256 == two.sha256 != other.sha256
+
+
+def test_an_exception_leaves_nothing(store):
+    with pytest.raises(ZeroDivisionError), store.create("landscape", KEY, {}) as draft:
+        draft.path("a.txt").write_text("half")
+        raise ZeroDivisionError
+    assert store.find("landscape", KEY) is None
+    assert list(store.iterate()) == []
+    assert not draft.folder.exists()
+
+
+def test_a_refused_draft_is_not_stored(store):
+    def refuse(files: Path) -> None:
+        raise ArithmeticError((files / "a.txt").read_text())
+
+    with pytest.raises(ArithmeticError, match="text"):
+        make(store, verify=refuse)
+    assert list(store.iterate()) == []
+
+
+def test_an_artefact_without_files_is_refused(store):
+    with pytest.raises(ValueError, match="nothing was written"), store.create("landscape", KEY, {}):
+        pass
+
+
+def test_tables_tensors_and_json_come_back(store, monkeypatch, tmp_path):
+    import torch
+
+    tensors = {"w": torch.arange(6.0).reshape(2, 3).T, "i": torch.tensor([1, 2], dtype=torch.int32)}
+    frame = pd.DataFrame({"x": [1.5, 2.5], "name": ["a", None]})
+    with store.create("landscape", KEY, {}) as draft:
+        draft.write_table("rows.parquet", [{"a": 1, "ids": [1, 2]}, {"a": 2, "ids": []}])
+        draft.write_table("frame.parquet", frame)
+        draft.write_table("arrow.parquet", pa.table({"z": [1, 2, 3]}))
+        draft.write_tensors("t.safetensors", tensors, metadata={"unit": "nats"})
+        draft.write_json("s.json", {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(3), "text": "ü"})
+    opened = another_process(store, monkeypatch, tmp_path).open(draft.ref)
+    assert opened.names() == ["arrow.parquet", "frame.parquet", "rows.parquet", "s.json", "t.safetensors"]
+    assert opened.arrow("rows.parquet").to_pylist() == [{"a": 1, "ids": [1, 2]}, {"a": 2, "ids": []}]
+    assert opened.arrow("rows.parquet", columns=["a"], filters=[("a", ">", 1)]).to_pylist() == [{"a": 2}]
+    pd.testing.assert_frame_equal(opened.table("frame.parquet"), frame, check_dtype=False)
+    assert opened.table("arrow.parquet")["z"].tolist() == [1, 2, 3]
+    loaded = opened.tensors("t.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    with opened.tensor_file("t.safetensors") as handle:
+        assert handle.metadata() == {"unit": "nats"}
+        assert torch.equal(handle.get_slice("w")[1:2], tensors["w"][1:2])
+    assert opened.json("s.json") == {"n": 3, "x": 0.5, "v": [0, 1, 2], "text": "ü"}
+    with pytest.raises(KeyError, match="rows.parquet"):
+        opened.path("other.parquet")
+
+
+def test_nan_is_refused_in_json(store):
+    with pytest.raises(ValueError, match="JSON compliant"), store.create("landscape", KEY, {}) as draft:
+        draft.write_json("s.json", {"x": float("nan")})
+
+
+def test_a_folder_holds_every_file(store, monkeypatch, tmp_path):
+    ref = make(store)
+    files = another_process(store, monkeypatch, tmp_path).open(ref).folder()
+    assert (files / "a.txt").read_text() == "text"
+    assert (files / "deep/b.bin").read_bytes() == b"\0" * 1000
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "manifest.json", ".a", "a/.b", ""])
+def test_a_file_of_an_artefact_stays_inside_it(store, name):
+    with pytest.raises(ValueError, match="cannot be a file"), store.create("landscape", KEY, {}) as draft:
+        draft.path(name)
+
+
+@pytest.mark.parametrize("task, key", [("..", KEY), ("a/b", KEY), ("a", ""), ("a", ".drafts"), ("a", "k k")])
+def test_an_artefact_stays_inside_the_root(store, task, key):
+    with pytest.raises(ValueError, match="cannot name an artefact"):
+        store.find(task, key)
+
+
+def test_a_library_s_lock_file_is_not_part_of_the_artefact(store):
+    with store.create("landscape", KEY, {}) as draft:
+        draft.path("a.txt").write_text("text")
+        (draft.folder / ".lock").write_text("")
+    assert store.open(draft.ref).names() == ["a.txt"]
+    assert store.find("landscape", KEY, full=True)
+
+
+def spoil(store: ArtifactStore, name: str, change) -> None:
+    file = folder(store) / name
+    data = change(file.read_bytes())
+    file.delete()
+    if data is not None:
+        file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name, change, complaint", [
+    ("a.txt", lambda data: data[:-1], "has 3 bytes"),
+    ("a.txt", lambda data: data + b"!", "has 5 bytes"),
+    ("deep/b.bin", lambda data: None, "is missing"),
+    ("manifest.json", lambda data: data[:-20], "unreadable manifest"),
+    ("manifest.json", lambda data: b"[]", "unreadable manifest"),
+    ("manifest.json", lambda data: data.replace(b'"manifest_version": 1', b'"manifest_version": 2'), "unreadable"),
+    ("manifest.json", lambda data: data.replace(b"a.txt", b"../.."), "unreadable manifest"),
+    ("manifest.json", lambda data: data.replace(KEY.encode(), b"f" * 16), "manifest of"),
+])
+def test_a_torn_artefact_is_absent_and_heals(store, caplog, name, change, complaint):
+    make(store)
+    spoil(store, name, change)
+    with caplog.at_level(logging.WARNING):
+        assert store.find("landscape", KEY) is None
+    assert complaint in caplog.text
+    make(store)
+    assert store.find("landscape", KEY, full=True)
+    assert store.open(store.find("landscape", KEY)).path("a.txt").read_text() == "text"
+
+
+def flip(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def test_a_flipped_bit_is_found_when_opened_and_heals(store, monkeypatch, tmp_path):
+    ref = make(store)
+    spoil(store, "a.txt", flip)
+    elsewhere = another_process(store, monkeypatch, tmp_path)
+    assert elsewhere.find("landscape", KEY)
+    with pytest.raises(Damaged, match=r"a\.txt is damaged: .*run again to recompute") as caught:
+        elsewhere.open(ref).path("a.txt")
+    assert "\n" not in str(caught.value)
+    assert elsewhere.find("landscape", KEY) is None
+    make(elsewhere)
+    assert elsewhere.open(ref).path("a.txt").read_text() == "text"
+
+
+def test_a_full_look_finds_a_flipped_bit(store, monkeypatch, tmp_path):
+    make(store)
+    spoil(store, "deep/b.bin", flip)
+    elsewhere = another_process(store, monkeypatch, tmp_path)
+    assert elsewhere.find("landscape", KEY, full=True) is None
+    assert elsewhere.manifest("landscape", KEY) is None
+
+
+def test_a_file_deleted_after_opening_is_damage(store, monkeypatch, tmp_path):
+    opened = another_process(store, monkeypatch, tmp_path).open(make(store))
+    (folder(store) / "a.txt").delete()
+    with pytest.raises(Damaged, match="run again"):
+        opened.path("a.txt")
+    assert store.find("landscape", KEY) is None
+
+
+def test_a_deleted_artefact_cannot_be_opened(store):
+    ref = make(store)
+    store.delete("landscape", KEY)
+    assert list(store.iterate()) == []
+    with pytest.raises(StorageFault, match=r"is gone .*run again to recompute"):
+        store.open(ref)
+
+
+def test_a_damaged_download_does_not_stay_in_the_cache(s3_root, monkeypatch, tmp_path):
+    store = ArtifactStore(s3_root)
+    ref = make(store)
+    copy = store.open(ref).path("a.txt")
+    copy.write_text("TEXT")
+    os.utime(copy, ns=(1, 1))
+    assert store.open(ref).path("a.txt").read_text() == "text"
+    assert store.find("landscape", KEY)
+
+
+def test_each_file_is_hashed_once_per_process(store, monkeypatch, tmp_path):
+    hashed = []
+    original = contents.hash_file
+    monkeypatch.setattr(contents, "hash_file", lambda path: hashed.append(path.name) or original(path))
+    ref = make(store)
+    store.open(ref).folder()
+    assert hashed == []
+    elsewhere = another_process(store, monkeypatch, tmp_path)
+    for _ in range(3):
+        elsewhere.open(ref).folder()
+    assert sorted(hashed) == ["a.txt", "b.bin"]
+
+
+def test_a_copied_root_keeps_every_hit(store, tmp_path, s3_root):
+    ref = make(store)
+    copies = [str(tmp_path / "copy"), s3_root.replace("root", "copy")]
+    for uri in copies:
+        for entry in store.root.walk():
+            (Place(uri) / entry.name).write_bytes((store.root / entry.name).read_bytes())
+        copied = ArtifactStore(uri)
+        assert copied.find("landscape", KEY, full=True).sha256 == ref.sha256
+        assert copied.open(ref).path("a.txt").read_text() == "text"
+
+
+def test_a_reference_travels_between_processes(store):
+    ref = make(store)
+    assert pickle.loads(pickle.dumps(ref)) == ref
+    assert ArtifactRef.model_validate_json(ref.model_dump_json()) == ref
+
+
+def test_the_first_of_two_writers_stands(store):
+    with store.create("landscape", KEY, {}) as ours:
+        ours.path("a.txt").write_text("ours")
+        theirs = make(store, "theirs")
+    assert ours.ref == theirs
+    assert store.open(ours.ref).path("a.txt").read_text() == "theirs"
+    assert store.find("landscape", KEY, full=True)
+
+
+def test_racing_writers_never_mix_their_files(store, monkeypatch, tmp_path):
+    writers, errors = 6, []
+    start = threading.Barrier(writers)
+
+    def write(text: str) -> None:
+        try:
+            with store.create("landscape", KEY, {}) as draft:
+                for name in ("a.txt", "b.txt", "c.txt"):
+                    draft.path(name).write_text(text)
+                start.wait()
+            opened = ArtifactStore(store.root.uri).open(draft.ref)
+            assert len({opened.path(name).read_text() for name in opened.names()}) == 1
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(str(number),)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    elsewhere = another_process(store, monkeypatch, tmp_path)
+    opened = elsewhere.open(elsewhere.find("landscape", KEY, full=True))
+    assert len({opened.path(name).read_text() for name in opened.names()}) == 1
+    assert [stored.key for stored in store.iterate()] == [KEY]
+
+
+def test_a_file_sent_between_ours_and_our_manifest_is_sent_again(faulty_s3, s3_root, s3_client, monkeypatch, tmp_path):
+    bucket = s3_root.split("/")[2]
+
+    def interfere() -> None:
+        s3_client.put_object(Bucket=bucket, Key=f"root/artifacts/landscape/{KEY}/a.txt", Body=b"THEY",
+                             Metadata={"sha256": sha256(b"THEY").hexdigest()})
+
+    faulty_s3.inject(interfere, method="PUT", part="manifest.json")
+    store = ArtifactStore(s3_root)
+    ref = make(store)
+    elsewhere = another_process(store, monkeypatch, tmp_path)
+    assert elsewhere.open(ref).path("a.txt").read_text() == "text"
+    assert elsewhere.find("landscape", KEY, full=True)
+
+
+def test_a_reader_follows_a_writer_that_replaces_what_it_opened(s3_root, monkeypatch, tmp_path):
+    store = ArtifactStore(s3_root)
+    elsewhere = another_process(store, monkeypatch, tmp_path)
+    opened = elsewhere.open(make(store, "first"))
+    store.delete("landscape", KEY)
+    make(store, "second")
+    assert opened.path("a.txt").read_text() == "second"
+
+
+def test_a_listing_tells_sizes_ages_and_what_is_half_written(store):
+    make(store, key="aa")
+    make(store, key="bb")
+    (folder(store, "bb") / "manifest.json").delete()
+    (store.root / "artifacts" / "stray.txt").write_bytes(b"1")
+    listed = {stored.key: stored for stored in store.iterate()}
+    assert list(listed) == ["aa", "bb"]
+    assert listed["aa"].complete and not listed["bb"].complete
+    size = (folder(store, "aa") / "manifest.json").size()
+    assert (listed["aa"].bytes, listed["bb"].bytes) == (1004 + size, 1004)
+    assert abs(listed["aa"].modified - time.time()) < 60
+
+
+def test_many_are_found_at_once(store):
+    make(store, key="aa")
+    make(store, key="bb")
+    found = store.find_many(("landscape", key) for key in ("aa", "missing", "bb", "aa"))
+    assert found == {("landscape", key): store.find("landscape", key) for key in ("aa", "bb")}
+
+
+def test_a_known_artefact_costs_one_request(faulty_s3, s3_root):
+    store = ArtifactStore(s3_root)
+    make(store)
+    store.find("landscape", KEY)
+    faulty_s3.requests.clear()
+    assert store.find("landscape", KEY)
+    assert store.find("landscape", "missing") is None
+    assert [method for method, _ in faulty_s3.requests] == ["GET", "GET"]
+
+
+def test_a_writer_s_own_machine_downloads_nothing(faulty_s3, s3_root):
+    store = ArtifactStore(s3_root)
+    ref = make(store)
+    faulty_s3.requests.clear()
+    store.open(ref).folder()
+    assert [path.rsplit("/", 1)[-1] for _, path in faulty_s3.requests] == ["manifest.json"]
+
+
+def test_leftovers_of_killed_writers_are_swept_by_age(disk_root):
+    store = ArtifactStore(disk_root)
+    make(store)
+    left = Path(disk_root) / "artifacts" / ".drafts" / "landscape-x"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"1")
+    assert store.sweep(older_than=3600) == 0
+    for path in (left / "half", left):
+        os.utime(path, (0, 0))
+    assert store.sweep(older_than=3600) == 1
+    assert not left.exists()
+    assert store.find("landscape", KEY, full=True)
+
+
+def test_half_sent_uploads_of_killed_writers_are_swept_by_age(s3_root, s3_client):
+    bucket = s3_root.split("/")[2]
+    s3_client.create_multipart_upload(Bucket=bucket, Key="root/artifacts/landscape/x/a.bin")
+    store = ArtifactStore(s3_root)
+    assert store.sweep(older_than=3600) == 0
+    assert store.sweep(older_than=-3600) == 1
+    assert not s3_client.list_multipart_uploads(Bucket=bucket).get("Uploads")
+
+
+def test_a_look_up_imports_nothing_heavy(disk_root):
+    make(ArtifactStore(disk_root))
+    code = (
+        "import sys; from storage.artifacts import ArtifactStore; import storage.runs, storage.events\n"
+        f"assert ArtifactStore({disk_root!r}).find('landscape', {KEY!r})\n"
+        "print(sorted({'s3fs', 'fsspec', 'aiohttp', 'pandas', 'torch', 'pyarrow', 'numpy', 'tenacity'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd(),
+                          env={**os.environ, "PYTHONPATH": str(Path(contents.__file__).parents[1])})
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_moved_root_keeps_every_hit(disk_root, tmp_path):
+    ref = make(ArtifactStore(disk_root))
+    shutil.move(disk_root, tmp_path / "moved")
+    moved = ArtifactStore(tmp_path / "moved")
+    assert moved.find("landscape", KEY).sha256 == ref.sha256
+    assert moved.open(ref).path("a.txt").read_text() == "text"
