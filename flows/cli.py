@@ -36,8 +36,9 @@ DEFAULT_ROOT = "./.foretune"
 
 
 @app.command()
-def simulate(request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False,
-             quiet: Quiet = False) -> None:
+def simulate(
+    request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
     """Run the simulation: quality, landscape, influence, prediction, checkpoint, report."""
     from datetime import UTC, datetime
 
@@ -58,8 +59,9 @@ def simulate(request: RequestFile, overrides: Overrides = None, root: Root = Non
 
 
 @app.command()
-def plan(request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False,
-         quiet: Quiet = False) -> None:
+def plan(
+    request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
     """Run nothing: which tasks are cached, which would run and why, with time, memory and bytes."""
     from flows.plan import make_plan, print_plan
     from flows.request import load_request
@@ -70,8 +72,13 @@ def plan(request: RequestFile, overrides: Overrides = None, root: Root = None, a
 
 
 @app.command()
-def export(run: RunName, folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder that is made")],
-           root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def export(
+    run: RunName,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder that is made")],
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Copy a run's predicted checkpoint into a local folder that transformers opens."""
     from flows.exports import export_checkpoint
 

@@ -22,8 +22,13 @@ class LivePasses:
     def __init__(self, run: Run, console: Console) -> None:
         self.run, self.console = run, console
         self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console, transient=True,
+            SpinnerColumn(),
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
         )
         self._seen = 0
         self._running: dict[str, Any] = {}
@@ -38,13 +43,13 @@ class LivePasses:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self.show(read_events(self.run)[self._seen:])
+        self.show(read_events(self.run)[self._seen :])
         self.progress.stop()
 
     def _follow(self) -> None:
         while not self._over.wait(POLL_SECONDS):
             events = read_events(self.run)
-            self.show(events[self._seen:])
+            self.show(events[self._seen :])
             self._seen = len(events)
 
     def show(self, events: list[dict[str, Any]]) -> None:
@@ -65,8 +70,10 @@ class LivePasses:
         self.console.print(f"  {escape(event['label']):<30} [red]failed[/red] {escape(event['error'])}")
 
     def _on_step(self, event: dict[str, Any]) -> None:
-        self._note(event["task"], f"batch {event['step']}: loss {event['loss']:.3f}, "
-                                  f"max gradient norm {event['max_grad_norm']:.2f}")
+        self._note(
+            event["task"],
+            f"batch {event['step']}: loss {event['loss']:.3f}, max gradient norm {event['max_grad_norm']:.2f}",
+        )
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         total = f" of {event['total']}" if event.get("total") else ""
@@ -90,8 +97,10 @@ def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
     for number, reason in enumerate(summary["reasons"], start=1):
         console.print(f"  {number}  {escape(reason)}")
     for signal in result["signals"]:
-        console.print(f"[{COLOURS[signal['severity']]}]{signal['severity']:<9}[/] {signal['name']}  "
-                      f"[dim]{signal['value']} (threshold {signal['threshold']})[/dim]")
+        console.print(
+            f"[{COLOURS[signal['severity']]}]{signal['severity']:<9}[/] {signal['name']}  "
+            f"[dim]{signal['value']} (threshold {signal['threshold']})[/dim]"
+        )
     if summary["harmful_samples"]:
         console.print("\n[bold]Samples that raise held-out loss[/bold] [dim](nats, by influence)[/dim]")
         for row in summary["harmful_samples"]:
@@ -100,16 +109,21 @@ def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
         if summary[title]:
             console.print(f"\n[bold]Concepts {title}[/bold] [dim](score, and change on held-out text)[/dim]")
         for concept in summary[title]:
-            console.print(f"  {sign} {concept['feature']:<6} {concept['score']:+.3e}  {concept['change']:+.4f}  "
-                          f"{escape(one_line(concept['label'] or 'unnamed', 60))}")
+            console.print(
+                f"  {sign} {concept['feature']:<6} {concept['score']:+.3e}  {concept['change']:+.4f}  "
+                f"{escape(one_line(concept['label'] or 'unnamed', 60))}"
+            )
     console.print(
         f"\nHeld-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_predicted']:.3f} predicted "
         f"({summary['heldout_loss_evaluated']:.3f} evaluated on the predicted weights), trusted: {summary['trust']}"
     )
     counts = result["tasks"]
     console.print(f"Passes         {counts['run']} run, {counts['cached']} cached")
-    console.print(f"Next           foretune clean {run.run_id} --drop-harmful {len(summary['harmful_samples'])} "
-                  "-o clean.jsonl" if summary["harmful_samples"] else "Next           train")
+    console.print(
+        f"Next           foretune clean {run.run_id} --drop-harmful {len(summary['harmful_samples'])} -o clean.jsonl"
+        if summary["harmful_samples"]
+        else "Next           train"
+    )
     console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
     console.print(f"Model          {result['artifacts']['checkpoint']['uri']}", soft_wrap=True)
 

@@ -38,8 +38,10 @@ def print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     for column in ("run", "status", "answer", "rows", "held-out loss", "signals"):
         table.add_column(column)
     for row in rows:
-        loss = "" if row.get("heldout_loss_base") is None else (
-            f"{row['heldout_loss_base']:.3f} -> {row['heldout_loss_evaluated']:.3f}"
+        loss = (
+            ""
+            if row.get("heldout_loss_base") is None
+            else (f"{row['heldout_loss_base']:.3f} -> {row['heldout_loss_evaluated']:.3f}")
         )
         cells = [row["run_id"], row["status"], row.get("answer"), row.get("rows"), loss, row.get("signals")]
         table.add_row(*("" if cell is None else str(cell) for cell in cells))

@@ -145,8 +145,12 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         why = "; ".join(dict.fromkeys(task["why"] for task in waiting))
         table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, why)
     console.print(table)
-    total = "unknown: nothing like it was run under this root" if planned["seconds"] is None else (
-        f"about {planned['seconds']:.0f} s and {planned['bytes'] / 1e6:,.0f} MB"
+    total = (
+        "unknown: nothing like it was run under this root"
+        if planned["seconds"] is None
+        else (f"about {planned['seconds']:.0f} s and {planned['bytes'] / 1e6:,.0f} MB")
     )
-    console.print(f"{planned['run']} to run, {planned['cached']} cached; {total}; "
-                  f"memory about {planned['memory_bytes'] / 1e9:.1f} GB")
+    console.print(
+        f"{planned['run']} to run, {planned['cached']} cached; {total}; "
+        f"memory about {planned['memory_bytes'] / 1e9:.1f} GB"
+    )

@@ -77,7 +77,8 @@ class Request(BaseModel):
         adapter = self.adapter
         if adapter.method == "full":
             return "full fine-tune"
-        return f"LoRA r={adapter.r} on {', '.join(adapter.target_modules)}"
+        targets = adapter.target_modules
+        return f"LoRA r={adapter.r} on {targets if isinstance(targets, str) else ', '.join(targets)}"
 
     def line(self) -> str:
         """The request in one line."""

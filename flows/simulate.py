@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import prefect
@@ -14,25 +15,26 @@ from flows.request import Request, to_yaml
 from flows.steps import Submitted
 from storage.artifacts import ArtifactRef
 from storage.errors import BadInput
-from storage.runs import Run
+from storage.events import EventLog
+from storage.runs import Run, new_run_id
 from tasks.baseline import baseline, baseline_shard
 from tasks.checkpoint import checkpoint
 from tasks.curvature import curvature
-from tasks.dataset import TokenizerHandle, encoding_of, probes_drawn, samples
+from tasks.dataset import TokenizerHandle, encoding_of, role_settings, samples
+from tasks.dataset_quality import quality, quality_shard
 from tasks.features import features
 from tasks.influence import influence, influence_shard, influence_solve
-from tasks.invariants import no_optimizer_steps
+from tasks.invariants import no_optimizer_steps, weights_unchanged
 from tasks.landscape import landscape, landscape_shard
-from tasks.model import base_weights_intact, model
+from tasks.model import model
 from tasks.model_diff import model_diff
+from tasks.page import RequestLines, report
 from tasks.prediction import prediction
 from tasks.preference import preference
 from tasks.publish import publish
-from tasks.quality import quality, quality_shard
-from tasks.page import RequestLines, report
-from tasks.sae_diff import sae_diff
 from tasks.rows import ShardRows, SubsetRows
-from tasks.shards import shard_tree, subset_of
+from tasks.sae_diff import sae_diff
+from tasks.shards import node_shards, subset_of
 from tasks.sources import Sources, resolve_sources
 
 
@@ -89,17 +91,20 @@ class Wiring:
         )
         self.tokenizer = TokenizerHandle(source=sources.tokenizer or self.model.source)
         self.tables = {
-            role: step.ready(step(samples, source=source, tokenizer=self.tokenizer, role=role, settings=request.dataset))
+            role: step.ready(
+                step(
+                    samples,
+                    source=source,
+                    tokenizer=self.tokenizer,
+                    role=role,
+                    settings=role_settings(request.dataset, role),
+                )
+            )
             for role, source in sources.rows.items()
         }
-        if "probes" not in self.tables and request.dataset.probe_count:
-            self.tables["probes"] = step.ready(
-                step(probes_drawn, heldout=self.tables["heldout"], count=request.dataset.probe_count)
-            )
         self.indices = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
-        self.leaves = self._shards("train", request.shards.max_depth)
-        depth = min(request.shards.gradient_depth, request.shards.max_depth)
-        self.nodes = {role: self._shards(role, depth) for role in ("train", "heldout")}
+        self.leaves = self._shards("train")
+        self.nodes = {role: self._shards(role, bounded=True) for role in ("train", "heldout")}
         self.dpo_beta = request.training.beta_for(self.indices["train"].form)
         self.fields: dict[str, list[Any]] = {}
 
@@ -107,8 +112,11 @@ class Wiring:
         """What the report's first lines say about the request."""
         request, rows = self.request, len(self.indices["train"].ids)
         return RequestLines(
-            dataset=request.dataset.path.rsplit("/", 1)[-1], rows=rows, model=request.model.name_or_path,
-            adapter=request.adapter_line(), training=request.training.line(rows),
+            dataset=request.dataset.path.rsplit("/", 1)[-1],
+            rows=rows,
+            model=request.model.name_or_path,
+            adapter=request.adapter_line(),
+            training=request.training.line(rows),
             max_length=request.dataset.max_length,
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )
@@ -121,8 +129,7 @@ class Wiring:
     def baseline(self) -> Any:
         settings, sae = self.request.baseline, self.sources.sae
         shards = [
-            self.step(baseline_shard, rows=leaf, model=self.model, sae=sae, settings=settings)
-            for leaf in self.leaves
+            self.step(baseline_shard, rows=leaf, model=self.model, sae=sae, settings=settings) for leaf in self.leaves
         ]
         return self.step(baseline, shards=shards)
 
@@ -130,21 +137,35 @@ class Wiring:
         request = self.request
         self.fields[role] = [
             self.step(
-                landscape_shard, rows=node, role=role, model=self.model,
-                targets=request.adapter.targets, hook_name=self.sources.hook_name, dpo_beta=self.dpo_beta,
+                landscape_shard,
+                rows=node,
+                role=role,
+                model=self.model,
+                targets=request.adapter.targets,
+                hook_name=self.sources.hook_name,
+                dpo_beta=self.dpo_beta,
                 settings=request.landscape,
             )
             for node in self.nodes[role]
         ]
         return self.step(
-            landscape, samples=self.tables[role], shards=self.fields[role], role=role,
-            max_grad_norm=request.training.max_grad_norm, thresholds=request.thresholds,
+            landscape,
+            samples=self.tables[role],
+            shards=self.fields[role],
+            role=role,
+            max_grad_norm=request.training.max_grad_norm,
+            thresholds=request.thresholds,
         )
 
     def curvature(self, made: dict[str, Any]) -> Any:
         request = self.request
         return self.step(
-            curvature, rows=self._subset("train", request.curvature.rows, "curvature"), landscape=made["landscape"], model=self.model, adapter=request.adapter, seed=request.training.seed,
+            curvature,
+            rows=self._subset("train", request.curvature.rows, "curvature"),
+            landscape=made["landscape"],
+            model=self.model,
+            adapter=request.adapter,
+            seed=request.training.seed,
             settings=request.curvature,
         )
 
@@ -152,30 +173,55 @@ class Wiring:
         request, train = self.request, self.tables["train"]
         seed = request.training.seed
         solve = self.step(
-            influence_solve, rows=self._subset("train", request.curvature.rows, "curvature"), nodes=self.fields["train"], heldout_landscape=made["heldout_landscape"], model=self.model,
-            adapter=request.adapter, seed=seed, rows_per_step=request.training.rows_per_step,
-            adam_epsilon=request.training.adam_epsilon, curvature=request.curvature,
+            influence_solve,
+            rows=self._subset("train", request.curvature.rows, "curvature"),
+            nodes=self.fields["train"],
+            heldout_landscape=made["heldout_landscape"],
+            model=self.model,
+            adapter=request.adapter,
+            seed=seed,
+            rows_per_step=request.training.rows_per_step,
+            adam_epsilon=request.training.adam_epsilon,
+            curvature=request.curvature,
             solver=request.influence.solver,
         )
         shards = [
             self.step(
-                influence_shard, rows=leaf, solve=solve, model=self.model, adapter=request.adapter,
-                seed=seed, dpo_beta=self.dpo_beta, settings=request.influence.scoring,
+                influence_shard,
+                rows=leaf,
+                solve=solve,
+                model=self.model,
+                adapter=request.adapter,
+                seed=seed,
+                dpo_beta=self.dpo_beta,
+                settings=request.influence.scoring,
             )
             for leaf in self.leaves
         ]
         return self.step(
-            influence, samples=train, shards=shards, landscape=made["landscape"], solve=solve,
-            training=request.training, settings=request.influence,
+            influence,
+            samples=train,
+            shards=shards,
+            landscape=made["landscape"],
+            solve=solve,
+            training=request.training,
+            settings=request.influence,
         )
 
     def prediction(self, made: dict[str, Any]) -> Any:
         request = self.request
         return self.step(
-            prediction, nodes=self.fields["train"], landscape=made["landscape"],
-            heldout_landscape=made["heldout_landscape"], curvature=made["curvature"],
-            evaluation=self._subset("heldout", request.prediction.evaluation_rows, "evaluation"), model=self.model,
-            adapter=request.adapter, training=request.training, dpo_beta=self.dpo_beta, settings=request.prediction,
+            prediction,
+            nodes=self.fields["train"],
+            landscape=made["landscape"],
+            heldout_landscape=made["heldout_landscape"],
+            curvature=made["curvature"],
+            evaluation=self._subset("heldout", request.prediction.evaluation_rows, "evaluation"),
+            model=self.model,
+            adapter=request.adapter,
+            training=request.training,
+            dpo_beta=self.dpo_beta,
+            settings=request.prediction,
         )
 
     def concepts(self, made: dict[str, Any]) -> dict[str, Any]:
@@ -183,34 +229,54 @@ class Wiring:
         request, sae, concepts = self.request, self.sources.sae, {}
         compared = self._subset("heldout", request.diff.rows, "diff")
         concepts["features"] = self.step(
-            features, landscape=made["landscape"], baseline=made["baseline"], prediction=made["prediction"],
-            rows=compared, model=self.model, sae=sae, labels=self.sources.labels,
+            features,
+            landscape=made["landscape"],
+            baseline=made["baseline"],
+            prediction=made["prediction"],
+            rows=compared,
+            model=self.model,
+            sae=sae,
+            labels=self.sources.labels,
             settings=request.features,
         )
         if "preferences" in self.tables:
             concepts["preference"] = self.step(
-                preference, pairs=self.tables["preferences"], landscape=made["landscape"],
-                baseline=made["baseline"], model=self.model, sae=sae, dpo_beta=request.training.dpo_beta,
+                preference,
+                pairs=self.tables["preferences"],
+                landscape=made["landscape"],
+                baseline=made["baseline"],
+                model=self.model,
+                sae=sae,
+                dpo_beta=request.training.dpo_beta,
                 settings=request.preference,
             )
         concepts["sae_diff"] = self.step(
-            sae_diff, model=self.model, checkpoint=made["checkpoint"], sae=sae, rows=compared, settings=request.diff,
+            sae_diff,
+            model=self.model,
+            checkpoint=made["checkpoint"],
+            sae=sae,
+            rows=compared,
+            settings=request.diff,
         )
         return concepts
 
     def model_diff(self, made: dict[str, Any]) -> Any:
         return self.step(
-            model_diff, model=self.model, checkpoint=made["checkpoint"],
-            rows=self._subset("heldout", self.request.diff.rows, "diff"), probes=self.tables.get("probes"),
-            pairs=self.tables.get("preferences"), settings=self.request.diff,
+            model_diff,
+            model=self.model,
+            checkpoint=made["checkpoint"],
+            rows=self._subset("heldout", self.request.diff.rows, "diff"),
+            probes=self.tables.get("probes"),
+            pairs=self.tables.get("preferences"),
+            settings=self.request.diff,
         )
 
     def _subset(self, role: str, rows: int, salt: str) -> SubsetRows:
         subset = subset_of(self.indices[role].ids, rows, salt)
         return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role))
 
-    def _shards(self, role: str, max_depth: int) -> list[ShardRows]:
-        leaves = shard_tree(self.indices[role].ids, self.request.shards.max_rows, max_depth)
+    def _shards(self, role: str, bounded: bool = False) -> list[ShardRows]:
+        leaves = node_shards(self.indices[role].ids, self.request.shards, bounded)
         encoding = self._encoding(role)
         return [ShardRows(samples=self.tables[role], shard=leaf, encoding=encoding) for leaf in leaves]
 
@@ -228,16 +294,23 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     4. Publish: result.json, report, events, Prefect artifacts. Never cached.
     """
     sources = resolve_sources(request.dataset, request.model, request.sae)
-    run = Run.open(request.runtime.root, run_id or Run.new_id(request.name or sources.name))
+    run = Run(request.runtime.root, run_id or new_run_id(datetime.now(UTC), request.run_name))
     run.write_request(to_yaml(request))
     try:
         with ThreadPoolTaskRunner(max_workers=request.runtime.max_workers) as runner, no_optimizer_steps():
             step = Submitted(run, runner)
             made = simulation(step, request, sources)
             step.finish()
-        base_weights_intact()
+        weights_unchanged()
     except BadInput:
-        run.delete()
+        EventLog.of(run).close()
+        run.place.delete()
         raise
-    return publish(run=run, request=request.model_dump(mode="json"),
-                   made={name: step.ready(artifact) for name, artifact in made.items()})
+    except Exception as error:
+        EventLog.of(run).emit("run_finished", status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return publish(
+        run=run,
+        request=request.model_dump(mode="json"),
+        made={name: step.ready(artifact) for name, artifact in made.items()},
+    )

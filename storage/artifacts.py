@@ -7,7 +7,6 @@ into place in one step; on S3 the files are sent first and the manifest after th
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -24,8 +23,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from storage.cache import cache_dir, new_draft
-from storage.contents import Artifact, cached_folder, mark_verified
-from storage.disk import sync_folder
+from storage.commits import commit_on_disk, commit_to_s3
+from storage.contents import Artifact, remember, remembered
 from storage.drafts import Draft
 from storage.errors import Damaged, StorageFault, disk_faults
 from storage.manifest import MANIFEST, Manifest
@@ -34,9 +33,7 @@ from storage.places import Place, read_once
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SENDERS = 4  # files of one artefact sent to S3 at once
 _LOOKUPS = 16  # artefacts asked of S3 at once
-_RACE_ROUNDS = 4  # two writers alternate at most once each; the rest is margin
 
 
 class ArtifactRef(BaseModel):
@@ -83,12 +80,11 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
 
-    def find(self, task: str, key: str, *, full: bool = False) -> ArtifactRef | None:
-        """The artefact, if its manifest is there and every file has the recorded size.
+    def whole(self, task: str, key: str) -> Manifest | None:
+        """The manifest, if every file it names is there with the recorded size; None otherwise.
 
         On S3 this is one request, a listing of the artefact's own files, and a second one where this machine
-        has not read that manifest before. `full` also hashes every file; what is damaged loses its manifest
-        and counts as absent.
+        has not read that manifest before.
         """
         place = self.place(task, key)
         entries = {entry.name: entry for entry in place.walk()}
@@ -98,20 +94,26 @@ class ArtifactStore:
             manifest = self._parsed(place, task, key, read_once(place / MANIFEST, entries[MANIFEST].etag))
         except FileNotFoundError:
             return None  # deleted since the listing
-        if manifest is None:
-            return None
-        for name, record in manifest.files.items():
+        for name, record in manifest.files.items() if manifest else ():
             size = entries[name].size if name in entries else None
             if size != record.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
                 logger.warning("%s/%s %s, recorded are %d; absent", place.uri, name, found, record.bytes)
                 return None
-        if full:
+        return manifest
+
+    def find(self, task: str, key: str, *, full: bool = False) -> ArtifactRef | None:
+        """A reference to the artefact, if it is `whole`; None otherwise.
+
+        `full` also hashes every file: an artefact that is damaged loses its manifest and counts as absent.
+        """
+        manifest = self.whole(task, key)
+        if manifest and full:
             try:
-                Artifact(place, manifest).folder()
+                Artifact(self.place(task, key), manifest).folder()
             except Damaged:
                 return None
-        return self._ref(manifest, cached=True)
+        return self._ref(manifest, cached=True) if manifest else None
 
     def find_many(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], ArtifactRef]:
         """`find` for many (task, key), side by side on S3; only what is there is in the result."""
@@ -157,18 +159,22 @@ class ArtifactStore:
                     git_commit=git_commit, libraries=libraries or {},
                 )
                 draft.write_manifest(manifest)
-            commit = self._rename if self.root.is_local else self._send
-            draft.stored = commit(draft, manifest, target)
+            commit = commit_on_disk if self.root.is_local else commit_to_s3
+            draft.stored = self._ref(commit(self, draft, manifest, target), cached=False)
         finally:
             shutil.rmtree(draft.folder, ignore_errors=True)
 
     def open(self, ref: ArtifactRef) -> Artifact:
-        """The artefact's contents, from this root whatever root the reference was made in."""
-        manifest = self.manifest(ref.task, ref.key)
+        """The artefact's contents, from this root whatever root the reference was made in.
+
+        From S3, content that this machine wrote or read before is not asked for again.
+        """
+        place = self.place(ref.task, ref.key)
+        manifest = remembered(place, ref.sha256) or self.manifest(ref.task, ref.key)
         if manifest is None:
-            uri = self.place(ref.task, ref.key).uri
-            raise StorageFault(f"{uri} is gone or unreadable; run again to recompute")
-        return Artifact(self.place(ref.task, ref.key), manifest)
+            raise StorageFault(f"{place.uri} is gone or unreadable; run again to recompute")
+        remember(place, manifest)
+        return Artifact(place, manifest)
 
     def iterate(self) -> Iterator[Stored]:
         """Every artefact under the root with its size and age, half-written ones too; one listing."""
@@ -223,64 +229,3 @@ class ArtifactStore:
             logger.warning("%s: manifest of %s/%s; counted as absent", place.uri, manifest.task, manifest.key)
             return None
         return manifest
-
-    def _rename(self, draft: Draft, manifest: Manifest, target: Place) -> ArtifactRef:
-        path = target.local_path
-        with disk_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for _ in range(_RACE_ROUNDS):
-                try:
-                    os.rename(draft.folder, path)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                    if winner := self.find(manifest.task, manifest.key):
-                        return winner.model_copy(update={"cached": False})
-                    self._set_aside(path)
-                else:
-                    sync_folder(path.parent)
-                    mark_verified(path, manifest.files)
-                    return self._ref(manifest, cached=False)
-        raise StorageFault(f"{path}: other writers keep replacing it; run again when they have ended")
-
-    def _set_aside(self, path: Path) -> None:
-        """Move a torn artefact out of the way in one step, then remove it."""
-        aside = self._drafts / new_draft(f"torn-{path.name[:16]}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-
-    def _send(self, draft: Draft, manifest: Manifest, target: Place) -> ArtifactRef:
-        if winner := self.find(manifest.task, manifest.key):
-            return winner.model_copy(update={"cached": False})
-
-        def send(name: str) -> None:
-            (target / name).upload_from(draft.folder / name, manifest.files[name].sha256)
-
-        for _ in range(_RACE_ROUNDS):
-            with ThreadPoolExecutor(_SENDERS) as pool:
-                list(pool.map(send, manifest.files))
-            (target / MANIFEST).write_bytes(manifest.to_bytes())
-            settled = self.manifest(manifest.task, manifest.key)
-            if settled and self._agrees(target, settled):
-                self._keep_copy(draft, manifest)
-                return self._ref(settled, cached=False)
-        raise StorageFault(f"{target.uri}: other writers keep replacing it; run again when they have ended")
-
-    def _agrees(self, target: Place, manifest: Manifest) -> bool:
-        """False when a racing writer sent a file of its own between our files and the manifest."""
-
-        def recorded(name: str) -> bool:
-            entry = (target / name).entry()
-            return entry is not None and entry.sha256 == manifest.files[name].sha256
-
-        with ThreadPoolExecutor(_SENDERS) as pool:
-            return all(pool.map(recorded, manifest.files))
-
-    def _keep_copy(self, draft: Draft, manifest: Manifest) -> None:
-        """Hand the draft to the user's cache: the passes that follow on this machine need no download."""
-        copy = cached_folder(manifest)
-        with contextlib.suppress(OSError):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(draft.folder, copy)
-            mark_verified(copy, manifest.files)

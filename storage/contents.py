@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.cache import cache_dir
-from storage.digests import hash_file
-from storage.errors import Damaged, StorageFault
+from storage.digests import digest_of, hash_file
+from storage.errors import Changed, Damaged, StorageFault
 from storage.manifest import MANIFEST, FileRecord, Manifest
 from storage.places import Place
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+RACE_PATIENCE = 60.0
+"""Seconds to wait for the manifest of a writer that has begun to replace what was opened."""
 
 # What this process has already hashed. A file that changes afterwards has another size or time and is hashed
 # again.
@@ -57,6 +61,28 @@ def cached_folder(manifest: Manifest) -> Path:
     return cache_dir() / "artifacts" / manifest.sha256
 
 
+def _memo(place: Place, sha256: str) -> Path:
+    return cache_dir() / "manifests" / digest_of([place.uri, sha256])
+
+
+def remember(place: Place, manifest: Manifest) -> None:
+    """Keep the manifest of an artefact on S3 by its content, for `remembered`."""
+    memo = _memo(place, manifest.sha256)
+    if not place.is_local and not memo.exists():
+        with contextlib.suppress(StorageFault):
+            Place(memo).write_bytes(manifest.to_bytes())
+
+
+def remembered(place: Place, sha256: str) -> Manifest | None:
+    """The manifest with this content digest, if this machine wrote or read it before."""
+    if place.is_local:
+        return None
+    with contextlib.suppress(FileNotFoundError, ValueError, StorageFault):
+        manifest = Manifest.from_bytes(Place(_memo(place, sha256)).read_bytes())
+        return manifest if manifest.sha256 == sha256 else None
+    return None
+
+
 class Artifact:
     """An opened artefact. Every file is verified once per process before its path is handed out.
 
@@ -74,8 +100,13 @@ class Artifact:
         """Local path of one file; downloaded into the user's cache from S3. KeyError for an unknown name."""
         if name not in self.manifest.files:
             raise KeyError(f"{self.place.uri} holds {', '.join(self.names())}, no {name}")
-        if not self._fetched(name) and not (self._replaced() and self._fetched(name)):
-            raise self._damage(name)
+        deadline = time.monotonic() + RACE_PATIENCE
+        while not self._fetched(name):
+            if self._replaced():
+                continue
+            if not self._being_replaced(name) or time.monotonic() > deadline:
+                raise self._damage(name)
+            time.sleep(0.2)
         return self._local / name
 
     def folder(self) -> Path:
@@ -124,7 +155,7 @@ class Artifact:
             return False
         try:
             (self.place / name).download_to(local)
-        except FileNotFoundError:
+        except (FileNotFoundError, Changed):
             return False
         if is_whole(local, record):
             return True
@@ -141,6 +172,11 @@ class Artifact:
         if changed:
             self.manifest = current
         return changed
+
+    def _being_replaced(self, name: str) -> bool:
+        """True when the object is whole but of another writer, whose manifest is still to come."""
+        entry = None if self.place.is_local else (self.place / name).entry()
+        return entry is not None and entry.sha256 not in (None, self.manifest.files[name].sha256)
 
     def _damage(self, name: str) -> Damaged:
         removed = "its manifest was removed"

@@ -26,6 +26,10 @@ class StorageFault(RuntimeError):
         super().__init__(" ".join(str(message).split()))
 
 
+class Changed(StorageFault):
+    """An object was replaced between two requests of one read; reading it again gives the new one."""
+
+
 class Damaged(StorageFault):
     """Stored bytes are not those that the manifest recorded; running again recomputes them."""
 

@@ -15,7 +15,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from fsspec.exceptions import FSTimeoutError
 
-from storage.errors import BadInput, StorageFault
+from storage.errors import BadInput, Changed, StorageFault
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def _explained(error: Exception, uri: str, tries: int, seconds: float) -> Except
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(uri)
     if status == 412:
-        return StorageFault(f"{uri}: changed while it was read; run again")
+        return Changed(f"{uri}: changed while it was read; run again")
     return StorageFault(f"{uri}: S3 at {endpoint()} refuses the request ({code}: {error})")
 
 

@@ -22,7 +22,10 @@ class BaselineSettings(BaseModel):
 
     version: Literal[1] = 1
     batch_tokens: int = Field(
-        4096, ge=1, title="Tokens per micro-batch", description="padding included",
+        4096,
+        ge=1,
+        title="Tokens per micro-batch",
+        description="padding included",
         json_schema_extra=without_result(),
     )
 
@@ -50,21 +53,33 @@ def baseline_shard(
     quality = ReconstructionSums()
     table = rows.read(run)
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device, trained_only=False):
-        resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name)
         seen, trained = token_masks(minibatch.batch)
-        acts = autoencoder.encode(resid[seen])
+        with torch.no_grad():
+            resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name)[seen]
+            acts = autoencoder.encode(resid)
+            reconstruction = autoencoder.decode(acts)
         everything.add(acts)
         completion.add(acts[trained[seen]])
-        quality.add(resid[seen], autoencoder.decode(acts))
-    draft.write_tensors("sums.safetensors", {
-        "act_sum": completion.act_sum, "fired": completion.fired,
-        "act_sum_all": everything.act_sum, "fired_all": everything.fired,
-        "resid_sum": torch.as_tensor(quality.total),
-    })
-    draft.write_json("counts.json", {
-        "tokens": completion.tokens, "tokens_all": everything.tokens,
-        "error": quality.error, "square": quality.square,
-    })
+        quality.add(autoencoder.target(resid), reconstruction)
+    draft.write_tensors(
+        "sums.safetensors",
+        {
+            "act_sum": completion.act_sum,
+            "fired": completion.fired,
+            "act_sum_all": everything.act_sum,
+            "fired_all": everything.fired,
+            "resid_sum": torch.as_tensor(quality.total),
+        },
+    )
+    draft.write_json(
+        "counts.json",
+        {
+            "tokens": completion.tokens,
+            "tokens_all": everything.tokens,
+            "error": quality.error,
+            "square": quality.square,
+        },
+    )
 
 
 @content_task(version=1, libraries=("torch",))
@@ -82,24 +97,44 @@ def baseline(draft: Any, run: Run, shards: list[ArtifactRef]) -> None:
         part_all = FeatureSums(tensors["act_sum_all"], tensors["fired_all"], counts["tokens_all"])
         sums, everything = _merged(sums, part), _merged(everything, part_all)
         quality = ReconstructionSums(
-            quality.error + counts["error"], quality.square + counts["square"],
-            quality.total + tensors["resid_sum"], quality.tokens + counts["tokens_all"],
+            quality.error + counts["error"],
+            quality.square + counts["square"],
+            quality.total + tensors["resid_sum"],
+            quality.tokens + counts["tokens_all"],
         )
-    draft.write_tensors("baseline.safetensors", {
-        "base_acts_mean": sums.mean.float(), "firing_rate": sums.firing_rate.float(),
-        "base_acts_mean_all": everything.mean.float(), "firing_rate_all": everything.firing_rate.float(),
-    })
+    draft.write_tensors(
+        "baseline.safetensors",
+        {
+            "base_acts_mean": sums.mean.float(),
+            "firing_rate": sums.firing_rate.float(),
+            "base_acts_mean_all": everything.mean.float(),
+            "firing_rate_all": everything.firing_rate.float(),
+        },
+    )
     count = sums.mean.numel()
-    draft.write_table("features.parquet", pa.table({
-        "feature": list(range(count)),
-        "base_act": sums.mean.numpy(), "firing_rate": sums.firing_rate.numpy(),
-        "base_act_all": everything.mean.numpy(), "firing_rate_all": everything.firing_rate.numpy(),
-    }))
-    draft.write_json("summary.json", {
-        "n_features": count, "active_features": int((sums.fired > 0).sum()), "tokens": sums.tokens,
-        "tokens_all": everything.tokens, "explained_variance": quality.explained_variance,
-        "l0": float(everything.firing_rate.sum()),
-    })
+    draft.write_table(
+        "features.parquet",
+        pa.table(
+            {
+                "feature": list(range(count)),
+                "base_act": sums.mean.numpy(),
+                "firing_rate": sums.firing_rate.numpy(),
+                "base_act_all": everything.mean.numpy(),
+                "firing_rate_all": everything.firing_rate.numpy(),
+            }
+        ),
+    )
+    draft.write_json(
+        "summary.json",
+        {
+            "n_features": count,
+            "active_features": int((sums.fired > 0).sum()),
+            "tokens": sums.tokens,
+            "tokens_all": everything.tokens,
+            "explained_variance": quality.explained_variance,
+            "l0": float(everything.firing_rate.sum()),
+        },
+    )
 
 
 def _merged(total: Any, part: Any) -> Any:

@@ -29,7 +29,7 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-class TemplateFault(ValueError):
+class ChatTemplateError(ValueError):
     """A chat template refused a conversation or cannot be compiled."""
 
 
@@ -49,14 +49,14 @@ def has_generation_blocks(template: str) -> bool:
 def render_chat(template: str, messages: list[Message], variables: dict[str, Any]) -> RenderedChat:
     """Render a conversation; `variables` are what the template sees beside `messages`.
 
-    Raises TemplateFault with the template's own words where it refuses the conversation.
+    Raises ChatTemplateError with the template's own words where it refuses the conversation.
     """
     try:
         marked = _compiled(template).render(
             messages=[_complete(message) for message in messages], **variables
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise TemplateFault(str(error) or type(error).__name__) from None
+        raise ChatTemplateError(str(error) or type(error).__name__) from None
     if not has_generation_blocks(template):
         return RenderedChat(marked, ())
     text, spans, start = [], [], 0

@@ -33,6 +33,6 @@ def checkpoint(
     """Merge, write, re-open, verify: same keys, dtypes, shapes and tokenizer as the base, finite logits."""
     loaded = model.open(run)
     delta = run.store.open(prediction).tensors("delta.safetensors")
-    folder, base = draft.path("config.json").parent, model.folder(run)
-    write_checkpoint(folder, loaded, delta, base, max_shard_size=settings.max_shard_size)
-    verify_checkpoint(folder, base)
+    base = model.folder(run)
+    write_checkpoint(draft.folder, loaded, delta, base, settings.max_shard_size)
+    verify_checkpoint(draft.folder, base, model.settings)

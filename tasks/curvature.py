@@ -36,12 +36,24 @@ def curvature(
         forms = operator.blocks(gradient)
         spectrum = power_iteration(operator.matvec, operator.zeros(), settings.power_iterations, seed)
     squares = {name: dot({name: g}, {name: g}) for name, g in gradient.items()}
-    draft.write_table("layers.parquet", [
-        {"module": name, "K_ii": form / squares[name] if squares[name] else 0.0,
-         "gradient_norm": squares[name] ** 0.5}
-        for name, form in forms.items()
-    ])
-    draft.write_json("summary.json", {
-        "sharpness": spectrum.eigenvalue, "sharpness_residual": spectrum.residual,
-        "sharpness_history": spectrum.history, "rows": rows.subset.rows, "tokens": operator.tokens,
-    })
+    draft.write_table(
+        "layers.parquet",
+        [
+            {
+                "module": name,
+                "K_ii": form / squares[name] if squares[name] else 0.0,
+                "gradient_norm": squares[name] ** 0.5,
+            }
+            for name, form in forms.items()
+        ],
+    )
+    draft.write_json(
+        "summary.json",
+        {
+            "sharpness": spectrum.eigenvalue,
+            "sharpness_residual": spectrum.residual,
+            "sharpness_history": spectrum.history,
+            "rows": rows.subset.rows,
+            "tokens": operator.tokens,
+        },
+    )

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from storage.artifacts import ArtifactRef
-from storage.datasets import read_rows
+from storage.datasets import KNOWN, read_rows
 from storage.digests import digest_of
 from storage.errors import BadInput
 from storage.places import localise
 from storage.runs import Run
 from tasks.chat import load_tokenizer
-from tasks.keys import Fingerprint, content_task, identity
 from tasks.forms import canonical_rows
-from tasks.samples import (
-    DatasetSettings,
-    Role,
-    SampleIndex,
-    drawn_probes,
-    identify,
-    parse_probes,
-    read_samples,
-    split,
-)
+from tasks.heldout import split
+from tasks.keys import Fingerprint, content_task, identity
+from tasks.sample_ids import identify
+from tasks.samples import DatasetSettings, Role, SampleIndex, parse_probes, read_samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,12 +43,23 @@ class TokenizerHandle(BaseModel, frozen=True):
         return localise(self.source.uri)
 
 
+def role_settings(settings: DatasetSettings, role: Role) -> DatasetSettings:
+    """What of the settings a role reads; a probe file counts by its bytes, not by its path."""
+    own = settings.for_role(role)
+    return own.model_copy(update={"probes": "file"}) if own.probes else own
+
+
 def encoding_of(tokenizer: TokenizerHandle, settings: DatasetSettings, role: Role) -> str:
     """What turns a row's content into tokens and labels, as a digest."""
     from dataclasses import asdict
 
-    return digest_of({"version": VERSION, "tokenizer": tokenizer.identity(), "rules": asdict(settings.loss_rules(role)),
-                      "columns": identity(settings.columns)})
+    return digest_of(
+        {
+            "version": VERSION,
+            "tokenizer": tokenizer.identity(),
+            "rules": asdict(settings.for_role(role).loss_rules(role)),
+        }
+    )
 
 
 @content_task(version=VERSION, libraries=("tokenizers", "jinja2"))
@@ -68,17 +71,9 @@ def samples(
     draft.write_table("samples.parquet", read_samples(role_rows(source.uri, role), encoder, settings, role))
 
 
-@content_task(version=1, libraries=())
-def probes_drawn(draft: Any, run: Run, heldout: ArtifactRef, count: int) -> None:
-    """Probe texts out of the held-out samples, when the request names no file."""
-    draft.write_table("samples.parquet", drawn_probes(read_table(run, heldout), count))
-
-
 def role_rows(uri: str, role: str) -> list[dict[str, Any]]:
     """Rows of a file; probes may also be plain lines of text."""
-    if role != "probes":
-        return read_rows(uri)
-    with contextlib.suppress(BadInput):
+    if role != "probes" or uri.endswith(KNOWN):
         return read_rows(uri)
     rows = parse_probes(localise(uri).read_text(encoding="utf-8"))
     if not rows:
@@ -94,5 +89,5 @@ def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
 def preview_index(source: Fingerprint, role: str, settings: DatasetSettings) -> SampleIndex:
     """Ids and form of a role without tokenising it or storing anything."""
     rows = identify(canonical_rows(role_rows(source.uri, role), settings.columns))
-    kept = split(rows, settings.heldout, role)
+    kept = split(rows, settings.heldout, "train" if role == "train" else "heldout")
     return SampleIndex(sorted(row.sample_id for row in kept), kept[0].canonical.form)

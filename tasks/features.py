@@ -17,8 +17,8 @@ from tasks.hooks import run_to_hook
 from tasks.keys import NUMERICS, Fingerprint, content_task, without_result
 from tasks.minibatches import minibatches, token_masks
 from tasks.model import ModelHandle, SaeHandle, exclusive
-from tasks.saes import feature_labels
 from tasks.rows import SubsetRows
+from tasks.saes import feature_labels
 
 
 class FeatureSettings(BaseModel):
@@ -60,20 +60,24 @@ def features(
         predicted = tangent_changes(loaded, autoencoder, delta, table, settings)
     names = feature_labels(sae.settings, autoencoder, loaded, labels.uri if labels else None)
     direction = ["strengthened" if s > 0 else "suppressed" if s < 0 else "unchanged" for s in scores.score.tolist()]
-    draft.write_table("features.parquet", pa.table({
-        "feature": list(range(autoencoder.d_sae)),
-        "label": names,
-        "base_act": base_acts.numpy(),
-        "score": scores.score.numpy(),
-        "predicted_change": predicted.numpy(),
-        "direction": direction,
-        "dormant": scores.dormant.numpy(),
-        "agrees": ((scores.score * predicted) >= 0).numpy(),
-    }))
+    draft.write_table(
+        "features.parquet",
+        pa.table(
+            {
+                "feature": list(range(autoencoder.d_sae)),
+                "label": names,
+                "base_act": base_acts.numpy(),
+                "score": scores.score.numpy(),
+                "predicted_change": predicted.numpy(),
+                "direction": direction,
+                "dormant": scores.dormant.numpy(),
+                "agrees": ((scores.score * predicted) >= 0).numpy(),
+            }
+        ),
+    )
 
 
-def tangent_changes(loaded: Any, autoencoder: Any, delta: dict[str, Any], table: Any,
-                    settings: FeatureSettings) -> Any:
+def tangent_changes(loaded: Any, autoencoder: Any, delta: dict[str, Any], table: Any, settings: FeatureSettings) -> Any:
     """Mean over label tokens of encode(h + dh) - encode(h), dh the derivative of the residual along `delta`.
 
     dh is the central difference (h(W + e d) - h(W - e d)) / 2e, two forwards that stop at the hook. [d_sae]
@@ -85,13 +89,18 @@ def tangent_changes(loaded: Any, autoencoder: Any, delta: dict[str, Any], table:
     total, tokens = torch.zeros(autoencoder.d_sae, dtype=torch.float64), 0
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
         _, trained = token_masks(minibatch.batch)
-        at = {
-            sign: run_to_hook(loaded, minibatch.batch, autoencoder.hook_name,
-                              {n: w + sign * settings.step * delta[n] for n, w in base.items()})[trained]
-            for sign in (0.0, 1.0, -1.0)
-        }
-        moved = at[0.0] + (at[1.0] - at[-1.0]) / (2 * settings.step)
-        change = autoencoder.encode(moved) - autoencoder.encode(at[0.0])
+        with torch.no_grad():
+            at = {
+                sign: run_to_hook(
+                    loaded,
+                    minibatch.batch,
+                    autoencoder.hook_name,
+                    {n: w + sign * settings.step * delta[n] for n, w in base.items()},
+                )[trained]
+                for sign in (0.0, 1.0, -1.0)
+            }
+            moved = at[0.0] + (at[1.0] - at[-1.0]) / (2 * settings.step)
+            change = autoencoder.encode(moved) - autoencoder.encode(at[0.0])
         total += change.sum(dim=0, dtype=torch.float64).cpu()
         tokens += change.shape[0]
     return (total / max(tokens, 1)).float()

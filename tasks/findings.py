@@ -42,8 +42,10 @@ def _harmful(opened: dict[str, Any]) -> list[dict[str, Any]]:
     ranked = opened["influence"].arrow("influence.parquet").to_pylist()
     worst = [row for row in ranked if row["verdict"] == "harms"][:LISTED]
     texts = row_texts(opened["samples"], {row["sample_id"] for row in worst})
-    return [{"row": r["row"], "sample_id": r["sample_id"], "score": r["score"], "z": r["z"],
-             "text": texts[r["sample_id"]]} for r in worst]
+    return [
+        {"row": r["row"], "sample_id": r["sample_id"], "score": r["score"], "z": r["z"], "text": texts[r["sample_id"]]}
+        for r in worst
+    ]
 
 
 def row_texts(samples: Any, wanted: set[str] | None = None) -> dict[str, str]:
@@ -68,8 +70,14 @@ def _concepts(opened: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[s
     def named(row: dict[str, Any]) -> dict[str, Any]:
         change = moved[row["feature"]]
         share = change["change"] / change["base"] if change["base"] else None
-        return {"feature": row["feature"], "label": row["label"], "score": row["score"],
-                "predicted_change": row["predicted_change"], "change": change["change"], "relative": share}
+        return {
+            "feature": row["feature"],
+            "label": row["label"],
+            "score": row["score"],
+            "predicted_change": row["predicted_change"],
+            "change": change["change"],
+            "relative": share,
+        }
 
     up = [named(row) for row in reversed(ordered[-LISTED:]) if row["score"] > 0]
     down = [named(row) for row in ordered[:LISTED] if row["score"] < 0]
@@ -82,7 +90,7 @@ def _summary(read: dict[str, dict[str, Any]], opened: dict[str, Any]) -> dict[st
     solver = opened["influence"].json("solver.json")
     kept = {
         "rows": read["landscape"]["rows"],
-        "rows_flagged": read["quality"].get("rows_flagged"),
+        "flagged_rows": read["quality"]["flagged_rows"],
         "train_loss_base": read["landscape"]["loss"],
         "samples_that_harm": verdicts.count("harms"),
         "samples_that_help": verdicts.count("helps"),
@@ -97,8 +105,13 @@ def _summary(read: dict[str, dict[str, Any]], opened: dict[str, Any]) -> dict[st
     return kept
 
 
-def judge(summary: dict[str, Any], signals: list[dict[str, Any]], harmful: list[dict[str, Any]],
-          strengthened: list[dict[str, Any]], suppressed: list[dict[str, Any]]) -> tuple[str, list[str]]:
+def judge(
+    summary: dict[str, Any],
+    signals: list[dict[str, Any]],
+    harmful: list[dict[str, Any]],
+    strengthened: list[dict[str, Any]],
+    suppressed: list[dict[str, Any]],
+) -> tuple[str, list[str]]:
     """Should I train? The rule: any critical signal or a predicted rise of held-out loss says "Not yet", any
     warning says "Yes, with care", else "Yes"."""
     rise = summary["heldout_loss_evaluated"] - summary["heldout_loss_base"]
@@ -112,7 +125,7 @@ def judge(summary: dict[str, Any], signals: list[dict[str, Any]], harmful: list[
     reasons += [f"{s['name'].replace('_', ' ')}: {s['advice']}" for s in signals if s["severity"] == "warn"]
     fading = next((c for c in suppressed if c["relative"] is not None and c["relative"] < -0.2), None)
     if fading:
-        reasons.append(f"\"{fading['label']}\" (feature {fading['feature']}) fades by {-fading['relative']:.0%}")
+        reasons.append(f'"{fading["label"]}" (feature {fading["feature"]}) fades by {-fading["relative"]:.0%}')
     if rise > 0 or any(s["severity"] == "critical" for s in signals):
         return "Not yet", reasons
     if any(s["severity"] == "warn" for s in signals):

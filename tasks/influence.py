@@ -60,9 +60,7 @@ class InfluenceSettings(BaseModel):
     version: Literal[1] = 1
     method: Literal["lissa", "preconditioned"] = Field("lissa", title="Ranking score")
     solver: SolverSettings = SolverSettings()
-    neutral: float = Field(
-        0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation"
-    )
+    neutral: float = Field(0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation")
     scoring: ScoringSettings = ScoringSettings()
 
 
@@ -92,15 +90,28 @@ def influence_solve(
         solve = solved(operator.matvec, target, solver, EventLog.of(run))
     moments = second_moment(gradient_field(run, nodes, adapted), adapted.space, rows_per_step)
     directions = {"lissa": solve.solution, "preconditioned": adam_direction(target, moments, adam_epsilon)}
-    draft.write_tensors("directions.safetensors", {
-        f"{method}/{name}": u.contiguous() for method, theta in directions.items() for name, u in theta.items()
-    })
-    draft.write_json("solver.json", {
-        "method": "lissa", "residuals": solve.residuals, "scale": solve.scale, "damping": solve.damping,
-        "effective_damping": solve.effective_damping, "iterations": solve.iterations, "budget": solver.iterations,
-        "products": solve.products, "status": solve.status, "advice": solve.advice,
-        "curvature": curvature.curvature, "curvature_rows": rows.subset.rows, "curvature_tokens": operator.tokens,
-    })
+    draft.write_tensors(
+        "directions.safetensors",
+        {f"{method}/{name}": u.contiguous() for method, theta in directions.items() for name, u in theta.items()},
+    )
+    draft.write_json(
+        "solver.json",
+        {
+            "method": "lissa",
+            "residuals": solve.residuals,
+            "scale": solve.scale,
+            "damping": solve.damping,
+            "effective_damping": solve.effective_damping,
+            "iterations": solve.iterations,
+            "budget": solver.iterations,
+            "products": solve.products,
+            "status": solve.status,
+            "advice": solve.advice,
+            "curvature": curvature.curvature,
+            "curvature_rows": rows.subset.rows,
+            "curvature_tokens": operator.tokens,
+        },
+    )
 
 
 def solved(matvec: Any, target: dict[str, Tensor], settings: SolverSettings, events: EventLog) -> Solve:
@@ -155,14 +166,18 @@ def influence_shard(
         for minibatch in minibatches(table, settings.batch_tokens, adapted.loaded.device):
             derivatives[list(minibatch.rows)] = directional(adapted, directions, minibatch, dpo_beta).cpu()
     ids = table["sample_id"].to_pylist()
-    draft.write_table("derivatives.parquet", [
-        {"sample_id": sample_id, **dict(zip(METHODS, row, strict=True))}
-        for sample_id, row in zip(ids, derivatives.tolist(), strict=True)
-    ])
+    draft.write_table(
+        "derivatives.parquet",
+        [
+            {"sample_id": sample_id, **dict(zip(METHODS, row, strict=True))}
+            for sample_id, row in zip(ids, derivatives.tolist(), strict=True)
+        ],
+    )
 
 
-def directional(adapted: AdaptedModel, directions: list[dict[str, Tensor]], minibatch: Minibatch,
-                dpo_beta: float | None) -> Tensor:
+def directional(
+    adapted: AdaptedModel, directions: list[dict[str, Tensor]], minibatch: Minibatch, dpo_beta: float | None
+) -> Tensor:
     """[b, k] d loss_i along each direction; a DPO pair's is beta/2 (chosen - rejected) at the base weights."""
     from tasks.numerics.scoring import sample_dots
 
@@ -206,8 +221,9 @@ def rate_sum(training: TrainingSettings, rows: int) -> float:
     return sum(learning_rates(training.lr_scheduler_type, training.learning_rate, steps, warmup))
 
 
-def ranked(ids: list[str], rows: dict[str, int], scores: dict[str, list[float]], method: str,
-           neutral: float) -> list[dict[str, Any]]:
+def ranked(
+    ids: list[str], rows: dict[str, int], scores: dict[str, list[float]], method: str, neutral: float
+) -> list[dict[str, Any]]:
     """Rank 1 harms most. `z` is the score over the scores' standard deviation; verdict `neutral` when
     |score| is below `neutral` standard deviations, else `harms` (positive) or `helps` (negative)."""
     chosen = scores[method]
@@ -218,9 +234,16 @@ def ranked(ids: list[str], rows: dict[str, int], scores: dict[str, list[float]],
     for rank, i in enumerate(order, start=1):
         quiet = abs(chosen[i]) <= neutral * spread
         verdict = "neutral" if quiet else "harms" if chosen[i] > 0 else "helps"
-        table.append({
-            "sample_id": ids[i], "row": rows[ids[i]], "score": chosen[i], "rank": rank, "verdict": verdict,
-            "z": (chosen[i] - mean) / spread if spread else 0.0, "method": method,
-            **{f"{name}_score": values[i] for name, values in scores.items()},
-        })
+        table.append(
+            {
+                "sample_id": ids[i],
+                "row": rows[ids[i]],
+                "score": chosen[i],
+                "rank": rank,
+                "verdict": verdict,
+                "z": (chosen[i] - mean) / spread if spread else 0.0,
+                "method": method,
+                **{f"{name}_score": values[i] for name, values in scores.items()},
+            }
+        )
     return table

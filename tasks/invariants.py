@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 
 class BrokenInvariant(RuntimeError):
@@ -28,10 +32,47 @@ def no_optimizer_steps() -> Iterator[None]:
         handle.remove()
 
 
-def weights_unchanged(before: str, after: str) -> None:
-    """The base weights' digest must be the same after the last pass as before the first."""
-    if before != after:
-        raise BrokenInvariant(
-            f"base weights changed during simulate: digest {before[:12]} before, {after[:12]} after; "
-            "run again from a fresh process and report this"
-        )
+@dataclass(frozen=True)
+class Witness:
+    """A model as it was when it was opened."""
+
+    model: Any
+    digest: str
+
+
+_witnesses: dict[int, Witness] = {}
+_lock = threading.Lock()
+
+
+def witness(model: Any) -> None:
+    """Remember the digest of a model's weights; modules that share their tensors are one model."""
+    first = next(model.parameters()).data_ptr()
+    with _lock:
+        if first not in _witnesses:
+            _witnesses[first] = Witness(model, weights_digest(model))
+
+
+def weights_unchanged() -> None:
+    """Every model opened since the last call holds the weights it was opened with. Raises BrokenInvariant."""
+    with _lock:
+        held = list(_witnesses.values())
+        _witnesses.clear()
+    for each in held:
+        after = weights_digest(each.model)
+        if after != each.digest:
+            raise BrokenInvariant(
+                f"base weights changed during simulate: digest {each.digest[:12]} before, {after[:12]} after; "
+                "nothing of this run may be trusted, run it again in a new process"
+            )
+
+
+def weights_digest(model: Any) -> str:
+    """sha256 over the names and bytes of all parameters, 64 hex digits."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        if not parameter.is_meta:
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

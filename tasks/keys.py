@@ -68,8 +68,7 @@ def _settings_identity(settings: BaseModel) -> dict[str, Any]:
     kept = {
         name: identity(getattr(settings, name))
         for name, field in fields.items()
-        if not isinstance(field.json_schema_extra, dict)
-        or field.json_schema_extra.get("affects_result", True)
+        if not isinstance(field.json_schema_extra, dict) or field.json_schema_extra.get("affects_result", True)
     }
     return kept
 
@@ -96,8 +95,14 @@ class ContentKey(CachePolicy):
         return self.key_of_inputs(self.inputs_of(arguments))
 
     def key_of_inputs(self, inputs: dict[str, Any]) -> str:
-        return digest_of({"task": self.task, "version": self.version,
-                          "libraries": library_versions(self.libraries), "inputs": inputs})[:40]
+        return digest_of(
+            {
+                "task": self.task,
+                "version": self.version,
+                "libraries": library_versions(self.libraries),
+                "inputs": inputs,
+            }
+        )[:40]
 
     def compute_key(
         self,
@@ -135,8 +140,9 @@ def code_commit() -> str | None:
     """The commit this code was checked out at, or None outside a checkout."""
     import subprocess
 
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10,
-                           cwd=Path(__file__).parent, check=False)
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=False
+    )
     return asked.stdout.strip() or None
 
 
@@ -202,8 +208,14 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
     except Exception as error:
         events.emit("pass_failed", task=policy.task, label=label, error=f"{type(error).__name__}: {error}")
         raise
-    events.emit("pass_finished", task=policy.task, label=label, key=key, cached=False,
-                seconds=round(time.perf_counter() - started, 3))
+    events.emit(
+        "pass_finished",
+        task=policy.task,
+        label=label,
+        key=key,
+        cached=False,
+        seconds=round(time.perf_counter() - started, 3),
+    )
     return draft.ref
 
 

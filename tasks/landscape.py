@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from storage.artifacts import ArtifactRef
 from storage.events import EventLog
 from storage.runs import Run
-from tasks.keys import content_task, without_result
 from tasks.hooks import captured_residuals
+from tasks.keys import content_task, without_result
 from tasks.loading import AdapterTargets, functional_caller, target_weights
 from tasks.minibatches import minibatches
 from tasks.model import ModelHandle, exclusive
@@ -32,7 +32,10 @@ class LandscapeSettings(BaseModel):
         "bfloat16", title="Dtype of the stored gradient field", description="sums are formed in float32"
     )
     batch_tokens: int = Field(
-        1024, ge=1, title="Tokens per micro-batch", description="padding included",
+        1024,
+        ge=1,
+        title="Tokens per micro-batch",
+        description="padding included",
         json_schema_extra=without_result(),
     )
 
@@ -95,10 +98,13 @@ def landscape_shard(
     draft.write_table("steps.parquet", steps)
     ids = table["sample_id"].to_pylist()
     pairs = [losses.get(row, (0.0, 0.0)) for row in range(len(ids))]
-    draft.write_table("samples.parquet", [
-        {"sample_id": sample_id, "loss_sum": loss_sum, "tokens": tokens}
-        for sample_id, (loss_sum, tokens) in zip(ids, pairs, strict=True)
-    ])
+    draft.write_table(
+        "samples.parquet",
+        [
+            {"sample_id": sample_id, "loss_sum": loss_sum, "tokens": tokens}
+            for sample_id, (loss_sum, tokens) in zip(ids, pairs, strict=True)
+        ],
+    )
     draft.write_json("shard.json", {"rows": len(losses), "tokens": total.tokens, "modules": list(weights)})
 
 
@@ -130,8 +136,9 @@ def landscape(
     draft.write_json("summary.json", summary)
 
 
-def _reduce_gradients(opened: list[Any], modules: list[str], tokens: list[float],
-                      node_squares: list[float]) -> tuple[dict[str, Any], list[float]]:
+def _reduce_gradients(
+    opened: list[Any], modules: list[str], tokens: list[float], node_squares: list[float]
+) -> tuple[dict[str, Any], list[float]]:
     """Mean gradients, weight by weight, so that memory holds one weight of every node at a time."""
     from tasks.numerics.gradients import mean_gradient
 
@@ -157,15 +164,23 @@ def noise_scale(node_squares: list[float], mean_square: float, tokens: list[floa
     return {"noise_scale_tokens": estimate.noise_scale, "noise_scale_se": estimate.standard_error}
 
 
-def layer_table(modules: list[str], steps: list[dict[str, Any]], mean_norms: list[float],
-                dead_layer_norm: float) -> list[dict[str, Any]]:
+def layer_table(
+    modules: list[str], steps: list[dict[str, Any]], mean_norms: list[float], dead_layer_norm: float
+) -> list[dict[str, Any]]:
     """One row per adapted module: mean and maximum over batches of its gradient norm, and whether it is dead."""
     rows = []
     for position, module in enumerate(modules):
         norms = [step["layer_grad_norms"][position] for step in steps]
         average = sum(norms) / len(norms)
-        rows.append({"module": module, "mean": average, "max": max(norms),
-                     "norm_of_mean": mean_norms[position], "dead": average < dead_layer_norm})
+        rows.append(
+            {
+                "module": module,
+                "mean": average,
+                "max": max(norms),
+                "norm_of_mean": mean_norms[position],
+                "dead": average < dead_layer_norm,
+            }
+        )
     return rows
 
 
@@ -174,14 +189,22 @@ def _sample_losses(run: Run, samples: ArtifactRef, opened: list[Any]) -> list[di
     rows = {sample["sample_id"]: sample["row"] for sample in known}
     losses = [row for artifact in opened for row in artifact.arrow("samples.parquet").to_pylist()]
     return [
-        {"sample_id": row["sample_id"], "row": rows[row["sample_id"]], "tokens": row["tokens"],
-         "loss": row["loss_sum"] / row["tokens"] if row["tokens"] else None}
+        {
+            "sample_id": row["sample_id"],
+            "row": rows[row["sample_id"]],
+            "tokens": row["tokens"],
+            "loss": row["loss_sum"] / row["tokens"] if row["tokens"] else None,
+        }
         for row in losses
     ]
 
 
-def landscape_summary(steps: list[dict[str, Any]], layers: list[dict[str, Any]],
-                      noise: dict[str, float | None], nodes: list[dict[str, Any]]) -> dict[str, Any]:
+def landscape_summary(
+    steps: list[dict[str, Any]],
+    layers: list[dict[str, Any]],
+    noise: dict[str, float | None],
+    nodes: list[dict[str, Any]],
+) -> dict[str, Any]:
     """The landscape's numbers for the report's first screen."""
     tokens = sum(step["tokens"] for step in steps)
     return {
@@ -196,25 +219,40 @@ def landscape_summary(steps: list[dict[str, Any]], layers: list[dict[str, Any]],
     }
 
 
-def landscape_signals(role: str, layers: list[dict[str, Any]], steps: list[dict[str, Any]],
-                      max_grad_norm: float, thresholds: SignalThresholds) -> list[dict[str, Any]]:
+def landscape_signals(
+    role: str,
+    layers: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+    max_grad_norm: float,
+    thresholds: SignalThresholds,
+) -> list[dict[str, Any]]:
     """`dead_layer` and `gradient_spike`, judged on the training rows only."""
     if role != "train":
         return []
     signals = []
     dead = [layer["module"] for layer in layers if layer["dead"]]
     if dead:
-        signals.append({
-            "name": "dead_layer", "severity": "warn", "value": len(dead), "threshold": thresholds.dead_layer_norm,
-            "advice": f"{len(dead)} of {len(layers)} adapted modules get no gradient ({', '.join(dead[:3])}); "
-                      "leave them out of target_modules",
-        })
+        signals.append(
+            {
+                "name": "dead_layer",
+                "severity": "warn",
+                "value": len(dead),
+                "threshold": thresholds.dead_layer_norm,
+                "advice": f"{len(dead)} of {len(layers)} adapted modules get no gradient ({', '.join(dead[:3])}); "
+                "leave them out of target_modules",
+            }
+        )
     spike = sum(step["max_grad_norm"] for step in steps) / len(steps)
     limit = thresholds.spike_factor * max_grad_norm
     if max_grad_norm and spike > limit:
-        signals.append({
-            "name": "gradient_spike", "severity": "warn", "value": spike, "threshold": limit,
-            "advice": "most steps would be clipped hard; lower learning_rate, add warm-up, or look at the rows "
-                      "with the largest loss",
-        })
+        signals.append(
+            {
+                "name": "gradient_spike",
+                "severity": "warn",
+                "value": spike,
+                "threshold": limit,
+                "advice": "most steps would be clipped hard; lower learning_rate, add warm-up, or look at the rows "
+                "with the largest loss",
+            }
+        )
     return signals

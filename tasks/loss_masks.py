@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from storage.errors import BadInput
 from tasks.chat import ChatTokenizer, EncodedChat
-from tasks.chat_template import RenderedChat, TemplateFault
+from tasks.chat_template import ChatTemplateError, RenderedChat
 from tasks.forms import CanonicalRow
 from tasks.messages import Message, Part
 
@@ -140,7 +140,7 @@ def _render(
 ) -> RenderedChat:
     try:
         return tokenizer.render(messages, add_generation_prompt, row.tools, row.template_kwargs)
-    except TemplateFault as fault:
+    except ChatTemplateError as fault:
         raise BadInput(
             f"row {row.row}: the chat template refuses the conversation ({fault}); mend the row"
         ) from None

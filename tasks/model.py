@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from storage.artifacts import ArtifactRef
 from storage.places import localise
 from storage.runs import Run
+from tasks.invariants import witness
 from tasks.keys import NUMERICS, Fingerprint, content_task, identity
 from tasks.loading import ModelSettings, convert_gguf, load_model
 from tasks.saes import SaeSettings, load_sae
@@ -50,7 +51,9 @@ class ModelHandle(BaseModel, frozen=True):
 
     def open(self, run: Run) -> LoadedModel:
         """The loaded model, one instance per process."""
-        return load_model(self.folder(run), self.settings)
+        loaded = load_model(self.folder(run), self.settings)
+        witness(loaded.model)
+        return loaded
 
 
 class SaeHandle(BaseModel, frozen=True):
@@ -78,5 +81,4 @@ def exclusive(loaded: LoadedModel) -> Iterator[None]:
 @content_task(version=1, libraries=(*NUMERICS, "gguf"))
 def model(draft: Any, run: Run, gguf: Fingerprint, dtype: str) -> None:
     """A GGUF file as a Hugging Face folder: sharded safetensors in `dtype`, config and tokenizer."""
-    folder = draft.path("config.json").parent
-    convert_gguf(localise(gguf.uri), folder, dtype=dtype)
+    convert_gguf(localise(gguf.uri), draft.folder, dtype)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
+from tasks.dataset import read_table
 from tasks.keys import content_task
 from tasks.loading import functional_caller
 from tasks.minibatches import minibatches
 from tasks.model import ModelHandle
-from tasks.dataset import read_table
-from tasks.sae_diff import DiffSettings
 from tasks.rows import SubsetRows
+from tasks.sae_diff import DiffSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,8 +58,15 @@ def weight_norms(base: LoadedModel, new: LoadedModel) -> list[dict[str, Any]]:
     rows = []
     for name, weight in base.model.named_parameters():
         norm, change = float(weight.norm()), float((others[name] - weight).norm())
-        rows.append({"module": name, "norm_base": norm, "norm_new": float(others[name].norm()),
-                     "delta_norm": change, "relative": change / norm if norm else 0.0})
+        rows.append(
+            {
+                "module": name,
+                "norm_base": norm,
+                "norm_new": float(others[name].norm()),
+                "delta_norm": change,
+                "relative": change / norm if norm else 0.0,
+            }
+        )
     return rows
 
 
@@ -88,9 +95,16 @@ def probe_rows(table: pa.Table, sides: SampleComparison, regression: float) -> l
     ):
         if tokens:
             before, after = math.exp(base / tokens), math.exp(new / tokens)
-            rows.append({"text": texts[position], "tokens": tokens, "perplexity_base": before,
-                         "perplexity_new": after, "kl": kl / tokens,
-                         "regressed": after > before * (1 + regression)})
+            rows.append(
+                {
+                    "text": texts[position],
+                    "tokens": tokens,
+                    "perplexity_base": before,
+                    "perplexity_new": after,
+                    "kl": kl / tokens,
+                    "regressed": after > before * (1 + regression),
+                }
+            )
     return rows
 
 

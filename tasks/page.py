@@ -58,11 +58,7 @@ def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> Rep
     opened = {name: run.store.open(ref) for name, ref in made.items()}
     found = collect(run, made)
     texts = row_texts(opened["samples"])
-    sections = {
-        name: build(opened, texts, lines)
-        for name, build in SECTIONS.items()
-        if name in opened
-    }
+    sections = {name: build(opened, texts, lines) for name, build in SECTIONS.items() if name in opened}
     return ReportView(
         header=_header(run, opened, lines),
         answer=found.answer,
@@ -77,15 +73,25 @@ def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> Rep
 
 
 INVARIANTS = (
-    "no training loop", "base weights unchanged", "LiSSA within its budget", "delta finite and clipped",
+    "no training loop",
+    "base weights unchanged",
+    "LiSSA within its budget",
+    "delta finite and clipped",
     "checkpoint verified",
 )
 
 
 def _header(run: Run, opened: dict[str, Any], lines: RequestLines) -> Header:
     created = max(artifact.manifest.created for artifact in opened.values())
-    return Header(run_id=run.name, dataset=lines.dataset, rows=lines.rows, model=lines.model,
-                  adapter=lines.adapter, training=lines.training, created=created)
+    return Header(
+        run_id=run.name,
+        dataset=lines.dataset,
+        rows=lines.rows,
+        model=lines.model,
+        adapter=lines.adapter,
+        training=lines.training,
+        created=created,
+    )
 
 
 def _commands(found: Findings) -> list[str]:
@@ -103,8 +109,7 @@ def _numbers(found: Findings) -> list[Number]:
         Number("evaluated", summary["heldout_loss_evaluated"], "on the predicted weights"),
         Number("Trusted", summary["trust"], f"tolerance {summary['tolerance']} nats"),
         Number("Sharpness", summary["sharpness"], summary["sharpness_label"]),
-        Number("Gradient samples", summary["gradient_samples_used"],
-               f"a real run: {summary['gradient_samples_real']}"),
+        Number("Gradient samples", summary["gradient_samples_used"], f"a real run: {summary['gradient_samples_real']}"),
     ]
 
 
@@ -130,7 +135,9 @@ def _quality(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines)
     summary = opened["quality"].json("summary.json")
     return QualityView(
         samples=samples.assign(text=samples["sample_id"].map(texts), flags=samples["flags"].map(list)),
-        counts=summary["counts"], max_length=lines.max_length, summary=_flat(summary),
+        counts=summary["counts"],
+        max_length=lines.max_length,
+        summary=_flat(summary),
     )
 
 
@@ -142,8 +149,10 @@ def _baseline(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines
 def _landscape(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> LandscapeView:
     landscape = opened["landscape"]
     return LandscapeView(
-        steps=landscape.table("steps.parquet"), layers=_placed(landscape.table("layers.parquet")),
-        spike=lines.spike_norm, summary=_flat(landscape.json("summary.json")),
+        steps=landscape.table("steps.parquet"),
+        layers=_placed(landscape.table("layers.parquet")),
+        spike=lines.spike_norm,
+        summary=_flat(landscape.json("summary.json")),
     )
 
 
@@ -155,7 +164,9 @@ def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
     rows = opened["influence"].table("influence.parquet")
     solver = opened["influence"].json("solver.json")
     return InfluenceView(
-        rows=rows.assign(text=rows["sample_id"].map(texts)), residuals=solver["residuals"], status=solver["status"],
+        rows=rows.assign(text=rows["sample_id"].map(texts)),
+        residuals=solver["residuals"],
+        status=solver["status"],
         summary=_flat(solver),
     )
 
@@ -165,7 +176,8 @@ def _preference(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
     moved = opened["preference"].table("features.parquet").rename(columns={"relative": "change"})
     labels = opened["features"].table("features.parquet", columns=["feature", "label"])
     return PreferenceView(
-        pairs=pairs.assign(text=pairs["prompt"]), features=moved.merge(labels, on="feature"),
+        pairs=pairs.assign(text=pairs["prompt"]),
+        features=moved.merge(labels, on="feature"),
         summary=_flat(opened["preference"].json("summary.json")),
     )
 
@@ -174,9 +186,11 @@ def _prediction(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
     prediction = opened["prediction"]
     summary = prediction.json("summary.json")
     return PredictionView(
-        layers=_placed(prediction.table("layers.parquet")), path=prediction.table("path.parquet"),
+        layers=_placed(prediction.table("layers.parquet")),
+        path=prediction.table("path.parquet"),
         horizon=summary["trusted_steps"] if summary["horizon"] is not None else None,
-        anchors=summary["anchor_steps"], summary=_flat(summary),
+        anchors=summary["anchor_steps"],
+        summary=_flat(summary),
     )
 
 
@@ -198,7 +212,13 @@ def _flat(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 SECTIONS = {
-    "quality": _quality, "baseline": _baseline, "landscape": _landscape, "features": _features,
-    "influence": _influence, "preference": _preference, "prediction": _prediction, "sae_diff": _sae_diff,
+    "quality": _quality,
+    "baseline": _baseline,
+    "landscape": _landscape,
+    "features": _features,
+    "influence": _influence,
+    "preference": _preference,
+    "prediction": _prediction,
+    "sae_diff": _sae_diff,
     "model_diff": _model_diff,
 }

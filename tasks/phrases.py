@@ -20,7 +20,7 @@ _SIGNS = str.maketrans(
 )
 # ASCII but for the backtick, which some write for an apostrophe.
 _PLAIN = re.compile(r"(?:[!-_a-~]| (?! ))*")
-_CLUSTER = re.compile(r"(?P<plain>[!-_a-~]+(?![\u0300-\u036f]))|\s+|\S[\u0300-\u036f]*")
+_CLUSTER = re.compile(r"(?P<plain>[!-_a-~]+(?: [!-_a-~]+)*(?![\u0300-\u036f]))|\s+|\S[\u0300-\u036f]*")
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Match:
 class PhraseFinder:
     """Finds whole words and phrases in one pass (Aho-Corasick).
 
-    A phrase that begins with `^` counts at the beginning of the text only; one that ends in `*` also counts as
-    the beginning of a longer word.
+    A phrase that begins with `^` counts at the text's beginning only; one that ends in `*` also counts as the
+    beginning of a longer word.
     """
 
     def __init__(self, phrases: Sequence[str]) -> None:

@@ -95,17 +95,23 @@ def prediction(
     draft.write_table("layers.parquet", layer_map(adapted, quotients, rates, closed_form, applied))
     summary = path_summary(points, settings.tolerance)
     summary |= {
-        "rule": settings.rule, "steps": steps, "clipped_steps": len(clipped_steps),
-        "clipped_modules": len(applied.clipped), "anchors": 1, "anchor_steps": [0],
-        "gradient_samples_used": rows, "gradient_samples_real": round(rows * training.epochs),
+        "rule": settings.rule,
+        "steps": steps,
+        "clipped_steps": len(clipped_steps),
+        "clipped_modules": len(applied.clipped),
+        "anchors": 1,
+        "anchor_steps": [0],
+        "gradient_samples_used": rows,
+        "gradient_samples_real": round(rows * training.epochs),
         **sharpness_summary(measured.json("summary.json"), settings.sharp),
     }
     summary["signals"] = prediction_signals(summary, settings)
     draft.write_json("summary.json", summary)
 
 
-def replayed_path(adapted: AdaptedModel, field: GradientField, training: TrainingSettings, steps: int,
-                  at: list[int]) -> Replay:
+def replayed_path(
+    adapted: AdaptedModel, field: GradientField, training: TrainingSettings, steps: int, at: list[int]
+) -> Replay:
     """The optimizer's recursion over the frozen field for the whole run, kept at the steps `at`."""
     from tasks.numerics.field import virtual_batches
     from tasks.numerics.replay import replay
@@ -129,8 +135,9 @@ def moving_adapter(adapted: AdaptedModel) -> Adapter:
     return FullAdapter(adapted.weights)
 
 
-def closed_form_path(adapted: AdaptedModel, gradient: dict[str, Tensor], rates: dict[str, float],
-                     steps: int) -> StraightPath:
+def closed_form_path(
+    adapted: AdaptedModel, gradient: dict[str, Tensor], rates: dict[str, float], steps: int
+) -> StraightPath:
     """The seed's rule in adapter coordinates, lifted to the weights."""
     from tasks.numerics.rayleigh import StraightPath, closed_form_step
 
@@ -138,8 +145,9 @@ def closed_form_path(adapted: AdaptedModel, gradient: dict[str, Tensor], rates: 
     return StraightPath(adapted.space.lift(closed_form_step(pulled, rates)), steps)
 
 
-def evaluated_path(events: EventLog, loss: HeldoutLoss, deltas: dict[int, dict[str, Tensor]],
-                   heldout_gradient: dict[str, Tensor]) -> list[dict[str, Any]]:
+def evaluated_path(
+    events: EventLog, loss: HeldoutLoss, deltas: dict[int, dict[str, Tensor]], heldout_gradient: dict[str, Tensor]
+) -> list[dict[str, Any]]:
     """Per step: the loss that the frozen field predicts to first order, and the loss that forwards find there."""
     base = loss({})
     points = [{"step": 0, "predicted_loss": base, "evaluated_loss": base}]
@@ -150,17 +158,28 @@ def evaluated_path(events: EventLog, loss: HeldoutLoss, deltas: dict[int, dict[s
     return points
 
 
-def layer_map(adapted: AdaptedModel, quotients: dict[str, float], rates: dict[str, float],
-              closed_form: StraightPath, applied: BoundedDelta) -> list[dict[str, Any]]:
+def layer_map(
+    adapted: AdaptedModel,
+    quotients: dict[str, float],
+    rates: dict[str, float],
+    closed_form: StraightPath,
+    applied: BoundedDelta,
+) -> list[dict[str, Any]]:
     """Per adapted tensor: K_ii, eta_eff, the norm of its delta, and what the closed form would have moved it."""
     rows = []
     for name, weight in adapted.weights.items():
         norm = applied.norms[name]
-        rows.append({
-            "module": name, "K_ii": quotients[name], "eta_eff": rates[name], "clipped": name in applied.clipped,
-            "norm": norm, "relative": norm / float(weight.norm()),
-            "closed_form_norm": float(closed_form.final[name].norm()),
-        })
+        rows.append(
+            {
+                "module": name,
+                "K_ii": quotients[name],
+                "eta_eff": rates[name],
+                "clipped": name in applied.clipped,
+                "norm": norm,
+                "relative": norm / float(weight.norm()),
+                "closed_form_norm": float(closed_form.final[name].norm()),
+            }
+        )
     return rows
 
 
@@ -183,30 +202,46 @@ def path_summary(points: list[dict[str, Any]], tolerance: float) -> dict[str, An
 def sharpness_summary(curvature: dict[str, Any], sharp: float) -> dict[str, Any]:
     """The largest curvature eigenvalue with its label."""
     value = curvature["sharpness"]
-    return {"sharpness": value, "sharpness_label": "sharp" if value > sharp else "flat",
-            "sharpness_residual": curvature["sharpness_residual"]}
+    return {
+        "sharpness": value,
+        "sharpness_label": "sharp" if value > sharp else "flat",
+        "sharpness_residual": curvature["sharpness_residual"],
+    }
 
 
 def prediction_signals(summary: dict[str, Any], settings: PredictionSettings) -> list[dict[str, Any]]:
     """`sharp_landscape`, `beyond_horizon` and `delta_clipped`."""
     signals = []
     if summary["sharpness_label"] == "sharp":
-        signals.append({
-            "name": "sharp_landscape", "severity": "warn", "value": summary["sharpness"],
-            "threshold": settings.sharp,
-            "advice": "the loss bends sharply at the base weights; lower learning_rate or add warm-up",
-        })
+        signals.append(
+            {
+                "name": "sharp_landscape",
+                "severity": "warn",
+                "value": summary["sharpness"],
+                "threshold": settings.sharp,
+                "advice": "the loss bends sharply at the base weights; lower learning_rate or add warm-up",
+            }
+        )
     if summary["horizon"] is not None:
-        signals.append({
-            "name": "beyond_horizon", "severity": "warn", "value": summary["horizon"], "threshold": summary["steps"],
-            "advice": f"the frozen gradients stop telling the truth before step {summary['horizon']} of "
-                      f"{summary['steps']}; read the end of the path as a direction, not as a number, or simulate "
-                      "a shorter run",
-        })
+        signals.append(
+            {
+                "name": "beyond_horizon",
+                "severity": "warn",
+                "value": summary["horizon"],
+                "threshold": summary["steps"],
+                "advice": f"the frozen gradients stop telling the truth before step {summary['horizon']} of "
+                f"{summary['steps']}; read the end of the path as a direction, not as a number, or simulate "
+                "a shorter run",
+            }
+        )
     if summary["clipped_modules"]:
-        signals.append({
-            "name": "delta_clipped", "severity": "critical", "value": summary["clipped_modules"],
-            "threshold": settings.max_relative_change,
-            "advice": "tensors would move further than max_relative_change of their norm; lower learning_rate",
-        })
+        signals.append(
+            {
+                "name": "delta_clipped",
+                "severity": "critical",
+                "value": summary["clipped_modules"],
+                "threshold": settings.max_relative_change,
+                "advice": "tensors would move further than max_relative_change of their norm; lower learning_rate",
+            }
+        )
     return signals

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
+from tasks.dataset import read_table
 from tasks.hooks import captured_residuals
 from tasks.keys import NUMERICS, content_task, without_result
 from tasks.loading import functional_caller
 from tasks.minibatches import Minibatch, minibatches
 from tasks.model import ModelHandle, SaeHandle, exclusive
-from tasks.dataset import read_table
 
 
 class PreferenceSettings(BaseModel):
@@ -58,11 +58,20 @@ def preference(
     dpo_scores = feature_scores(gradient / count, autoencoder.W_dec, base_acts).score
     sft_scores = feature_scores(sft, autoencoder.W_dec, base_acts).score
     relative = _unit(dpo_scores) - _unit(sft_scores)
-    draft.write_table("features.parquet", pa.table({
-        "feature": list(range(autoencoder.d_sae)),
-        "dpo_score": dpo_scores.numpy(), "sft_score": sft_scores.numpy(), "relative": relative.numpy(),
-        "direction": ["reinforced" if r > 0 else "suppressed" if r < 0 else "unchanged" for r in relative.tolist()],
-    }))
+    draft.write_table(
+        "features.parquet",
+        pa.table(
+            {
+                "feature": list(range(autoencoder.d_sae)),
+                "dpo_score": dpo_scores.numpy(),
+                "sft_score": sft_scores.numpy(),
+                "relative": relative.numpy(),
+                "direction": [
+                    "reinforced" if r > 0 else "suppressed" if r < 0 else "unchanged" for r in relative.tolist()
+                ],
+            }
+        ),
+    )
     cosine = float((_unit(dpo_scores) * _unit(sft_scores)).sum())
     draft.write_json("summary.json", preference_summary(list(measured.values()), cosine))
 
@@ -101,12 +110,20 @@ def preference_summary(margins: list[dict[str, float]], cosine: float) -> dict[s
     raw = means["margin_raw"]
     signals = []
     if raw < 0:
-        signals.append({
-            "name": "backwards_preference", "severity": "warn", "value": raw, "threshold": 0.0,
-            "advice": "the base model prefers the rejected answers on average; check that chosen and rejected "
-                      "are not swapped, and that chosen answers are not just longer",
-        })
+        signals.append(
+            {
+                "name": "backwards_preference",
+                "severity": "warn",
+                "value": raw,
+                "threshold": 0.0,
+                "advice": "the base model prefers the rejected answers on average; check that chosen and rejected "
+                "are not swapped, and that chosen answers are not just longer",
+            }
+        )
     return {
-        "pairs": count, **means, "win_rate": sum(pair["margin_raw"] > 0 for pair in margins) / count,
-        "cosine_dpo_sft": cosine, "signals": signals,
+        "pairs": count,
+        **means,
+        "win_rate": sum(pair["margin_raw"] > 0 for pair in margins) / count,
+        "cosine_dpo_sft": cosine,
+        "signals": signals,
     }

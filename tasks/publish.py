@@ -39,18 +39,23 @@ def result_of(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], f
         "run_id": run.run_id,
         "status": "completed",
         "request": request,
-        "artifacts": {
-            name: {"uri": ref.uri, "sha256": ref.sha256, "cached": ref.cached} for name, ref in made.items()
-        },
+        "artifacts": {name: {"uri": ref.uri, "sha256": ref.sha256, "cached": ref.cached} for name, ref in made.items()},
         "signals": found.signals,
         "invariants": {
-            "no_training_loop": True, "base_weights_unchanged": True, "lissa_within_budget": True,
-            "delta_finite_and_clipped": True, "checkpoint_verified": True,
+            "no_training_loop": True,
+            "base_weights_unchanged": True,
+            "lissa_within_budget": True,
+            "delta_finite_and_clipped": True,
+            "checkpoint_verified": True,
         },
         "timings": timings,
         "summary": {
-            "answer": found.answer, "reasons": found.reasons, **found.summary,
-            "harmful_samples": found.harmful, "strengthened": found.strengthened, "suppressed": found.suppressed,
+            "answer": found.answer,
+            "reasons": found.reasons,
+            **found.summary,
+            "harmful_samples": found.harmful,
+            "strengthened": found.strengthened,
+            "suppressed": found.suppressed,
         },
     }
 

@@ -49,20 +49,31 @@ def sae_diff(
     for name, handle in (("base", model), ("new", model.moved_to(checkpoint))):
         sums[name], tokens, explained[name] = sample_activations(handle.open(run), autoencoder, table, settings)
     result = paired_change(sums["base"], sums["new"], tokens)
-    draft.write_table("features.parquet", pa.table({
-        "feature": list(range(autoencoder.d_sae)),
-        "base": result.base.numpy(), "new": result.new.numpy(),
-        "change": result.change.numpy(), "z": result.z.numpy(),
-    }))
-    draft.write_json("summary.json", {
-        "rows": len(table), "tokens": float(tokens.sum()),
-        "explained_variance_base": explained["base"], "explained_variance_new": explained["new"],
-        "features_moved": int((result.z.abs() > 3).sum()),
-    })
+    draft.write_table(
+        "features.parquet",
+        pa.table(
+            {
+                "feature": list(range(autoencoder.d_sae)),
+                "base": result.base.numpy(),
+                "new": result.new.numpy(),
+                "change": result.change.numpy(),
+                "z": result.z.numpy(),
+            }
+        ),
+    )
+    draft.write_json(
+        "summary.json",
+        {
+            "rows": len(table),
+            "tokens": float(tokens.sum()),
+            "explained_variance_base": explained["base"],
+            "explained_variance_new": explained["new"],
+            "features_moved": int((result.z.abs() > 3).sum()),
+        },
+    )
 
 
-def sample_activations(loaded: Any, autoencoder: Any, table: Any,
-                       settings: DiffSettings) -> tuple[Any, Any, float]:
+def sample_activations(loaded: Any, autoencoder: Any, table: Any, settings: DiffSettings) -> tuple[Any, Any, float]:
     """Activation sums per sample [n, d_sae], label tokens per sample [n], explained variance on them."""
     import torch
 
@@ -72,12 +83,13 @@ def sample_activations(loaded: Any, autoencoder: Any, table: Any,
     tokens = torch.zeros(len(table), dtype=torch.float64)
     quality = ReconstructionSums()
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
-        resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name)
         _, trained = token_masks(minibatch.batch)
-        for position, row in enumerate(minibatch.rows):
-            chosen = resid[position][trained[position]]
-            acts = autoencoder.encode(chosen)
-            sums[row] = acts.sum(dim=0, dtype=torch.float64).cpu()
-            tokens[row] = chosen.shape[0]
-            quality.add(chosen, autoencoder.decode(acts))
+        with torch.no_grad():
+            resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name)
+            for position, row in enumerate(minibatch.rows):
+                chosen = resid[position][trained[position]]
+                acts = autoencoder.encode(chosen)
+                sums[row] = acts.sum(dim=0, dtype=torch.float64).cpu()
+                tokens[row] = chosen.shape[0]
+                quality.add(autoencoder.target(chosen), autoencoder.decode(acts))
     return sums, tokens, quality.explained_variance

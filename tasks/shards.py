@@ -30,13 +30,15 @@ class ShardSettings(BaseModel):
 
     version: Literal[1] = 1
     max_rows: int = Field(16, ge=1, title="Rows per shard", description="a larger one is cut in two")
-    max_depth: int = Field(8, ge=0, le=16, title="Depth of the shards", description="at most 2^depth of them")
+    max_depth: int = Field(
+        10, ge=0, le=16, title="Depth of the tree", description="at most 2^max_depth shards"
+    )
     node_depth: int = Field(
         6,
         ge=0,
-        le=16,
-        title="Depth of the nodes",
-        description="shards whose gradients are stored, at most 2^depth",
+        le=10,
+        title="Depth of the gradient field",
+        description="at most 2^gradient_depth gradients are stored, whatever the number of rows",
     )
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from storage.artifacts import ArtifactRef
 from storage.datasets import dataset_digest
-from storage.digests import file_digest, folder_digest
+from storage.digests import digest_of, file_digest, folder_digest
 from storage.errors import BadInput
 from storage.places import localise
 from tasks.keys import Fingerprint
-from tasks.loading import ModelSettings, model_fingerprint, resolve_model, tokenizer_fingerprint
+from tasks.loading import ModelSettings, companion_files, model_fingerprint, resolve_model
 from tasks.model import ModelHandle, SaeHandle
-from tasks.saes import SaeSettings, resolve_sae, sae_fingerprint, sae_hook_name
+from tasks.saes import SaeSettings, check_fit, read_sae_config, resolve_sae, sae_fingerprint
 from tasks.samples import DatasetSettings
 
 
@@ -43,21 +43,23 @@ def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSett
     rows = {"train": _file(dataset.path), "heldout": _file(dataset.heldout.path or dataset.path)}
     if dataset.preferences:
         rows["preferences"] = _file(dataset.preferences)
-    if dataset.probes:
-        rows["probes"] = _text(dataset.probes)
+    rows["probes"] = _text(dataset.probes) if dataset.probes else rows["heldout"]
     gguf = folder = tokenizer = None
     if model.name_or_path.endswith(".gguf"):
         gguf = _text(model.name_or_path)
     else:
         local = resolve_model(model)
         folder = Fingerprint(uri=str(local), digest=model_fingerprint(local))
-        tokenizer = Fingerprint(uri=str(local), digest=tokenizer_fingerprint(local))
+        tokenizer = Fingerprint(uri=str(local), digest=_companions(local))
     handle = labels = hook_name = None
     if sae is not None:
         at = resolve_sae(sae)
         handle = SaeHandle(source=Fingerprint(uri=str(at), digest=sae_fingerprint(at)), settings=sae)
         labels = _labels(sae.labels)
-        hook_name = sae_hook_name(sae, at)
+        config = read_sae_config(sae, at)
+        hook_name = config.hook_name
+        if gguf is None:
+            check_fit(config, local)
     return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name)
 
 
@@ -70,6 +72,11 @@ def _text(uri: str) -> Fingerprint:
     if local.is_dir():
         raise BadInput(f"{uri}: is a folder; give a file")
     return Fingerprint(uri=uri, digest=file_digest(local))
+
+
+def _companions(folder: Path) -> str:
+    """Digest of everything but the weights: tokenizer, chat template, configuration."""
+    return digest_of({path.name: file_digest(path) for path in companion_files(folder)})
 
 
 def _labels(uri: str | None) -> Fingerprint | None:

@@ -27,7 +27,9 @@ class TrainingSettings(BaseModel):
     epochs: float = Field(3.0, gt=0, title="Epochs", description="passes over the training rows")
     batch_size: int = Field(8, ge=1, title="Rows per micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, title="Micro-batches per optimizer step")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field("linear", title="Schedule")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", title="Schedule"
+    )
     warmup_ratio: float = Field(0.0, ge=0, lt=1, title="Warm-up", description="share of all steps")
     weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="decoupled for adamw")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -58,7 +60,9 @@ class TrainingSettings(BaseModel):
         """DPO's beta when the dataset's rows make this a DPO run, else None. BadInput for DPO without pairs."""
         paired = form == "preference"
         if self.objective == "dpo" and not paired:
-            raise BadInput(f"training.objective is dpo but the rows have the form {form}; give prompt, chosen, rejected")
+            raise BadInput(
+                f"training.objective is dpo but the rows have the form {form}; give prompt, chosen, rejected"
+            )
         return self.dpo_beta if paired and self.objective != "sft" else None
 
     def line(self, rows: int) -> str:

@@ -91,3 +91,53 @@ def prefect_server():
 
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a TopK SAE (d_in 32, d_sae 64, k 8) in sae-lens's format, read before the tiny Llama's layer 1."""
+    import torch
+    from sae_lens import TopKSAE, TopKSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    folder = tmp_path_factory.mktemp("tiny_sae")
+    torch.manual_seed(1)
+    metadata = SAEMetadata(hook_name="blocks.1.hook_resid_pre", model_name="tiny")
+    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=64, k=8, metadata=metadata))
+    with torch.no_grad():
+        directions = torch.nn.functional.normalize(torch.randn(64, 32), dim=1)
+        sae.W_dec.copy_(directions)
+        sae.W_enc.copy_(directions.T)
+    sae.save_model(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_request(tmp_path: Path, tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[str, str]]) -> Path:
+    """A request.yaml over the tiny model, with every optional input, in a folder of the test's own."""
+    import yaml
+
+    def write(name: str, rows: list[dict]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "No idea."} for row in tiny_rows[:6]]
+    request = {
+        "name": "tiny",
+        "dataset": {
+            "path": write("train.jsonl", tiny_rows[:18]),
+            "heldout": {"path": write("heldout.jsonl", tiny_rows[18:])},
+            "preferences": write("preferences.jsonl", pairs),
+            "probes": write("probes.jsonl", [{"text": "The river is old."}, {"text": "def f(x): return x"}]),
+            "max_length": 128,
+        },
+        "model": {"name_or_path": str(tiny_llama)},
+        "sae": {"path": str(tiny_sae)},
+        "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
+        "training": {"learning_rate": 1e-3, "epochs": 2, "batch_size": 4},
+        "shards": {"max_rows": 6},
+        "runtime": {"root": str(tmp_path / "root")},
+    }
+    path = tmp_path / "request.yaml"
+    path.write_text(yaml.safe_dump(request))
+    return path

@@ -20,7 +20,7 @@ _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
 def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Colour-bar ticks for log10 values between `low` and `high`, written as the numbers they stand for."""
     values = np.linspace(low, high, 4) if high - low > 1e-9 else np.array([low])
-    return values.tolist(), [f"{10.0**value:.2g}" for value in values]
+    return values.tolist(), [f"{power:.2g}" if power < 100 else f"{power:,.0f}" for power in 10.0**values]
 
 
 def _grid(frame: DataFrame, values: Sequence[float]) -> tuple[list[int], list[str], np.ndarray]:
@@ -81,7 +81,7 @@ def _layer_map(
     )
     traces = [cells, marks] if at.size else [cells]
     figure = plot(traces, x="layer", y="module", height=170 + 32 * len(kinds), showlegend=bool(at.size))
-    figure.update_xaxes(showgrid=False, zeroline=False, tickformat="d")
+    figure.update_xaxes(showgrid=False, tickformat="d", tick0=0, dtick=max(1, len(layers) // 8))
     names = [label(kind) for kind in kinds]
     return figure.update_yaxes(
         tickvals=list(range(len(kinds))), ticktext=names, autorange="reversed", showgrid=False, zeroline=False
@@ -158,8 +158,8 @@ def weight_change(layers: DataFrame) -> Chart | None:
     if frame.empty:
         return None
     traces = []
-    for position, (kind, part) in enumerate(frame.groupby("kind", sort=False)):
-        part = part.sort_values("layer")
+    for position, kind in enumerate(dict.fromkeys(frame["kind"])):
+        part = frame[frame["kind"] == kind].sort_values("layer")
         traces.append(
             go.Scatter(
                 x=part["layer"],

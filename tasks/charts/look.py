@@ -27,6 +27,9 @@ _AXIS = {
     "zerolinecolor": MUTED,
     "linecolor": GRID,
     "automargin": True,
+    "exponentformat": "power",
+    "minexponent": 5,
+    "separatethousands": True,
     "title": {"standoff": 10, "font": {"size": 13, "color": MUTED}},
 }
 LOOK = go.layout.Template(

@@ -12,6 +12,9 @@ from tasks.charts.look import HARMS, MUTED, SERIES, Chart, bars_height, hover, l
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# A dot on every batch of a longer run hides the line.
+_MAX_MARKED = 150
+
 
 def gradient_norms(steps: DataFrame, spike: float | None) -> Chart | None:
     """Gradient norms of each batch at the base weights.
@@ -31,7 +34,7 @@ def gradient_norms(steps: DataFrame, spike: float | None) -> Chart | None:
             x=steps["step"],
             y=steps[column],
             name=name,
-            mode="lines+markers",
+            mode="lines+markers" if len(steps) <= _MAX_MARKED else "lines",
             customdata=steps["loss"],
             line={"color": color, "width": 2},
             marker={"size": 6},
@@ -51,7 +54,9 @@ def gradient_norms(steps: DataFrame, spike: float | None) -> Chart | None:
     wide = positive.max().max() > 30 * positive.min().min()
     x, y = "batch (every one at the base weights)", "gradient norm"
     figure = plot(traces, x=x, y=y, height=320, log="y" if wide else "", hovermode="x unified")
-    figure.update_xaxes(tickformat="d", unifiedhovertitle_text="batch %{x}")
+    figure.update_xaxes(
+        tickformat=",d", dtick=1 if len(steps) < 12 else None, unifiedhovertitle_text="batch %{x}"
+    )
     return Chart(
         "gradient-norms",
         "Gradient norm by batch",

@@ -50,16 +50,15 @@ def _thinned(count: int) -> np.ndarray:
 
 
 def _ranked_bars(
-    scores: np.ndarray, colors: Sequence[str], details: Sequence[str], x: str, y: str
+    at: np.ndarray, scores: Sequence[float], colors: Sequence[str], details: Sequence[str], x: str, y: str
 ) -> go.Figure:
-    """Bars of sorted `scores`; bars of a thinned ranking are as wide as the ranks that they stand for."""
-    at = _thinned(len(scores))
+    """Bars at sorted positions `at`, each as wide as the ranks that it stands for."""
     bars = go.Bar(
         x=at + 1,
-        y=scores[at],
+        y=scores,
         width=np.gradient(at.astype(float)) * 0.85 if len(at) > 1 else None,
-        marker={"color": [colors[i] for i in at], "line": {"width": 0}},
-        customdata=[details[i] for i in at],
+        marker={"color": colors, "line": {"width": 0}},
+        customdata=details,
         hovertemplate="%{customdata}<extra></extra>",
     )
     return plot([bars], x=x, y=y, height=340, hovermode="closest")
@@ -69,36 +68,37 @@ def influence_ranking(rows: DataFrame) -> Chart | None:
     """Every row's influence on held-out loss, most harmful first; columns as `InfluenceView.rows`."""
     if rows.empty:
         return None
-    ranked = rows.sort_values("score", ascending=False, kind="stable")
-    colors = [_VERDICT_COLORS.get(verdict, NEUTRAL) for verdict in ranked["verdict"]]
+    at = _thinned(len(rows))
+    drawn = rows.sort_values("score", ascending=False, kind="stable").iloc[at]
+    colors = [_VERDICT_COLORS.get(verdict, NEUTRAL) for verdict in drawn["verdict"]]
     details = [
         f"<b>row {row.row}</b> {label(row.verdict)}: {row.score:+.3g} nats<br>{hover(row.text)}"
-        for row in ranked.itertuples()
+        for row in drawn.itertuples()
     ]
-    scores = ranked["score"].to_numpy(dtype=float)
-    y = "influence (nats per row)"
+    x, y = "rank (1 = most harmful)", "influence (nats per row)"
     return Chart(
         "influence-ranking",
         "Influence of every row",
         "negative = helps: removing the row raises held-out loss; positive = harms.",
-        _ranked_bars(scores, colors, details, "rank (1 = most harmful)", y),
+        _ranked_bars(at, drawn["score"], colors, details, x, y),
     )
 
 
 def preference_margins(pairs: DataFrame) -> Chart | None:
-    """Sorted preference margins at the base weights; columns margin_raw, margin_per_token, text."""
+    """Sorted preference margins at the base weights; columns as `PreferenceView.pairs`."""
     if pairs.empty:
         return None
-    ranked = pairs.sort_values("margin_per_token", kind="stable")
-    margins = ranked["margin_per_token"].to_numpy(dtype=float)
+    at = _thinned(len(pairs))
+    drawn = pairs.sort_values("margin_per_token", kind="stable").iloc[at]
     details = [
         f"{row.margin_per_token:+.3g} nats per token, {row.margin_raw:+.3g} nats in all<br>{hover(row.text)}"
-        for row in ranked.itertuples()
+        for row in drawn.itertuples()
     ]
-    colors = [HARMS if margin < 0 else HELPS for margin in margins]
+    colors = [HARMS if margin < 0 else HELPS for margin in drawn["margin_per_token"]]
+    x, y = "pair, sorted by margin", "margin (nats per token)"
     return Chart(
         "preference-margins",
         "Margin of every pair",
         "Below zero the base model already prefers the rejected answer: the pair may be backwards.",
-        _ranked_bars(margins, colors, details, "pair, sorted by margin", "margin (nats per token)"),
+        _ranked_bars(at, drawn["margin_per_token"], colors, details, x, y),
     )

@@ -67,11 +67,11 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
         return found
     pickled = _weights_named(folder, *PICKLE)
     if not pickled:
-        raise BadInput(f"model {folder}: the folder holds no weights; it needs model.safetensors or its shards")
+        raise BadInput(f"model {folder}: the folder holds no weights; it needs model.safetensors or shards")
     if not allow_pickle:
         raise BadInput(
-            f"model {folder}: its weights are pickled ({pickled[0].name}), and opening a pickle can run code; "
-            "convert them to safetensors, or set model.allow_pickle: true if you trust them"
+            f"model {folder}: its weights are pickled ({pickled[0].name}), and opening a pickle can run "
+            "code; convert them to safetensors, or set model.allow_pickle: true if you trust them"
         )
     return pickled
 
@@ -101,7 +101,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise BadInput(f"model {folder}: an adapter, not a model; merge it into its base model first")
-        raise BadInput(f"model {folder}: the folder has no config.json; give a folder in Hugging Face's format")
+        raise BadInput(f"model {folder}: no config.json; give a folder in Hugging Face's format")
     return _read_json(folder / "config.json")
 
 
@@ -130,6 +130,6 @@ def model_outline(folder: Path) -> ModelOutline | None:
     """Width and depth from config.json, whatever this architecture calls them; None where it does not say."""
     config = model_config(folder)
     config = config.get("text_config", config)
-    width = next((config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config), None)
-    depth = next((config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config), None)
-    return ModelOutline(width, depth) if width and depth else None
+    widths = [config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config]
+    depths = [config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config]
+    return ModelOutline(widths[0], depths[0]) if widths and depths else None

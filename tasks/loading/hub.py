@@ -25,7 +25,7 @@ def hub_snapshot(repo_id: str, revision: str | None, patterns: list[str], settin
     except errors.RevisionNotFoundError:
         raise BadInput(f"{at}: no such revision on the hub; name a branch, tag or commit") from None
     except errors.RepositoryNotFoundError:
-        raise BadInput(f"{at}: no such repository on the hub, or it is private; check the id or set HF_TOKEN") from None
+        raise BadInput(f"{at}: not on the hub, or private; check the id or set HF_TOKEN") from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise BadInput(
             f"{at}: the hub cannot be reached and its cache has no copy ({type(error).__name__}); "

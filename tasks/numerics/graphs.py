@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks.numerics.batches import Batch
 from tasks.numerics.differences import CENTRAL_CHANGE, central, step_size
+from tasks.numerics.kernels import differentiable_attention
 from tasks.numerics.losses import label_logits, sample_losses
 from tasks.numerics.objectives import Call
 from tasks.numerics.vectors import Vector
@@ -38,12 +39,13 @@ def softmax_curvature(probabilities: Tensor, u: Tensor) -> Tensor:
 class GaussNewtonGraph:
     """J^T H_L J with both J v and J^T u read from one kept graph (double backward).
 
-    Raises RuntimeError from autograd when an attention kernel has no second derivative.
+    Raises RuntimeError from autograd when a custom kernel of the model has no second derivative.
     """
 
     def __init__(self, call: Call, weights: Vector, batch: Batch) -> None:
         self._leaves = _leaves(weights)
-        self._logits = label_logits(call(self._leaves, batch), batch.labels)
+        with differentiable_attention():
+            self._logits = label_logits(call(self._leaves, batch), batch.labels)
         self._cotangent = torch.zeros_like(self._logits, requires_grad=True)
         pulled = torch.autograd.grad(
             self._logits, list(self._leaves.values()), self._cotangent, create_graph=True
@@ -100,7 +102,8 @@ class HessianGraph:
 
     def __init__(self, call: Call, weights: Vector, batch: Batch) -> None:
         self._leaves = _leaves(weights)
-        loss = sample_losses(call(self._leaves, batch), batch.labels).loss_sum.sum()
+        with differentiable_attention():
+            loss = sample_losses(call(self._leaves, batch), batch.labels).loss_sum.sum()
         gradients = torch.autograd.grad(loss, list(self._leaves.values()), create_graph=True)
         self._gradients = dict(zip(self._leaves, gradients, strict=True))
 

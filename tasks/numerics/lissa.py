@@ -101,7 +101,7 @@ def lissa(matvec: Matvec, v: Vector, plan: LissaPlan = LissaPlan()) -> Solve:
     """
     length = _checked_norm(v)
     size, spent = (plan.scale, 0) if plan.scale is not None else _scale_along(matvec, v)
-    u, best, residuals = v, v, []
+    u, last, residuals = v, zeros_like(v), []
     status, advice = "budget", ""
     for _ in range(plan.iterations):
         product = matvec(u)
@@ -111,12 +111,12 @@ def lissa(matvec: Matvec, v: Vector, plan: LissaPlan = LissaPlan()) -> Solve:
             status = "converged"
             break
         if residuals[-1] > GROWTH * min(residuals) and min(residuals) < NOISE_FLOOR:
-            u, status = best, "noise_floor"
+            u, status = last, "noise_floor"
             advice = "the products' own error is reached: nothing is gained by more iterations"
             break
         if residuals[-1] > min(1.0, GROWTH * min(residuals)):
-            raise DivergedSolve(residuals, _divergence_advice(u, product, size, plan.damping))
-        best, u = u, axpy(-1.0, residual, u)
+            raise DivergedSolve(residuals, _divergence_advice(residual, axpy(-1.0, u, last), plan, size))
+        last, u = u, axpy(-1.0, residual, u)
     if status == "budget" and residuals[-1] > plan.tolerance > 0.0:
         advice = _depth_advice(residuals, plan)
     return Solve(
@@ -189,13 +189,15 @@ def _checked_norm(v: Vector) -> float:
     return length
 
 
-def _divergence_advice(u: Vector, product: Vector, size: float, damping: float) -> str:
-    if not (is_finite(u) and is_finite(product)):
+def _divergence_advice(residual: Vector, before: Vector, plan: LissaPlan, size: float) -> str:
+    """What made the residual grow, from r_k = ((1 - damping) I - H / scale) r_{k-1}: no product is needed."""
+    growth = dot(before, residual) / dot(before, before)
+    if not math.isfinite(growth):
         return f"products are not finite at scale {size:.4g}: check the weights, or raise the scale"
-    curvature = dot(u, product) / dot(u, u)
+    curvature = size * (1.0 - plan.damping - growth)
     if curvature < 0.0:
         return (
-            f"negative curvature {curvature:.3g} exceeds the effective damping {damping * size:.3g}: "
+            f"negative curvature {curvature:.3g} against an effective damping of {plan.damping * size:.3g}: "
             "use the Gauss-Newton product or more damping"
         )
     return (

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tasks.numerics.batches import Batch
 from tasks.numerics.differences import CENTRAL_CHANGE, ONE_SIDED_CHANGE, central, perturbed, step_size
+from tasks.numerics.kernels import differentiable_attention
 from tasks.numerics.losses import token_losses
 from tasks.numerics.objectives import Call
 from tasks.numerics.taps import Taps
@@ -28,7 +29,7 @@ def sample_derivatives(
 ) -> Tensor:
     """[n] float64, d(summed loss of sample i) / d(weights along `direction`), in nats; rows in batch order.
 
-    `forward`: forward-mode AD, exact, about 3 forward passes; needs eager attention.
+    `forward`: forward-mode AD, exact, about 3 forward passes; needs eager or sdpa attention.
     `difference`: central difference, 2 passes, relative error 1e-4 in float32.
     `one_sided`: 1 pass against `base_losses` [n] (summed nats, same order, same kernels), error 1e-3 to 4e-3.
     `step` fixes the difference's step; by default the first batch sets it (`step_along`), so pass one when
@@ -68,7 +69,8 @@ def token_derivatives(
         if method == "forward":
             moved = {name: weights[name] for name in direction}
             tangent = {name: d.to(weights[name].dtype) for name, d in direction.items()}
-            return torch.func.jvp(lambda w: losses(weights | w), (moved,), (tangent,))[1].double()
+            with differentiable_attention():
+                return torch.func.jvp(lambda w: losses(weights | w), (moved,), (tangent,))[1].double()
         if method != "difference":
             raise ValueError(f"method={method!r} is unknown here: choose one of {', '.join(METHODS)}")
         if step is None:
@@ -100,7 +102,8 @@ def sample_dots(
     """
     rows = []
     for batch in batches:
-        with Taps({name: modules[name] for name in directions[0]}) as taps, torch.enable_grad():
+        tapped = {name: modules[name] for name in directions[0]}
+        with Taps(tapped) as taps, torch.enable_grad(), differentiable_attention():
             deltas = taps.output_gradients(_losses(call, batch)(weights).sum())
             columns = [torch.stack([*taps.dots(deltas, d).values()]).double().sum(0) for d in directions]
         rows.append(torch.stack(columns, dim=-1))

@@ -38,10 +38,7 @@
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
-  const compare = (a, b) => {
-    if (a === "" || b === "") return (a === "") - (b === "");
-    return Number.isNaN(+a) || Number.isNaN(+b) ? a.localeCompare(b) : a - b;
-  };
+  const compare = (a, b) => (Number.isNaN(+a) || Number.isNaN(+b) ? a.localeCompare(b) : a - b);
   for (const button of document.querySelectorAll("th button")) {
     button.addEventListener("click", () => {
       const header = button.parentElement;
@@ -51,6 +48,7 @@
       const body = header.closest("table").tBodies[0];
       const value = (row) => row.cells[header.cellIndex].dataset.sort;
       const rows = [...body.rows].sort((a, b) => {
+        // Missing values stay last in both orders.
         const missing = (value(a) === "") - (value(b) === "");
         return missing || compare(value(a), value(b)) * (ascending ? 1 : -1);
       });

@@ -122,7 +122,7 @@ def perceptron() -> Toy:
     return Toy(call, weights, toy_batch(7, [8, 7, 7, 5, 4, 3], prompt=2, seed=1), modules)
 
 
-def make_llama(dtype: torch.dtype) -> Toy:
+def make_llama(dtype: torch.dtype, attention: str = "eager") -> Toy:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -135,7 +135,7 @@ def make_llama(dtype: torch.dtype) -> Toy:
         num_key_value_heads=1,
         tie_word_embeddings=True,
         initializer_range=0.4,
-        attn_implementation="eager",
+        attn_implementation=attention,
     )
     model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
     modules = {
@@ -162,6 +162,12 @@ def llama() -> Toy:
 def half_llama() -> Toy:
     """The same weights in bfloat16."""
     return make_llama(torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def sdpa_llama() -> Toy:
+    """The same weights in float32 through fused scaled dot-product attention."""
+    return make_llama(torch.float32, "sdpa")
 
 
 def symmetric(eigenvalues: list[float], seed: int) -> Tensor:

@@ -180,3 +180,12 @@ def test_both_solvers_agree_on_a_llama(llama):
     )
     for found in (solve, check):
         assert torch.linalg.norm(llama.flat(found.solution) - exact) < 1e-2 * torch.linalg.norm(exact)
+
+
+def test_a_residual_that_turns_raises_while_it_is_still_small(matrix_with_spectrum):
+    matrix = matrix_with_spectrum([10.0, 10.0, 9.0, 8.0, 8.0, -0.4], 14)
+    v = {"x": matrix @ right_side(6)["x"]}
+    with pytest.raises(DivergedSolve, match="negative curvature") as caught:
+        lissa(operator_of(matrix), v, LissaPlan(iterations=60, damping=0.001, scale=10.0))
+    residuals = caught.value.residuals
+    assert min(residuals) < residuals[-1] < residuals[0] < 1.0

@@ -103,8 +103,13 @@ def test_keys_do_not_depend_on_the_process():
         "print(ContentKey(task='t').key_of({'b': 1, 'a': Settings()}))"
     )
     keys = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                       env={"PYTHONHASHSEED": seed, "PATH": ""}).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PATH": ""},
+        ).stdout
         for seed in ("1", "2")
     }
     assert len(keys) == 1

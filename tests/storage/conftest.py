@@ -103,7 +103,7 @@ class FaultyProxy:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def inject(self, how: str | Callable[[], None], times: int = 1, method: str = "", part: str = "") -> None:
-        """`how`: an S3 error code, "reset", "hang", "truncate", "error in 200", or a call made before forwarding."""
+        """`how`: an S3 error code, "reset", "hang", "truncate", "error in 200", or what to do first."""
         self.faults.append(Fault(how, times, lambda m, path: method in ("", m) and part in path))
 
     def due(self, method: str, path: str) -> str | Callable[[], None] | None:
@@ -119,7 +119,7 @@ class FaultyProxy:
         return sum(1 for seen, path in self.requests if seen == method and part in path)
 
 
-STATUS = {"InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "AccessDenied": 403, "BadGateway": 502}
+STATUS = {"InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "AccessDenied": 403}
 
 
 def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
@@ -153,16 +153,17 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             answer = upstream.getresponse()
             return answer.status, answer.getheaders(), answer.read()
 
-        def reply(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None) -> None:
-            dropped = {"content-length", "connection", "transfer-encoding"} - (
-                {"content-length"} if self.command == "HEAD" else set()
-            )
+        def reply(
+            self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None
+        ) -> None:
+            # A HEAD announces the length of a body that it does not have.
+            lengths = [value for name, value in headers if name.lower() == "content-length"]
+            length = lengths[0] if self.command == "HEAD" and lengths else str(len(body))
             self.send_response(status)
             for name, value in headers:
-                if name.lower() not in dropped:
+                if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                     self.send_header(name, value)
-            if self.command != "HEAD":
-                self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", length)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body[:sent])

@@ -1,0 +1,117 @@
+"""How a draft becomes an artefact: renamed into place on disk; sent to S3 file by file, the manifest last.
+
+Two writers may race for one key. What either of them stores is right, as the key says what it was made of;
+what must not happen is a mixture of the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage.cache import new_draft
+from storage.contents import cached_folder, mark_verified, remember
+from storage.disk import sync_folder
+from storage.drafts import Draft
+from storage.errors import StorageFault, disk_faults
+from storage.manifest import MANIFEST, Manifest
+from storage.places import Place
+
+if TYPE_CHECKING:
+    from storage.artifacts import ArtifactStore
+
+SENDERS = 4  # files of one artefact sent at once; each holds a few parts in memory
+RACE_ROUNDS = 4  # each round ends a race of two with probability 1/2 or better
+RACE_SECONDS = 4.0  # how long a writer to S3 waits for another one to finish what it sends
+
+
+def commit_on_disk(store: ArtifactStore, draft: Draft, manifest: Manifest, target: Place) -> Manifest:
+    """Rename the draft to `target`; the manifest that stands, which is another writer's if it was first."""
+    path = target.local_path
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(RACE_ROUNDS):
+            try:
+                os.rename(draft.folder, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if winner := store.whole(manifest.task, manifest.key):
+                    return winner
+                _set_aside(path, draft.folder.with_name(new_draft("torn")))
+            else:
+                sync_folder(path.parent)
+                mark_verified(path, manifest.files)
+                return manifest
+    raise _endless(target)
+
+
+def _set_aside(torn: Path, aside: Path) -> None:
+    """Move a torn artefact out of the way in one step, then remove it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(torn, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def commit_to_s3(store: ArtifactStore, draft: Draft, manifest: Manifest, target: Place) -> Manifest:
+    """Send the files, then the manifest; the manifest that stands in the end, ours or a racing writer's."""
+    if winner := store.whole(manifest.task, manifest.key):
+        return winner
+
+    def send(name: str) -> None:
+        (target / name).upload_from(draft.folder / name, manifest.files[name].sha256)
+
+    for _ in range(RACE_ROUNDS):
+        with ThreadPoolExecutor(SENDERS) as pool:
+            list(pool.map(send, manifest.files))
+        (target / MANIFEST).write_bytes(manifest.to_bytes())
+        if settled := _settled(store, manifest, target):
+            _keep_copy(draft, manifest, target)
+            return settled
+    raise _endless(target)
+
+
+def _settled(store: ArtifactStore, manifest: Manifest, target: Place) -> Manifest | None:
+    """The manifest that stands, once it agrees with the files that stand; None when it does not in time.
+
+    A racing writer may have sent a file of its own between our files and our manifest. It may still be busy,
+    so it is given a while, of random length lest two writers correct each other for ever.
+    """
+    deadline = time.monotonic() + random.uniform(0.5, 1.0) * RACE_SECONDS
+    while True:
+        standing = store.manifest(manifest.task, manifest.key)
+        if standing and _agrees(standing, target):
+            return standing
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
+
+
+def _agrees(manifest: Manifest, target: Place) -> bool:
+    def recorded(name: str) -> bool:
+        entry = (target / name).entry()
+        return entry is not None and entry.sha256 == manifest.files[name].sha256
+
+    with ThreadPoolExecutor(SENDERS) as pool:
+        return all(pool.map(recorded, manifest.files))
+
+
+def _keep_copy(draft: Draft, manifest: Manifest, target: Place) -> None:
+    """Hand the draft to the user's cache: the passes that follow on this machine need no download."""
+    copy = cached_folder(manifest)
+    with contextlib.suppress(OSError):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(draft.folder, copy)
+        remember(target, manifest)
+        mark_verified(copy, manifest.files)
+
+
+def _endless(target: Place) -> StorageFault:
+    return StorageFault(f"{target.uri}: other writers keep replacing it; run again when they have ended")

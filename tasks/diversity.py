@@ -1,0 +1,128 @@
+"""How alike the rows are: mean pairwise overlap, exact in linear time, and clusters of near-duplicates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Scripts that are written without spaces: every character is a word.
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+# 32 bands of 4 of 128 hashes: a pair of Jaccard similarity 0.7 shares a band with probability 0.9999, one of
+# 0.3 with 0.23; what shares a band is then compared exactly.
+_HASHES, _BANDS = 128, 32
+# A band of thousands of rows is compared with this many different ones among them, not with all.
+_COMPARED = 8
+
+
+def words(normal: str) -> list[str]:
+    """The different words of a normalised text, sorted."""
+    return sorted(set(_WORD.findall(normal)))
+
+
+def word_count(normal: str) -> int:
+    """Words of a normalised text, repeated ones too."""
+    return len(_WORD.findall(normal))
+
+
+def word_hashes(word_sets: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Every word as 64 bits, the same on every machine."""
+    from rensa import RMinHash
+
+    return RMinHash.hash_token_sets(word_sets)
+
+
+def signatures(hashed: Sequence[Sequence[int]]) -> list[list[int]]:
+    """MinHash signature of every set, [128] of 32 bits; it depends on the set alone."""
+    from rensa import RMinHash
+
+    return RMinHash.digest_matrix_from_token_hash_sets(hashed, _HASHES, 42).to_rows() if len(hashed) else []
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Mean of |A n B| / min(|A|, |B|) over all pairs of non-empty sets; None for fewer than two."""
+
+    mean: float | None
+    pairs: int
+
+
+def mean_overlap(sets: Sequence[np.ndarray]) -> Overlap:
+    """Exact and linear in the number of items.
+
+    By decreasing size, every set is the smaller one of its pairs with those before it, so its pairs add up to
+    (sum over its items of how many earlier sets hold the item) / size. Sums are integers until the last step:
+    the order of the rows cannot move the result.
+    """
+    sets = sorted((items for items in sets if len(items)), key=len, reverse=True)
+    pairs = len(sets) * (len(sets) - 1) // 2
+    if not pairs:
+        return Overlap(None, 0)
+    _, items = np.unique(np.concatenate(sets), return_inverse=True)
+    seen = np.zeros(items.max() + 1, dtype=np.int64)
+    shared: dict[int, int] = {}
+    end = 0
+    for members in sets:
+        start, end = end, end + len(members)
+        own = items[start:end]
+        shared[len(own)] = shared.get(len(own), 0) + int(seen[own].sum())
+        seen[own] += 1
+    return Overlap(sum(count / size for size, count in sorted(shared.items())) / pairs, pairs)
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """|A n B| / |A u B| of two arrays of different items; 0 for two empty ones."""
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    union = len(one) + len(other) - shared
+    return shared / union if union else 0.0
+
+
+def near_duplicates(sets: Sequence[np.ndarray], signed: np.ndarray, threshold: float) -> list[int]:
+    """For every set the position of its cluster's first member, its own where it is alone.
+
+    Sets whose MinHash signatures `signed` [n, 128] agree in a band are compared exactly and joined when their
+    Jaccard similarity reaches `threshold`; clusters are connected by such pairs.
+    """
+    cluster = list(range(len(sets)))
+
+    def root(position: int) -> int:
+        while cluster[position] != position:
+            cluster[position] = cluster[cluster[position]]
+            position = cluster[position]
+        return position
+
+    for group in _bands(signed):
+        compared: list[int] = []
+        for position in group:
+            if not len(sets[position]):
+                continue
+            similar = [
+                other
+                for other in compared
+                if root(other) == root(position) or jaccard(sets[other], sets[position]) >= threshold
+            ]
+            for other in similar:
+                first, second = sorted((root(other), root(position)))
+                cluster[second] = first
+            if not similar and len(compared) < _COMPARED:
+                compared.append(position)
+    return [root(position) for position in range(len(sets))]
+
+
+def _bands(signed: np.ndarray) -> Iterator[list[int]]:
+    """Groups of positions that agree in one band, in order."""
+    if len(signed) < 2:
+        return
+    width = _HASHES // _BANDS
+    for band in range(_BANDS):
+        part = np.ascontiguousarray(signed[:, band * width : (band + 1) * width])
+        keys = part.view([("", part.dtype)] * width).ravel()
+        _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        order = np.argsort(inverse, kind="stable")
+        for group in np.split(order, np.cumsum(counts)[:-1]):
+            if len(group) > 1:
+                yield group.tolist()

@@ -1,0 +1,57 @@
+"""All that knows transformers and peft: models, adapters and checkpoints. No import here loads torch."""
+
+from tasks.loading.adapters import (
+    AdapterSettings,
+    AdapterTargets,
+    lora_config,
+    lora_init,
+    lora_scale,
+    target_weights,
+)
+from tasks.loading.checkpoints import CheckpointCheck, verify_checkpoint, write_checkpoint
+from tasks.loading.conversion import convert_gguf
+from tasks.loading.folders import (
+    ModelOutline,
+    companion_files,
+    model_config,
+    model_fingerprint,
+    model_outline,
+    resolve_model,
+    weight_files,
+)
+from tasks.loading.models import (
+    LoadedModel,
+    ModelSettings,
+    all_finite,
+    choose_device,
+    functional_caller,
+    load_model,
+    model_inputs,
+)
+
+__all__ = [
+    "AdapterSettings",
+    "AdapterTargets",
+    "CheckpointCheck",
+    "LoadedModel",
+    "ModelOutline",
+    "ModelSettings",
+    "all_finite",
+    "choose_device",
+    "companion_files",
+    "convert_gguf",
+    "functional_caller",
+    "load_model",
+    "lora_config",
+    "lora_init",
+    "lora_scale",
+    "model_config",
+    "model_fingerprint",
+    "model_inputs",
+    "model_outline",
+    "resolve_model",
+    "target_weights",
+    "verify_checkpoint",
+    "weight_files",
+    "write_checkpoint",
+]

@@ -1,0 +1,19 @@
+"""All that knows sae-lens and sparsify: where SAEs come from, the SAE itself, names of its features."""
+
+from tasks.saes.autoencoders import LoadedSae, load_sae
+from tasks.saes.labels import feature_labels, read_labels
+from tasks.saes.settings import SaeSettings
+from tasks.saes.sources import SaeConfig, check_fit, read_sae_config, resolve_sae, sae_fingerprint
+
+__all__ = [
+    "LoadedSae",
+    "SaeConfig",
+    "SaeSettings",
+    "check_fit",
+    "feature_labels",
+    "load_sae",
+    "read_labels",
+    "read_sae_config",
+    "resolve_sae",
+    "sae_fingerprint",
+]

@@ -1,0 +1,138 @@
+"""Names for features: from a Neuronpedia export, from a table, or from the tokens that a feature favours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.datasets import read_rows
+from storage.errors import BadInput
+from storage.places import localise
+from tasks.saes.settings import SaeSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tasks.loading import LoadedModel
+    from tasks.saes.autoencoders import LoadedSae
+
+NUMBER_COLUMNS = ("index", "feature")
+TEXT_COLUMNS = ("description", "label")
+LENS_TOKENS = 5
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
+
+
+def feature_labels(
+    settings: SaeSettings, sae: LoadedSae, loaded: LoadedModel | None, labels: str | None
+) -> list[str | None]:
+    """A name for every feature: from the file or folder `labels`, else from the logit lens.
+
+    `loaded` is the base model, whose unembedding the lens uses; without it, or at a hook that is not as wide
+    as the residual stream, features that the file does not name get None. Raises BadInput for a file that
+    names no feature, or numbers that this SAE does not have.
+    """
+    named: dict[int, str] = {}
+    if labels is not None:
+        wanted = settings.neuronpedia_id or sae.config.neuronpedia_id
+        named = read_labels(labels, wanted)
+        if max(named) >= sae.d_sae:
+            raise BadInput(f"labels {labels}: feature {max(named)}, but the SAE has {sae.d_sae}; "
+                           "give the labels of this SAE")
+    missing = [feature for feature in range(sae.d_sae) if feature not in named]
+    if missing and loaded is not None:
+        named |= logit_lens(sae, loaded, missing)
+    return [named.get(feature) for feature in range(sae.d_sae)]
+
+
+def read_labels(uri: str, neuronpedia_id: str | None = None) -> dict[int, str]:
+    """{feature: label} of a Neuronpedia export (folder or batch file), or a JSON, JSONL, CSV or Parquet file.
+
+    Rows have `index` or `feature`, and `description` or `label`; of several for one feature the first counts.
+    A JSON file may map numbers to labels instead. An export of several layers needs `neuronpedia_id`,
+    model/layer.
+    """
+    path = localise(uri)
+    rows = [row for file in _label_files(uri, path) for row in _rows(file)]
+    rows = _of_one_layer(uri, rows, neuronpedia_id)
+    labels: dict[int, str] = {}
+    for row in rows:
+        number = next((row[name] for name in NUMBER_COLUMNS if row.get(name) is not None), None)
+        text = next((row[name] for name in TEXT_COLUMNS if row.get(name)), None)
+        if number is not None and text is not None and str(number).isdecimal():
+            labels.setdefault(int(number), " ".join(str(text).split()))
+    if not labels:
+        wanted = f"{' or '.join(NUMBER_COLUMNS)} and {' or '.join(TEXT_COLUMNS)}"
+        raise BadInput(f"labels {uri}: no row has {wanted}; check the columns")
+    return labels
+
+
+def _label_files(uri: str, path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = [*path.glob("batch-*.jsonl.gz"), *path.glob("explanations/batch-*.jsonl.gz")]
+    if not files:
+        raise BadInput(f"labels {uri}: no batch-N.jsonl.gz in the folder; give a Neuronpedia export")
+    return sorted(files, key=lambda file: int("".join(filter(str.isdigit, file.name)) or 0))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".json":
+        try:
+            whole = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadInput(f"labels {file}: not valid JSON ({error}); mend the file") from None
+        if isinstance(whole, dict) and all(isinstance(text, str) for text in whole.values()):
+            return [{"index": number, "label": text} for number, text in whole.items()]
+    return read_rows(str(file))
+
+
+def _of_one_layer(
+    uri: str, rows: list[dict[str, Any]], neuronpedia_id: str | None
+) -> list[dict[str, Any]]:
+    layers = sorted({f"{row.get('modelId')}/{row['layer']}" for row in rows if row.get("layer") is not None})
+    if len(layers) < 2:
+        return rows
+    if neuronpedia_id not in layers:
+        raise BadInput(f"labels {uri}: an export of {len(layers)} layers ({', '.join(layers[:4])}); "
+                       "set sae.neuronpedia_id to one of them")
+    return [row for row in rows if f"{row.get('modelId')}/{row.get('layer')}" == neuronpedia_id]
+
+
+def logit_lens(sae: LoadedSae, loaded: LoadedModel, features: list[int]) -> dict[int, str]:
+    """{feature: its top tokens}: W_dec[f] through the model's final norm and unembedding, largest first.
+
+    The norm carries the gains that the unembedding was trained behind (nostalgebraist, "interpreting GPT:
+    the logit lens", 2020). Empty where the SAE is not as wide as the unembedding.
+    """
+    import torch
+
+    head = loaded.model.get_output_embeddings()
+    if head is None or head.weight.shape[1] != sae.d_in:
+        return {}
+    norm = _final_norm(loaded.model)
+    found: dict[int, str] = {}
+    with torch.no_grad():
+        for start in range(0, len(features), 256):  # 256 x 50k logits are 50 MB
+            chunk = features[start : start + 256]
+            directions = sae.W_dec[chunk].to(loaded.device, loaded.dtype)
+            logits = head(norm(directions) if norm is not None else directions)
+            # Twice as many as are shown: some of them differ only in case or are no text.
+            top = logits.topk(2 * LENS_TOKENS, dim=-1).indices.tolist()
+            for feature, ids in zip(chunk, top, strict=True):
+                found[feature] = _shown(loaded, ids)
+    return found
+
+
+def _final_norm(model: PreTrainedModel) -> Any:
+    decoder = model.get_decoder()
+    return next((getattr(decoder, name) for name in _FINAL_NORMS if hasattr(decoder, name)), None)
+
+
+def _shown(loaded: LoadedModel, ids: list[int]) -> str:
+    words: list[str] = []
+    for text in loaded.tokenizer.batch_decode([[token] for token in ids]):
+        word = text.strip()
+        if word and word.isprintable() and "\ufffd" not in word and word.lower() not in map(str.lower, words):
+            words.append(word)
+    return " · ".join(words[:LENS_TOKENS]) or "tokens without text"

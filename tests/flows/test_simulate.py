@@ -1,0 +1,96 @@
+"""The whole flow on a tiny Llama, on a real Prefect server, with nothing replaced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.request import load_request
+from flows.simulate import simulate
+from storage.artifacts import ArtifactRef
+from storage.events import read_events
+from storage.runs import Run
+
+PASSES = {
+    "samples",
+    "quality",
+    "baseline",
+    "landscape",
+    "heldout_landscape",
+    "curvature",
+    "influence",
+    "prediction",
+    "checkpoint",
+    "features",
+    "preference",
+    "sae_diff",
+    "model_diff",
+    "report",
+}
+
+
+def start(request: Path, run_id: str, *overrides: str) -> tuple[dict, Run]:
+    wanted = load_request(str(request), list(overrides))
+    result = simulate(wanted, run_id=run_id)
+    return result, Run(wanted.runtime.root, run_id)
+
+
+def opened(result: dict, run: Run, name: str):
+    stored = result["artifacts"][name]
+    task, key = stored["uri"].split("/")[-2:]
+    return run.store.open(ArtifactRef(task=task, key=key, uri=stored["uri"], sha256=stored["sha256"]))
+
+
+@pytest.fixture
+def finished(prefect_server, tiny_request) -> tuple[dict, Run]:
+    return start(tiny_request, "first")
+
+
+def test_every_pass_leaves_its_artefact_and_the_result_says_where(finished):
+    result, run = finished
+    assert set(result["artifacts"]) == PASSES
+    assert json.loads((run.place / "result.json").read_bytes()) == json.loads(json.dumps(result))
+    assert (run.place / "report.html").size() > 1e6
+    influence = opened(result, run, "influence").table("influence.parquet")
+    assert sorted(influence["rank"]) == list(range(1, 19))
+    assert (influence.sort_values("rank")["score"].diff().dropna() <= 0).all()
+    assert all(result["invariants"].values())
+
+
+def test_the_checkpoint_opens_in_transformers_and_differs_in_the_adapted_weights_only(finished, tiny_llama):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result, run = finished
+    folder = opened(result, run, "checkpoint").folder()
+    base = dict(AutoModelForCausalLM.from_pretrained(tiny_llama).named_parameters())
+    new = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    moved = {name for name in base if not base[name].equal(new[name])}
+    assert moved == {f"model.layers.{n}.self_attn.{m}_proj.weight" for n in (0, 1) for m in "qv"}
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+
+
+def test_a_second_run_computes_nothing(finished, tiny_request):
+    result, _ = finished
+    again, run = start(tiny_request, "second")
+    assert [e["task"] for e in read_events(run) if e["type"] == "pass_finished"] == []
+    assert all(stored["cached"] for stored in again["artifacts"].values())
+    assert again["summary"] == result["summary"]
+    assert again["tasks"]["run"] == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "runs"),
+    [
+        (
+            "training.learning_rate=2e-3",
+            {"influence", "prediction", "checkpoint", "features", "sae_diff", "model_diff", "report"},
+        ),
+        ("report.top_rows=5", {"report"}),
+        ("landscape.batch_tokens=512", set()),
+    ],
+)
+def test_a_changed_setting_runs_only_what_reads_it(finished, tiny_request, override, runs):
+    _, run = start(tiny_request, "changed", override)
+    assert {e["task"] for e in read_events(run) if e["type"] == "pass_finished"} == runs
