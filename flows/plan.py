@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.request import Request
-from flows.simulate import simulation
+from flows.wiring import simulation
 from storage.artifacts import ArtifactRef, ArtifactStore
 from storage.digests import canonical_json
 from storage.manifest import Manifest

@@ -90,7 +90,7 @@ def _opened(path: Path, packed: bool) -> BinaryIO:
 def _jsonl_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
     for number, line in enumerate(text, start=1):
         if line.strip():
-            yield _object(uri, number, _json(uri, line, number))
+            yield _object(uri, number, _json(uri, line.rstrip(), number))
 
 
 def _json_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:

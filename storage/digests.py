@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from storage.cache import cache_dir, new_draft
-from storage.disk import hidden
+from storage.cache import cache_dir
+from storage.disk import Disk, hidden
+from storage.errors import StorageFault
 
 # Below this, hashing costs less than reading a memo.
 _MEMO_BYTES = 2**20
@@ -61,19 +63,10 @@ def file_digest(path: Path | str) -> str:
     after = path.stat()
     unchanged = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     if unchanged and time.time() - after.st_mtime > _SETTLED_SECONDS:
-        _remember(memo, digest)
-    return digest
-
-
-def _remember(memo: Path, digest: str) -> None:
-    draft = memo.with_name(new_draft(memo.name))
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(digest)
-        os.replace(draft, memo)
-    except OSError:
         # A read-only or full home costs time only: the file is hashed again at the next call.
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, StorageFault):
+            Disk().write(str(memo), digest.encode())
+    return digest
 
 
 def folder_digest(folder: Path | str) -> str:

@@ -128,10 +128,13 @@ class EventLog:
             logger.warning("%s: events not written yet (%s)", self.run.run_id, error)
 
 
-@atexit.register
 def _flush_open_logs() -> None:
     for log in list(_open_logs.values()):
         log._flush_quietly()
+
+
+# Before `atexit`, when threads may no longer be started, which the S3 client does to open a connection.
+getattr(threading, "_register_atexit", atexit.register)(_flush_open_logs)
 
 
 def read_events(run: Run) -> list[dict[str, Any]]:

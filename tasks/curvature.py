@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
-from tasks.adapted import CurvatureSettings, adapt, curvature_operator
+from tasks.adapted import AdaptedModel, CurvatureSettings, adapt, curvature_batches, curvature_operator
 from tasks.keys import content_task
 from tasks.loading import AdapterSettings
 from tasks.model import ModelHandle, exclusive
 from tasks.rows import SubsetRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from tasks.numerics.curvature import CurvatureOperator
+    from tasks.numerics.quotients import RayleighQuotients
 
 
 @content_task(version=1)
@@ -26,25 +33,22 @@ def curvature(
 ) -> None:
     """K_ii = g_i.H_ii g_i / g_i.g_i by one product per tensor; sharpness by power iteration."""
     from tasks.numerics.spectrum import power_iteration
-    from tasks.numerics.vectors import dot
+    from tasks.numerics.vectors import module_norms
 
     adapted = adapt(model.open(run), adapter, seed)
     mean = run.store.open(landscape).tensors("gradients.safetensors")
     gradient = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
+    table = rows.read(run)
     with exclusive(adapted.loaded):
-        operator = curvature_operator(adapted, rows.read(run), settings)
-        forms = operator.blocks(gradient)
+        operator = curvature_operator(adapted, table, settings)
+        quotients = tensor_quotients(adapted, operator, gradient, table, seed, settings)
         spectrum = power_iteration(operator.matvec, operator.zeros(), settings.power_iterations, seed)
-    squares = {name: dot({name: g}, {name: g}) for name, g in gradient.items()}
+    errors = quotients.standard_errors or {}
     draft.write_table(
         "layers.parquet",
         [
-            {
-                "module": name,
-                "K_ii": form / squares[name] if squares[name] else 0.0,
-                "gradient_norm": squares[name] ** 0.5,
-            }
-            for name, form in forms.items()
+            {"module": name, "K_ii": value, "K_ii_error": errors.get(name), "gradient_norm": norm}
+            for (name, value), norm in zip(quotients.values.items(), module_norms(gradient).values(), strict=True)
         ],
     )
     draft.write_json(
@@ -53,7 +57,27 @@ def curvature(
             "sharpness": spectrum.eigenvalue,
             "sharpness_residual": spectrum.residual,
             "sharpness_history": spectrum.history,
+            "quotients": settings.quotients,
             "rows": rows.subset.rows,
             "tokens": operator.tokens,
         },
+    )
+
+
+def tensor_quotients(
+    adapted: AdaptedModel,
+    operator: CurvatureOperator,
+    gradient: dict[str, Tensor],
+    table: pa.Table,
+    seed: int,
+    settings: CurvatureSettings,
+) -> RayleighQuotients:
+    """K_ii of every adapted tensor, by one product each or sampled for all at once."""
+    from tasks.numerics.quotients import rayleigh_quotients, sampled_rayleigh_quotients
+
+    if settings.quotients == "exact":
+        return rayleigh_quotients(operator, gradient)
+    batches = curvature_batches(adapted, table, settings)
+    return sampled_rayleigh_quotients(
+        adapted.call, adapted.weights, adapted.space, batches, gradient, adapted.modules, seed=seed
     )

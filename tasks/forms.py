@@ -1,8 +1,9 @@
 """The forms a dataset row can have, and the one canonical form that every later step reads.
 
-The forms that TRL knows mean exactly what TRL makes of them. `conversations` is ShareGPT, whose speakers
-become roles. `instruction`+`output` and `question`+`answer` are no TRL types: they become a user turn and an
-assistant turn where the tokenizer has a chat template, and plain text where it has none.
+The forms that TRL knows mean exactly what TRL makes of them, but for ShareGPT's speakers: "human" and "gpt"
+become user and assistant, where TRL would keep names that no model was trained on. `instruction`+`output` and
+`question`+`answer` are no TRL types: they become a user turn and an assistant turn where the tokenizer has a
+chat template, and plain text where it has none.
 """
 
 from __future__ import annotations
@@ -159,8 +160,6 @@ def _read_text(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _read_messages(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     column = "messages" if row.get("messages") is not None else "conversations"
     messages = read_messages(read_json(row[column], number, column, list), number, column)
-    if column == "conversations" and isinstance(row.get("system"), str) and row["system"]:
-        messages = [{"role": "system", "content": row["system"]}, *messages]
     return {"form": "messages", "prompt": None, "completion": messages}
 
 
@@ -221,7 +220,7 @@ KNOWN_FORMS = (
     KnownForm("chosen+rejected", ("chosen", "rejected"), _read_preference),
     KnownForm("prompt+completion", ("prompt", "completion"), _read_prompt_completion),
     KnownForm("messages", ("messages",), _read_messages),
-    KnownForm("conversations", ("conversations",), _read_messages, ("system",)),
+    KnownForm("conversations", ("conversations",), _read_messages),
     KnownForm("text", ("text",), _read_text),
     _instruction_form("instruction", "output", "input"),
     _instruction_form("instruction", "response", "input"),
@@ -230,6 +229,8 @@ KNOWN_FORMS = (
 
 
 def _renamed(row: Mapping[str, Any], names: Mapping[str, str], number: int) -> Mapping[str, Any]:
+    if not names:
+        return row
     missing = [column for column in names.values() if column not in row]
     if missing:
         nearest = difflib.get_close_matches(missing[0], list(row), n=1, cutoff=0.0)

@@ -6,6 +6,7 @@ seed's closed form, delta_i = -eta T / (K_ii + lambda) g_i, is always computed a
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -75,7 +76,9 @@ def prediction(
     steps = training.steps(rows)
     gradient = run.store.open(landscape).tensors("gradients.safetensors")
     measured = run.store.open(curvature)
-    quotients = {row["module"]: row["K_ii"] for row in measured.arrow("layers.parquet").to_pylist()}
+    # A tensor without gradient has no direction to measure K_ii in, and does not move either.
+    known = {row["module"]: row["K_ii"] for row in measured.arrow("layers.parquet").to_pylist()}
+    quotients = {name: 0.0 if math.isnan(value) else value for name, value in known.items()}
     rates = effective_rates(quotients, training.learning_rate, steps, settings.rayleigh_lambda)
     closed_form = closed_form_path(adapted, gradient, rates, steps)
     at = sorted({round(steps * point / settings.path_points) for point in range(1, settings.path_points + 1)} - {0})

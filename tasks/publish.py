@@ -14,14 +14,14 @@ from tasks.findings import Findings, collect
 
 
 @prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
-def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> dict[str, Any]:
-    """Write result.json last and return it."""
+def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], asked: int) -> dict[str, Any]:
+    """Write result.json last and return it; `asked` is the number of tasks that the wiring asked for."""
     found = collect(run, made)
     events = EventLog.of(run)
     for signal in found.signals:
         events.emit("signal", **signal)
     run.write_report(run.store.open(made["report"]).path("report.html").read_text(encoding="utf-8"))
-    result = result_of(run, request, made, found)
+    result = result_of(run, request, made, found, asked)
     events.emit("run_finished", status="completed", answer=found.answer)
     events.flush()
     run.write_result(result)
@@ -29,12 +29,14 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> 
     return result
 
 
-def result_of(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings) -> dict[str, Any]:
+def result_of(
+    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, asked: int
+) -> dict[str, Any]:
     """The contract of result.json."""
     timings: dict[str, float] = {}
-    for event in read_events(run):
-        if event["type"] == "pass_finished":
-            timings[event["task"]] = round(timings.get(event["task"], 0.0) + event["seconds"], 3)
+    finished = [event for event in read_events(run) if event["type"] == "pass_finished"]
+    for event in finished:
+        timings[event["task"]] = round(timings.get(event["task"], 0.0) + event["seconds"], 3)
     return {
         "run_id": run.run_id,
         "status": "completed",
@@ -49,6 +51,7 @@ def result_of(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], f
             "checkpoint_verified": True,
         },
         "timings": timings,
+        "tasks": {"run": len(finished), "cached": asked - len(finished)},
         "summary": {
             "answer": found.answer,
             "reasons": found.reasons,

@@ -38,7 +38,7 @@ class ShardSettings(BaseModel):
         ge=0,
         le=10,
         title="Depth of the gradient field",
-        description="at most 2^gradient_depth gradients are stored, whatever the number of rows",
+        description="at most 2^node_depth gradients are stored, whatever the number of rows",
     )
 
 
@@ -54,12 +54,6 @@ class Shard(BaseModel, frozen=True):
         low = int(self.prefix or "0", 2) << (_ID_BITS - len(self.prefix))
         high = low + (1 << (_ID_BITS - len(self.prefix)))
         return f"{low:064x}", f"{high:064x}" if high >> _ID_BITS == 0 else None
-
-
-def node_shards(sample_ids: Iterable[str], settings: ShardSettings, bounded: bool = False) -> list[Shard]:
-    """The dataset's shards; `bounded` gives the coarser ones that heavy results are stored for."""
-    depth = min(settings.node_depth, settings.max_depth) if bounded else settings.max_depth
-    return shard_tree(sample_ids, settings.max_rows, depth)
 
 
 def shard_tree(sample_ids: Iterable[str], max_rows: int, max_depth: int) -> list[Shard]:

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--unseen", type=Path, nargs="*", default=[])
     parser.add_argument("--held-out", type=float, default=0.05, help="as in train_sae.py")
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--documents", type=int, default=40, help="at most this many per file")
+    parser.add_argument("--documents", type=int, default=40, help="at most this many per file of TEXT")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
 
@@ -113,7 +113,7 @@ def main() -> None:
         found = [d for d in read_documents([path], tokenizer, options.context, share) if d.held_out]
         random.Random(0).shuffle(found)
         group = path.name if unseen else "held-out chat" if is_chat(path) else "held-out prose"
-        groups.setdefault(group, []).extend(found[: options.documents])
+        groups.setdefault(group, []).extend(found if unseen else found[: options.documents])
     figures = {}
     for name, documents in groups.items():
         if documents:

@@ -7,8 +7,9 @@ fires somewhere in the texts. A description reads
 
     router, modem | unplug the «router» for 30 seconds | promotes cable, internet
 
-that is: the tokens with most of the activation among the strongest examples, the strongest example,
-and the logit lens of the decoder row (W_dec @ gamma * W_U). Automatic and unchecked by a person.
+that is: the tokens with most of the activation among the strongest examples; the strongest example;
+and the logit lens of the decoder row, only where it says more than chance. Automatic, and unchecked
+by a person.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from torch import Tensor
 
 EXAMPLES = 16  # strongest tokens kept per feature
 CONTEXT = 4  # tokens shown on each side of the strongest one
+# Chance: the best of 49,152 random directions in 576 dimensions has cosine sqrt(2 ln 49152 / 576) = 0.19.
+LENS_COSINE = 0.25
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,17 @@ def strongest(model, sae, documents: list[Document]) -> Peaks:
 
 @torch.inference_mode()
 def promoted(weights, sae, tokenizer, count: int = 3) -> list[list[str]]:
-    """Per feature the tokens whose logits its decoder row raises most; broken characters are left out."""
-    gamma, unembedding = weights["model.norm.weight"], weights["lm_head.weight"]
+    """Per feature up to `count` tokens whose centred unembedding has a cosine of at least LENS_COSINE
+    with its decoder row (after the gain of the final norm); mostly none this early in the model."""
+    unembedding = weights["lm_head.weight"] - weights["lm_head.weight"].mean(0)
+    unembedding = torch.nn.functional.normalize(unembedding, dim=1)
+    rows = torch.nn.functional.normalize(sae.W_dec * weights["model.norm.weight"], dim=1)
     names = []
-    for rows in (sae.W_dec * gamma).split(256):
-        top = (rows @ unembedding.T).topk(4 * count, dim=-1).indices
-        names += [distinct((tokenizer.decode([t]) for t in row), count) for row in top.tolist()]
+    for part in rows.split(256):
+        cosines, tokens = (part @ unembedding.T).topk(4 * count, dim=-1)
+        for row, cosine in zip(tokens.tolist(), cosines, strict=True):
+            clear = row[: int((cosine >= LENS_COSINE).sum())]
+            names.append(distinct((tokenizer.decode([t]) for t in clear), count))
     return names
 
 
@@ -74,8 +82,11 @@ def distinct(tokens, count: int) -> list[str]:
 
 
 def readable(token: str) -> str:
-    """A token without its spaces; white space alone is shown as an escape."""
-    return token.strip() or repr(token)[1:-1].replace(" ", "\N{OPEN BOX}")
+    """A token without its spaces; one without letters or digits is quoted, to be seen in a list."""
+    text = token.strip()
+    if not text:
+        return repr(token).replace(" ", "\N{OPEN BOX}")
+    return text if any(c.isalnum() for c in text) else f'"{text}"'
 
 
 def describe(feature: int, peaks: Peaks, documents: list[Document], promotes: list[str], tokenizer) -> str:
@@ -91,8 +102,11 @@ def describe(feature: int, peaks: Peaks, documents: list[Document], promotes: li
     before, after = ids[max(0, at - CONTEXT) : at], ids[at + 1 : at + 1 + CONTEXT]
     peak = tokenizer.decode([ids[at]])
     gap = peak[: len(peak) - len(peak.lstrip())]
-    example = f"{tokenizer.decode(before)}{gap}«{peak.strip()}»{tokenizer.decode(after)}"
-    return " | ".join([", ".join(tokens), " ".join(example.split()), "promotes " + ", ".join(promotes)])
+    left, right = (tokenizer.decode(side, skip_special_tokens=True) for side in (before, after))
+    parts = [", ".join(tokens), " ".join(f"{left}{gap}«{peak.strip()}»{right}".split())]
+    if promotes:
+        parts.append("promotes " + ", ".join(promotes))
+    return " | ".join(parts)
 
 
 def main() -> None:

@@ -8,6 +8,9 @@ from typing import Any, Literal
 from storage.errors import BadInput
 from tasks.loading.models import quiet_transformers
 
+UNREADABLE = (ValueError, KeyError, IndexError, OSError, NotImplementedError)
+"""What transformers and gguf raise for files that they cannot read."""
+
 
 def convert_gguf(gguf: Path, out: Path, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
     """Write the model of a GGUF file as sharded safetensors in `dtype`, with config and tokenizer.
@@ -33,10 +36,12 @@ def _read(gguf: Path, dtype: str) -> tuple[Any, Any]:
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
     try:
-        return AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype)), (
-            AutoTokenizer.from_pretrained(**where)
-        )
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
+        return model, AutoTokenizer.from_pretrained(**where)
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions; what is none of the reader's own goes on.
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
         reason = str(error).strip().split("\n")[0]
         raise BadInput(f"model {gguf}: transformers cannot read this GGUF file: {reason}") from None
 

@@ -85,7 +85,7 @@ def gauss_newton(
 ) -> CurvatureOperator:
     """J^T H_L J: J the Jacobian of the logits in theta, H_L the Hessian of cross entropy (Schraudolph 2002).
 
-    `jvp="reverse"` needs kernels that can be differentiated twice (eager or sdpa attention), `"difference"` needs
+    `jvp="reverse"` needs kernels with a second derivative (eager and sdpa attention), `"difference"` needs
     float32 weights. Graphs are kept between products for the first micro-batches, up to `graph_tokens` padded
     tokens; a token of a 135M-parameter Llama takes 3 MB. Raises ValueError when no batch has a label.
     """

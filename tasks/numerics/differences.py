@@ -35,11 +35,14 @@ def perturbed(weights: Vector, direction: Vector, step: float) -> Vector:
 def step_size(
     function: Callable[[Vector], Tensor], weights: Vector, direction: Vector, change: float
 ) -> float:
-    """Step along `direction` that changes `function` by about `change` (rms), from two evaluations."""
+    """Step along `direction` that changes `function` by about `change` (rms), from two evaluations.
+
+    1.0 for a zero direction.
+    """
     length = norm(direction)
     if length == 0.0:
         return 1.0
-    reach = norm({name: weights[name] for name in direction}) / length
+    reach = (norm({name: weights[name] for name in direction}) or 1.0) / length
     probe = PROBE * reach
     difference = function(perturbed(weights, direction, probe)) - function(weights)
     moved = difference.double().square().mean().sqrt().item()

@@ -50,3 +50,62 @@ def estimate_mean(
     carry = min(1.0, max(0.0, shared / spread)) if spread and len(nodes) > 1 else 0.0
     mean = {name: now[name] + carry * (field.mean(name) - base[name]) for name in field.names}
     return MeanEstimate(mean, carry)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    step: int  # optimiser steps taken where the field was measured again
+    nodes: tuple[int, ...]  # nodes measured
+    carry: float  # see MeanEstimate
+    correction: float  # movement that the corrector changed, as a share of the segment's movement
+
+
+@dataclass(frozen=True)
+class Integration:
+    segments: tuple[Replay, ...]  # in order, each carried on from the one before
+    anchors: tuple[Anchor, ...]  # re-measurements; the base weights are not among them
+    measured_rows: int  # rows whose gradients were measured again
+
+    @property
+    def state(self) -> ReplayState:
+        return self.segments[-1].state
+
+    @property
+    def delta(self) -> Vector:
+        """Merged weight change after the last step, {name: [out, in]}."""
+        return self.segments[-1].delta
+
+    def delta_at(self, step: int) -> Vector:
+        """Merged weight change once `step` steps are taken; `step` must be one of the snapshots."""
+        return next(s for s in self.segments if step in s.snapshots).delta_at(step)
+
+
+@dataclass(frozen=True)
+class _MovingField:
+    """Virtual batches about a mean that moves linearly with the distance travelled between two steps.
+
+    The scatter of the batches is the base field's, so AdamW's second moment keeps the real run's noise.
+    """
+
+    batches: VirtualBatches
+    travelled: Sequence[float]  # sum of learning rates before each step
+    start: int
+    stop: int
+    first: Vector  # mean at `start`
+    last: Vector  # mean at `stop`
+
+    def gradient(self, step: int, name: str) -> Tensor:
+        path = self.travelled[self.stop] - self.travelled[self.start]
+        done = (self.travelled[step] - self.travelled[self.start]) / path if path else 0.0
+        mean = torch.lerp(self.first[name], self.last[name], done)
+        return mean.add_(self.batches.gradient(step, name)).sub_(self.batches.field.mean(name))
+
+
+def segment_stops(rates: Sequence[float], segments: int) -> list[int]:
+    """Steps that cut the run into segments of equal travel, the sum of learning rates; the last is the end."""
+    travelled = [0.0, *accumulate(rates)]
+    stops = [
+        min(range(len(travelled)), key=lambda step: abs(travelled[step] - travelled[-1] * cut / segments))
+        for cut in range(1, segments)
+    ]
+    return sorted({*stops, len(rates)} - {0})

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def differentiable_attention() -> AbstractContextManager[None]:
     """Within it, scaled dot-product attention runs its plain kernel.
 
-    The fused ones have no forward-mode derivative and no second derivative, and their backward pass depends on
-    the batch size. Eager attention needs nothing of this.
+    The fused ones have no forward-mode and no second derivative, and their backward pass depends on the batch
+    size. Eager attention needs nothing of this.
     """
     return sdpa_kernel(SDPBackend.MATH)

@@ -110,7 +110,7 @@ def lissa(matvec: Matvec, v: Vector, plan: LissaPlan = LissaPlan()) -> Solve:
         if residuals[-1] <= plan.tolerance:
             status = "converged"
             break
-        if residuals[-1] > GROWTH * min(residuals) and min(residuals) < NOISE_FLOOR:
+        if GROWTH * min(residuals) < residuals[-1] < math.inf and min(residuals) < NOISE_FLOOR:
             u, status = last, "noise_floor"
             advice = "the products' own error is reached: nothing is gained by more iterations"
             break

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tasks.numerics.batches import Batch
+from tasks.numerics.batches import IGNORED, Batch
 from tasks.numerics.differences import CENTRAL_CHANGE, ONE_SIDED_CHANGE, central, perturbed, step_size
 from tasks.numerics.kernels import differentiable_attention
 from tasks.numerics.losses import token_losses
@@ -32,16 +32,21 @@ def sample_derivatives(
     `forward`: forward-mode AD, exact, about 3 forward passes; needs eager or sdpa attention.
     `difference`: central difference, 2 passes, relative error 1e-4 in float32.
     `one_sided`: 1 pass against `base_losses` [n] (summed nats, same order, same kernels), error 1e-3 to 4e-3.
-    `step` fixes the difference's step; by default the first batch sets it (`step_along`), so pass one when
-    batches change between runs. Raises ValueError for an unknown method, or base losses missing or too few.
+    `step` fixes the difference's step; by default the first labelled batch sets it (`step_along`): give one
+    when batches change between runs. Raises ValueError for an unknown method, or too few base losses.
     """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}")
     if method == "one_sided":
         rows = sum(batch.rows for batch in batches)
         if base_losses is None or base_losses.numel() != rows:
             given = "no" if base_losses is None else base_losses.numel()
             raise ValueError(f"one_sided needs one base loss per row: {given} given for {rows} rows")
-    if step is None and method != "forward" and batches:
-        step = step_along(call, weights, direction, batches[0], method)
+    trained = next((batch for batch in batches if batch.label_tokens), None)
+    if trained is None:
+        return torch.zeros(sum(batch.rows for batch in batches), dtype=torch.float64)
+    if step is None and method != "forward":
+        step = step_along(call, weights, direction, trained, method)
     derivatives, seen = [], 0
     for batch in batches:
         if method == "one_sided":
@@ -52,7 +57,7 @@ def sample_derivatives(
         else:
             derivatives.append(token_derivatives(call, weights, direction, batch, method, step).sum(-1))
         seen += batch.rows
-    return torch.cat(derivatives) if derivatives else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(derivatives)
 
 
 def token_derivatives(
@@ -63,7 +68,12 @@ def token_derivatives(
     method: str = "forward",
     step: float | None = None,
 ) -> Tensor:
-    """[b, s-1] float64 nats: the derivative of each token's loss; column j is token j + 1."""
+    """[b, s-1] float64 nats: the derivative of each token's loss, by `forward` or `difference`.
+
+    Column j is token j + 1, exactly 0 without a label. Raises ValueError for any other method.
+    """
+    if method not in ("forward", "difference"):
+        raise ValueError(f"method={method!r} has no token derivatives: choose forward or difference")
     losses = _losses(call, batch)
     with torch.no_grad():
         if method == "forward":
@@ -71,8 +81,6 @@ def token_derivatives(
             tangent = {name: d.to(weights[name].dtype) for name, d in direction.items()}
             with differentiable_attention():
                 return torch.func.jvp(lambda w: losses(weights | w), (moved,), (tangent,))[1].double()
-        if method != "difference":
-            raise ValueError(f"method={method!r} is unknown here: choose one of {', '.join(METHODS)}")
         if step is None:
             step = step_along(call, weights, direction, batch, method)
         return central(lambda w: losses(w).double(), weights, direction, step)
@@ -82,7 +90,7 @@ def token_derivatives(
 def step_along(call: Call, weights: Vector, direction: Vector, batch: Batch, method: str) -> float:
     """A step that changes this batch's token losses by the amount at which rounding and curvature balance."""
     change = ONE_SIDED_CHANGE if method == "one_sided" else CENTRAL_CHANGE
-    trained = batch.labels[:, 1:] != -100
+    trained = batch.labels[:, 1:] != IGNORED
     losses = _losses(call, batch)
     return step_size(lambda w: losses(w)[trained], weights, direction, change)
 

@@ -122,6 +122,17 @@ def test_noisy_products_stop_at_their_floor(matrix_with_spectrum):
     assert torch.allclose(solve.solution["x"], damped_inverse(matrix, 1.0, v), rtol=1e-2)
 
 
+def test_a_product_that_fails_late_raises_whatever_the_residual():
+    products = []
+
+    def failing(v):
+        products.append(1)
+        return {"x": v["x"] * (1.0 if len(products) < 12 else math.nan)}
+
+    with pytest.raises(DivergedSolve, match="products are not finite"):
+        lissa(failing, right_side(3), LissaPlan(iterations=40, damping=0.1, scale=2.0))
+
+
 def test_an_exhausted_budget_says_how_many_more(matrix_with_spectrum):
     matrix, v = matrix_with_spectrum(SPECTRUM, 9), right_side()
     plan = LissaPlan(iterations=5, damping=0.05, scale=9.0, tolerance=0.01)

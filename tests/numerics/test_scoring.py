@@ -130,6 +130,32 @@ def test_an_unknown_method_names_the_choices(llama):
         sample_derivatives(llama.call, llama.weights, llama.random(1), [llama.batch], "guess")
 
 
+def test_token_derivatives_have_no_one_sided_form(llama):
+    with pytest.raises(
+        ValueError, match="'one_sided' has no token derivatives: choose forward or difference"
+    ):
+        token_derivatives(llama.call, llama.weights, llama.random(1), llama.batch, "one_sided")
+
+
+@pytest.mark.parametrize("method", ["forward", "difference", "one_sided"])
+def test_rows_without_labels_score_zero_wherever_they_stand(llama, method):
+    first, second = llama.split(2, 3)
+    silent = type(first)(first.input_ids, first.attention_mask, torch.full_like(first.labels, -100))
+    direction = llama.random(6)
+    base = torch.cat([torch.zeros(2), llama.sample_losses(llama.weights)[2:]])
+    scores = sample_derivatives(llama.call, llama.weights, direction, [silent, second], method, base)
+    assert scores[:2].tolist() == [0.0, 0.0]
+    assert relative(scores[2:], exact(llama, direction)[2:]) < 0.1
+    only = sample_derivatives(llama.call, llama.weights, direction, [silent], method, base[:2])
+    assert only.tolist() == [0.0, 0.0]
+
+
+def test_a_zero_direction_changes_nothing(llama):
+    zero = {n: torch.zeros_like(w) for n, w in llama.weights.items()}
+    for method in ("forward", "difference"):
+        assert not sample_derivatives(llama.call, llama.weights, zero, [llama.batch], method).any()
+
+
 def test_a_module_that_did_not_run_is_named(llama):
     stray = torch.nn.Linear(8, 8)
     with pytest.raises(ValueError, match=r"1 of 1 modules did not run: stray\.weight"):

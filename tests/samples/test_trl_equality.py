@@ -27,7 +27,12 @@ MARKED = (
 DIVERGING = MARKED.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>' }}{% endif %}")
 
 TURNS = [
-    [("user", "Où est la gare ?"), ("assistant", "Tout droit."), ("user", "Merci"), ("assistant", "De rien.")],
+    [
+        ("user", "Où est la gare ?"),
+        ("assistant", "Tout droit."),
+        ("user", "Merci"),
+        ("assistant", "De rien."),
+    ],
     [("system", "Be brief."), ("user", "2 + 2?"), ("assistant", "4")],
     [("user", "long " * 60), ("assistant", "x")],
     [("user", "Name a colour."), ("assistant", "red " * 80)],
@@ -38,7 +43,12 @@ def messages(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-PAIRS = [("Capital of France?", " Paris"), ("ends in eos", " done<|im_end|>"), ("p " * 100, "cut away"), ("", "alone")]
+PAIRS = [
+    ("Capital of France?", " Paris"),
+    ("ends in eos", " done<|im_end|>"),
+    ("p " * 100, "cut away"),
+    ("", "alone"),
+]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": "plain text"}, {"text": "has its end<|im_end|>"}, {"text": "ünï " * 80}, {"text": ""}],
     "messages": [{"messages": messages(turns)} for turns in TURNS],
@@ -51,16 +61,28 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "pairs": [{"prompt": p, "chosen": c, "rejected": " no"} for p, c in PAIRS],
     "implicit_pairs": [
-        {"chosen": "\n\nHuman: hi\n\nAssistant: hello there", "rejected": "\n\nHuman: hi\n\nAssistant: go away"},
+        {
+            "chosen": "\n\nHuman: hi\n\nAssistant: hello there",
+            "rejected": "\n\nHuman: hi\n\nAssistant: go away",
+        },
         {"chosen": "one two three", "rejected": "one two four five"},
         {"chosen": "same start", "rejected": "same start and more"},
     ],
     "chat_pairs": [
         {"prompt": messages(t[:-1]), "chosen": messages(t[-1:]), "rejected": messages([("assistant", "No.")])}
         for t in TURNS
+    ]
+    # With the diverging template this answer shares more of the rendered prompt than the rejected one.
+    + [
+        {
+            "prompt": messages([("user", "Why?")]),
+            "chosen": messages([("assistant", "<think>Because.")]),
+            "rejected": messages([("assistant", "No.")]),
+        }
     ],
     "implicit_chat_pairs": [
-        {"chosen": messages(turns), "rejected": messages([*turns[:-1], ("assistant", "No.")])} for turns in TURNS
+        {"chosen": messages(turns), "rejected": messages([*turns[:-1], ("assistant", "No.")])}
+        for turns in TURNS
     ],
 }
 SUPERVISED = [name for name in ROWS if "pairs" not in name]
@@ -102,7 +124,9 @@ def training(folder: Path, output: Path, kind: str, rows: list[dict[str, Any]], 
     )
 
 
-def ours(folder: Path, rows: list[dict[str, Any]], role: Any = "train", **settings: Any) -> dict[int, dict[str, Any]]:
+def ours(
+    folder: Path, rows: list[dict[str, Any]], role: Any = "train", **settings: Any
+) -> dict[int, dict[str, Any]]:
     table = read_samples(
         rows,
         load_tokenizer(folder),

@@ -134,7 +134,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             elif how == "reset":
                 return self.reset()
             elif how == "hang":
-                time.sleep(3)
+                time.sleep(1)
                 return self.reset()
             elif how == "error in 200":
                 return self.reply(200, [], _error_xml("InternalError"))
@@ -208,7 +208,7 @@ def faulty_s3(s3_root: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(s3_faults, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(s3_faults, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(s3_faults, "ATTEMPTS", 4)
-    monkeypatch.setattr(buckets, "READ_TIMEOUT", 1)
+    monkeypatch.setattr(buckets, "READ_TIMEOUT", 0.5)
     with contextlib.closing(server.socket):
         yield proxy
         server.shutdown()

@@ -1,0 +1,273 @@
+"""The DAG, wired once: `flows.simulate` submits its tasks to Prefect, `flows.plan` only asks for their keys."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from flows.request import Request
+from storage.artifacts import ArtifactRef
+from tasks.baseline import baseline, baseline_shard
+from tasks.checkpoint import checkpoint
+from tasks.curvature import curvature
+from tasks.dataset import TokenizerHandle, encoding_of, role_settings, samples
+from tasks.dataset_quality import quality, quality_shard
+from tasks.features import features
+from tasks.influence import influence, influence_shard, influence_solve
+from tasks.landscape import landscape, landscape_shard
+from tasks.model import model
+from tasks.model_diff import model_diff
+from tasks.page import RequestLines, report
+from tasks.prediction import prediction
+from tasks.preference import preference
+from tasks.rows import ShardRows, SubsetRows
+from tasks.sae_diff import sae_diff
+from tasks.shards import shard_tree, subset_of
+from tasks.sources import Sources
+
+
+class Step(Protocol):
+    """How the wiring asks for an artefact: by submitting a task, or by asking whether its key is there."""
+
+    def __call__(self, task: Any, **inputs: Any) -> Any:
+        """The task's artefact: a future, or a reference."""
+
+    def ready(self, artifact: Any) -> ArtifactRef:
+        """Wait for an artefact that the wiring itself depends on."""
+
+    def index(self, samples: Any) -> Any:
+        """Sample ids and form of a `samples` artefact."""
+
+
+def simulation(step: Step, request: Request, sources: Sources) -> dict[str, Any]:
+    """Wire every pass of one simulation and return its artefacts by name.
+
+    1. samples of every role, and their shards        5. the prediction and its checkpoint
+    2. quality per shard                              6. concepts: features, preference, SAE diff
+    3. landscape per shard, train and held-out        7. model diff, side by side with the SAE diff
+    4. curvature and influence                        8. the report, from all of the above
+    """
+    wiring = Wiring(step, request, sources)
+    made: dict[str, Any] = {"samples": wiring.tables["train"]}
+    made["quality"] = wiring.quality()
+    if sources.sae is not None:
+        made["baseline"] = wiring.baseline()
+    made["landscape"] = wiring.landscape("train")
+    made["heldout_landscape"] = wiring.landscape("heldout")
+    made["curvature"] = wiring.curvature(made)
+    made["influence"] = wiring.influence(made)
+    made["prediction"] = wiring.prediction(made)
+    made["checkpoint"] = step(
+        checkpoint, model=wiring.model, prediction=made["prediction"], settings=request.checkpoint
+    )
+    if sources.sae is not None:
+        made |= wiring.concepts(made)
+    made["model_diff"] = wiring.model_diff(made)
+    made["report"] = step(
+        report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report
+    )
+    return made
+
+
+class Wiring:
+    """The inputs that several passes share, and one method per pass that needs more than one call."""
+
+    def __init__(self, step: Step, request: Request, sources: Sources) -> None:
+        self.step, self.request, self.sources = step, request, sources
+        self.model = sources.model_handle(
+            lambda gguf: step.ready(step(model, gguf=gguf, dtype=request.model.dtype)), request.model
+        )
+        self.tokenizer = TokenizerHandle(source=sources.tokenizer or self.model.source)
+        self.tables = {
+            role: step.ready(
+                step(
+                    samples,
+                    source=source,
+                    tokenizer=self.tokenizer,
+                    role=role,
+                    settings=role_settings(request.dataset, role),
+                )
+            )
+            for role, source in sources.rows.items()
+        }
+        self.indices = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
+        self.leaves = self._shards("train")
+        self.nodes = {role: self._shards(role, bounded=True) for role in ("train", "heldout")}
+        self.dpo_beta = request.training.beta_for(self.indices["train"].form)
+        self.fields: dict[str, list[Any]] = {}
+
+    def lines(self) -> RequestLines:
+        """What the report's first lines say about the request."""
+        request, rows = self.request, len(self.indices["train"].ids)
+        return RequestLines(
+            dataset=request.dataset.path.rsplit("/", 1)[-1],
+            rows=rows,
+            model=request.model.name_or_path,
+            adapter=request.adapter_line(),
+            training=request.training.line(rows),
+            max_length=request.dataset.max_length,
+            spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
+        )
+
+    def quality(self) -> Any:
+        settings = self.request.quality
+        shards = [self.step(quality_shard, rows=leaf, settings=settings) for leaf in self.leaves]
+        return self.step(quality, samples=self.tables["train"], shards=shards, settings=settings)
+
+    def baseline(self) -> Any:
+        settings, sae = self.request.baseline, self.sources.sae
+        shards = [
+            self.step(baseline_shard, rows=leaf, model=self.model, sae=sae, settings=settings) for leaf in self.leaves
+        ]
+        return self.step(baseline, shards=shards)
+
+    def landscape(self, role: str) -> Any:
+        request = self.request
+        self.fields[role] = [
+            self.step(
+                landscape_shard,
+                rows=node,
+                role=role,
+                model=self.model,
+                targets=request.adapter.targets,
+                hook_name=self.sources.hook_name,
+                dpo_beta=self.dpo_beta,
+                settings=request.landscape,
+            )
+            for node in self.nodes[role]
+        ]
+        return self.step(
+            landscape,
+            samples=self.tables[role],
+            shards=self.fields[role],
+            role=role,
+            max_grad_norm=request.training.max_grad_norm,
+            thresholds=request.thresholds,
+        )
+
+    def curvature(self, made: dict[str, Any]) -> Any:
+        request = self.request
+        return self.step(
+            curvature,
+            rows=self._subset("train", request.curvature.rows, "curvature"),
+            landscape=made["landscape"],
+            model=self.model,
+            adapter=request.adapter,
+            seed=request.training.seed,
+            settings=request.curvature,
+        )
+
+    def influence(self, made: dict[str, Any]) -> Any:
+        request, train = self.request, self.tables["train"]
+        seed = request.training.seed
+        solve = self.step(
+            influence_solve,
+            rows=self._subset("train", request.curvature.rows, "curvature"),
+            nodes=self.fields["train"],
+            heldout_landscape=made["heldout_landscape"],
+            model=self.model,
+            adapter=request.adapter,
+            seed=seed,
+            rows_per_step=request.training.rows_per_step,
+            adam_epsilon=request.training.adam_epsilon,
+            curvature=request.curvature,
+            solver=request.influence.solver,
+        )
+        shards = [
+            self.step(
+                influence_shard,
+                rows=leaf,
+                solve=solve,
+                model=self.model,
+                adapter=request.adapter,
+                seed=seed,
+                dpo_beta=self.dpo_beta,
+                settings=request.influence.scoring,
+            )
+            for leaf in self.leaves
+        ]
+        return self.step(
+            influence,
+            samples=train,
+            shards=shards,
+            landscape=made["landscape"],
+            solve=solve,
+            training=request.training,
+            settings=request.influence,
+        )
+
+    def prediction(self, made: dict[str, Any]) -> Any:
+        request = self.request
+        return self.step(
+            prediction,
+            nodes=self.fields["train"],
+            landscape=made["landscape"],
+            heldout_landscape=made["heldout_landscape"],
+            curvature=made["curvature"],
+            evaluation=self._subset("heldout", request.prediction.evaluation_rows, "evaluation"),
+            model=self.model,
+            adapter=request.adapter,
+            training=request.training,
+            dpo_beta=self.dpo_beta,
+            settings=request.prediction,
+        )
+
+    def concepts(self, made: dict[str, Any]) -> dict[str, Any]:
+        """What reads the SAE after the prediction: features, preference, SAE diff."""
+        request, sae, concepts = self.request, self.sources.sae, {}
+        compared = self._subset("heldout", request.diff.rows, "diff")
+        concepts["features"] = self.step(
+            features,
+            landscape=made["landscape"],
+            baseline=made["baseline"],
+            prediction=made["prediction"],
+            rows=compared,
+            model=self.model,
+            sae=sae,
+            labels=self.sources.labels,
+            settings=request.features,
+        )
+        if "preferences" in self.tables:
+            concepts["preference"] = self.step(
+                preference,
+                pairs=self.tables["preferences"],
+                landscape=made["landscape"],
+                baseline=made["baseline"],
+                model=self.model,
+                sae=sae,
+                dpo_beta=request.training.dpo_beta,
+                settings=request.preference,
+            )
+        concepts["sae_diff"] = self.step(
+            sae_diff,
+            model=self.model,
+            checkpoint=made["checkpoint"],
+            sae=sae,
+            rows=compared,
+            settings=request.diff,
+        )
+        return concepts
+
+    def model_diff(self, made: dict[str, Any]) -> Any:
+        return self.step(
+            model_diff,
+            model=self.model,
+            checkpoint=made["checkpoint"],
+            rows=self._subset("heldout", self.request.diff.rows, "diff"),
+            probes=self.tables.get("probes"),
+            pairs=self.tables.get("preferences"),
+            settings=self.request.diff,
+        )
+
+    def _subset(self, role: str, rows: int, salt: str) -> SubsetRows:
+        subset = subset_of(self.indices[role].ids, rows, salt)
+        return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role))
+
+    def _shards(self, role: str, bounded: bool = False) -> list[ShardRows]:
+        cut = self.request.shards
+        depth = min(cut.node_depth, cut.max_depth) if bounded else cut.max_depth
+        leaves = shard_tree(self.indices[role].ids, cut.max_rows, depth)
+        encoding = self._encoding(role)
+        return [ShardRows(samples=self.tables[role], shard=leaf, encoding=encoding) for leaf in leaves]
+
+    def _encoding(self, role: str) -> str:
+        return encoding_of(self.tokenizer, self.request.dataset, role)

@@ -1,0 +1,79 @@
+"""The promises of every run, each broken on purpose: the run must fail loudly, never rank or write on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flows.request import load_request
+from flows.simulate import simulate
+from storage.runs import Run
+from tasks.invariants import BrokenInvariant, no_optimizer_steps, weights_unchanged, witness
+from tasks.numerics.bounds import bounded
+
+
+def run_with(request, *overrides: str) -> dict:
+    return simulate(load_request(str(request), list(overrides)), run_id="broken")
+
+
+def test_no_optimizer_may_step_during_a_simulation():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    with pytest.raises(BrokenInvariant, match="SGD.step was called during simulate"), no_optimizer_steps():
+        optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(2))
+    optimizer.step()  # outside the block it may
+
+
+def test_a_changed_base_weight_is_noticed():
+    model = torch.nn.Linear(3, 3)
+    witness(model)
+    weights_unchanged()
+    witness(model)
+    with torch.no_grad():
+        model.weight[0, 0] += 1e-6
+    with pytest.raises(BrokenInvariant, match="base weights changed during simulate"):
+        weights_unchanged()
+
+
+def test_a_diverging_solve_ends_the_run_and_ranks_nothing(prefect_server, tiny_request):
+    with pytest.raises(BrokenInvariant, match="solve diverged after .* raise it above that"):
+        run_with(tiny_request, "influence.solver.scale=1e-3")
+    request = load_request(str(tiny_request))
+    run = Run(request.runtime.root, "broken")
+    assert run.status == "unfinished"
+    assert not [stored for stored in run.store.iterate() if stored.task == "influence"]
+
+
+def test_a_delta_that_is_not_finite_is_never_applied():
+    with pytest.raises(ValueError, match=r"the predicted delta of w is not finite: lower learning_rate"):
+        bounded({"w": torch.tensor([[float("inf")]])}, {"w": torch.ones(1, 1)}, 0.25)
+
+
+def test_a_delta_is_clipped_to_its_share_of_the_weight():
+    applied = bounded({"w": torch.full((2, 2), 3.0)}, {"w": torch.ones(2, 2)}, 0.25)
+    assert applied.clipped == ("w",)
+    assert float(applied.delta["w"].norm()) == pytest.approx(0.25 * 2.0)
+
+
+def test_a_large_learning_rate_is_clipped_and_says_so(prefect_server, tiny_request):
+    result = run_with(tiny_request, "training.learning_rate=1.0", "prediction.max_relative_change=0.01")
+    assert "delta_clipped" in {signal["name"] for signal in result["signals"]}
+    assert result["summary"]["answer"] == "Not yet"
+
+
+def test_a_checkpoint_that_lost_a_tensor_is_refused(tiny_llama, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from tasks.loading import verify_checkpoint
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_llama, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Exception, match="model.norm.weight"):
+        verify_checkpoint(folder, tiny_llama)

@@ -1,0 +1,151 @@
+"""GGUF files become model folders: the same function, the same bytes each time."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from storage.errors import BadInput
+from tasks.loading import convert_gguf, load_model, model_fingerprint, resolve_model, verify_checkpoint
+
+from .conftest import settings
+
+HEADS, KV_HEADS = 4, 2
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "model.layers.": "blk.",
+}
+
+
+def gguf_name(name):
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def interleaved(weight, heads):
+    """llama.cpp pairs rotary dimensions (0, 1), Hugging Face (0, d/2): rows of q and k are reordered per head."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tiny_llama, tmp_path_factory):
+    """The tiny Llama as a float32 GGUF file, written tensor by tensor with the gguf library."""
+    import gguf
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    config = model.config
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    tokens = [tokenizer.convert_ids_to_tokens(i) for i in range(config.vocab_size)]
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 256 + [3] * 3)
+    writer.add_token_scores([0.0] * config.vocab_size)  # no merges: every byte is a token
+    writer.add_bos_token_id(257)
+    writer.add_eos_token_id(258)
+    writer.add_pad_token_id(256)
+    writer.add_chat_template(tokenizer.chat_template)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        values = tensor.numpy()
+        if "q_proj" in name or "k_proj" in name:
+            values = interleaved(values, HEADS if "q_proj" in name else KV_HEADS)
+        writer.add_tensor(gguf_name(name), values.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(gguf_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted")
+    convert_gguf(gguf_file, out)
+    return out
+
+
+def test_a_converted_model_is_the_same_function(converted, opened, batch):
+    from tasks.loading import functional_caller
+
+    ours = load_model(converted, settings(converted))
+    seen = batch.attention_mask.bool()
+    torch.testing.assert_close(functional_caller(ours, [])({}, batch)[seen],
+                               functional_caller(opened("llama"), [])({}, batch)[seen], atol=1e-5, rtol=1e-4)
+
+
+def test_a_converted_model_keeps_tokenizer_and_template(converted, tiny_llama):
+    ours, original = AutoTokenizer.from_pretrained(converted), AutoTokenizer.from_pretrained(tiny_llama)
+    messages = [{"role": "user", "content": "Where is the pump?"}]
+    assert ours.apply_chat_template(messages, tokenize=False) == original.apply_chat_template(messages, tokenize=False)
+    assert ours("Where is the pump?").input_ids == original("Where is the pump?").input_ids
+    assert ours.eos_token == "<|im_end|>"
+
+
+def test_conversion_gives_the_same_bytes_from_anywhere(converted, gguf_file, tmp_path):
+    elsewhere = tmp_path / "another name.gguf"
+    shutil.copyfile(gguf_file, elsewhere)
+    convert_gguf(elsewhere, tmp_path / "again")
+    for file in sorted(converted.iterdir()):
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert model_fingerprint(tmp_path / "again") == model_fingerprint(converted)
+
+
+def test_the_requested_dtype_is_stored(gguf_file, tmp_path):
+    convert_gguf(gguf_file, tmp_path / "half", dtype="bfloat16")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_a_converted_folder_is_a_base_for_checkpoints(converted, tmp_path):
+    from tasks.loading import write_checkpoint
+
+    loaded = load_model(converted, settings(converted))
+    delta = {"model.layers.0.self_attn.q_proj.weight": torch.full((32, 32), 0.01)}
+    write_checkpoint(tmp_path / "out", loaded, delta, converted)
+    verify_checkpoint(tmp_path / "out", converted, settings(converted))
+
+
+def test_a_gguf_path_resolves_to_the_file(gguf_file):
+    assert resolve_model(settings(gguf_file)) == gguf_file
+    assert len(model_fingerprint(gguf_file)) == 64
+
+
+def test_a_file_that_only_claims_to_be_gguf_is_bad_input(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"nothing of the kind")
+    with pytest.raises(BadInput, match="model.gguf: not a GGUF file; copy it again"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_of_an_unknown_architecture_is_bad_input(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "unheard-of")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(BadInput, match="transformers cannot read this GGUF file: .*unheard-of"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
