@@ -109,6 +109,89 @@ def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None
     _finish({"root": root or DEFAULT_ROOT, "runs": rows}, as_json)
 
 
+@app.command()
+def compare(run_a: RunName, run_b: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Two saved runs side by side: flipped samples, rows, concepts, layers, losses, signals."""
+    from flows.compare import compare_runs
+    from flows.console import print_comparison
+
+    compared = compare_runs(_run(run_a, root), _run(run_b, root))
+    print_comparison(_console(quiet), compared)
+    _finish(compared, as_json)
+
+
+@app.command()
+def clean(
+    run: RunName,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="JSONL file to write")],
+    drop_harmful: Annotated[int, typer.Option("--drop-harmful", min=0, help="samples with the worst scores")] = 0,
+    drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the dataset of a run without its most harmful or its flagged samples."""
+    from flows.exports import cleaned_rows, write_rows
+
+    found = _run(run, root)
+    cleaned = cleaned_rows(found, drop_harmful, drop_flagged or [])
+    write_rows(cleaned["kept"], output)
+    console = _console(quiet)
+    for row in cleaned["dropped"]:
+        console.print(f"  row {row['row']}  {row['why']}", markup=False)
+    console.print(f"{len(cleaned['kept'])} rows in {output}, {len(cleaned['dropped'])} dropped", soft_wrap=True)
+    _finish(
+        {"run_id": found.run_id, "file": output, "rows": len(cleaned["kept"]), "dropped": cleaned["dropped"]}, as_json
+    )
+
+
+@app.command()
+def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Follow the events of a running run, or show those of a finished one."""
+    from flows.console import LivePasses
+    from storage.events import read_events
+
+    found = _run(run, root)
+    with LivePasses(found, _console(quiet)) as live:
+        live.until_finished()
+    _finish({"run_id": found.run_id, "status": found.status, "events": len(read_events(found))}, as_json)
+
+
+@app.command()
+def lineage(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Which inputs made which artefact of a run."""
+    from flows.lineage import lineage_of
+
+    traced = lineage_of(_run(run, root))
+    console = _console(quiet)
+    for name, node in traced["artifacts"].items():
+        console.print(f"{name}  {node['created']}  {node['seconds']:.1f} s  commit {(node['git_commit'] or '-')[:12]}")
+        for parent in node["reads"]:
+            console.print(f"    reads {parent}")
+    _finish(traced, as_json)
+
+
+@app.command()
+def gc(
+    keep_last: Annotated[int | None, typer.Option("--keep-last", min=0, help="newest runs to keep")] = None,
+    keep_days: Annotated[float | None, typer.Option("--keep-days", min=0, help="keep runs this young")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="really delete; without it nothing is touched")] = False,
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find, and with --delete remove, what no kept run refers to."""
+    from flows.garbage import collect_garbage
+
+    found = collect_garbage(root or DEFAULT_ROOT, keep_last, keep_days, delete)
+    verb = "deleted" if delete else "would be deleted (add --delete)"
+    _console(quiet).print(
+        f"{len(found['runs'])} runs and {len(found['artifacts'])} artefacts, {found['bytes'] / 1e6:,.1f} MB, {verb}; "
+        f"{found['kept_runs']} runs kept"
+    )
+    _finish(found, as_json)
+
+
 def _with_root(overrides: list[str] | None, root: str | None) -> list[str]:
     return [*(overrides or []), *([f"runtime.root={root}"] if root else [])]
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from storage.events import read_events
 from storage.runs import Run
 
 POLL_SECONDS = 0.25
+LISTED = 8
 COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
 
 
@@ -31,6 +34,7 @@ class LivePasses:
             transient=True,
         )
         self._seen = 0
+        self._ended = False
         self._running: dict[str, Any] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -45,6 +49,16 @@ class LivePasses:
         self._thread.join()
         self.show(read_events(self.run)[self._seen :])
         self.progress.stop()
+
+    def until_finished(self) -> None:
+        """Return when the run has ended; at once for one that already has."""
+        while self.run.status == "unfinished" and not self._ended:
+            time.sleep(POLL_SECONDS)
+
+    def _on_run_finished(self, event: dict[str, Any]) -> None:
+        self._ended = True
+        if event.get("error"):
+            self.console.print(f"[red]failed[/red] {escape(event['error'])}")
 
     def _follow(self) -> None:
         while not self._over.wait(POLL_SECONDS):
@@ -126,6 +140,35 @@ def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
     )
     console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
     console.print(f"Model          {result['artifacts']['checkpoint']['uri']}", soft_wrap=True)
+
+
+def print_comparison(console: Console, compared: dict[str, Any]) -> None:
+    """The differences of two runs, most telling first."""
+    table = Table(box=None, header_style="bold")
+    for column in ("", compared["a"], compared["b"]):
+        table.add_column(column)
+    for name, pair in compared["numbers"].items():
+        if pair["a"] is not None and pair["b"] is not None:
+            table.add_row(name.replace("_", " "), f"{pair['a']:.5g}", f"{pair['b']:.5g}")
+    console.print(table)
+    samples, signals = compared["samples"], compared["signals"]
+    console.print(
+        f"rows added {len(samples['added'])}, removed {len(samples['removed'])}, "
+        f"flipped between helping and harming {len(samples['flipped'])}"
+    )
+    for row in samples["flipped"][:LISTED]:
+        console.print(
+            f"  row {row['row_a']} -> {row['row_b']}  {row['verdict_a']} {row['score_a']:+.5f} -> "
+            f"{row['verdict_b']} {row['score_b']:+.5f}"
+        )
+    for word in ("appeared", "vanished"):
+        if signals[word]:
+            console.print(f"signals {word}: {', '.join(signals[word])}")
+    for row in compared["features"][:LISTED]:
+        console.print(
+            f"  {row['feature']:<6} {row['score_a']:+.3e} -> {row['score_b']:+.3e}  "
+            f"{escape(one_line(row['label'] or 'unnamed', 60))}"
+        )
 
 
 def one_line(text: str, width: int = 96) -> str:

@@ -1,13 +1,29 @@
-"""The predicted checkpoint of a run, copied out of the storage root."""
+"""What leaves the storage root: a run's predicted checkpoint, and its dataset without some samples."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from storage.artifacts import ArtifactRef
+from storage.datasets import dataset_digest, read_rows
 from storage.errors import BadInput
+from storage.places import Place
 from storage.runs import Run
+
+
+def artifact_of(run: Run, name: str) -> ArtifactRef:
+    """The reference that a run's result keeps under `name`. BadInput when the run has none."""
+    try:
+        stored = run.read_result()["artifacts"]
+    except FileNotFoundError:
+        raise BadInput(f"run {run.run_id} has no result ({run.status}); run it to its end first") from None
+    if name not in stored:
+        raise BadInput(f"run {run.run_id} has no {name}; it has {', '.join(stored)}")
+    task, key = stored[name]["uri"].rstrip("/").split("/")[-2:]
+    return ArtifactRef(task=task, key=key, uri=stored[name]["uri"], sha256=stored[name]["sha256"])
 
 
 def export_checkpoint(run: Run, folder: str) -> list[str]:
@@ -15,21 +31,53 @@ def export_checkpoint(run: Run, folder: str) -> list[str]:
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
-    artifact = checkpoint_of(run)
-    source = run.store.open(artifact).folder()
-    names = [name for name in run.store.open(artifact).names() if name != "manifest.json"]
+    artifact = run.store.open(artifact_of(run, "checkpoint"))
+    source = artifact.folder()
     target.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    for name in artifact.names():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    return names
+    return artifact.names()
 
 
-def checkpoint_of(run: Run) -> ArtifactRef:
-    """The reference that result.json keeps. BadInput when the run has not ended."""
-    try:
-        stored = run.read_result()["artifacts"]["checkpoint"]
-    except FileNotFoundError:
-        raise BadInput(f"run {run.run_id} has no result ({run.status}); run it to its end first") from None
-    task, key = stored["uri"].rstrip("/").split("/")[-2:]
-    return ArtifactRef(task=task, key=key, uri=stored["uri"], sha256=stored["sha256"])
+def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[str, Any]:
+    """The dataset's rows without the most harmful samples and without those that carry a flag.
+
+    Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
+    longer the one that the run read, or a flag is unknown.
+    """
+    import yaml
+
+    request = yaml.safe_load(run.read_request())
+    uri = request["dataset"]["path"]
+    manifest = run.store.manifest(*_task_and_key(artifact_of(run, "samples")))
+    if manifest is None or manifest.inputs["source"]["digest"] != dataset_digest(uri):
+        raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
+    dropped: dict[int, list[str]] = {}
+    ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
+    for row in ranked[:drop_harmful]:
+        if row["score"] > 0:
+            dropped.setdefault(row["row"], []).append(f"harmful, rank {row['rank']}, {row['score']:+.5f} nats")
+    quality = run.store.open(artifact_of(run, "quality"))
+    known = quality.json("summary.json")["counts"]
+    for flag in drop_flagged:
+        if flag not in known:
+            raise BadInput(f"--drop-flagged {flag}: no such rule; known are {', '.join(sorted(known))}")
+    for row in quality.arrow("samples.parquet", columns=["row", "flags"]).to_pylist():
+        for flag in set(row["flags"]) & set(drop_flagged):
+            dropped.setdefault(row["row"], []).append(f"flagged {flag}")
+    rows = read_rows(uri)
+    return {
+        "kept": [row for number, row in enumerate(rows) if number not in dropped],
+        "dropped": [{"row": number, "why": "; ".join(why)} for number, why in sorted(dropped.items())],
+    }
+
+
+def write_rows(rows: list[dict[str, Any]], uri: str) -> None:
+    """One JSON object a line, local or on S3."""
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
+    Place(uri).write_bytes("".join(lines).encode())
+
+
+def _task_and_key(ref: ArtifactRef) -> tuple[str, str]:
+    return ref.task, ref.key

@@ -65,7 +65,7 @@ class Planned:
         if samples.uri:
             return read_index(self.run, samples)
         asked = self.asked[samples.key]
-        return preview_index(asked["source"], asked["role"], asked["settings"])
+        return preview_index(self.run, asked["source"], asked["tokenizer"], asked["role"], asked["settings"])
 
 
 class History:

@@ -21,7 +21,7 @@ from tasks.prediction import prediction
 from tasks.preference import preference
 from tasks.rows import ShardRows, SubsetRows
 from tasks.sae_diff import sae_diff
-from tasks.shards import shard_tree, subset_of
+from tasks.shards import Subset, shard_tree, subset_of
 from tasks.sources import Sources
 
 
@@ -148,7 +148,7 @@ class Wiring:
         request = self.request
         return self.step(
             curvature,
-            rows=self._subset("train", request.curvature.rows, "curvature"),
+            rows=self._curvature_rows(),
             landscape=made["landscape"],
             model=self.model,
             adapter=request.adapter,
@@ -161,7 +161,7 @@ class Wiring:
         seed = request.training.seed
         solve = self.step(
             influence_solve,
-            rows=self._subset("train", request.curvature.rows, "curvature"),
+            rows=self._curvature_rows(),
             nodes=self.fields["train"],
             heldout_landscape=made["heldout_landscape"],
             model=self.model,
@@ -258,8 +258,15 @@ class Wiring:
             settings=self.request.diff,
         )
 
+    def _curvature_rows(self) -> SubsetRows:
+        settings = self.request.curvature
+        short = self.indices["train"].short_ids(settings.max_row_tokens)
+        return self._rows("train", subset_of(short, settings.rows, "curvature"))
+
     def _subset(self, role: str, rows: int, salt: str) -> SubsetRows:
-        subset = subset_of(self.indices[role].ids, rows, salt)
+        return self._rows(role, subset_of(self.indices[role].ids, rows, salt))
+
+    def _rows(self, role: str, subset: Subset) -> SubsetRows:
         return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role))
 
     def _shards(self, role: str, bounded: bool = False) -> list[ShardRows]:

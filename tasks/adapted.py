@@ -35,11 +35,15 @@ class CurvatureSettings(BaseModel):
         "gauss_newton", title="Curvature", description="hessian is exact but may be indefinite: LiSSA may diverge"
     )
     rows: int = Field(8, ge=1, title="Curvature sample", description="training rows, chosen by id")
+    max_row_tokens: int = Field(
+        256, ge=2, title="Longest row of the curvature sample", description="a product's memory grows with its square"
+    )
     quotients: Literal["exact", "sampled"] = Field(
         "exact",
         title="K_ii",
-        description="exact: one product per tensor; sampled: all tensors from 4 backward passes, 18 % error on 16 rows",
+        description="exact: one product per tensor; sampled: all tensors from 4 backward passes, with an error",
     )
+    quotient_rows: int = Field(4, ge=1, title="Rows of the exact K_ii", description="out of the curvature sample")
     power_iterations: int = Field(3, ge=1, title="Power iterations for the sharpness")
     batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
     graph_tokens: int = Field(
@@ -75,7 +79,7 @@ def adapt(loaded: LoadedModel, adapter: AdapterSettings, seed: int) -> AdaptedMo
         space: Space = FullSpace()
     else:
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-        initial = {n: a.to(loaded.device) for n, a in lora_init(shapes, adapter, seed).items()}
+        initial = {n: a.to(loaded.device) for n, a in lora_init(shapes, adapter, seed, loaded.dtype).items()}
         space = LoraSpace(initial, lora_scale(adapter))
     return AdaptedModel(loaded, weights, space, functional_caller(loaded, list(weights)))
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from tasks.numerics.curvature import CurvatureOperator
     from tasks.numerics.quotients import RayleighQuotients
 
 
@@ -41,7 +40,7 @@ def curvature(
     table = rows.read(run)
     with exclusive(adapted.loaded):
         operator = curvature_operator(adapted, table, settings)
-        quotients = tensor_quotients(adapted, operator, gradient, table, seed, settings)
+        quotients = tensor_quotients(adapted, gradient, table, seed, settings)
         spectrum = power_iteration(operator.matvec, operator.zeros(), settings.power_iterations, seed)
     errors = quotients.standard_errors or {}
     draft.write_table(
@@ -66,16 +65,16 @@ def curvature(
 
 def tensor_quotients(
     adapted: AdaptedModel,
-    operator: CurvatureOperator,
     gradient: dict[str, Tensor],
     table: pa.Table,
     seed: int,
     settings: CurvatureSettings,
 ) -> RayleighQuotients:
-    """K_ii of every adapted tensor, by one product each or sampled for all at once."""
+    """K_ii of every adapted tensor: by one product each over a few rows, or sampled for all at once over all rows."""
     from tasks.numerics.quotients import rayleigh_quotients, sampled_rayleigh_quotients
 
     if settings.quotients == "exact":
+        operator = curvature_operator(adapted, table.slice(0, settings.quotient_rows), settings)
         return rayleigh_quotients(operator, gradient)
     batches = curvature_batches(adapted, table, settings)
     return sampled_rayleigh_quotients(

@@ -17,7 +17,7 @@ from tasks.forms import canonical_rows
 from tasks.heldout import split
 from tasks.keys import Fingerprint, content_task, identity
 from tasks.sample_ids import identify
-from tasks.samples import DatasetSettings, Role, SampleIndex, parse_probes, read_samples
+from tasks.samples import DatasetSettings, Role, SampleIndex, index_of, parse_probes, read_samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,8 +86,17 @@ def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
     return run.store.open(samples).arrow("samples.parquet")
 
 
-def preview_index(source: Fingerprint, role: str, settings: DatasetSettings) -> SampleIndex:
-    """Ids and form of a role without tokenising it or storing anything."""
-    rows = identify(canonical_rows(role_rows(source.uri, role), settings.columns))
-    kept = split(rows, settings.heldout, "train" if role == "train" else "heldout")
-    return SampleIndex(sorted(row.sample_id for row in kept), kept[0].canonical.form)
+def preview_index(
+    run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
+) -> SampleIndex:
+    """The index of a role whose `samples` artefact is not stored, made in memory.
+
+    Without a tokenizer yet (a GGUF file that was never converted) the tokens are unknown and count as 0.
+    """
+    rows = role_rows(source.uri, role)
+    if not isinstance(tokenizer.source, ArtifactRef) or tokenizer.source.uri:
+        return index_of(read_samples(rows, load_tokenizer(tokenizer.folder(run)), settings, role))
+    identified = identify(canonical_rows(rows, settings.columns))
+    kept = split(identified, settings.heldout, "train" if role == "train" else "heldout")
+    ids = sorted(row.sample_id for row in kept)
+    return SampleIndex(ids, [0] * len(ids), kept[0].canonical.form)

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from tasks.numerics.batches import Batch
 
 BLOCK_HOOKS = (
-    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z",
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "attn.hook_z",
 )
 WIDTH_OF_RESIDUAL = BLOCK_HOOKS[:-1]
 """The hooks whose activations are as wide as the residual stream, whatever the model."""
@@ -95,8 +100,9 @@ def decoder_layers(model: PreTrainedModel) -> Any:
 def _block_hook(model: PreTrainedModel, name: str, number: int, hook: str) -> HookPoint:
     layers = decoder_layers(model)
     if number >= len(layers):
-        raise BadInput(f"hook {name}: the model has {len(layers)} layers; "
-                       f"the nearest is blocks.{len(layers) - 1}.{hook}")
+        raise BadInput(
+            f"hook {name}: the model has {len(layers)} layers; the nearest is blocks.{len(layers) - 1}.{hook}"
+        )
     place = _places(model, layers[number]).get(hook)
     if place is None:
         kind = type(model).__name__
@@ -117,9 +123,12 @@ def _places(model: PreTrainedModel, layer: Module) -> dict[str, tuple[Module, Li
     if _parallel(model):
         before_mlp = None
     found = {
-        "hook_resid_pre": (layer, "input"), "hook_resid_post": (layer, "output"),
-        "hook_resid_mid": (before_mlp, "input"), "hook_attn_out": (attention_writes, "output"),
-        "hook_mlp_out": (mlp_writes, "output"), "attn.hook_z": (_child(attention, _OUT_PROJECTION), "input"),
+        "hook_resid_pre": (layer, "input"),
+        "hook_resid_post": (layer, "output"),
+        "hook_resid_mid": (before_mlp, "input"),
+        "hook_attn_out": (attention_writes, "output"),
+        "hook_mlp_out": (mlp_writes, "output"),
+        "attn.hook_z": (_child(attention, _OUT_PROJECTION), "input"),
     }
     return {hook: place for hook, place in found.items() if place[0] is not None}
 
@@ -143,6 +152,7 @@ class _StopForward(Exception):
 def _attach(point: HookPoint, see: Callable[[Tensor], None]) -> Any:
     """Call `see` with the hooked tensor [b, s, d] on every forward; returns the handle that ends it."""
     if point.kind == "input":
+
         def before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             see(args[0] if args else kwargs["hidden_states"])
 

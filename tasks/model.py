@@ -63,7 +63,8 @@ class SaeHandle(BaseModel, frozen=True):
     settings: SaeSettings
 
     def identity(self) -> dict[str, Any]:
-        return {"weights": identity(self.source), "hook_name": self.settings.hook_name}
+        read = self.settings.model_dump(include={"release", "sae_id", "hook_name", "centre"})
+        return {"weights": identity(self.source), **read}
 
     def open(self) -> LoadedSae:
         return load_sae(self.settings, localise(self.source.uri))

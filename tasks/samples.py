@@ -223,10 +223,24 @@ class SampleIndex:
     """What the wiring of the passes needs to know of a `samples` artefact."""
 
     ids: list[str]  # sorted
+    tokens: list[int]  # of each sample, after truncation
     form: Form
+
+    def short_ids(self, max_tokens: int) -> list[str]:
+        """Ids of the samples with at most `max_tokens` tokens; all ids when there is none."""
+        short = [i for i, tokens in zip(self.ids, self.tokens, strict=True) if tokens <= max_tokens]
+        return short or self.ids
 
 
 def read_index(run: Any, samples: Any) -> SampleIndex:
-    """Ids and form of a `samples` artefact."""
-    table = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "form"])
-    return SampleIndex(table["sample_id"].to_pylist(), table["form"][0].as_py())
+    """Index of a stored `samples` artefact."""
+    columns = ["sample_id", "form", "input_ids"]
+    return index_of(run.store.open(samples).arrow("samples.parquet", columns=columns))
+
+
+def index_of(table: pa.Table) -> SampleIndex:
+    """Index of a `samples` table."""
+    import pyarrow.compute as pc
+
+    tokens = pc.list_value_length(table["input_ids"]).to_pylist()
+    return SampleIndex(table["sample_id"].to_pylist(), tokens, table["form"][0].as_py())

@@ -100,15 +100,18 @@ def read_shard(run: Any, samples: Any, shard: Shard) -> pa.Table:
 class Subset(BaseModel, frozen=True):
     """A few samples, those with the smallest hashes: a cleaned dataset mostly keeps them."""
 
-    salt: str
     digest: str  # sha256 over the sorted sample ids
-    rows: int
+    ids: tuple[str, ...]  # sorted
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
 
 
 def subset_of(sample_ids: Iterable[str], k: int, salt: str) -> Subset:
     """The subset of at most `k` samples."""
     chosen = bottom_k(sample_ids, k, salt)
-    return Subset(salt=salt, digest=sha256_hex("\n".join(chosen).encode()), rows=len(chosen))
+    return Subset(digest=sha256_hex("\n".join(chosen).encode()), ids=tuple(chosen))
 
 
 def read_subset(run: Any, samples: Any, subset: Subset) -> pa.Table:
@@ -116,8 +119,7 @@ def read_subset(run: Any, samples: Any, subset: Subset) -> pa.Table:
     import pyarrow.compute as pc
 
     table = run.store.open(samples).arrow("samples.parquet")
-    chosen = set(bottom_k(table["sample_id"].to_pylist(), subset.rows, subset.salt))
-    return table.filter(pc.is_in(table["sample_id"], value_set=_strings(chosen)))
+    return table.filter(pc.is_in(table["sample_id"], value_set=_strings(subset.ids)))
 
 
 def _strings(values: Iterable[str]) -> pa.Array:

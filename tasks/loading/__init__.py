@@ -17,7 +17,6 @@ from tasks.loading.folders import (
     model_fingerprint,
     model_outline,
     resolve_model,
-    weight_files,
 )
 from tasks.loading.models import (
     LoadedModel,
@@ -52,6 +51,5 @@ __all__ = [
     "resolve_model",
     "target_weights",
     "verify_checkpoint",
-    "weight_files",
     "write_checkpoint",
 ]

@@ -31,7 +31,9 @@ class AdapterTargets(BaseModel):
     version: Literal[1] = 1
     method: Literal["lora", "full"] = Field("lora", title="Method")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        ["q_proj", "v_proj"], min_length=1, title="Target modules",
+        ["q_proj", "v_proj"],
+        min_length=1,
+        title="Target modules",
         description="module names or their last parts, as in peft; all-linear: all linear ones but the head",
     )
 
@@ -63,8 +65,13 @@ def lora_config(adapter: AdapterSettings) -> LoraConfig:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=adapter.r, lora_alpha=adapter.lora_alpha, lora_dropout=adapter.lora_dropout, bias=adapter.bias,
-        target_modules=adapter.target_modules, use_rslora=adapter.use_rslora, task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        bias=adapter.bias,
+        target_modules=adapter.target_modules,
+        use_rslora=adapter.use_rslora,
+        task_type="CAUSAL_LM",
     )
 
 
@@ -89,8 +96,10 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Pa
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     for module in modules:
         if uses[id(own[f"{module}.weight"])] > 1:
-            raise BadInput(f"adapter.target_modules: {module} shares its weight with the embedding, so "
-                           "merging would move both; leave it out")
+            raise BadInput(
+                f"adapter.target_modules: {module} shares its weight with the embedding, so "
+                "merging would move both; leave it out"
+            )
     return {f"{module}.weight": own[f"{module}.weight"] for module in modules}
 
 

@@ -53,12 +53,17 @@ def _by_stored_name(
     prefix = f"{loaded.model.base_model_prefix}."
     changes: dict[str, Tensor] = {}
     for name, delta in deltas.items():
-        spelt = {form for alias in aliases[id(loaded.weight(name))]
-                 for form in (alias, alias.removeprefix(prefix), prefix + alias)}
+        spelt = {
+            form
+            for alias in aliases[id(loaded.weight(name))]
+            for form in (alias, alias.removeprefix(prefix), prefix + alias)
+        }
         found = sorted(spelt & layout.keys())
         if not found:
-            raise ValueError(f"{name} is not among the {len(layout)} stored tensors of {loaded.folder}: this "
-                             "architecture stores it in another layout; adapt other modules")
+            raise ValueError(
+                f"{name} is not among the {len(layout)} stored tensors of {loaded.folder}: this "
+                "architecture stores it in another layout; adapt other modules"
+            )
         changes |= dict.fromkeys(found, delta.T if name in loaded.transposed else delta)
     return changes
 
@@ -73,8 +78,10 @@ def _merged(key: str, tensor: Tensor, delta: Tensor | None) -> Tensor:
     wide = torch.promote_types(tensor.dtype, torch.float32)
     merged = (tensor.to(wide) + delta.to("cpu", wide)).to(tensor.dtype)
     if not all_finite(merged):
-        raise BrokenInvariant(f"checkpoint: {key} plus its delta is not finite in {tensor.dtype}; "
-                              "lower the learning rate or the clip of the delta")
+        raise BrokenInvariant(
+            f"checkpoint: {key} plus its delta is not finite in {tensor.dtype}; "
+            "lower the learning rate or the clip of the delta"
+        )
     return merged
 
 
@@ -142,8 +149,10 @@ def verify_checkpoint(
 def _same_layout(layout: dict[str, Stored], wanted: dict[str, Stored]) -> None:
     for key in sorted(layout.keys() | wanted.keys()):
         if layout.get(key) != wanted.get(key):
-            raise BrokenInvariant(f"checkpoint: {key} is {layout.get(key, 'absent')}, in the base model "
-                                  f"{wanted.get(key, 'absent')}; write it again")
+            raise BrokenInvariant(
+                f"checkpoint: {key} is {layout.get(key, 'absent')}, in the base model "
+                f"{wanted.get(key, 'absent')}; write it again"
+            )
 
 
 def _largest_logit(folder: Path, loaded: LoadedModel, probe_ids: list[int] | None) -> float:

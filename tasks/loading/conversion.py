@@ -34,7 +34,7 @@ def _read(gguf: Path, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     try:
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
         return model, AutoTokenizer.from_pretrained(**where)

@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 COMPANIONS = (
-    "config.json", "generation_config.json", "chat_template*", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.py",
+    "config.json",
+    "generation_config.json",
+    "chat_template*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
 )
 """What a model folder holds beside its weights: configuration, tokenizer, and code if it brings its own."""
 
@@ -52,7 +61,8 @@ def _looks_like_path(name: str) -> bool:
 def companion_files(folder: Path) -> list[Path]:
     """Configuration and tokenizer files right in the folder, sorted by name."""
     return sorted(
-        path for path in folder.iterdir()
+        path
+        for path in folder.iterdir()
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS)
     )
 
@@ -84,8 +94,10 @@ def _weights_named(folder: Path, single: str, index: str) -> list[Path]:
     names = sorted(set(_read_json(folder / index)["weight_map"].values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise BadInput(f"model {folder}: {len(missing)} of {len(names)} weight files are missing, first "
-                       f"{missing[0]}; copy the folder again")
+        raise BadInput(
+            f"model {folder}: {len(missing)} of {len(names)} weight files are missing, first "
+            f"{missing[0]}; copy the folder again"
+        )
     return [folder / name for name in names]
 
 

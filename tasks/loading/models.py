@@ -175,19 +175,28 @@ def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> Pr
         placing = {"device_map": settings.device_map, "offload_folder": settings.offload_folder}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attn_implementation,
-            trust_remote_code=settings.trust_remote_code, use_safetensors=not pickled, local_files_only=True,
-            ignore_mismatched_sizes=True, output_loading_info=True, **placing,
+            folder,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=not pickled,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **placing,
         )
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         raise BadInput(f"model {folder}: cannot be opened: {_first_line(error)}") from None
     if info["mismatched_keys"]:
         name, stored, wanted = min(info["mismatched_keys"])
-        raise BadInput(f"model {folder}: tensor {name} is {list(stored)}, config.json asks for "
-                       f"{list(wanted)}; give the config.json that belongs to these weights")
+        raise BadInput(
+            f"model {folder}: tensor {name} is {list(stored)}, config.json asks for "
+            f"{list(wanted)}; give the config.json that belongs to these weights"
+        )
     if missing := info["missing_keys"]:
-        raise BadInput(f"model {folder}: {len(missing)} tensors are missing, first {min(missing)}; "
-                       "copy the folder again")
+        raise BadInput(
+            f"model {folder}: {len(missing)} tensors are missing, first {min(missing)}; copy the folder again"
+        )
     return model
 
 
@@ -219,8 +228,10 @@ def _linear_for_conv1d(model: PreTrainedModel) -> frozenset[str]:
 def _refuse_non_finite(folder: Path, model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and not all_finite(parameter):
-            raise BadInput(f"model {folder}: tensor {name} has NaN or infinite values; "
-                           "copy the folder again or give another checkpoint")
+            raise BadInput(
+                f"model {folder}: tensor {name} has NaN or infinite values; "
+                "copy the folder again or give another checkpoint"
+            )
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -81,7 +81,8 @@ def paired_change(base_sums: Tensor, new_sums: Tensor, tokens: Tensor) -> Paired
     """Per-sample activation sums [n, d] under both models and token counts [n] -> change with z.
 
     The mean is a ratio of sums; its standard error is the ratio estimator's,
-    sqrt(n/(n-1) * sum (d_i - t_i * change)^2) / sum t_i with d_i the paired difference of sums (Cochran, 1977, eq. 2.46).
+    sqrt(n/(n-1) * sum (d_i - t_i * change)^2) / sum t_i with d_i the paired difference of sums
+    (Cochran 1977, section 2.11).
     """
     total, n = tokens.sum(), tokens.numel()
     base, new = base_sums.sum(0) / total, new_sums.sum(0) / total

@@ -82,7 +82,7 @@ class VirtualBatches:
     _kept: dict[tuple[tuple[int, ...], str], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def gradient(self, step: int, name: str) -> Tensor:
-        """Variance-matched gradient of the token-mean loss at 0-based `step`, [out, in] fp32; not to be written."""
+        """Variance-matched gradient of the token-mean loss at 0-based `step`, [out, in] fp32, read-only."""
         nodes = self.groups[step]
         if (nodes, name) in self._kept:
             return self._kept[nodes, name]

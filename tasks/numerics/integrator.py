@@ -1,14 +1,16 @@
 """Anchors: the gradient field measured again along the predicted path, and the recursion carried on over it.
 
-One segment is predicted with the field extrapolated from the anchors behind it, the gradients of a few nodes are
-measured at its predicted end, and the segment is replayed with the field interpolated to that end: a predictor
-and a corrector with one measurement per segment.
+A segment is predicted with the field extrapolated from the anchors behind it, the gradients of a few nodes
+are measured at its predicted end, and the segment is replayed with the field interpolated to that end: a
+predictor and a corrector with one measurement per segment (PEC; Hairer, Norsett & Wanner, Solving Ordinary
+Differential Equations I, III.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from tasks.numerics.field import GradientField, VirtualBatches
 from tasks.numerics.optimizers import OptimizerSettings
-from tasks.numerics.replay import Adapter, Replay, ReplayState, replay
-from tasks.numerics.vectors import Vector, norm
+from tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_state, replay
+from tasks.numerics.vectors import Vector, axpy, norm
 
 # measure(delta, nodes): node sums of gradients, as GradientField.read gives them, at base weights + delta
 Measure = Callable[[Vector, Sequence[int]], Sequence[Mapping[str, Tensor]]]
@@ -32,16 +34,16 @@ class MeanEstimate:
 def estimate_mean(
     field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]]
 ) -> MeanEstimate:
-    """Mean gradient of the whole field from some nodes' gradients measured elsewhere: a control variate.
+    """Mean gradient over the whole field from some nodes' gradients measured elsewhere: a control variate.
 
-    mean(theta) ~ mean_S(theta) + carry * (mean(0) - mean_S(0)), where `carry` in [0, 1] is the regression of the
-    nodes' deviations from mean_S at theta on their deviations at the base weights, all weights together. One
-    node has no deviation from itself; carry is then 0.
+    mean(theta) ~ mean_S(theta) + carry * (mean(0) - mean_S(0)), where `carry` in [0, 1] is the regression of
+    the nodes' deviations from mean_S at theta on their deviations at the base weights, all weights together.
+    One node has no deviation from itself: carry is then 0.
     """
     tokens = [field.tokens[node] for node in nodes]
     now, base, shared, spread = {}, {}, 0.0, 0.0
     for name in field.names:
-        now[name] = sum(m[name].float() for m in measured) / sum(tokens)
+        now[name] = sum(gradient[name].float() for gradient in measured) / sum(tokens)
         base[name] = field.group_mean(nodes, name)
         for node, count, gradient in zip(nodes, tokens, measured, strict=True):
             before = field.read(node, name).float() / count - base[name]
@@ -67,45 +69,119 @@ class Integration:
     measured_rows: int  # rows whose gradients were measured again
 
     @property
-    def state(self) -> ReplayState:
-        return self.segments[-1].state
-
-    @property
     def delta(self) -> Vector:
         """Merged weight change after the last step, {name: [out, in]}."""
         return self.segments[-1].delta
 
     def delta_at(self, step: int) -> Vector:
         """Merged weight change once `step` steps are taken; `step` must be one of the snapshots."""
-        return next(s for s in self.segments if step in s.snapshots).delta_at(step)
+        return next(segment for segment in self.segments if step in segment.snapshots).delta_at(step)
+
+
+def integrate(
+    batches: VirtualBatches,
+    adapter: Adapter,
+    settings: OptimizerSettings,
+    rates: Sequence[float],
+    measure: Measure,
+    *,
+    stops: Sequence[int],
+    nodes_per_anchor: int,
+    seed: int,
+    snapshots: Collection[int] = (),
+) -> Integration:
+    """Replays the run in segments that end at `stops`, measuring the field again at each predicted end.
+
+    The measured nodes rotate through the field in a seeded order, so that what one subset gets wrong the
+    next ones average out. Every stop costs `nodes_per_anchor` nodes. Raises ValueError when the stops do not
+    rise to the end of the schedule, or there are fewer nodes than asked for.
+    """
+    field = batches.field
+    if list(stops) != sorted({*stops} - {0}) or stops[-1] != len(rates):
+        raise ValueError(f"stops {list(stops)} must rise from above 0 to {len(rates)}, the schedule's end")
+    run = _Run(batches, adapter, settings, rates, tuple(snapshots))
+    before = last = _Mean(0, {name: field.mean(name) for name in field.names})
+    state, segments, anchors = initial_replay_state(adapter, settings), [], []
+    for stop, nodes in zip(stops, rotation(field.nodes, nodes_per_anchor, len(stops), seed), strict=True):
+        predicted = run.advance(state, last, run.extrapolated(before, last, stop)).delta
+        estimate = estimate_mean(field, nodes, measure(predicted, nodes))
+        before, last = last, _Mean(stop, estimate.mean)
+        segments.append(run.advance(state, before, last))
+        correction = _correction(adapter.delta(state.parameters), predicted, segments[-1].delta)
+        anchors.append(Anchor(stop, nodes, estimate.carry, correction))
+        state = segments[-1].state
+    rows = sum(field.rows[node] for anchor in anchors for node in anchor.nodes)
+    return Integration(tuple(segments), tuple(anchors), rows)
+
+
+def equal_travel(rates: Sequence[float], segments: int) -> list[int]:
+    """Steps that end segments of equal travel, the sum of learning rates; the last is the schedule's end.
+
+    Fewer than `segments` when the run has too few steps.
+    """
+    travelled = [0.0, *accumulate(rates)]
+    ends = [travelled[-1] * cut / segments for cut in range(1, segments)]
+    stops = [min(range(len(travelled)), key=lambda step: abs(travelled[step] - end)) for end in ends]
+    return sorted({*stops, len(rates)} - {0})
+
+
+def rotation(nodes: int, size: int, rounds: int, seed: int) -> list[tuple[int, ...]]:
+    """`size` distinct nodes per round, walking cyclically through one seeded order of all nodes."""
+    if not 1 <= size <= nodes:
+        raise ValueError(f"{size} nodes per anchor asked of a field of {nodes}: give between 1 and {nodes}")
+    order = torch.randperm(nodes, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [tuple(order[(turn * size + i) % nodes] for i in range(size)) for turn in range(rounds)]
 
 
 @dataclass(frozen=True)
-class _MovingField:
-    """Virtual batches about a mean that moves linearly with the distance travelled between two steps.
+class _Mean:
+    step: int
+    gradient: Vector
 
-    The scatter of the batches is the base field's, so AdamW's second moment keeps the real run's noise.
-    """
 
+@dataclass(frozen=True)
+class _Run:
     batches: VirtualBatches
-    travelled: Sequence[float]  # sum of learning rates before each step
-    start: int
-    stop: int
-    first: Vector  # mean at `start`
-    last: Vector  # mean at `stop`
+    adapter: Adapter
+    settings: OptimizerSettings
+    rates: Sequence[float]
+    snapshots: tuple[int, ...]
 
-    def gradient(self, step: int, name: str) -> Tensor:
-        path = self.travelled[self.stop] - self.travelled[self.start]
-        done = (self.travelled[step] - self.travelled[self.start]) / path if path else 0.0
-        mean = torch.lerp(self.first[name], self.last[name], done)
-        return mean.add_(self.batches.gradient(step, name)).sub_(self.batches.field.mean(name))
+    @cached_property
+    def travelled(self) -> list[float]:
+        """Sum of learning rates before each step: the abscissa along which the mean gradient is a line."""
+        return [0.0, *accumulate(self.rates)]
+
+    def share(self, start: int, stop: int, step: int) -> float:
+        """How far `step` lies on the way from `start` to `stop`; above one beyond it."""
+        path = self.travelled[stop] - self.travelled[start]
+        return (self.travelled[step] - self.travelled[start]) / path if path else 0.0
+
+    def extrapolated(self, before: _Mean, last: _Mean, stop: int) -> _Mean:
+        """The straight line through the last two means at `stop`; the last one while there is only one."""
+        ahead = self.share(before.step, last.step, stop)
+        if not ahead:
+            return _Mean(stop, last.gradient)
+        return _Mean(stop, {n: torch.lerp(before.gradient[n], g, ahead) for n, g in last.gradient.items()})
+
+    def advance(self, state: ReplayState, start: _Mean, end: _Mean) -> Replay:
+        """Replays from `start` to `end` with the mean on the line between them.
+
+        The batches' scatter about the mean stays the base field's, so AdamW's second moment keeps the real
+        run's noise.
+        """
+
+        def gradient(step: int, name: str) -> Tensor:
+            share = self.share(start.step, end.step, step)
+            mean = torch.lerp(start.gradient[name], end.gradient[name], share)
+            return mean.add_(self.batches.gradient(step, name)).sub_(self.batches.field.mean(name))
+
+        kept = [step for step in self.snapshots if start.step <= step <= end.step]
+        return replay(
+            gradient, self.adapter, self.settings, self.rates, start=state, stop=end.step, snapshots=kept
+        )
 
 
-def segment_stops(rates: Sequence[float], segments: int) -> list[int]:
-    """Steps that cut the run into segments of equal travel, the sum of learning rates; the last is the end."""
-    travelled = [0.0, *accumulate(rates)]
-    stops = [
-        min(range(len(travelled)), key=lambda step: abs(travelled[step] - travelled[-1] * cut / segments))
-        for cut in range(1, segments)
-    ]
-    return sorted({*stops, len(rates)} - {0})
+def _correction(start: Vector, predicted: Vector, corrected: Vector) -> float:
+    moved = norm(axpy(-1.0, start, corrected))
+    return norm(axpy(-1.0, predicted, corrected)) / moved if moved else 0.0

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from tasks.numerics.vectors import Vector
 
 
-def effective_rates(quotients: Mapping[str, float], learning_rate: float, steps: int, damping: float) -> dict[str, float]:
+def effective_rates(
+    quotients: Mapping[str, float], learning_rate: float, steps: int, damping: float
+) -> dict[str, float]:
     """eta_eff_i = eta T / (K_ii + lambda): flat tensors move far, sharp ones carefully.
 
     Raises ValueError where K_ii + lambda is not positive: the closed form has no minimum to move to there.

@@ -153,7 +153,9 @@ def replay(
         raw = adapter.gradients(parameters, gradient, step)
         gradients, norm = clip_global_norm(raw, settings.max_grad_norm)
         if not norm < float("inf"):
-            raise ValueError(f"the gradient norm at virtual step {step} is {norm}: check the gradient field")
+            raise ValueError(
+                f"gradient norm {norm} at virtual step {step}: lower the learning rate, add anchors"
+            )
         optimizer, update = advance(settings, optimizer, parameters, gradients, rates[step], origin)
         updates.append(update)
         norms.append(norm)

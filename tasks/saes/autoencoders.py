@@ -92,8 +92,10 @@ def _open(settings: SaeSettings, path: Path) -> LoadedSae:
         directions = _directions(coder)
     _refuse_non_finite(path, coder)
     if tuple(directions.shape) != (config.d_sae, config.d_in):
-        raise BadInput(f"sae {path}: its decoder is {list(directions.shape)}, cfg.json says "
-                       f"{[config.d_sae, config.d_in]}; give the cfg.json that belongs to these weights")
+        raise BadInput(
+            f"sae {path}: its decoder is {list(directions.shape)}, cfg.json says "
+            f"{[config.d_sae, config.d_in]}; give the cfg.json that belongs to these weights"
+        )
     return LoadedSae(coder, config, directions.detach().float().cpu(), device, normalisation)
 
 
@@ -112,8 +114,10 @@ def _sae_lens(settings: SaeSettings, path: Path, device: torch.device) -> Any:
             reason = str(error).strip().split("\n")[0]
             raise BadInput(f"sae {path}: sae-lens cannot open it: {reason}") from None
     if sae.cfg.normalize_activations in UNFOLDED:
-        raise BadInput(f"sae {path}: its {sae.cfg.normalize_activations} is not folded into the weights; "
-                       "fold it with sae-lens and save the SAE again")
+        raise BadInput(
+            f"sae {path}: its {sae.cfg.normalize_activations} is not folded into the weights; "
+            "fold it with sae-lens and save the SAE again"
+        )
     # Our activations at attn.hook_z come with the heads side by side, as the weights take them.
     sae.turn_off_forward_pass_hook_z_reshaping()
     return sae.eval().requires_grad_(False)

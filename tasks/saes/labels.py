@@ -37,8 +37,10 @@ def feature_labels(
         wanted = settings.neuronpedia_id or sae.config.neuronpedia_id
         named = read_labels(labels, wanted)
         if max(named) >= sae.d_sae:
-            raise BadInput(f"labels {labels}: feature {max(named)}, but the SAE has {sae.d_sae}; "
-                           "give the labels of this SAE")
+            raise BadInput(
+                f"labels {labels}: feature {max(named)}, but the SAE has {sae.d_sae}; "
+                "give the labels of this SAE"
+            )
     missing = [feature for feature in range(sae.d_sae) if feature not in named]
     if missing and loaded is not None:
         named |= logit_lens(sae, loaded, missing)
@@ -87,15 +89,15 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return read_rows(str(file))
 
 
-def _of_one_layer(
-    uri: str, rows: list[dict[str, Any]], neuronpedia_id: str | None
-) -> list[dict[str, Any]]:
+def _of_one_layer(uri: str, rows: list[dict[str, Any]], neuronpedia_id: str | None) -> list[dict[str, Any]]:
     layers = sorted({f"{row.get('modelId')}/{row['layer']}" for row in rows if row.get("layer") is not None})
     if len(layers) < 2:
         return rows
     if neuronpedia_id not in layers:
-        raise BadInput(f"labels {uri}: an export of {len(layers)} layers ({', '.join(layers[:4])}); "
-                       "set sae.neuronpedia_id to one of them")
+        raise BadInput(
+            f"labels {uri}: an export of {len(layers)} layers ({', '.join(layers[:4])}); "
+            "set sae.neuronpedia_id to one of them"
+        )
     return [row for row in rows if f"{row.get('modelId')}/{row.get('layer')}" == neuronpedia_id]
 
 

@@ -55,16 +55,24 @@ def find_release(release: str, sae_id: str) -> ReleasedSae:
     if block is None:
         if "/" in release:
             return ReleasedSae(release, sae_id, None, {}, None)
-        raise BadInput(f"sae.release {release}: sae-lens knows no such release; the nearest are "
-                       f"{_nearest(release, release_names())}")
+        raise BadInput(
+            f"sae.release {release}: sae-lens knows no such release; the nearest are "
+            f"{_nearest(release, release_names())}"
+        )
     entry = yaml.safe_load(block[0])[release]
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
     if sae_id not in saes:
-        raise BadInput(f"sae.sae_id {sae_id}: not in release {release}; the nearest are "
-                       f"{_nearest(sae_id, list(saes))}")
+        raise BadInput(
+            f"sae.sae_id {sae_id}: not in release {release}; the nearest are {_nearest(sae_id, list(saes))}"
+        )
     sae = saes[sae_id]
-    return ReleasedSae(entry["repo_id"], str(sae["path"]), entry.get("conversion_func"),
-                       entry.get("config_overrides") or {}, sae.get("neuronpedia"))
+    return ReleasedSae(
+        entry["repo_id"],
+        str(sae["path"]),
+        entry.get("conversion_func"),
+        entry.get("config_overrides") or {},
+        sae.get("neuronpedia"),
+    )
 
 
 def _nearest(name: str, known: list[str]) -> str:

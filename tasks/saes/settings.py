@@ -24,7 +24,8 @@ class SaeSettings(BaseModel):
         None, title="Hook point", description="TransformerLens name or module path; none: what the SAE says"
     )
     centre: Literal["auto", "on", "off"] = Field(
-        "auto", title="Centre activations",
+        "auto",
+        title="Centre activations",
         description="subtract each token's mean over the width; auto: where the SAE was trained that way",
     )
     labels: str | None = Field(

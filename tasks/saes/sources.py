@@ -35,8 +35,10 @@ def resolve_sae(settings: SaeSettings) -> Path:
         return folder
     released = find_release(settings.release, settings.sae_id)
     if released.pickled and not settings.allow_pickle:
-        raise BadInput(f"sae.release {settings.release}: its weights are pickled, and opening a pickle can "
-                       "run code; choose another release, or set sae.allow_pickle: true if you trust it")
+        raise BadInput(
+            f"sae.release {settings.release}: its weights are pickled, and opening a pickle can "
+            "run code; choose another release, or set sae.allow_pickle: true if you trust it"
+        )
     patterns = [released.path, f"{released.path}/*"]
     found = hub_snapshot(released.repo_id, None, patterns, "sae.release") / released.path
     if not found.exists():
@@ -83,7 +85,10 @@ def read_sae_config(settings: SaeSettings, path: Path) -> SaeConfig:
         raise BadInput(f"sae {path}: its configuration names no hook point; set sae.hook_name")
     trained_centred = bool((metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"))
     return SaeConfig(
-        format=kind, d_in=raw["d_in"], d_sae=d_sae, hook_name=hook,
+        format=kind,
+        d_in=raw["d_in"],
+        d_sae=d_sae,
+        hook_name=hook,
         centred=trained_centred if settings.centre == "auto" else settings.centre == "on",
         neuronpedia_id=settings.neuronpedia_id or metadata.get("neuronpedia_id"),
     )
@@ -125,8 +130,10 @@ def _sparsify_hook(folder: Path) -> str | None:
 def _refuse_sparsify_variants(path: Path, raw: dict[str, Any]) -> None:
     for name in ("transcode", "skip_connection", "embed_skip", "gram_lookup"):
         if raw.get(name):
-            raise BadInput(f"sae {path}: trained with {name}, so it does not rebuild the activations that it "
-                           "reads from its features alone; give a plain SAE")
+            raise BadInput(
+                f"sae {path}: trained with {name}, so it does not rebuild the activations that it "
+                "reads from its features alone; give a plain SAE"
+            )
 
 
 def _refuse_sae_lens_variants(path: Path, raw: dict[str, Any]) -> None:
@@ -146,13 +153,17 @@ def check_fit(sae: SaeConfig, model_folder: Path) -> None:
         return
     layer, hook = block
     if layer >= outline.layers:
-        raise BadInput(f"sae hook {sae.hook_name}: the model has {outline.layers} layers; "
-                       f"the nearest is blocks.{outline.layers - 1}.{hook}")
+        raise BadInput(
+            f"sae hook {sae.hook_name}: the model has {outline.layers} layers; "
+            f"the nearest is blocks.{outline.layers - 1}.{hook}"
+        )
     if hook in WIDTH_OF_RESIDUAL and sae.d_in != outline.d_model:
         raise misfit(sae.d_in, outline.d_model, sae.hook_name)
 
 
 def misfit(d_in: int, width: int, hook_name: str) -> BadInput:
     """The error for an SAE that does not fit the activations it is given."""
-    return BadInput(f"sae: its d_in is {d_in}, the model's activations at {hook_name} are {width} wide; "
-                    "give the SAE of this model and hook")
+    return BadInput(
+        f"sae: its d_in is {d_in}, the model's activations at {hook_name} are {width} wide; "
+        "give the SAE of this model and hook"
+    )

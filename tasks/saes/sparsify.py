@@ -63,11 +63,18 @@ def load_sparsify(folder: Path, device: torch.device) -> SparsifySae:
         raise BadInput(f"sae {folder}: activation {activation} is unknown; topk and groupmax are supported")
     try:
         stored = load_file(folder / "sae.safetensors", device=str(device))
-        tensors = {name: stored[name].to(torch.float32) for name in
-                   ("encoder.weight", "encoder.bias", "W_dec", "b_dec")}
+        tensors = {
+            name: stored[name].to(torch.float32)
+            for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+        }
     except (SafetensorError, KeyError) as error:
         raise BadInput(f"sae {folder}: sae.safetensors is no sparsify SAE ({error}); copy it again") from None
     return SparsifySae(
-        tensors["encoder.weight"], tensors["encoder.bias"], tensors["W_dec"], tensors["b_dec"],
-        int(config.get("k", 32)), activation, bool(config.get("signed", False)),
+        tensors["encoder.weight"],
+        tensors["encoder.bias"],
+        tensors["W_dec"],
+        tensors["b_dec"],
+        int(config.get("k", 32)),
+        activation,
+        bool(config.get("signed", False)),
     )

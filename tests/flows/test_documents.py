@@ -45,7 +45,8 @@ def test_every_setting_of_the_request_is_documented():
 
 
 def test_the_tree_names_every_module():
-    listed = subprocess.run(["git", "ls-files", "flows", "tasks", "storage"], cwd=PROJECT, capture_output=True, text=True)
+    asked = ["git", "ls-files", "flows", "tasks", "storage"]
+    listed = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, check=True)
     files = [line for line in listed.stdout.splitlines() if line.endswith(".py") and "__init__" not in line]
     missing = [file for file in files if f" {Path(file).name} " not in README.replace("\n", " ")]
     assert not missing

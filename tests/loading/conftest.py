@@ -11,8 +11,14 @@ import pytest
 from tasks.loading import LoadedModel, ModelSettings, load_model
 
 SHAPE = {
-    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "bos_token_id": 257, "eos_token_id": 258, "initializer_range": 0.2,
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 257,
+    "eos_token_id": 258,
+    "initializer_range": 0.2,
 }
 
 
@@ -21,8 +27,16 @@ def family_config(family: str):
 
     grouped = SHAPE | {"num_key_value_heads": 2}
     if family == "gpt2":
-        return t.GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=257,
-                            eos_token_id=258, initializer_range=0.2)
+        return t.GPT2Config(
+            vocab_size=259,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=257,
+            eos_token_id=258,
+            initializer_range=0.2,
+        )
     return {
         "qwen2": lambda: t.Qwen2Config(**grouped, tie_word_embeddings=False),
         "gemma2": lambda: t.Gemma2Config(**grouped, head_dim=8, sliding_window=16),
@@ -53,6 +67,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Cal
 @pytest.fixture(scope="session")
 def opened(folder_of: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
     """The loaded model of a family, on the CPU."""
+
     def open_family(family: str) -> LoadedModel:
         return load_model(folder_of(family), ModelSettings(name_or_path=str(folder_of(family)), device="cpu"))
 
@@ -76,3 +91,11 @@ def batch():
 
 def settings(folder: Path | str, **changes) -> ModelSettings:
     return ModelSettings(name_or_path=str(folder), device="cpu", **changes)
+
+
+@pytest.fixture
+def resid():
+    """Activations [4, 7, 32] away from zero mean."""
+    import torch
+
+    return 3 * torch.randn(4, 7, 32, generator=torch.Generator().manual_seed(9)) + 1

@@ -1,4 +1,4 @@
-"""A written checkpoint is the base in form and base plus delta in content; a damaged one is never accepted."""
+"""A written checkpoint is the base in form, base plus delta in content; a damaged one is never accepted."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ from .conftest import settings
 
 def random_deltas(loaded, targets, size=0.05):
     generator = torch.Generator().manual_seed(0)
-    return {name: size * torch.randn(weight.shape, generator=generator)
-            for name, weight in target_weights(loaded, targets).items()}
+    return {
+        name: size * torch.randn(weight.shape, generator=generator)
+        for name, weight in target_weights(loaded, targets).items()
+    }
 
 
-@pytest.mark.parametrize(("family", "modules"), [("llama", ["q_proj", "v_proj"]), ("gpt2", ["c_attn", "c_fc"]),
-                                                 ("gpt_neox", "all-linear")])
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [("llama", ["q_proj", "v_proj"]), ("gpt2", ["c_attn", "c_fc"]), ("gpt_neox", "all-linear")],
+)
 def test_a_checkpoint_holds_what_peft_merges(opened, folder_of, tmp_path, family, modules, batch):
     """The same LoRA factors, merged by peft into the library's own model, give the same logits."""
     adapter = AdapterSettings(r=3, lora_alpha=5, target_modules=modules)
@@ -44,13 +48,16 @@ def test_a_checkpoint_holds_what_peft_merges(opened, folder_of, tmp_path, family
         if hasattr(module, "lora_A") and name.startswith("base_model.model."):
             torch.nn.init.normal_(module.lora_B["default"].weight, std=0.1)
             product = module.lora_B["default"].weight @ module.lora_A["default"].weight
-            deltas[f"{name.removeprefix('base_model.model.')}.weight"] = (lora_scale(adapter) * product).detach()
+            deltas[f"{name.removeprefix('base_model.model.')}.weight"] = (
+                lora_scale(adapter) * product
+            ).detach()
     write_checkpoint(tmp_path / "out", opened(family), deltas, folder_of(family))
     merged = tuned.merge_and_unload().eval()
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
-        torch.testing.assert_close(written(batch.input_ids).logits, merged(batch.input_ids).logits,
-                                   atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            written(batch.input_ids).logits, merged(batch.input_ids).logits, atol=2e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2"])
@@ -60,7 +67,9 @@ def test_keys_dtypes_shapes_and_tokenizer_are_the_base_s(opened, folder_of, tmp_
     write_checkpoint(tmp_path / "out", loaded, random_deltas(loaded, AdapterTargets(method="full")), base)
     check = verify_checkpoint(tmp_path / "out", base, settings(base))
     stored, written = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
-    assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {k: (v.dtype, v.shape) for k, v in written.items()}
+    assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {
+        k: (v.dtype, v.shape) for k, v in written.items()
+    }
     assert check.tensors == len(stored) and check.largest_logit > 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == (
         AutoTokenizer.from_pretrained(base).chat_template
@@ -122,7 +131,7 @@ def test_a_half_precision_base_is_summed_in_float32_and_rounded_once(tiny_llama,
 
 
 def test_stored_names_without_the_model_s_prefix_are_kept(opened, folder_of, tmp_path, batch):
-    """The hub's GPT-2 stores `h.0.attn...`, without `transformer.`, and a causal mask that is no parameter."""
+    """The hub's GPT-2 stores `h.0.attn...` without `transformer.`, and a mask that is no parameter."""
     base = shutil.copytree(folder_of("gpt2"), tmp_path / "base")
     tensors = {k.removeprefix("transformer."): t for k, t in load_file(base / "model.safetensors").items()}
     tensors["h.0.attn.bias"] = torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64)
@@ -161,20 +170,30 @@ def test_a_pickled_base_becomes_a_safetensors_checkpoint(tiny_llama, tmp_path):
 
 
 def test_a_delta_of_another_shape_is_refused_with_both(opened, tiny_llama, tmp_path):
-    with pytest.raises(ValueError, match=r"q_proj.weight is \[32, 32\] in the base model, its delta is \[8, 32\]"):
-        write_checkpoint(tmp_path / "out", opened("llama"),
-                         {"model.layers.0.self_attn.q_proj.weight": torch.zeros(8, 32)}, tiny_llama)
+    with pytest.raises(
+        ValueError, match=r"q_proj.weight is \[32, 32\] in the base model, its delta is \[8, 32\]"
+    ):
+        write_checkpoint(
+            tmp_path / "out",
+            opened("llama"),
+            {"model.layers.0.self_attn.q_proj.weight": torch.zeros(8, 32)},
+            tiny_llama,
+        )
 
 
 def test_a_delta_that_is_not_finite_breaks_an_invariant(opened, tiny_llama, tmp_path):
     delta = {"model.norm.weight": torch.full((32,), float("nan"))}
-    with pytest.raises(BrokenInvariant, match="model.norm.weight plus its delta is not finite in torch.float32"):
+    with pytest.raises(
+        BrokenInvariant, match=r"model.norm.weight plus its delta is not finite in torch.float32"
+    ):
         write_checkpoint(tmp_path / "out", opened("llama"), delta, tiny_llama)
 
 
 @pytest.fixture
 def written(opened, tiny_llama, tmp_path):
-    write_checkpoint(tmp_path / "out", opened("llama"), random_deltas(opened("llama"), AdapterTargets()), tiny_llama)
+    write_checkpoint(
+        tmp_path / "out", opened("llama"), random_deltas(opened("llama"), AdapterTargets()), tiny_llama
+    )
     return tmp_path / "out"
 
 
@@ -192,26 +211,40 @@ def test_a_lost_tensor_is_seen(written, tiny_llama):
 
 def test_another_dtype_is_seen(written, tiny_llama):
     rewrite(written, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32).half()}))
-    with pytest.raises(BrokenInvariant, match=r"model.norm.weight is F16 \[32\], in the base model F32 \[32\]"):
+    with pytest.raises(
+        BrokenInvariant, match=r"model.norm.weight is F16 \[32\], in the base model F32 \[32\]"
+    ):
         verify_checkpoint(written, tiny_llama)
 
 
 def test_another_tokenizer_is_seen(written, tiny_llama):
     (written / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(BrokenInvariant, match="tokenizer_config.json is not the base model's"):
+    with pytest.raises(BrokenInvariant, match=r"tokenizer_config.json is not the base model's"):
         verify_checkpoint(written, tiny_llama)
 
 
 def test_logits_that_are_not_finite_are_seen(written, tiny_llama):
     rewrite(written, lambda tensors: tensors["model.norm.weight"].fill_(3e38))
-    with pytest.raises(BrokenInvariant, match="its logits are not finite"):
+    with pytest.raises(BrokenInvariant, match=r"its logits are not finite"):
         verify_checkpoint(written, tiny_llama)
 
 
 def test_stored_forms_of_pickled_tensors_are_named_as_in_safetensors(tmp_path):
-    tensors = {str(dtype): torch.zeros(2, 3, dtype=dtype) for dtype in
-               (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
-                torch.int16, torch.int8, torch.uint8, torch.bool)}
+    tensors = {
+        str(dtype): torch.zeros(2, 3, dtype=dtype)
+        for dtype in (
+            torch.float64,
+            torch.float32,
+            torch.float16,
+            torch.bfloat16,
+            torch.int64,
+            torch.int32,
+            torch.int16,
+            torch.int8,
+            torch.uint8,
+            torch.bool,
+        )
+    }
     for folder in ("pickled", "mapped"):
         (tmp_path / folder).mkdir()
     torch.save(tensors, tmp_path / "pickled" / "pytorch_model.bin")

@@ -15,10 +15,18 @@ from .conftest import settings
 
 HEADS, KV_HEADS = 4, 2
 NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "model.layers.": "blk.",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.layers.": "blk.",
 }
 
 
@@ -29,7 +37,7 @@ def gguf_name(name):
 
 
 def interleaved(weight, heads):
-    """llama.cpp pairs rotary dimensions (0, 1), Hugging Face (0, d/2): rows of q and k are reordered per head."""
+    """llama.cpp pairs rotary dimensions (0, 1), Hugging Face (0, d/2): rows of q and k move within heads."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
@@ -90,14 +98,20 @@ def test_a_converted_model_is_the_same_function(converted, opened, batch):
 
     ours = load_model(converted, settings(converted))
     seen = batch.attention_mask.bool()
-    torch.testing.assert_close(functional_caller(ours, [])({}, batch)[seen],
-                               functional_caller(opened("llama"), [])({}, batch)[seen], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        functional_caller(ours, [])({}, batch)[seen],
+        functional_caller(opened("llama"), [])({}, batch)[seen],
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 def test_a_converted_model_keeps_tokenizer_and_template(converted, tiny_llama):
     ours, original = AutoTokenizer.from_pretrained(converted), AutoTokenizer.from_pretrained(tiny_llama)
     messages = [{"role": "user", "content": "Where is the pump?"}]
-    assert ours.apply_chat_template(messages, tokenize=False) == original.apply_chat_template(messages, tokenize=False)
+    assert ours.apply_chat_template(messages, tokenize=False) == original.apply_chat_template(
+        messages, tokenize=False
+    )
     assert ours("Where is the pump?").input_ids == original("Where is the pump?").input_ids
     assert ours.eos_token == "<|im_end|>"
 
@@ -133,7 +147,7 @@ def test_a_gguf_path_resolves_to_the_file(gguf_file):
 
 def test_a_file_that_only_claims_to_be_gguf_is_bad_input(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"nothing of the kind")
-    with pytest.raises(BadInput, match="model.gguf: not a GGUF file; copy it again"):
+    with pytest.raises(BadInput, match=r"model.gguf: not a GGUF file; copy it again"):
         convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -146,6 +160,6 @@ def test_a_gguf_file_of_an_unknown_architecture_is_bad_input(tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(BadInput, match="transformers cannot read this GGUF file: .*unheard-of"):
+    with pytest.raises(BadInput, match=r"transformers cannot read this GGUF file: .*unheard-of"):
         convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()

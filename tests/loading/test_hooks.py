@@ -17,8 +17,12 @@ FAMILIES = [*SEQUENTIAL, "gpt_neox"]
 def test_the_residual_stream_is_what_the_library_calls_hidden_states(opened, family, batch):
     loaded = opened(family)
     with torch.no_grad():
-        states = loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                              output_hidden_states=True, use_cache=False).hidden_states
+        states = loaded.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
     assert torch.equal(run_to_hook(loaded, batch, "blocks.0.hook_resid_pre"), states[0])
     assert torch.equal(run_to_hook(loaded, batch, "blocks.1.hook_resid_pre"), states[1])
     assert torch.equal(run_to_hook(loaded, batch, "blocks.0.hook_resid_post"), states[1])
@@ -27,29 +31,39 @@ def test_the_residual_stream_is_what_the_library_calls_hidden_states(opened, fam
 @pytest.mark.parametrize("family", SEQUENTIAL)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_attention_and_mlp_add_up_to_the_residual_stream(opened, family, layer, batch):
-    """TransformerLens's definition: mid = pre + attn_out and post = mid + mlp_out, Gemma's extra norms included."""
-    at = {hook: run_to_hook(opened(family), batch, f"blocks.{layer}.hook_{hook}")
-          for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")}
+    """TransformerLens's definition: mid = pre + attn_out, post = mid + mlp_out, with Gemma's extra norms."""
+    at = {
+        hook: run_to_hook(opened(family), batch, f"blocks.{layer}.hook_{hook}")
+        for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    }
     torch.testing.assert_close(at["resid_pre"] + at["attn_out"], at["resid_mid"])
     torch.testing.assert_close(at["resid_mid"] + at["mlp_out"], at["resid_post"])
 
 
 def test_a_parallel_block_adds_both_to_its_input_and_has_no_middle(opened, batch):
-    at = {hook: run_to_hook(opened("gpt_neox"), batch, f"blocks.1.hook_{hook}")
-          for hook in ("resid_pre", "attn_out", "mlp_out", "resid_post")}
+    at = {
+        hook: run_to_hook(opened("gpt_neox"), batch, f"blocks.1.hook_{hook}")
+        for hook in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    }
     torch.testing.assert_close(at["resid_pre"] + at["attn_out"] + at["mlp_out"], at["resid_post"])
-    with pytest.raises(BadInput, match="GPTNeoXForCausalLM has no such place in its layers; name a module"):
+    with pytest.raises(BadInput, match=r"GPTNeoXForCausalLM has no such place in its layers; name a module"):
         run_to_hook(opened("gpt_neox"), batch, "blocks.1.hook_resid_mid")
 
 
-@pytest.mark.parametrize(("family", "projection"), [("llama", "model.layers.1.self_attn.o_proj"),
-                                                    ("gpt2", "transformer.h.1.attn.c_proj"),
-                                                    ("gpt_neox", "gpt_neox.layers.1.attention.dense")])
+@pytest.mark.parametrize(
+    ("family", "projection"),
+    [
+        ("llama", "model.layers.1.self_attn.o_proj"),
+        ("gpt2", "transformer.h.1.attn.c_proj"),
+        ("gpt_neox", "gpt_neox.layers.1.attention.dense"),
+    ],
+)
 def test_hook_z_is_what_the_output_projection_reads(opened, family, projection, batch):
     loaded = opened(family)
     z = run_to_hook(loaded, batch, "blocks.1.attn.hook_z")
-    torch.testing.assert_close(loaded.model.get_submodule(projection)(z),
-                               run_to_hook(loaded, batch, "blocks.1.hook_attn_out"))
+    torch.testing.assert_close(
+        loaded.model.get_submodule(projection)(z), run_to_hook(loaded, batch, "blocks.1.hook_attn_out")
+    )
 
 
 def test_a_module_path_means_its_output_with_or_without_the_prefix(opened, batch):
@@ -58,16 +72,20 @@ def test_a_module_path_means_its_output_with_or_without_the_prefix(opened, batch
     for name in ("model.layers.1", "layers.1"):
         assert torch.equal(run_to_hook(loaded, batch, name), expected)
         assert hook_point(loaded.model, name).layer == 1
-    assert torch.equal(run_to_hook(opened("gpt2"), batch, "h.0.mlp"),
-                       run_to_hook(opened("gpt2"), batch, "blocks.0.hook_mlp_out"))
+    assert torch.equal(
+        run_to_hook(opened("gpt2"), batch, "h.0.mlp"),
+        run_to_hook(opened("gpt2"), batch, "blocks.0.hook_mlp_out"),
+    )
     assert hook_point(loaded.model, "model.norm").layer is None
 
 
 def test_the_forward_ends_at_the_hook(opened, batch):
     loaded, ran = opened("llama"), []
     watched = {"layer 0": "model.layers.0", "layer 1": "model.layers.1", "head": "lm_head"}
-    handles = [loaded.model.get_submodule(path).register_forward_hook(lambda *_, name=name: ran.append(name))
-               for name, path in watched.items()]
+    handles = [
+        loaded.model.get_submodule(path).register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, path in watched.items()
+    ]
     try:
         run_to_hook(loaded, batch, "blocks.1.hook_resid_pre")
     finally:
@@ -79,7 +97,7 @@ def test_the_forward_ends_at_the_hook(opened, batch):
 def test_stopping_leaves_no_hook_behind(opened, batch):
     loaded = opened("llama")
     run_to_hook(loaded, batch, "blocks.0.hook_resid_pre")
-    with pytest.raises(ValueError, match="no parameter"):
+    with pytest.raises(ValueError, match=r"no parameter"):
         functional_caller(loaded, ["nothing"])
     assert functional_caller(loaded, [])({}, batch).shape == (3, 9, 259)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules())
@@ -160,19 +178,22 @@ def test_without_a_hook_nothing_is_captured(opened, batch):
         assert list(residuals()) == []
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("blocks.1.hook_resid_pst", "unknown; the nearest are blocks.1.hook_resid_post"),
-    ("blocks.7.hook_resid_pre", "the model has 2 layers; the nearest is blocks.1.hook_resid_pre"),
-    ("model.layer.1", r"no such module in LlamaForCausalLM; the nearest are model.layers.1"),
-    ("block.1.hook_resid_pre", r"the nearest are .*blocks.1.hook_resid_pre"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blocks.1.hook_resid_pst", "unknown; the nearest are blocks.1.hook_resid_post"),
+        ("blocks.7.hook_resid_pre", "the model has 2 layers; the nearest is blocks.1.hook_resid_pre"),
+        ("model.layer.1", r"no such module in LlamaForCausalLM; the nearest are model.layers.1"),
+        ("block.1.hook_resid_pre", r"the nearest are .*blocks.1.hook_resid_pre"),
+    ],
+)
 def test_an_unknown_hook_names_the_nearest(opened, batch, name, message):
     with pytest.raises(BadInput, match=message):
         run_to_hook(opened("llama"), batch, name)
 
 
 def test_a_module_that_the_forward_never_passes_is_bad_input(opened, batch):
-    with pytest.raises(BadInput, match="hook model.layers: the forward pass never reaches it"):
+    with pytest.raises(BadInput, match=r"hook model.layers: the forward pass never reaches it"):
         run_to_hook(opened("llama"), batch, "model.layers")
 
 

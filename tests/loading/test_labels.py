@@ -12,7 +12,7 @@ import torch
 from storage.errors import BadInput
 from tasks.saes import SaeSettings, feature_labels, load_sae, read_labels
 
-from .test_saes import D_SAE, sae_lens_folder, weights
+from .sae_folders import D_SAE, sae_lens_folder, weights
 
 
 def export(folder, rows, batches=2):
@@ -26,7 +26,13 @@ def export(folder, rows, batches=2):
 
 
 def explanation(index, text, layer="8-res-jb"):
-    return {"modelId": "gpt2-small", "layer": layer, "index": str(index), "description": text, "typeName": "np_acts"}
+    return {
+        "modelId": "gpt2-small",
+        "layer": layer,
+        "index": str(index),
+        "description": text,
+        "typeName": "np_acts",
+    }
 
 
 def test_a_neuronpedia_export_is_read(tmp_path):
@@ -37,13 +43,18 @@ def test_a_neuronpedia_export_is_read(tmp_path):
 
 
 def test_of_several_explanations_the_first_counts(tmp_path):
-    assert read_labels(str(export(tmp_path, [explanation(3, "first"), explanation(3, "second")], 1))) == {3: "first"}
+    assert read_labels(str(export(tmp_path, [explanation(3, "first"), explanation(3, "second")], 1))) == {
+        3: "first"
+    }
 
 
 def test_an_export_of_several_layers_needs_one_named(tmp_path):
     folder = export(tmp_path, [explanation(1, "eight"), explanation(1, "nine", "9-res-jb")])
-    with pytest.raises(BadInput, match=r"an export of 2 layers \(gpt2-small/8-res-jb, gpt2-small/9-res-jb\); "
-                                       "set sae.neuronpedia_id"):
+    with pytest.raises(
+        BadInput,
+        match=r"an export of 2 layers \(gpt2-small/8-res-jb, gpt2-small/9-res-jb\); "
+        "set sae.neuronpedia_id",
+    ):
         read_labels(str(folder))
     assert read_labels(str(folder), "gpt2-small/9-res-jb") == {1: "nine"}
 
@@ -61,10 +72,16 @@ def test_json_jsonl_csv_and_parquet_say_the_same(tmp_path):
         assert read_labels(str(tmp_path / name)) == {2: "pumps", 5: "valves"}, name
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ('[{"feature": 1, "name": "x"}]', "no row has index or feature and description or label; check the columns"),
-    ("{", "not valid JSON"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '[{"feature": 1, "name": "x"}]',
+            "no row has index or feature and description or label; check the columns",
+        ),
+        ("{", "not valid JSON"),
+    ],
+)
 def test_a_file_without_labels_is_bad_input(tmp_path, content, message):
     (tmp_path / "labels.json").write_text(content)
     with pytest.raises(BadInput, match=message):
@@ -78,7 +95,7 @@ def test_a_folder_without_an_export_is_bad_input(tmp_path):
 
 @pytest.fixture
 def letters(tmp_path, opened):
-    """An SAE whose features 0 to 25 write the unembedding's own direction of the letters A to Z, and the base."""
+    """An SAE whose features 0 to 25 write the directions of the letters A to Z, and the base."""
     loaded = opened("llama")
     tensors = weights()
     unembedding = loaded.model.get_output_embeddings().weight
@@ -105,8 +122,12 @@ def test_a_file_s_names_come_first_and_the_lens_fills_the_gaps(letters, tmp_path
 def test_without_a_model_or_a_matching_width_features_stay_without_name(letters, tmp_path):
     settings, sae, loaded = letters
     assert feature_labels(settings, sae, None, None) == [None] * D_SAE
-    narrow = {"W_enc": torch.zeros(16, 4), "b_enc": torch.zeros(4), "W_dec": torch.ones(4, 16),
-              "b_dec": torch.zeros(16)}
+    narrow = {
+        "W_enc": torch.zeros(16, 4),
+        "b_enc": torch.zeros(4),
+        "W_dec": torch.ones(4, 16),
+        "b_dec": torch.zeros(16),
+    }
     folder = sae_lens_folder(tmp_path / "narrow", narrow, d_in=16, d_sae=4, k=2)
     own = SaeSettings(path=str(folder), device="cpu")
     assert feature_labels(own, load_sae(own, folder), loaded, None) == [None] * 4
@@ -114,5 +135,5 @@ def test_without_a_model_or_a_matching_width_features_stay_without_name(letters,
 
 def test_labels_of_a_larger_sae_are_bad_input(letters, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps({"48": "too far"}))
-    with pytest.raises(BadInput, match="feature 48, but the SAE has 48; give the labels of this SAE"):
+    with pytest.raises(BadInput, match=r"feature 48, but the SAE has 48; give the labels of this SAE"):
         feature_labels(*letters, str(tmp_path / "labels.json"))

@@ -31,7 +31,9 @@ def test_the_fingerprint_needs_no_torch(tiny_llama):
         "print(model_fingerprint(resolve_model(ModelSettings(name_or_path=sys.argv[1]))));"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    seen = subprocess.run([sys.executable, "-c", code, tiny_llama], check=True, capture_output=True, text=True)
+    seen = subprocess.run(
+        [sys.executable, "-c", code, tiny_llama], check=True, capture_output=True, text=True
+    )
     assert seen.stdout.strip() == model_fingerprint(tiny_llama)
 
 
@@ -57,9 +59,13 @@ def test_an_s3_folder_loads_like_the_local_one(tiny_llama, tmp_path, monkeypatch
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key",
-                        "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
-                        "FORETUNE_CACHE": str(tmp_path / "cache")}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "FORETUNE_CACHE": str(tmp_path / "cache"),
+    }.items():
         monkeypatch.setenv(name, value)
     try:
         import boto3
@@ -81,13 +87,16 @@ def test_a_missing_path_is_bad_input(name):
 
 
 def test_an_unreachable_hub_is_one_line_with_the_remedy():
-    with pytest.raises(BadInput, match=r"^model owner/name@v2: the hub cannot be reached and its cache has no "
-                                       r"copy \(\w+\); give a local folder or an s3:// folder$"):
+    with pytest.raises(
+        BadInput,
+        match=r"^model owner/name@v2: the hub cannot be reached and its cache has no "
+        r"copy \(\w+\); give a local folder or an s3:// folder$",
+    ):
         resolve_model(settings("owner/name", revision="v2"))
 
 
 def test_what_is_neither_path_nor_hub_id_is_bad_input():
-    with pytest.raises(BadInput, match="model my model: neither an existing path nor a hub id"):
+    with pytest.raises(BadInput, match=r"model my model: neither an existing path nor a hub id"):
         resolve_model(settings("my model"))
 
 
@@ -106,25 +115,25 @@ def test_a_hub_id_resolves_offline_from_the_hub_cache(tiny_llama, tmp_path, monk
 
 
 def test_a_file_that_is_no_gguf_is_bad_input(tiny_llama):
-    with pytest.raises(BadInput, match="a file of unknown kind; give a model folder or a .gguf file"):
+    with pytest.raises(BadInput, match=r"a file of unknown kind; give a model folder or a .gguf file"):
         resolve_model(settings(tiny_llama / "config.json"))
 
 
 def test_a_folder_without_weights_is_bad_input(llama_copy):
     (llama_copy / "model.safetensors").unlink()
-    with pytest.raises(BadInput, match="the folder holds no weights; it needs model.safetensors or shards"):
+    with pytest.raises(BadInput, match=r"the folder holds no weights; it needs model.safetensors or shards"):
         load_model(llama_copy, settings(llama_copy))
 
 
 def test_a_folder_without_config_is_bad_input(llama_copy):
     (llama_copy / "config.json").unlink()
-    with pytest.raises(BadInput, match="no config.json; give a folder in Hugging Face's format"):
+    with pytest.raises(BadInput, match=r"no config.json; give a folder in Hugging Face's format"):
         load_model(llama_copy, settings(llama_copy))
 
 
 def test_an_adapter_folder_is_bad_input(llama_copy):
     (llama_copy / "config.json").rename(llama_copy / "adapter_config.json")
-    with pytest.raises(BadInput, match="an adapter, not a model; merge it into its base model first"):
+    with pytest.raises(BadInput, match=r"an adapter, not a model; merge it into its base model first"):
         load_model(llama_copy, settings(llama_copy))
 
 
@@ -138,7 +147,7 @@ def test_a_missing_shard_is_named(llama_copy):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (llama_copy / "model.safetensors").rename(llama_copy / "model-00001-of-00002.safetensors")
     (llama_copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(BadInput, match="1 of 2 weight files are missing, first model-00002-of-00002"):
+    with pytest.raises(BadInput, match=r"1 of 2 weight files are missing, first model-00002-of-00002"):
         load_model(llama_copy, settings(llama_copy))
 
 
@@ -148,7 +157,9 @@ def test_pickled_weights_are_refused_unless_the_request_allows_them(llama_copy, 
     tensors = load_file(llama_copy / "model.safetensors")
     torch.save(tensors, llama_copy / "pytorch_model.bin")
     (llama_copy / "model.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"its weights are pickled \(pytorch_model.bin\), .* model.allow_pickle"):
+    with pytest.raises(
+        BadInput, match=r"its weights are pickled \(pytorch_model.bin\), .* model.allow_pickle"
+    ):
         load_model(llama_copy, settings(llama_copy))
     opened = load_model(llama_copy, settings(llama_copy, allow_pickle=True))
     assert torch.equal(opened.weight("model.norm.weight"), tensors["model.norm.weight"])
@@ -156,11 +167,17 @@ def test_pickled_weights_are_refused_unless_the_request_allows_them(llama_copy, 
 
 def test_code_that_comes_with_a_model_is_refused_and_never_runs(llama_copy):
     config = json.loads((llama_copy / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}}
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"},
+    }
     (llama_copy / "config.json").write_text(json.dumps(config))
     (llama_copy / "own.py").write_text("raise SystemExit('the code of the model ran')")
-    with pytest.raises(BadInput, match=r"it runs code of its own \(auto_map in config.json\); "
-                                       "set model.trust_remote_code: true"):
+    with pytest.raises(
+        BadInput,
+        match=r"it runs code of its own \(auto_map in config.json\); "
+        "set model.trust_remote_code: true",
+    ):
         load_model(llama_copy, settings(llama_copy))
 
 
@@ -190,7 +207,7 @@ def damage(folder, change):
 def test_a_weight_that_is_not_finite_is_named(llama_copy, value):
     name = "model.layers.1.self_attn.v_proj.weight"
     damage(llama_copy, lambda tensors: tensors[name].view(-1)[7].fill_(value))
-    with pytest.raises(BadInput, match=f"tensor {name} has NaN or infinite values"):
+    with pytest.raises(BadInput, match=rf"tensor {name} has NaN or infinite values"):
         load_model(llama_copy, settings(llama_copy))
 
 
@@ -201,13 +218,15 @@ def test_huge_finite_weights_are_no_error(llama_copy):
 
 def test_a_missing_tensor_is_named_and_never_made_up(llama_copy):
     damage(llama_copy, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
-    with pytest.raises(BadInput, match="1 tensors are missing, first model.layers.0.mlp.up_proj.weight"):
+    with pytest.raises(BadInput, match=r"1 tensors are missing, first model.layers.0.mlp.up_proj.weight"):
         load_model(llama_copy, settings(llama_copy))
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(llama_copy):
     def narrow(tensors):
-        tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"][:60].clone()
+        tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"][
+            :60
+        ].clone()
 
     damage(llama_copy, narrow)
     with pytest.raises(BadInput, match=r"up_proj.weight is \[60, 32\], config.json asks for \[64, 32\]"):
@@ -217,14 +236,14 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(llama_copy):
 def test_a_torn_weight_file_is_bad_input(llama_copy):
     whole = (llama_copy / "model.safetensors").read_bytes()
     (llama_copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadInput, match="cannot be opened"):
+    with pytest.raises(BadInput, match=r"cannot be opened"):
         load_model(llama_copy, settings(llama_copy))
 
 
 def test_a_model_that_is_no_causal_language_model_is_bad_input(llama_copy):
     config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     (llama_copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match="cannot be opened: Unrecognized configuration class"):
+    with pytest.raises(BadInput, match=r"cannot be opened: Unrecognized configuration class"):
         load_model(llama_copy, settings(llama_copy))
 
 
@@ -233,7 +252,7 @@ def test_a_gpu_that_is_not_there_is_bad_input(tiny_llama):
 
     if torch.cuda.device_count() > 7:
         pytest.skip("this machine has eight GPUs")
-    with pytest.raises(BadInput, match="device cuda:7: this machine has . CUDA devices; set device: auto"):
+    with pytest.raises(BadInput, match=r"device cuda:7: this machine has . CUDA devices; set device: auto"):
         load_model(tiny_llama, settings(tiny_llama).model_copy(update={"device": "cuda:7"}))
 
 

@@ -15,8 +15,10 @@ from .conftest import settings
 
 FAMILIES = ["llama", "gpt2", "qwen2", "gemma2", "gpt_neox"]
 ATTENTION = {
-    "llama": "model.layers.0.self_attn.q_proj.weight", "qwen2": "model.layers.0.self_attn.q_proj.weight",
-    "gemma2": "model.layers.0.self_attn.q_proj.weight", "gpt2": "transformer.h.0.attn.c_attn.weight",
+    "llama": "model.layers.0.self_attn.q_proj.weight",
+    "qwen2": "model.layers.0.self_attn.q_proj.weight",
+    "gemma2": "model.layers.0.self_attn.q_proj.weight",
+    "gpt2": "transformer.h.0.attn.c_attn.weight",
     "gpt_neox": "gpt_neox.layers.0.attention.query_key_value.weight",
 }
 
@@ -55,7 +57,9 @@ def test_threads_share_tensors_but_not_modules(tiny_llama, batch):
         theirs = load_model(tiny_llama, settings(tiny_llama))
         others.append(theirs)
         while not stop.is_set():
-            run_to_hook(theirs, batch, "blocks.1.hook_resid_pre", {name: torch.zeros_like(theirs.weight(name))})
+            run_to_hook(
+                theirs, batch, "blocks.1.hook_resid_pre", {name: torch.zeros_like(theirs.weight(name))}
+            )
             rounds.append(1)
 
     thread = threading.Thread(target=disturb)
@@ -81,6 +85,16 @@ def test_calling_with_the_base_weights_gives_the_library_s_logits(opened, folder
     logits = functional_caller(loaded, [name])({name: loaded.weight(name)}, batch)
     seen = batch.attention_mask.bool()
     torch.testing.assert_close(logits[seen], expected[seen], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"attn_implementation": "sdpa"}, {"device_map": "auto"}])
+def test_other_kernels_and_placements_give_the_same_logits(tiny_llama, opened, batch, change):
+    other = load_model(tiny_llama, settings(tiny_llama, **change))
+    logits = functional_caller(other, [])({}, batch).cpu()
+    seen = batch.attention_mask.bool()
+    torch.testing.assert_close(
+        logits[seen], functional_caller(opened("llama"), [])({}, batch)[seen], atol=2e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,7 +126,9 @@ def test_forward_and_reverse_derivatives_agree_with_differences(opened, family, 
     difference = (logits(weight + step * direction) - logits(weight - step * direction)) / (2 * step)
     assert (forward - difference).norm() < 0.01 * difference.norm()
     torch.testing.assert_close((forward * cotangent).sum(), (reverse * direction).sum(), rtol=1e-3, atol=1e-2)
-    _, curvature = torch.func.jvp(torch.func.grad(lambda w: logits(w).logsumexp(-1).sum()), (weight,), (direction,))
+    _, curvature = torch.func.jvp(
+        torch.func.grad(lambda w: logits(w).logsumexp(-1).sum()), (weight,), (direction,)
+    )
     assert bool(torch.isfinite(curvature).all()) and float(curvature.norm()) > 0
 
 
@@ -134,9 +150,9 @@ def test_a_tied_weight_is_replaced_wherever_it_is_used(opened, batch):
 
 def test_unknown_weight_names_are_refused(opened, batch):
     loaded = opened("llama")
-    with pytest.raises(ValueError, match="model.nothing is no parameter of LlamaForCausalLM"):
+    with pytest.raises(ValueError, match=r"model.nothing is no parameter of LlamaForCausalLM"):
         functional_caller(loaded, ["model.nothing"])
-    with pytest.raises(ValueError, match="model.norm.weight is not among the 0 weights of this caller"):
+    with pytest.raises(ValueError, match=r"model.norm.weight is not among the 0 weights of this caller"):
         functional_caller(loaded, [])({"model.norm.weight": loaded.weight("model.norm.weight")}, batch)
 
 

@@ -1,63 +1,13 @@
-"""SAEs compute what their libraries say they compute, at the place they were trained for."""
+"""SAEs compute what their libraries say they compute, on the activations that they were trained on."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
-import pydantic
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from storage.errors import BadInput
 from tasks.hooks import run_to_hook
-from tasks.saes import SaeSettings, check_fit, load_sae, read_sae_config, resolve_sae, sae_fingerprint
-from tasks.saes.releases import find_release, release_names
 
-D_IN, D_SAE, K = 32, 48, 5
-
-
-def weights(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    return {"W_enc": drawn(D_IN, D_SAE), "b_enc": 0.1 * drawn(D_SAE), "W_dec": drawn(D_SAE, D_IN), "b_dec": drawn(D_IN)}
-
-
-def sae_lens_folder(folder, tensors=None, **config):
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"hook_name": "blocks.1.hook_resid_pre", "model_name": "tiny", "sae_lens_version": "6.0.0"}
-    whole = {"architecture": "topk", "d_in": D_IN, "d_sae": D_SAE, "k": K, "dtype": "float32",
-             "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
-             "rescale_acts_by_decoder_norm": False, "metadata": metadata} | config
-    (folder / "cfg.json").write_text(json.dumps(whole))
-    save_file(tensors or weights(), folder / "sae_weights.safetensors")
-    return folder
-
-
-def sparsify_folder(folder, **config):
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = weights()
-    whole = {"activation": "topk", "expansion_factor": 1, "normalize_decoder": True, "num_latents": D_SAE, "k": K,
-             "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D_IN} | config
-    (folder / "cfg.json").write_text(json.dumps(whole))
-    save_file({"encoder.weight": tensors["W_enc"].T.contiguous(), "encoder.bias": tensors["b_enc"],
-               "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]}, folder / "sae.safetensors")
-    return folder
-
-
-def opened_at(folder, **changes):
-    settings = SaeSettings(path=str(folder), device="cpu", **changes)
-    return load_sae(settings, resolve_sae(settings))
-
-
-@pytest.fixture
-def resid():
-    return 3 * torch.randn(4, 7, D_IN, generator=torch.Generator().manual_seed(9)) + 1
+from .sae_folders import D_IN, D_SAE, K, opened_at, sae_lens_folder, sparsify_folder, weights
 
 
 def top_k_by_sorting(pre):
@@ -87,8 +37,9 @@ def test_a_sparsify_sae_follows_its_formula(tmp_path, resid):
     expected = top_k_by_sorting(pre)
     acts = sae.encode(resid)
     torch.testing.assert_close(acts.view(-1, D_SAE), expected, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(sae.decode(acts).view(-1, D_IN), expected @ w["W_dec"] + w["b_dec"],
-                               atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        sae.decode(acts).view(-1, D_IN), expected @ w["W_dec"] + w["b_dec"], atol=1e-3, rtol=1e-4
+    )
 
 
 def test_groupmax_keeps_the_largest_of_each_group(tmp_path, resid):
@@ -109,12 +60,15 @@ def test_an_early_signed_sae_ranks_by_magnitude(tmp_path, resid):
     assert float(expected.min()) < 0
 
 
-@pytest.mark.parametrize("make", [
-    lambda path: sae_lens_folder(path / "sae"),
-    lambda path: sae_lens_folder(path / "sae", rescale_acts_by_decoder_norm=True),
-    lambda path: sae_lens_folder(path / "sae", architecture="standard"),
-    lambda path: sparsify_folder(path / "layers.1"),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: sae_lens_folder(path / "sae"),
+        lambda path: sae_lens_folder(path / "sae", rescale_acts_by_decoder_norm=True),
+        lambda path: sae_lens_folder(path / "sae", architecture="standard"),
+        lambda path: sparsify_folder(path / "layers.1"),
+    ],
+)
 def test_decoder_rows_are_what_one_unit_of_a_feature_adds(tmp_path, make):
     sae = opened_at(make(tmp_path))
     jacobian = sae.decode(torch.eye(D_SAE)) - sae.decode(torch.zeros(1, D_SAE))
@@ -126,9 +80,11 @@ def test_derivatives_pass_through_encode(tmp_path, resid):
     for folder in (sae_lens_folder(tmp_path / "sae"), sparsify_folder(tmp_path / "layers.1")):
         sae = opened_at(folder)
         direction = torch.randn(resid.shape, generator=torch.Generator().manual_seed(1))
-        acts, change = torch.func.jvp(sae.encode, (resid,), (direction,))
+        _, change = torch.func.jvp(sae.encode, (resid,), (direction,))
         step = 1e-4
-        difference = (sae.encode(resid + step * direction) - sae.encode(resid - step * direction)) / (2 * step)
+        difference = (sae.encode(resid + step * direction) - sae.encode(resid - step * direction)) / (
+            2 * step
+        )
         assert (change - difference).norm() < 0.02 * change.norm()
 
 
@@ -143,8 +99,11 @@ def test_centring_takes_each_token_s_mean_away(tmp_path, resid):
 
 
 def test_an_sae_says_itself_whether_it_was_trained_on_centred_activations(tmp_path):
-    metadata = {"hook_name": "blocks.1.hook_resid_pre", "sae_lens_version": "6.0.0",
-                "model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    metadata = {
+        "hook_name": "blocks.1.hook_resid_pre",
+        "sae_lens_version": "6.0.0",
+        "model_from_pretrained_kwargs": {"center_writing_weights": True},
+    }
     folder = sae_lens_folder(tmp_path / "sae", metadata=metadata)
     assert opened_at(folder).config.centred
     assert not opened_at(folder, centre="off").config.centred
@@ -177,175 +136,3 @@ def test_run_time_normalisation_is_undone_by_decode(tmp_path, resid):
     expected = (acts @ w["W_dec"] + w["b_dec"]) * std + mean
     torch.testing.assert_close(sae.decode(acts), expected, atol=1e-3, rtol=1e-4)
     assert sae.normalisation == "layer_norm"
-
-
-def test_the_hook_point_comes_from_the_request_then_from_the_sae(tmp_path):
-    lens, sparsify = sae_lens_folder(tmp_path / "sae"), sparsify_folder(tmp_path / "layers.1")
-    assert opened_at(lens).hook_name == "blocks.1.hook_resid_pre"
-    assert opened_at(lens, hook_name="model.layers.0").hook_name == "model.layers.0"
-    assert opened_at(sparsify).hook_name == "layers.1"
-
-
-def test_an_sae_opens_once_and_again_when_it_changes(tmp_path):
-    folder = sae_lens_folder(tmp_path / "sae")
-    first = opened_at(folder)
-    assert opened_at(folder) is first
-    before = sae_fingerprint(folder)
-    sae_lens_folder(folder, weights(seed=5))
-    assert sae_fingerprint(folder) != before
-    assert not torch.equal(opened_at(folder).W_dec, first.W_dec)
-
-
-def test_configurations_are_read_without_torch_or_sae_lens(tmp_path):
-    folders = [sae_lens_folder(tmp_path / "sae"), sparsify_folder(tmp_path / "layers.1")]
-    code = (
-        "import sys; from pathlib import Path; from tasks.saes import *\n"
-        "for name in sys.argv[1:]:\n"
-        "    settings = SaeSettings(path=name)\n"
-        "    config = read_sae_config(settings, resolve_sae(settings)); sae_fingerprint(Path(name))\n"
-        "    print(config.format, config.d_in, config.d_sae, config.hook_name)\n"
-        "SaeSettings(release='gpt2-small-res-jb', sae_id='blocks.8.hook_resid_pre')\n"
-        "from tasks.saes.releases import find_release; find_release('gpt2-small-res-jb', 'blocks.8.hook_resid_pre')\n"
-        "assert not {'torch', 'sae_lens', 'transformers'} & set(sys.modules)"
-    )
-    seen = subprocess.run([sys.executable, "-c", code, *folders], check=True, capture_output=True, text=True)
-    assert seen.stdout.split("\n")[:2] == ["sae_lens 32 48 blocks.1.hook_resid_pre", "sparsify 32 48 layers.1"]
-
-
-def test_older_sae_lens_folders_are_read(tmp_path, resid):
-    """Before version 6 the hook name and the activation lay at the top level of cfg.json."""
-    folder = sae_lens_folder(tmp_path / "sae")
-    (folder / "cfg.json").write_text(json.dumps({
-        "architecture": "standard", "d_in": D_IN, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu",
-        "hook_name": "blocks.1.hook_resid_post", "hook_layer": 1, "model_name": "tiny", "activation_fn_str": "topk",
-        "activation_fn_kwargs": {"k": K}, "apply_b_dec_to_input": True, "normalize_activations": "none",
-    }))
-    sae = opened_at(folder)
-    assert sae.hook_name == "blocks.1.hook_resid_post"
-    assert int((sae.encode(resid) != 0).sum(-1).max()) <= K
-
-
-@pytest.fixture
-def hub_cache(tmp_path, monkeypatch):
-    """A hub cache with the release gpt2-small-res-jb, its SAEs replaced by small ones of the same format."""
-    import huggingface_hub.constants
-
-    commit, repository = "1" * 40, tmp_path / "models--jbloom--GPT2-Small-SAEs-Reformatted"
-    sae_lens_folder(repository / "snapshots" / commit / "blocks.8.hook_resid_pre", architecture="standard",
-                    metadata={"hook_name": "blocks.8.hook_resid_pre", "sae_lens_version": "6.0.0"})
-    save_file({"sparsity": torch.zeros(D_SAE)},
-              repository / "snapshots" / commit / "blocks.8.hook_resid_pre" / "sparsity.safetensors")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    return tmp_path
-
-
-def test_a_release_opens_from_the_hub_cache_and_is_centred_as_trained(hub_cache, resid):
-    settings = SaeSettings(release="gpt2-small-res-jb", sae_id="blocks.8.hook_resid_pre", device="cpu")
-    folder = resolve_sae(settings)
-    sae, w = load_sae(settings, folder), weights()
-    assert (sae.hook_name, sae.config.neuronpedia_id) == ("blocks.8.hook_resid_pre", "gpt2-small/8-res-jb")
-    centred = resid - resid.mean(-1, keepdim=True)
-    torch.testing.assert_close(sae.encode(resid), ((centred - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).relu(),
-                               atol=1e-4, rtol=1e-4)
-
-
-def test_the_directory_of_releases_is_sae_lens_s_own():
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    directory = get_pretrained_saes_directory()
-    assert set(release_names()) == set(directory)
-    for release in list(directory)[::20]:
-        sae_id, path = next(iter(directory[release].saes_map.items()))
-        found = find_release(release, sae_id)
-        assert (found.repo_id, found.path, found.conversion) == (
-            directory[release].repo_id, path, directory[release].conversion_func
-        )
-
-
-@pytest.mark.parametrize(("release", "sae_id", "message"), [
-    ("gpt2-small-res-bj", "x", r"sae-lens knows no such release; the nearest are gpt2-small-res-jb"),
-    ("gpt2-small-res-jb", "blocks.8.hook_resid_pro", r"not in release gpt2-small-res-jb; the nearest are blocks.8"),
-    ("gpt2-small-res-jb", "blocks.3.hook_resid_pre", r"the hub cannot be reached and its cache has no copy"),
-    ("owner/saes", "layers.3", r"sae.release owner/saes: the hub cannot be reached"),
-    ("gpt2-small-hook-z-kk", "blocks.0.hook_z", r"its weights are pickled, .* sae.allow_pickle"),
-])
-def test_a_release_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, release, sae_id, message):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BadInput, match=message):
-        resolve_sae(SaeSettings(release=release, sae_id=sae_id))
-
-
-def test_a_width_that_does_not_fit_names_both_numbers(tmp_path, opened, batch, tiny_llama):
-    sae = opened_at(sae_lens_folder(tmp_path / "sae", hook_name="blocks.0.hook_resid_pre"))
-    with pytest.raises(BadInput, match="its d_in is 32, the model's activations at blocks.1.hook_resid_pre are 64 wide"):
-        sae.encode(torch.zeros(2, 64))
-    wide = sae_lens_folder(tmp_path / "wide", d_in=40)
-    settings = SaeSettings(path=str(wide))
-    with pytest.raises(BadInput, match="its d_in is 40, the model's activations at blocks.1.hook_resid_pre are 32 wide"):
-        check_fit(read_sae_config(settings, wide), tiny_llama)
-
-
-@pytest.mark.parametrize(("hook", "message"), [
-    ("blocks.9.hook_resid_pre", "sae hook blocks.9.hook_resid_pre: the model has 2 layers; the nearest is blocks.1"),
-    ("blocks.1.hook_resid_pra", "unknown; the nearest are blocks.1.hook_resid_pre"),
-])
-def test_a_hook_that_the_model_lacks_is_seen_before_anything_runs(tmp_path, tiny_llama, hook, message):
-    settings = SaeSettings(path=str(sae_lens_folder(tmp_path / "sae")), hook_name=hook)
-    with pytest.raises(BadInput, match=message):
-        check_fit(read_sae_config(settings, resolve_sae(settings)), tiny_llama)
-
-
-def test_an_sae_that_fits_passes(tmp_path, tiny_llama):
-    for name in (None, "model.layers.1", "blocks.0.attn.hook_z"):
-        settings = SaeSettings(path=str(sae_lens_folder(tmp_path / "sae")), hook_name=name)
-        check_fit(read_sae_config(settings, resolve_sae(settings)), tiny_llama)
-
-
-BROKEN = [
-    (lambda p: p.mkdir() or p, "no SAE; it needs cfg.json and one of sae_weights.safetensors, sae.safetensors"),
-    (lambda p: sae_lens_folder(p / "layer1").parent, "a folder of 1 SAEs; name one, for example layer1"),
-    (lambda p: sae_lens_folder(p, metadata={"sae_lens_version": "6.0.0"}), "names no hook point; set sae.hook_name"),
-    (lambda p: sparsify_folder(p), "names no hook point; set sae.hook_name"),
-    (lambda p: sae_lens_folder(p, d_in=None), "cfg.json does not say d_in"),
-    (lambda p: sae_lens_folder(p, architecture="transcoder"), "a transcoder; give an SAE of one place in the model"),
-    (lambda p: sae_lens_folder(p, architecture="unheard-of"), "sae-lens cannot open it"),
-    (lambda p: sae_lens_folder(p, d_sae=40), r"its decoder is \[48, 32\], cfg.json says \[40, 32\]|cannot open it"),
-    (lambda p: sae_lens_folder(p, normalize_activations="expected_average_only_in"),
-     "its expected_average_only_in is not folded into the weights; fold it with sae-lens"),
-    (lambda p: sae_lens_folder(p, weights() | {"b_enc": torch.full((D_SAE,), float("nan"))}),
-     "tensor b_enc has NaN or infinite values"),
-    (lambda p: sparsify_folder(p / "layers.1", transcode=True), "trained with transcode, so it does not rebuild"),
-    (lambda p: sparsify_folder(p / "layers.1", skip_connection=True), "trained with skip_connection"),
-    (lambda p: sparsify_folder(p / "layers.1", activation="softmax"), "activation softmax is unknown"),
-    (lambda p: sparsify_folder(p / "layers.1", num_latents=40), r"its decoder is \[48, 32\], cfg.json says \[40, 32\]"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), BROKEN, ids=[message[:30] for _, message in BROKEN])
-def test_what_is_no_usable_sae_is_one_line(tmp_path, make, message):
-    with pytest.raises(BadInput, match=message):
-        opened_at(make(tmp_path / "sae"))
-
-
-def test_torn_sae_weights_are_bad_input(tmp_path):
-    for folder, name in ((sae_lens_folder(tmp_path / "sae"), "sae_weights.safetensors"),
-                         (sparsify_folder(tmp_path / "layers.1"), "sae.safetensors")):
-        (folder / name).write_bytes((folder / name).read_bytes()[:200])
-        with pytest.raises(BadInput, match="sae-lens cannot open it|sae.safetensors is no sparsify SAE"):
-            opened_at(folder)
-
-
-def test_a_missing_sae_folder_is_bad_input(tmp_path):
-    with pytest.raises(BadInput, match="no such file or folder; check the path"):
-        opened_at(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("source", [{}, {"release": "a"}, {"sae_id": "a"},
-                                    {"path": "a", "release": "b", "sae_id": "c"}])
-def test_settings_name_exactly_one_source(source):
-    with pytest.raises(pydantic.ValidationError, match="give sae.path, or"):
-        SaeSettings(**source)

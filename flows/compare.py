@@ -1,0 +1,118 @@
+"""Two saved runs side by side: what a change of the data or of the request did to everything that was predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.exports import artifact_of
+from storage.errors import BadInput
+from storage.runs import Run
+
+NUMBERS = (
+    "heldout_loss_base",
+    "heldout_loss_predicted",
+    "heldout_loss_evaluated",
+    "train_loss_base",
+    "sharpness",
+    "noise_scale_tokens",
+    "flagged_rows",
+    "samples_that_harm",
+    "samples_that_help",
+)
+LISTED = 20
+
+
+def compare_runs(a: Run, b: Run) -> dict[str, Any]:
+    """Differences of `b` against `a`. BadInput when one of them has no result."""
+    results = [_result(run) for run in (a, b)]
+    summaries = [result["summary"] for result in results]
+    return {
+        "a": a.run_id,
+        "b": b.run_id,
+        "numbers": {n: {"a": summaries[0].get(n), "b": summaries[1].get(n)} for n in NUMBERS},
+        "horizon": {"a": summaries[0].get("horizon"), "b": summaries[1].get("horizon")},
+        "signals": _signals(*results),
+        "samples": _samples(a, b),
+        "quality": _quality(a, b),
+        "features": _features(a, b) if _have(results, "features") else [],
+        "layers": _layers(a, b),
+    }
+
+
+def _result(run: Run) -> dict[str, Any]:
+    try:
+        return run.read_result()
+    except FileNotFoundError:
+        raise BadInput(f"run {run.run_id} has no result ({run.status}); run it to its end first") from None
+
+
+def _have(results: list[dict[str, Any]], name: str) -> bool:
+    return all(name in result["artifacts"] for result in results)
+
+
+def _signals(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[str]]:
+    before, after = ({signal["name"] for signal in result["signals"]} for result in (a, b))
+    return {"appeared": sorted(after - before), "vanished": sorted(before - after)}
+
+
+def _rows(run: Run, name: str, file: str) -> list[dict[str, Any]]:
+    return run.store.open(artifact_of(run, name)).arrow(file).to_pylist()
+
+
+def _samples(a: Run, b: Run) -> dict[str, Any]:
+    """Rows that came and went, and samples that flipped between helping and harming."""
+    before, after = ({row["sample_id"]: row for row in _rows(run, "influence", "influence.parquet")} for run in (a, b))
+    flipped = [
+        {
+            "sample_id": sample_id,
+            "row_a": before[sample_id]["row"],
+            "row_b": row["row"],
+            "verdict_a": before[sample_id]["verdict"],
+            "verdict_b": row["verdict"],
+            "score_a": before[sample_id]["score"],
+            "score_b": row["score"],
+        }
+        for sample_id, row in after.items()
+        if sample_id in before and {row["verdict"], before[sample_id]["verdict"]} == {"helps", "harms"}
+    ]
+    return {
+        "added": sorted(after[i]["row"] for i in after.keys() - before.keys()),
+        "removed": sorted(before[i]["row"] for i in before.keys() - after.keys()),
+        "flipped": sorted(flipped, key=lambda row: -abs(row["score_b"] - row["score_a"])),
+    }
+
+
+def _quality(a: Run, b: Run) -> dict[str, dict[str, int]]:
+    """Rules whose count of flagged rows differs."""
+    counts = [run.store.open(artifact_of(run, "quality")).json("summary.json")["counts"] for run in (a, b)]
+    names = sorted({*counts[0], *counts[1]})
+    pairs = {name: {"a": counts[0].get(name, 0), "b": counts[1].get(name, 0)} for name in names}
+    return {name: pair for name, pair in pairs.items() if pair["a"] != pair["b"]}
+
+
+def _features(a: Run, b: Run) -> list[dict[str, Any]]:
+    """Features whose score moved most; empty when the two runs read different SAEs."""
+    before, after = (_rows(run, "features", "features.parquet") for run in (a, b))
+    if len(before) != len(after):
+        return []
+    moved = [
+        {"feature": y["feature"], "label": y["label"], "score_a": x["score"], "score_b": y["score"]}
+        for x, y in zip(before, after, strict=True)
+    ]
+    return sorted(moved, key=lambda row: -abs(row["score_b"] - row["score_a"]))[:LISTED]
+
+
+def _layers(a: Run, b: Run) -> list[dict[str, Any]]:
+    """eta_eff and delta norm of every tensor that both runs adapt."""
+    before = {row["module"]: row for row in _rows(a, "prediction", "layers.parquet")}
+    return [
+        {
+            "module": row["module"],
+            "eta_eff_a": before[row["module"]]["eta_eff"],
+            "eta_eff_b": row["eta_eff"],
+            "norm_a": before[row["module"]]["norm"],
+            "norm_b": row["norm"],
+        }
+        for row in _rows(b, "prediction", "layers.parquet")
+        if row["module"] in before
+    ]

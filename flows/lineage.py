@@ -1,0 +1,34 @@
+"""Which inputs made which artefact of a run: down to dataset digest, model, code commit and library versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.exports import artifact_of
+from flows.garbage import referenced
+from storage.runs import Run
+
+
+def lineage_of(run: Run) -> dict[str, Any]:
+    """Every artefact behind the run's result, each with its declared inputs and the artefacts it read."""
+    waiting = [(ref.task, ref.key) for ref in (artifact_of(run, name) for name in run.read_result()["artifacts"])]
+    nodes: dict[str, dict[str, Any]] = {}
+    while waiting:
+        task, key = waiting.pop()
+        name = f"{task}/{key}"
+        manifest = None if name in nodes else run.store.manifest(task, key)
+        if manifest is None:
+            continue
+        parents = referenced(manifest.inputs)
+        waiting += parents
+        nodes[name] = {
+            "task": task,
+            "key": key,
+            "inputs": manifest.inputs,
+            "reads": sorted(f"{t}/{k}" for t, k in parents),
+            "libraries": manifest.libraries,
+            "git_commit": manifest.git_commit,
+            "created": manifest.created,
+            "seconds": manifest.seconds,
+        }
+    return {"run_id": run.run_id, "artifacts": dict(sorted(nodes.items()))}

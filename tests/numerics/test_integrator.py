@@ -1,0 +1,183 @@
+import pytest
+import torch
+
+from tasks.numerics.field import GradientField, virtual_batches
+from tasks.numerics.integrator import equal_travel, estimate_mean, integrate, rotation
+from tasks.numerics.optimizers import OptimizerSettings
+from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
+from tasks.numerics.schedules import learning_rates
+
+OUT, IN, RANK, SCALE, NODES, TOKENS, STEPS = 5, 6, 2, 2.0, 6, 10, 40
+ADAMW = OptimizerSettings("adamw", 0.03, max_grad_norm=None)
+SGD = OptimizerSettings("sgd", 0.02, momentum=0.5, max_grad_norm=None)
+
+
+class Quadratic:
+    """Token-mean loss 1/2 <W - goal, H (W - goal)> at W0 = 0, plus a slope per node; slopes sum to zero."""
+
+    def __init__(self, noise=0.3):
+        generator = torch.Generator().manual_seed(4)
+        root = torch.randn(OUT, OUT, generator=generator)
+        self.hessian = 0.3 * (root @ root.T / OUT + 0.1 * torch.eye(OUT))
+        self.goal = 0.5 * torch.randn(OUT, IN, generator=generator)
+        slopes = noise * torch.randn(NODES, OUT, IN, generator=generator)
+        self.slopes = slopes - slopes.mean(0)
+        self.measured = 0
+
+    def node_sums(self, delta, nodes):
+        self.measured += len(nodes)
+        mean = self.hessian @ (delta["w"] - self.goal)
+        return [{"w": TOKENS * (mean + self.slopes[node])} for node in nodes]
+
+    def field(self):
+        sums = self.node_sums({"w": torch.zeros(OUT, IN)}, range(NODES))
+        self.measured = 0
+        return GradientField.from_sums(sums, [TOKENS] * NODES, [4] * NODES)
+
+
+class LoraWeight(torch.nn.Module):
+    def __init__(self, initial_a):
+        super().__init__()
+        self.a = torch.nn.Parameter(initial_a.clone())
+        self.b = torch.nn.Parameter(torch.zeros(OUT, RANK))
+
+    def forward(self):
+        return SCALE * self.b @ self.a
+
+
+class FullWeight(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(OUT, IN))
+
+    def forward(self):
+        return self.w
+
+
+def train(problem, batches, module, settings, rates):
+    """torch's optimiser on the real quadratic, meeting the same batch noise at every step."""
+    if settings.name == "adamw":
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1.0, weight_decay=0.0)
+    else:
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0, momentum=settings.momentum)
+    for step, rate in enumerate(rates):
+        noise = batches.gradient(step, "w") - batches.field.mean("w")
+        error = module() - problem.goal
+        optimizer.zero_grad()
+        (0.5 * (error * (problem.hessian @ error)).sum() + (noise * module()).sum()).backward()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    return module().detach()
+
+
+def trainable(kind):
+    initial_a = torch.randn(RANK, IN, generator=torch.Generator().manual_seed(9)) / IN**0.5
+    if kind == "lora":
+        return LoraWeight(initial_a), LoraAdapter({"w": initial_a}, SCALE, {"w": OUT})
+    return FullWeight(), FullAdapter({"w": torch.zeros(OUT, IN)})
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("settings", [ADAMW, SGD], ids=["adamw", "sgd"])
+def test_more_anchors_converge_to_the_real_run(kind, settings):
+    problem = Quadratic()
+    batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
+    rates = learning_rates("linear", settings.learning_rate, STEPS)
+    module, adapter = trainable(kind)
+    truth = train(problem, batches, module, settings, rates)
+
+    def error(segments):
+        integration = integrate(
+            batches, adapter, settings, rates, problem.node_sums,
+            stops=equal_travel(rates, segments), nodes_per_anchor=NODES, seed=0,
+        )  # fmt: skip
+        return float((integration.delta["w"] - truth).norm() / truth.norm())
+
+    frozen = replay(batches.gradient, adapter, settings, rates).delta["w"]
+    errors = [float((frozen - truth).norm() / truth.norm()), error(2), error(8), error(STEPS)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.1
+    assert errors[2] < 0.02
+    assert errors[3] < 2e-3
+
+
+def test_a_linear_loss_needs_no_anchors():
+    problem = Quadratic()
+    problem.hessian = torch.zeros(OUT, OUT)
+    batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
+    rates = learning_rates("cosine", 0.03, STEPS)
+    _, adapter = trainable("lora")
+    integration = integrate(
+        batches, adapter, ADAMW, rates, problem.node_sums, stops=[13, STEPS], nodes_per_anchor=2, seed=0
+    )
+    torch.testing.assert_close(integration.delta, replay(batches.gradient, adapter, ADAMW, rates).delta)
+    assert all(anchor.correction < 1e-5 for anchor in integration.anchors)
+    assert all(anchor.carry == pytest.approx(1.0, abs=1e-5) for anchor in integration.anchors)
+
+
+def test_the_control_variate_removes_noise_that_nodes_keep():
+    problem = Quadratic(noise=5.0)
+    field, delta = problem.field(), {"w": torch.ones(OUT, IN)}
+    exact = problem.hessian @ (delta["w"] - problem.goal)
+    plain = problem.node_sums(delta, [0, 3])
+    estimate = estimate_mean(field, [0, 3], plain)
+    assert estimate.carry == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(estimate.mean["w"], exact, rtol=1e-4, atol=1e-4)
+    assert float(((plain[0]["w"] + plain[1]["w"]) / (2 * TOKENS) - exact).norm()) > 1.0
+
+
+def test_the_control_variate_leaves_out_noise_that_nodes_lost():
+    problem = Quadratic(noise=5.0)
+    field = problem.field()
+    mean = torch.full((OUT, IN), 0.7)
+    estimate = estimate_mean(field, [1, 2], [{"w": TOKENS * mean}] * 2)
+    assert estimate.carry == 0.0
+    torch.testing.assert_close(estimate.mean["w"], mean)
+
+
+def test_cost_and_snapshots_are_reported():
+    problem = Quadratic()
+    batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
+    rates = learning_rates("linear", 0.03, STEPS)
+    _, adapter = trainable("lora")
+    integration = integrate(
+        batches, adapter, ADAMW, rates, problem.node_sums,
+        stops=[10, 25, STEPS], nodes_per_anchor=2, seed=0, snapshots=(0, 10, 17, STEPS),
+    )  # fmt: skip
+    assert problem.measured == 6
+    assert integration.measured_rows == 24
+    assert [anchor.step for anchor in integration.anchors] == [10, 25, STEPS]
+    assert float(integration.delta_at(0)["w"].norm()) == 0.0
+    assert torch.equal(integration.delta_at(STEPS)["w"], integration.delta["w"])
+    assert float(integration.delta_at(17)["w"].norm()) > 0
+
+
+def test_segments_share_the_travel_equally():
+    rates = learning_rates("linear", 1.0, 100)
+    stops = equal_travel(rates, 4)
+    shares = [sum(rates[a:b]) / sum(rates) for a, b in zip([0, *stops], stops, strict=False)]
+    assert shares == pytest.approx([0.25] * 4, abs=0.02)
+    assert equal_travel(rates, 1) == [100]
+    assert equal_travel([1.0, 1.0], 9) == [1, 2]
+
+
+def test_rotating_subsets_visit_all_nodes_equally():
+    turns = rotation(6, 4, 3, seed=1)
+    assert all(len(set(turn)) == 4 for turn in turns)
+    assert sorted(sum(turns, ())) == sorted([*range(6)] * 2)
+
+
+def test_more_nodes_than_the_field_has_are_refused():
+    with pytest.raises(ValueError, match="7 nodes per anchor asked of a field of 6"):
+        rotation(6, 7, 1, seed=0)
+
+
+@pytest.mark.parametrize("stops", [[20], [20, 10, STEPS], [0, STEPS]])
+def test_stops_must_rise_to_the_end(stops):
+    problem = Quadratic()
+    batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
+    with pytest.raises(ValueError, match="must rise from above 0 to 40"):
+        integrate(
+            batches, trainable("full")[1], ADAMW, [1e-3] * STEPS, problem.node_sums,
+            stops=stops, nodes_per_anchor=2, seed=0,
+        )  # fmt: skip
