@@ -112,12 +112,47 @@ def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None
 @app.command()
 def compare(run_a: RunName, run_b: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Two saved runs side by side: flipped samples, rows, concepts, layers, losses, signals."""
-    from flows.compare import compare_runs
+    from flows.compare import attach_comparison, compare_runs
     from flows.console import print_comparison
 
-    compared = compare_runs(_run(run_a, root), _run(run_b, root))
+    a, b = _run(run_a, root), _run(run_b, root)
+    compared = compare_runs(a, b)
+    attach_comparison(b, compared)
     print_comparison(_console(quiet), compared)
     _finish(compared, as_json)
+
+
+@app.command()
+def vet(
+    request: RequestFile,
+    gate: Annotated[str | None, typer.Option("--gate", metavar="GATE.yaml", help="thresholds; local or s3://")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", metavar="URI", help="a file, a folder or a glob")] = None,
+    overrides: Overrides = None,
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate the newest version of a dataset and apply the gate; exit status 3 when it says no."""
+    from datetime import UTC, datetime
+
+    from flows.console import LivePasses, print_verdict
+    from flows.gate import Gate, load_gate
+    from flows.request import load_request
+    from storage.runs import Run, new_run_id
+
+    wanted, rules = load_request(request, _with_root(overrides, root)), load_gate(gate) if gate else Gate()
+    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
+    console = _console(quiet)
+    from flows.vet import REFUSED
+    from flows.vet import vet as flow
+
+    with LivePasses(run, console):
+        state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
+    verdict = state.result(raise_on_failure=state.name != REFUSED)
+    print_verdict(console, verdict)
+    _finish(verdict, as_json)
+    if verdict["verdict"] == "fail":
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import prefect
+from prefect.artifacts import create_markdown_artifact
+
 from flows.exports import artifact_of
 from storage.errors import BadInput
-from storage.runs import Run
+from storage.runs import Run, resolve_run
+from tasks.comparison import comparison_section, with_comparison
 
 NUMBERS = (
     "heldout_loss_base",
@@ -20,6 +24,21 @@ NUMBERS = (
     "samples_that_help",
 )
 LISTED = 20
+
+
+@prefect.flow(name="foretune-compare", validate_parameters=True, log_prints=False)
+def compare(run_a: str, run_b: str = "latest", root: str = "./.foretune") -> dict[str, Any]:
+    """Compare two saved runs.
+
+    1. Find them: by id, by its beginning, by a request's name, or `latest`.
+    2. Compare everything that was predicted.
+    3. Add the comparison to the second run: comparison.json, and a section of its report.
+    """
+    a, b = (resolve_run(root, name) for name in (run_a, run_b))
+    compared = compare_runs(a, b)
+    attach_comparison(b, compared)
+    create_markdown_artifact(key="foretune-comparison", markdown=numbers_table(compared), description=b.run_id)
+    return compared
 
 
 def compare_runs(a: Run, b: Run) -> dict[str, Any]:
@@ -37,6 +56,21 @@ def compare_runs(a: Run, b: Run) -> dict[str, Any]:
         "features": _features(a, b) if _have(results, "features") else [],
         "layers": _layers(a, b),
     }
+
+
+def attach_comparison(run: Run, compared: dict[str, Any]) -> None:
+    """Keep the comparison with `run`, the later of the two: comparison.json, and a section of its report."""
+    run.write_comparison(compared)
+    run.write_report(with_comparison(run.read_report(), comparison_section(compared)))
+
+
+def numbers_table(compared: dict[str, Any]) -> str:
+    """The numbers as Prefect's UI shows them; dataset text is kept out of it."""
+    lines = [f"| | `{compared['a']}` | `{compared['b']}` |", "|---|---|---|"]
+    for name, pair in compared["numbers"].items():
+        cells = ["-" if value is None else f"{value:.5g}" for value in (pair["a"], pair["b"])]
+        lines.append(f"| {name.replace('_', ' ')} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
 
 
 def _result(run: Run) -> dict[str, Any]:

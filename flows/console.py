@@ -116,9 +116,11 @@ def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
             f"[dim]{signal['value']} (threshold {signal['threshold']})[/dim]"
         )
     if summary["harmful_samples"]:
-        console.print("\n[bold]Samples that raise held-out loss[/bold] [dim](nats, by influence)[/dim]")
+        console.print("\n[bold]Samples of the worst ranks[/bold] [dim](nats of held-out loss; negative helps)[/dim]")
         for row in summary["harmful_samples"]:
-            console.print(f"  row {row['row']:<4} {row['score']:+.5f}  {escape(one_line(row['text']))}")
+            console.print(
+                f"  row {row['row']:<4} {row['score']:+.5f} {row['verdict']:<8} {escape(one_line(row['text'], 80))}"
+            )
     for title, sign in (("strengthened", "+"), ("suppressed", "-")):
         if summary[title]:
             console.print(f"\n[bold]Concepts {title}[/bold] [dim](score, and change on held-out text)[/dim]")
@@ -133,11 +135,9 @@ def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
     )
     counts = result["tasks"]
     console.print(f"Passes         {counts['run']} run, {counts['cached']} cached")
-    console.print(
-        f"Next           foretune clean {run.run_id} --drop-harmful {len(summary['harmful_samples'])} -o clean.jsonl"
-        if summary["harmful_samples"]
-        else "Next           train"
-    )
+    harming = sum(row["verdict"] == "harms" for row in summary["harmful_samples"])
+    if harming:
+        console.print(f"Next           foretune clean {run.run_id} --drop-harmful {harming} -o clean.jsonl")
     console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
     console.print(f"Model          {result['artifacts']['checkpoint']['uri']}", soft_wrap=True)
 
@@ -169,6 +169,20 @@ def print_comparison(console: Console, compared: dict[str, Any]) -> None:
             f"  {row['feature']:<6} {row['score_a']:+.3e} -> {row['score_b']:+.3e}  "
             f"{escape(one_line(row['label'] or 'unnamed', 60))}"
         )
+
+
+def print_verdict(console: Console, verdict: dict[str, Any]) -> None:
+    """The gate's verdict, with every rule that was crossed."""
+    before = ", judged before" if verdict["repeated"] else ""
+    console.print(f"\n[bold]{verdict['verdict']}[/bold]  {escape(verdict['dataset'])}{before}", soft_wrap=True)
+    for crossing in verdict["crossings"]:
+        console.print(
+            f"[{COLOURS['critical' if crossing['verdict'] == 'fail' else 'warn']}]{crossing['verdict']:<5}[/] "
+            f"{escape(crossing['subject'])}: {crossing['value']}, threshold {crossing['threshold']}  "
+            f"{escape(crossing['reason'])}"
+        )
+    if verdict["skipped"]:
+        console.print(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")
 
 
 def one_line(text: str, width: int = 96) -> str:

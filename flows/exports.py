@@ -41,7 +41,7 @@ def export_checkpoint(run: Run, folder: str) -> list[str]:
 
 
 def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[str, Any]:
-    """The dataset's rows without the most harmful samples and without those that carry a flag.
+    """The dataset's rows without the samples of the worst ranks and without those that carry a flag.
 
     Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
     longer the one that the run read, or a flag is unknown.
@@ -56,8 +56,7 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     dropped: dict[int, list[str]] = {}
     ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
     for row in ranked[:drop_harmful]:
-        if row["score"] > 0:
-            dropped.setdefault(row["row"], []).append(f"harmful, rank {row['rank']}, {row['score']:+.5f} nats")
+        dropped.setdefault(row["row"], []).append(f"rank {row['rank']}, {row['verdict']}, {row['score']:+.5f} nats")
     quality = run.store.open(artifact_of(run, "quality"))
     known = quality.json("summary.json")["counts"]
     for flag in drop_flagged:

@@ -7,6 +7,7 @@ from typing import Any
 
 from storage.artifacts import ArtifactStore, Stored
 from storage.errors import BadInput
+from storage.ledger import accepted_runs
 from storage.runs import Run, list_runs
 
 GRACE_SECONDS = 3600.0
@@ -14,11 +15,12 @@ GRACE_SECONDS = 3600.0
 
 
 def kept_runs(root: str, last: int | None, days: float | None, now: datetime) -> list[Run]:
-    """The runs to keep: the newest `last`, and those of the past `days`; all of them when neither is given."""
+    """The runs to keep: the newest `last`, those of the past `days`, and accepted ones; all when neither is given."""
     runs = list_runs(root)
     if last is None and days is None:
         return runs
     newest = {run.run_id for run in runs[-last:]} if last else set()
+    newest |= accepted_runs(root)
     oldest = f"{now - timedelta(days=days):%Y%m%d-%H%M%S}" if days is not None else "9"
     return [run for run in runs if run.run_id in newest or run.run_id >= oldest]
 

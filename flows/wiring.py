@@ -11,7 +11,8 @@ from tasks.checkpoint import checkpoint
 from tasks.curvature import curvature
 from tasks.dataset import TokenizerHandle, encoding_of, role_settings, samples
 from tasks.dataset_quality import quality, quality_shard
-from tasks.features import features
+from tasks.features import feature_scores, features
+from tasks.gradient import gradient
 from tasks.influence import influence, influence_shard, influence_solve
 from tasks.landscape import landscape, landscape_shard
 from tasks.model import model
@@ -53,14 +54,17 @@ def simulation(step: Step, request: Request, sources: Sources) -> dict[str, Any]
         made["baseline"] = wiring.baseline()
     made["landscape"] = wiring.landscape("train")
     made["heldout_landscape"] = wiring.landscape("heldout")
-    made["curvature"] = wiring.curvature(made)
-    made["influence"] = wiring.influence(made)
+    made["curvature"] = wiring.curvature()
+    made["influence"] = wiring.influence()
     made["prediction"] = wiring.prediction(made)
     made["checkpoint"] = step(
         checkpoint, model=wiring.model, prediction=made["prediction"], settings=request.checkpoint
     )
     if sources.sae is not None:
         made |= wiring.concepts(made)
+    pairs = wiring.preference(made)
+    if pairs is not None:
+        made["preference"] = pairs
     made["model_diff"] = wiring.model_diff(made)
     made["report"] = step(
         report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report
@@ -94,16 +98,18 @@ class Wiring:
         self.nodes = {role: self._shards(role, bounded=True) for role in ("train", "heldout")}
         self.dpo_beta = request.training.beta_for(self.indices["train"].form)
         self.fields: dict[str, list[Any]] = {}
+        self.gradients: dict[str, Any] = {}
 
     def lines(self) -> RequestLines:
         """What the report's first lines say about the request."""
         request, rows = self.request, len(self.indices["train"].ids)
         return RequestLines(
+            name=request.run_name,
             dataset=request.dataset.path.rsplit("/", 1)[-1],
             rows=rows,
             model=request.model.name_or_path,
             adapter=request.adapter_line(),
-            training=request.training.line(rows),
+            training=request.training.line(len(self.indices["train"].trained_ids)),
             max_length=request.dataset.max_length,
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )
@@ -135,35 +141,37 @@ class Wiring:
             )
             for node in self.nodes[role]
         ]
+        self.gradients[role] = self.step(gradient, shards=self.fields[role])
         return self.step(
             landscape,
             samples=self.tables[role],
             shards=self.fields[role],
+            gradient=self.gradients[role],
             role=role,
             max_grad_norm=request.training.max_grad_norm,
             thresholds=request.thresholds,
         )
 
-    def curvature(self, made: dict[str, Any]) -> Any:
+    def curvature(self) -> Any:
         request = self.request
         return self.step(
             curvature,
             rows=self._curvature_rows(),
-            landscape=made["landscape"],
+            gradient=self.gradients["train"],
             model=self.model,
             adapter=request.adapter,
             seed=request.training.seed,
             settings=request.curvature,
         )
 
-    def influence(self, made: dict[str, Any]) -> Any:
+    def influence(self) -> Any:
         request, train = self.request, self.tables["train"]
         seed = request.training.seed
         solve = self.step(
             influence_solve,
             rows=self._curvature_rows(),
             nodes=self.fields["train"],
-            heldout_landscape=made["heldout_landscape"],
+            heldout_gradient=self.gradients["heldout"],
             model=self.model,
             adapter=request.adapter,
             seed=seed,
@@ -189,9 +197,9 @@ class Wiring:
             influence,
             samples=train,
             shards=shards,
-            landscape=made["landscape"],
+            gradient=self.gradients["train"],
             solve=solve,
-            training=request.training,
+            schedule=request.training.schedule,
             settings=request.influence,
         )
 
@@ -200,8 +208,9 @@ class Wiring:
         return self.step(
             prediction,
             nodes=self.fields["train"],
-            landscape=made["landscape"],
-            heldout_landscape=made["heldout_landscape"],
+            node_rows=self.nodes["train"],
+            gradient=self.gradients["train"],
+            heldout_gradient=self.gradients["heldout"],
             curvature=made["curvature"],
             evaluation=self._subset("heldout", request.prediction.evaluation_rows, "evaluation"),
             model=self.model,
@@ -212,31 +221,22 @@ class Wiring:
         )
 
     def concepts(self, made: dict[str, Any]) -> dict[str, Any]:
-        """What reads the SAE after the prediction: features, preference, SAE diff."""
+        """What reads the SAE after the prediction: features and SAE diff."""
         request, sae, concepts = self.request, self.sources.sae, {}
         compared = self._subset("heldout", request.diff.rows, "diff")
-        concepts["features"] = self.step(
-            features,
-            landscape=made["landscape"],
+        scores = self.step(
+            feature_scores,
+            gradient=self.gradients["train"],
             baseline=made["baseline"],
             prediction=made["prediction"],
             rows=compared,
             model=self.model,
             sae=sae,
-            labels=self.sources.labels,
             settings=request.features,
         )
-        if "preferences" in self.tables:
-            concepts["preference"] = self.step(
-                preference,
-                pairs=self.tables["preferences"],
-                landscape=made["landscape"],
-                baseline=made["baseline"],
-                model=self.model,
-                sae=sae,
-                dpo_beta=request.training.dpo_beta,
-                settings=request.preference,
-            )
+        concepts["features"] = self.step(
+            features, scores=scores, model=self.model, sae=sae, labels=self.sources.labels
+        )
         concepts["sae_diff"] = self.step(
             sae_diff,
             model=self.model,
@@ -247,14 +247,32 @@ class Wiring:
         )
         return concepts
 
+    def preference(self, made: dict[str, Any]) -> Any:
+        """The pairs of the preference file, or the training rows where these are pairs; None without pairs."""
+        request, own = self.request, self.dpo_beta is not None
+        pairs = self.tables.get("preferences", self.tables["train"] if own else None)
+        if pairs is None:
+            return None
+        return self.step(
+            preference,
+            pairs=pairs,
+            gradient=None if own else self.gradients["train"],
+            baseline=made.get("baseline"),
+            model=self.model,
+            sae=self.sources.sae,
+            dpo_beta=request.training.dpo_beta,
+            settings=request.preference,
+        )
+
     def model_diff(self, made: dict[str, Any]) -> Any:
+        paired = self.indices["heldout"].form == "preference"
         return self.step(
             model_diff,
             model=self.model,
             checkpoint=made["checkpoint"],
             rows=self._subset("heldout", self.request.diff.rows, "diff"),
             probes=self.tables.get("probes"),
-            pairs=self.tables.get("preferences"),
+            pairs=self.tables.get("preferences", self.tables["heldout"] if paired else None),
             settings=self.request.diff,
         )
 
@@ -264,7 +282,7 @@ class Wiring:
         return self._rows("train", subset_of(short, settings.rows, "curvature"))
 
     def _subset(self, role: str, rows: int, salt: str) -> SubsetRows:
-        return self._rows(role, subset_of(self.indices[role].ids, rows, salt))
+        return self._rows(role, subset_of(self.indices[role].trained_ids, rows, salt))
 
     def _rows(self, role: str, subset: Subset) -> SubsetRows:
         return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role))

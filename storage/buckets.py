@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +21,14 @@ import s3fs
 
 from storage.disk import Entry, hidden
 from storage.errors import BadInput, StorageFault, disk_faults
-from storage.s3_faults import attempt, code_of, endpoint, missing_bucket
+from storage.s3_faults import attempt, endpoint, missing_bucket
 
 PART_BYTES = 8 * 2**20  # S3's least part is 5 MiB
 STREAMS = 4  # a transfer holds at most STREAMS * PART_BYTES in memory
 BATCH = 1000  # S3's limit for one page of a listing and for one deletion
 MOST_PARTS = 10_000  # S3's limit for one object
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20  # seconds
+COMPLETION_PATIENCE = 30.0  # seconds for S3 to put together an upload whose completion timed out
 
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE",
@@ -165,10 +167,13 @@ class Bucket:
             self._ask("complete_multipart_upload", key, Key=key, UploadId=upload,
                       MultipartUpload={"Parts": parts})
         except FileNotFoundError as error:
-            # The reply to a first attempt was lost after S3 had completed it: the upload is gone, done.
-            stored = self.entry(key)
-            if code_of(error.__cause__ or error)[0] != "NoSuchUpload" or not stored or stored.size != size:
-                raise
+            # No such upload: an earlier attempt whose reply was lost completed it, or is about to, or somebody
+            # aborted it.
+            deadline = time.monotonic() + COMPLETION_PATIENCE
+            while (stored := self.entry(key)) is None or stored.size != size:
+                if time.monotonic() > deadline:
+                    raise StorageFault(f"{self._uri(key)}: S3 lost the upload; run again") from error
+                time.sleep(0.5)
 
     def download(self, key: str, local: Path) -> None:
         """Write the object to `local`, in parts when it is large."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,15 @@ class Draft:
         path = self.path(name)
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(plain, path, metadata=metadata)
+        return path
+
+    def link(self, name: str, source: Path) -> Path:
+        """Take in a file that is already stored: a second name for the same bytes where the disk allows it."""
+        path = self.path(name)
+        try:
+            os.link(source, path)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, path)
         return path
 
     def write_json(self, name: str, obj: Any) -> Path:

@@ -15,7 +15,7 @@ from storage.drafts import to_json
 from storage.errors import BadInput
 from storage.places import Place
 
-REQUEST, RESULT, REPORT = "request.yaml", "result.json", "report.html"
+REQUEST, RESULT, REPORT, COMPARISON = "request.yaml", "result.json", "report.html", "comparison.json"
 _ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")
 _LONGEST_NAME = 40  # characters; with time and tail well under every file system's 255 bytes
 
@@ -67,6 +67,9 @@ class Run:
 
     def write_report(self, html: str) -> None:
         (self.place / REPORT).write_bytes(html.encode())
+
+    def write_comparison(self, compared: dict[str, Any]) -> None:
+        (self.place / COMPARISON).write_bytes((to_json(compared, indent=1) + "\n").encode())
 
     def read_request(self) -> str:
         """FileNotFoundError when the run never wrote one."""

@@ -61,7 +61,7 @@ def attempt(call: Callable[[], T], uri: str) -> T:
     started = time.monotonic()
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(PATIENCE),
-        wait=tenacity.wait_exponential_jitter(initial=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT),
+        wait=tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT),
         retry=tenacity.retry_if_exception(is_transient),
         before_sleep=lambda state: logger.info(
             "%s: %s, attempt %d", uri, code_of(state.outcome.exception())[0], state.attempt_number

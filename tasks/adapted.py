@@ -65,8 +65,12 @@ class AdaptedModel:
     call: Call
 
     @property
-    def modules(self) -> dict[str, Any]:
-        """The linear module of each adapted weight."""
+    def modules(self) -> dict[str, Any] | None:
+        """The linear module of each adapted weight; None where norms, biases or embeddings move too."""
+        from tasks.numerics.spaces import FullSpace
+
+        if isinstance(self.space, FullSpace):
+            return None
         return {name: self.loaded.model.get_submodule(name.removesuffix(".weight")) for name in self.weights}
 
 

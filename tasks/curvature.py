@@ -24,7 +24,7 @@ def curvature(
     draft: Any,
     run: Run,
     rows: SubsetRows,
-    landscape: ArtifactRef,
+    gradient: ArtifactRef,
     model: ModelHandle,
     adapter: AdapterSettings,
     seed: int,
@@ -35,19 +35,19 @@ def curvature(
     from tasks.numerics.vectors import module_norms
 
     adapted = adapt(model.open(run), adapter, seed)
-    mean = run.store.open(landscape).tensors("gradients.safetensors")
-    gradient = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
+    mean = run.store.open(gradient).tensors("gradients.safetensors")
+    pulled = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
     table = rows.read(run)
     with exclusive(adapted.loaded):
         operator = curvature_operator(adapted, table, settings)
-        quotients = tensor_quotients(adapted, gradient, table, seed, settings)
+        quotients = tensor_quotients(adapted, pulled, table, seed, settings)
         spectrum = power_iteration(operator.matvec, operator.zeros(), settings.power_iterations, seed)
     errors = quotients.standard_errors or {}
     draft.write_table(
         "layers.parquet",
         [
             {"module": name, "K_ii": value, "K_ii_error": errors.get(name), "gradient_norm": norm}
-            for (name, value), norm in zip(quotients.values.items(), module_norms(gradient).values(), strict=True)
+            for (name, value), norm in zip(quotients.values.items(), module_norms(pulled).values(), strict=True)
         ],
     )
     draft.write_json(

@@ -75,7 +75,10 @@ def role_rows(uri: str, role: str) -> list[dict[str, Any]]:
     """Rows of a file; probes may also be plain lines of text."""
     if role != "probes" or uri.endswith(KNOWN):
         return read_rows(uri)
-    rows = parse_probes(localise(uri).read_text(encoding="utf-8"))
+    try:
+        rows = parse_probes(localise(uri).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{uri}: not UTF-8 text at byte {error.start} ({error.reason}); save it as UTF-8") from None
     if not rows:
         raise BadInput(f"{uri}: no probe text in the file; give one text a line or remove dataset.probes")
     return rows
@@ -99,4 +102,4 @@ def preview_index(
     identified = identify(canonical_rows(rows, settings.columns))
     kept = split(identified, settings.heldout, "train" if role == "train" else "heldout")
     ids = sorted(row.sample_id for row in kept)
-    return SampleIndex(ids, [0] * len(ids), kept[0].canonical.form)
+    return SampleIndex(ids, [0] * len(ids), [True] * len(ids), kept[0].canonical.form)

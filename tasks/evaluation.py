@@ -1,21 +1,24 @@
-"""Held-out loss at any weights: forward passes on a fixed set of rows, the base weights never touched."""
+"""Loss and gradients of a fixed set of rows at any weights; the base weights are never touched."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tasks.adapted import AdaptedModel
-from tasks.minibatches import minibatches
+from tasks.minibatches import Minibatch, minibatches
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from tasks.numerics.batches import Batch
+    from tasks.numerics.gradients import GradientSum
 
 
-class HeldoutLoss:
-    """Mean loss in nats (per label token, or per pair for DPO) over the rows of `table` at W0 + delta."""
+class RowsAtWeights:
+    """The rows of a table at W0 + delta, {name: [out, in]}; an empty delta means the base weights.
+
+    Means are in nats per label token, or per pair for DPO, whose reference is the base model.
+    """
 
     def __init__(self, adapted: AdaptedModel, table: pa.Table, dpo_beta: float | None, batch_tokens: int) -> None:
         from tasks.numerics.objectives import Objective
@@ -23,33 +26,44 @@ class HeldoutLoss:
         self.adapted = adapted
         self.objective = Objective(dpo_beta)
         self.batches = minibatches(table, batch_tokens, adapted.loaded.device)
-        self.references = [self._reference(m.batch, m.rejected) for m in self.batches] if dpo_beta else None
+        self.references = [self._reference(m) if dpo_beta and m.rejected else None for m in self.batches]
 
-    def _reference(self, batch: Batch, rejected: Batch) -> tuple[Tensor, Tensor]:
+    def loss(self, delta: dict[str, Tensor]) -> float:
+        """Mean loss, by forward passes."""
         import torch
 
-        from tasks.numerics.losses import sequence_logprobs
-
-        with torch.no_grad():
-            chosen, refused = (
-                sequence_logprobs(self.adapted.call(self.adapted.weights, side), side.labels)
-                for side in (batch, rejected)
-            )
-        return chosen, refused
-
-    def __call__(self, delta: dict[str, Tensor]) -> float:
-        """Loss at the base weights plus `delta` {name: [out, in]}; an empty delta gives the base loss."""
-        import torch
-
-        base = self.adapted.weights
-        weights = base | {name: base[name] + change.to(base[name]) for name, change in delta.items()}
+        weights = self._weights(delta)
         total = tokens = 0.0
         with torch.no_grad():
-            for position, minibatch in enumerate(self.batches):
-                reference = self.references[position] if self.references else None
+            for minibatch, reference in zip(self.batches, self.references, strict=True):
                 losses = self.objective.losses(
                     self.adapted.call, weights, minibatch.batch, minibatch.rejected, reference
                 )
                 total += float(losses.loss_sum.double().sum())
                 tokens += float(losses.tokens.sum())
         return total / tokens
+
+    def gradients(self, delta: dict[str, Tensor]) -> GradientSum:
+        """Sums of the full-weight gradients over all rows, by forward and backward passes."""
+        from tasks.numerics.gradients import GradientSum
+
+        total = GradientSum(self.objective, self._weights(delta))
+        for minibatch, reference in zip(self.batches, self.references, strict=True):
+            total.add(self.adapted.call, minibatch.batch, minibatch.rejected, reference=reference)
+        return total
+
+    def _weights(self, delta: dict[str, Tensor]) -> dict[str, Tensor]:
+        base = self.adapted.weights
+        return base | {name: base[name] + change.to(base[name]) for name, change in delta.items()}
+
+    def _reference(self, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+        import torch
+
+        from tasks.numerics.losses import sequence_logprobs
+
+        with torch.no_grad():
+            chosen, rejected = (
+                sequence_logprobs(self.adapted.call(self.adapted.weights, side), side.labels)
+                for side in (minibatch.batch, minibatch.rejected)
+            )
+        return chosen, rejected

@@ -33,39 +33,36 @@ class FeatureSettings(BaseModel):
 
 
 @content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
-def features(
+def feature_scores(
     draft: Any,
     run: Run,
-    landscape: ArtifactRef,
+    gradient: ArtifactRef,
     baseline: ArtifactRef,
     prediction: ArtifactRef,
     rows: SubsetRows,
     model: ModelHandle,
     sae: SaeHandle,
-    labels: Fingerprint | None,
     settings: FeatureSettings,
 ) -> None:
-    """Seed's score with descent's sign, the tangent along the predicted delta, and a name for every feature."""
+    """The seed's score with descent's sign and the tangent along the predicted delta, of features by number."""
     import pyarrow as pa
 
-    from tasks.numerics.features import feature_scores
+    from tasks.numerics import features as numerics
 
     loaded, autoencoder = model.open(run), sae.open()
     base_acts = run.store.open(baseline).tensors("baseline.safetensors")["base_acts_mean"]
-    gradient = run.store.open(landscape).tensors("gradients.safetensors")["resid_grad_mean"]
-    scores = feature_scores(gradient, autoencoder.W_dec, base_acts)
+    residual = run.store.open(gradient).tensors("gradients.safetensors")["resid_grad_mean"]
+    scores = numerics.feature_scores(residual, autoencoder.W_dec, base_acts)
     delta = run.store.open(prediction).tensors("delta.safetensors")
     table = rows.read(run)
     with exclusive(loaded):
         predicted = tangent_changes(loaded, autoencoder, delta, table, settings)
-    names = feature_labels(sae.settings, autoencoder, loaded, labels.uri if labels else None)
     direction = ["strengthened" if s > 0 else "suppressed" if s < 0 else "unchanged" for s in scores.score.tolist()]
     draft.write_table(
         "features.parquet",
         pa.table(
             {
                 "feature": list(range(autoencoder.d_sae)),
-                "label": names,
                 "base_act": base_acts.numpy(),
                 "score": scores.score.numpy(),
                 "predicted_change": predicted.numpy(),
@@ -75,6 +72,21 @@ def features(
             }
         ),
     )
+
+
+@content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
+def features(
+    draft: Any,
+    run: Run,
+    scores: ArtifactRef,
+    model: ModelHandle,
+    sae: SaeHandle,
+    labels: Fingerprint | None,
+) -> None:
+    """The scores with a name for every feature; other names change no number."""
+    named = feature_labels(sae.settings, sae.open(), model.open(run), labels.uri if labels else None)
+    table = run.store.open(scores).arrow("features.parquet")
+    draft.write_table("features.parquet", table.add_column(1, "label", [named]))
 
 
 def tangent_changes(loaded: Any, autoencoder: Any, delta: dict[str, Any], table: Any, settings: FeatureSettings) -> Any:

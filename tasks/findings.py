@@ -20,7 +20,7 @@ class Findings:
     reasons: list[str]
     summary: dict[str, Any]
     signals: list[dict[str, Any]]
-    harmful: list[dict[str, Any]] = field(default_factory=list)  # row, score, text; most harmful first
+    harmful: list[dict[str, Any]] = field(default_factory=list)  # the worst ranks: row, score, verdict, text
     strengthened: list[dict[str, Any]] = field(default_factory=list)  # feature, label, score, change
     suppressed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -40,12 +40,10 @@ def collect(run: Run, artifacts: dict[str, ArtifactRef]) -> Findings:
 
 def _harmful(opened: dict[str, Any]) -> list[dict[str, Any]]:
     ranked = opened["influence"].arrow("influence.parquet").to_pylist()
-    worst = [row for row in ranked if row["verdict"] == "harms"][:LISTED]
+    worst = ranked[:LISTED]
     texts = row_texts(opened["samples"], {row["sample_id"] for row in worst})
-    return [
-        {"row": r["row"], "sample_id": r["sample_id"], "score": r["score"], "z": r["z"], "text": texts[r["sample_id"]]}
-        for r in worst
-    ]
+    kept = ("row", "sample_id", "rank", "score", "z", "verdict")
+    return [{**{name: row[name] for name in kept}, "text": texts[row["sample_id"]]} for row in worst]
 
 
 def row_texts(samples: Any, wanted: set[str] | None = None) -> dict[str, str]:
@@ -118,9 +116,10 @@ def judge(
     reasons = [f"{s['name'].replace('_', ' ')}: {s['advice']}" for s in signals if s["severity"] == "critical"]
     if rise > 0:
         reasons.insert(0, f"held-out loss would rise by {rise:.3f} nats")
-    if harmful:
-        rows = ", ".join(str(row["row"]) for row in harmful)
-        cost = sum(row["score"] for row in harmful)
+    harming = [row for row in harmful if row["verdict"] == "harms"]
+    if harming:
+        rows = ", ".join(str(row["row"]) for row in harming)
+        cost = sum(row["score"] for row in harming)
         reasons.append(f"rows {rows} raise held-out loss the most ({cost:.4f} nats together, by influence)")
     reasons += [f"{s['name'].replace('_', ' ')}: {s['advice']}" for s in signals if s["severity"] == "warn"]
     fading = next((c for c in suppressed if c["relative"] is not None and c["relative"] < -0.2), None)

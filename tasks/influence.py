@@ -21,11 +21,12 @@ from tasks.loading import AdapterSettings
 from tasks.minibatches import Minibatch, minibatches
 from tasks.model import ModelHandle, exclusive
 from tasks.rows import ShardRows, SubsetRows
-from tasks.training import TrainingSettings
+from tasks.training import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tasks.numerics.batches import Batch
     from tasks.numerics.lissa import Solve
 
 METHODS = ("lissa", "preconditioned")
@@ -70,7 +71,7 @@ def influence_solve(
     run: Run,
     rows: SubsetRows,
     nodes: list[ArtifactRef],
-    heldout_landscape: ArtifactRef,
+    heldout_gradient: ArtifactRef,
     model: ModelHandle,
     adapter: AdapterSettings,
     seed: int,
@@ -83,7 +84,7 @@ def influence_solve(
     from tasks.numerics.preconditioner import adam_direction, second_moment
 
     adapted = adapt(model.open(run), adapter, seed)
-    mean = run.store.open(heldout_landscape).tensors("gradients.safetensors")
+    mean = run.store.open(heldout_gradient).tensors("gradients.safetensors")
     target = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
     with exclusive(adapted.loaded):
         operator = curvature_operator(adapted, rows.read(run), curvature)
@@ -179,10 +180,15 @@ def directional(
     adapted: AdaptedModel, directions: list[dict[str, Tensor]], minibatch: Minibatch, dpo_beta: float | None
 ) -> Tensor:
     """[b, k] d loss_i along each direction; a DPO pair's is beta/2 (chosen - rejected) at the base weights."""
-    from tasks.numerics.scoring import sample_dots
+    import torch
 
-    def dots(batch: Any) -> Tensor:
-        return sample_dots(adapted.call, adapted.weights, directions, [batch], adapted.modules)
+    from tasks.numerics.scoring import sample_derivatives, sample_dots
+
+    def dots(batch: Batch) -> Tensor:
+        if adapted.modules is not None:
+            return sample_dots(adapted.call, adapted.weights, directions, [batch], adapted.modules)
+        columns = [sample_derivatives(adapted.call, adapted.weights, d, [batch]) for d in directions]
+        return torch.stack(columns, dim=-1)
 
     if dpo_beta is None or minibatch.rejected is None:
         return dots(minibatch.batch)
@@ -195,30 +201,29 @@ def influence(
     run: Run,
     samples: ArtifactRef,
     shards: list[ArtifactRef],
-    landscape: ArtifactRef,
+    gradient: ArtifactRef,
     solve: ArtifactRef,
-    training: TrainingSettings,
+    schedule: Schedule,
     settings: InfluenceSettings,
 ) -> None:
     """Scores in nats of held-out loss, ranked from the most harmful, with verdicts."""
     known = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "row"]).to_pylist()
     rows = {sample["sample_id"]: sample["row"] for sample in known}
-    summary = run.store.open(landscape).json("summary.json")
-    units = {"lissa": 1.0, "preconditioned": rate_sum(training, summary["rows"])}
+    counts = run.store.open(gradient).json("counts.json")
+    units = {"lissa": 1.0, "preconditioned": rate_sum(schedule, counts["rows"])}
     derivatives = [d for shard in shards for d in run.store.open(shard).arrow("derivatives.parquet").to_pylist()]
-    scores = {m: [-units[m] * d[m] / summary["tokens"] for d in derivatives] for m in METHODS}
+    scores = {m: [-units[m] * d[m] / counts["tokens"] for d in derivatives] for m in METHODS}
     ids = [d["sample_id"] for d in derivatives]
     draft.write_table("influence.parquet", ranked(ids, rows, scores, settings.method, settings.neutral))
     draft.write_json("solver.json", run.store.open(solve).json("solver.json"))
 
 
-def rate_sum(training: TrainingSettings, rows: int) -> float:
+def rate_sum(schedule: Schedule, rows: int) -> float:
     """Sum of the learning rates of all optimizer steps."""
     from tasks.numerics.schedules import learning_rates
 
-    steps = training.steps(rows)
-    warmup = training.warmup_steps(rows)
-    return sum(learning_rates(training.lr_scheduler_type, training.learning_rate, steps, warmup))
+    steps, warmup = schedule.steps(rows), schedule.warmup_steps(rows)
+    return sum(learning_rates(schedule.lr_scheduler_type, schedule.learning_rate, steps, warmup))
 
 
 def ranked(

@@ -108,60 +108,30 @@ def landscape_shard(
     draft.write_json("shard.json", {"rows": len(losses), "tokens": total.tokens, "modules": list(weights)})
 
 
-@content_task(version=1)
+@content_task(version=1, libraries=())
 def landscape(
     draft: Any,
     run: Run,
     samples: ArtifactRef,
     shards: list[ArtifactRef],
+    gradient: ArtifactRef,
     role: str,
     max_grad_norm: float,
     thresholds: SignalThresholds,
 ) -> None:
     """One landscape from its shards: mean gradient, steps, layers, per-sample losses, signals."""
     opened = [run.store.open(shard) for shard in shards]
-    nodes = [artifact.json("shard.json") for artifact in opened]
-    modules, node_squares = nodes[0]["modules"], [0.0] * len(nodes)
-    tokens = [node["tokens"] for node in nodes]
-    mean, mean_norms = _reduce_gradients(opened, modules, tokens, node_squares)
-    draft.write_tensors("gradients.safetensors", mean)
+    reduced = run.store.open(gradient)
+    draft.link("gradients.safetensors", reduced.path("gradients.safetensors"))
+    counts = reduced.json("counts.json")
     steps = [row for artifact in opened for row in artifact.arrow("steps.parquet").to_pylist()]
     draft.write_table("steps.parquet", [{"step": number, **row} for number, row in enumerate(steps, start=1)])
-    layers = layer_table(modules, steps, mean_norms, thresholds.dead_layer_norm)
+    layers = layer_table(counts["modules"], steps, counts["norms"], thresholds.dead_layer_norm)
     draft.write_table("layers.parquet", layers)
     draft.write_table("samples.parquet", _sample_losses(run, samples, opened))
-    noise = noise_scale(node_squares, sum(norm**2 for norm in mean_norms), tokens)
-    summary = landscape_summary(steps, layers, noise, nodes)
+    summary = landscape_summary(steps, layers, counts)
     summary["signals"] = landscape_signals(role, layers, steps, max_grad_norm, thresholds)
     draft.write_json("summary.json", summary)
-
-
-def _reduce_gradients(
-    opened: list[Any], modules: list[str], tokens: list[float], node_squares: list[float]
-) -> tuple[dict[str, Any], list[float]]:
-    """Mean gradients, weight by weight, so that memory holds one weight of every node at a time."""
-    from tasks.numerics.gradients import mean_gradient
-
-    files = [artifact.tensor_file("gradients.safetensors") for artifact in opened]
-    mean, norms = {}, []
-    for name in modules:
-        reduced = mean_gradient([file.get_tensor(name) for file in files], tokens)
-        mean[name] = reduced.mean
-        norms.append(float(reduced.mean.double().norm()))
-        for node, square in enumerate(reduced.node_squares):
-            node_squares[node] += square
-    residuals = [artifact.tensors("residual.safetensors") for artifact in opened]
-    if all(residuals):
-        mean["resid_grad_mean"] = sum(part["resid_grad_sum"] for part in residuals) / sum(tokens)
-    return mean, norms
-
-
-def noise_scale(node_squares: list[float], mean_square: float, tokens: list[float]) -> dict[str, float | None]:
-    """Gradient noise scale in tokens and in rows' worth of batch, see numerics.noise."""
-    from tasks.numerics.noise import gradient_noise_scale
-
-    estimate = gradient_noise_scale(node_squares, tokens, mean_square)
-    return {"noise_scale_tokens": estimate.noise_scale, "noise_scale_se": estimate.standard_error}
 
 
 def layer_table(
@@ -202,20 +172,20 @@ def _sample_losses(run: Run, samples: ArtifactRef, opened: list[Any]) -> list[di
 def landscape_summary(
     steps: list[dict[str, Any]],
     layers: list[dict[str, Any]],
-    noise: dict[str, float | None],
-    nodes: list[dict[str, Any]],
+    counts: dict[str, Any],
 ) -> dict[str, Any]:
     """The landscape's numbers for the report's first screen."""
     tokens = sum(step["tokens"] for step in steps)
     return {
         "loss": sum(step["loss"] * step["tokens"] for step in steps) / tokens,
-        "rows": sum(node["rows"] for node in nodes),
+        "rows": counts["rows"],
         "tokens": tokens,
         "batches": len(steps),
         "global_max_norm": max(step["max_grad_norm"] for step in steps),
         "mean_max_norm": sum(step["max_grad_norm"] for step in steps) / len(steps),
         "dead_layers": [layer["module"] for layer in layers if layer["dead"]],
-        **noise,
+        "noise_scale_tokens": counts["noise_scale_tokens"],
+        "noise_scale_se": counts["noise_scale_se"],
     }
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 class RequestLines(BaseModel, frozen=True):
     """What the report's first lines say about the request."""
 
+    name: str
     dataset: str
     rows: int
     model: str
@@ -60,7 +61,7 @@ def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> Rep
     texts = row_texts(opened["samples"])
     sections = {name: build(opened, texts, lines) for name, build in SECTIONS.items() if name in opened}
     return ReportView(
-        header=_header(run, opened, lines),
+        header=_header(opened, lines),
         answer=found.answer,
         reasons=found.reasons,
         signals=found.signals,
@@ -81,10 +82,10 @@ INVARIANTS = (
 )
 
 
-def _header(run: Run, opened: dict[str, Any], lines: RequestLines) -> Header:
+def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
     created = max(artifact.manifest.created for artifact in opened.values())
     return Header(
-        run_id=run.name,
+        run_id=lines.name,
         dataset=lines.dataset,
         rows=lines.rows,
         model=lines.model,
@@ -96,8 +97,9 @@ def _header(run: Run, opened: dict[str, Any], lines: RequestLines) -> Header:
 
 def _commands(found: Findings) -> list[str]:
     commands = ["foretune export latest ./predicted"]
-    if found.harmful:
-        commands.insert(0, f"foretune clean latest --drop-harmful {len(found.harmful)} -o clean.jsonl")
+    harming = sum(row["verdict"] == "harms" for row in found.harmful)
+    if harming:
+        commands.insert(0, f"foretune clean latest --drop-harmful {harming} -o clean.jsonl")
     return commands
 
 
@@ -172,12 +174,14 @@ def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
 
 
 def _preference(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> PreferenceView:
-    pairs = opened["preference"].table("pairs.parquet")
-    moved = opened["preference"].table("features.parquet").rename(columns={"relative": "change"})
-    labels = opened["features"].table("features.parquet", columns=["feature", "label"])
+    pairs, moved = opened["preference"].table("pairs.parquet"), None
+    if "features" in opened:
+        labels = opened["features"].table("features.parquet", columns=["feature", "label"])
+        moved = opened["preference"].table("features.parquet").rename(columns={"relative": "change"})
+        moved = moved.merge(labels, on="feature")
     return PreferenceView(
         pairs=pairs.assign(text=pairs["prompt"]),
-        features=moved.merge(labels, on="feature"),
+        features=moved,
         summary=_flat(opened["preference"].json("summary.json")),
     )
 

@@ -7,7 +7,7 @@ seed's closed form, delta_i = -eta T / (K_ii + lambda) g_i, is always computed a
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,20 +15,19 @@ from storage.artifacts import ArtifactRef
 from storage.events import EventLog
 from storage.runs import Run
 from tasks.adapted import AdaptedModel, adapt, gradient_field
-from tasks.evaluation import HeldoutLoss
+from tasks.evaluation import RowsAtWeights
 from tasks.keys import content_task, without_result
 from tasks.loading import AdapterSettings
 from tasks.model import ModelHandle, exclusive
-from tasks.rows import SubsetRows
+from tasks.rows import ShardRows, SubsetRows
 from tasks.training import TrainingSettings
+from tasks.trajectory import AnchorPlan, Trajectory, VirtualRun, anchored, planned_anchors, single_anchor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.numerics.bounds import BoundedDelta
-    from tasks.numerics.field import GradientField
     from tasks.numerics.rayleigh import StraightPath
-    from tasks.numerics.replay import Adapter, Replay
 
 
 class PredictionSettings(BaseModel):
@@ -48,7 +47,16 @@ class PredictionSettings(BaseModel):
     path_points: int = Field(4, ge=1, le=64, title="Evaluated steps of the predicted path")
     evaluation_rows: int = Field(24, ge=1, title="Held-out rows evaluated along the path", description="chosen by id")
     tolerance: float = Field(0.05, gt=0, title="Tolerance", description="nats between predicted and evaluated loss")
-    batch_tokens: int = Field(2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    anchors: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        title="Anchors",
+        description="where gradients are measured: 1 = the base only; auto: again where the base is not trusted",
+    )
+    max_anchors: int = Field(5, ge=1, title="Most anchors", description="of auto, the base included")
+    gradient_budget: float = Field(
+        0.5, gt=0, title="Gradient budget", description="of auto: share of the real run's gradient samples"
+    )
+    batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
 @content_task(version=1)
@@ -56,8 +64,9 @@ def prediction(
     draft: Any,
     run: Run,
     nodes: list[ArtifactRef],
-    landscape: ArtifactRef,
-    heldout_landscape: ArtifactRef,
+    node_rows: list[ShardRows],
+    gradient: ArtifactRef,
+    heldout_gradient: ArtifactRef,
     curvature: ArtifactRef,
     evaluation: SubsetRows,
     model: ModelHandle,
@@ -70,41 +79,43 @@ def prediction(
     from tasks.numerics.bounds import bounded
     from tasks.numerics.rayleigh import effective_rates
 
+    events = EventLog.of(run)
     adapted = adapt(model.open(run), adapter, training.seed)
     field = gradient_field(run, nodes, adapted)
     rows = sum(field.rows)
-    steps = training.steps(rows)
-    gradient = run.store.open(landscape).tensors("gradients.safetensors")
+    virtual = VirtualRun(adapted, field, training, training.steps(rows))
+    mean = run.store.open(gradient).tensors("gradients.safetensors")
     measured = run.store.open(curvature)
     # A tensor without gradient has no direction to measure K_ii in, and does not move either.
     known = {row["module"]: row["K_ii"] for row in measured.arrow("layers.parquet").to_pylist()}
     quotients = {name: 0.0 if math.isnan(value) else value for name, value in known.items()}
-    rates = effective_rates(quotients, training.learning_rate, steps, settings.rayleigh_lambda)
-    closed_form = closed_form_path(adapted, gradient, rates, steps)
-    at = sorted({round(steps * point / settings.path_points) for point in range(1, settings.path_points + 1)} - {0})
-    if settings.rule == "rayleigh":
-        path, clipped_steps = closed_form, ()
-    else:
-        path = replayed_path(adapted, field, training, steps, at)
-        clipped_steps = path.clipped_steps
-    applied = bounded(path.delta_at(steps), adapted.weights, settings.max_relative_change)
-    heldout_gradient = run.store.open(heldout_landscape).tensors("gradients.safetensors")
+    rates = effective_rates(quotients, training.learning_rate, virtual.steps, settings.rayleigh_lambda)
+    closed_form = closed_form_path(adapted, mean, rates, virtual.steps)
+    heldout_mean = run.store.open(heldout_gradient).tensors("gradients.safetensors")
     with exclusive(adapted.loaded):
-        loss = HeldoutLoss(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
-        deltas = {step: path.delta_at(step) for step in at[:-1]} | {steps: applied.delta}
-        points = evaluated_path(EventLog.of(run), loss, deltas, heldout_gradient)
+        heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
+        at = path_steps(virtual.steps, settings.path_points)
+        path = closed_form if settings.rule == "rayleigh" else virtual.replayed(at)
+        trajectory = single_anchor(path, at, heldout, heldout_mean, events)
+        plan = anchor_plan(virtual, trajectory, settings)
+        if plan is not None:
+            tables = [r.read(run) for r, tokens in zip(node_rows, node_tokens(run, nodes), strict=True) if tokens]
+            at_nodes = [RowsAtWeights(adapted, table, dpo_beta, settings.batch_tokens) for table in tables]
+            base = (trajectory.points[0]["evaluated_loss"], heldout_mean)
+            trajectory = anchored(virtual, plan.stops, plan.nodes_per_anchor, at_nodes, heldout, base, events)
+        applied = bounded(trajectory.delta, adapted.weights, settings.max_relative_change)
     draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in applied.delta.items()})
-    draft.write_table("path.parquet", points)
+    draft.write_table("path.parquet", trajectory.points)
     draft.write_table("layers.parquet", layer_map(adapted, quotients, rates, closed_form, applied))
-    summary = path_summary(points, settings.tolerance)
+    summary = path_summary(trajectory.points, settings.tolerance)
     summary |= {
         "rule": settings.rule,
-        "steps": steps,
-        "clipped_steps": len(clipped_steps),
+        "steps": virtual.steps,
+        "clipped_steps": trajectory.clipped_steps,
         "clipped_modules": len(applied.clipped),
-        "anchors": 1,
-        "anchor_steps": [0],
-        "gradient_samples_used": rows,
+        "anchors": len(trajectory.anchor_steps),
+        "anchor_steps": trajectory.anchor_steps,
+        "gradient_samples_used": rows + trajectory.measured_rows,
         "gradient_samples_real": round(rows * training.epochs),
         **sharpness_summary(measured.json("summary.json"), settings.sharp),
     }
@@ -112,30 +123,26 @@ def prediction(
     draft.write_json("summary.json", summary)
 
 
-def replayed_path(
-    adapted: AdaptedModel, field: GradientField, training: TrainingSettings, steps: int, at: list[int]
-) -> Replay:
-    """The optimizer's recursion over the frozen field for the whole run, kept at the steps `at`."""
-    from tasks.numerics.field import virtual_batches
-    from tasks.numerics.replay import replay
-    from tasks.numerics.schedules import learning_rates
+def path_steps(steps: int, points: int) -> list[int]:
+    """Steps at which the path is looked at; the last is the run's end."""
+    return sorted({round(steps * point / points) for point in range(1, points + 1)} - {0})
 
-    batches = virtual_batches(field, training.rows_per_step, steps, training.seed)
-    rates = learning_rates(
-        training.lr_scheduler_type, training.learning_rate, steps, training.warmup_steps(sum(field.rows))
+
+def anchor_plan(virtual: VirtualRun, first: Trajectory, settings: PredictionSettings) -> AnchorPlan | None:
+    """Where to measure again: nowhere when the single anchor is trusted all the way, or when told so."""
+    if settings.rule == "rayleigh" or settings.anchors == 1:
+        return None
+    summary = path_summary(first.points, settings.tolerance)
+    if settings.anchors == "auto" and summary["horizon"] is None:
+        return None
+    return planned_anchors(
+        virtual, summary["trusted_steps"], settings.anchors, settings.max_anchors, settings.gradient_budget
     )
-    return replay(batches.gradient, moving_adapter(adapted), training.optimizer_settings(), rates, snapshots=at)
 
 
-def moving_adapter(adapted: AdaptedModel) -> Adapter:
-    """The adapter as the recursion moves it: both LoRA factors, or the weights themselves."""
-    from tasks.numerics.replay import FullAdapter, LoraAdapter
-    from tasks.numerics.spaces import LoraSpace
-
-    if isinstance(adapted.space, LoraSpace):
-        outputs = {name: weight.shape[0] for name, weight in adapted.weights.items()}
-        return LoraAdapter(adapted.space.A, adapted.space.scale, outputs)
-    return FullAdapter(adapted.weights)
+def node_tokens(run: Run, nodes: list[ArtifactRef]) -> list[float]:
+    """Trained tokens of every node of the field."""
+    return [run.store.open(node).json("shard.json")["tokens"] for node in nodes]
 
 
 def closed_form_path(
@@ -146,19 +153,6 @@ def closed_form_path(
 
     pulled = adapted.space.pull({name: gradient[name].to(w.device) for name, w in adapted.weights.items()})
     return StraightPath(adapted.space.lift(closed_form_step(pulled, rates)), steps)
-
-
-def evaluated_path(
-    events: EventLog, loss: HeldoutLoss, deltas: dict[int, dict[str, Tensor]], heldout_gradient: dict[str, Tensor]
-) -> list[dict[str, Any]]:
-    """Per step: the loss that the frozen field predicts to first order, and the loss that forwards find there."""
-    base = loss({})
-    points = [{"step": 0, "predicted_loss": base, "evaluated_loss": base}]
-    for step, delta in deltas.items():
-        change = sum(float((heldout_gradient[name].to(d.device) * d).sum()) for name, d in delta.items())
-        points.append({"step": step, "predicted_loss": base + change, "evaluated_loss": loss(delta)})
-        events.emit("progress", task="prediction", done=len(points) - 1, total=len(deltas))
-    return points
 
 
 def layer_map(
@@ -232,7 +226,7 @@ def prediction_signals(summary: dict[str, Any], settings: PredictionSettings) ->
                 "severity": "warn",
                 "value": summary["horizon"],
                 "threshold": summary["steps"],
-                "advice": f"the frozen gradients stop telling the truth before step {summary['horizon']} of "
+                "advice": f"prediction and evaluation part before step {summary['horizon']} of "
                 f"{summary['steps']}; read the end of the path as a direction, not as a number, or simulate "
                 "a shorter run",
             }

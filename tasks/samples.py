@@ -147,7 +147,7 @@ def _kept(rows: list[IdentifiedRow], settings: DatasetSettings, role: Role) -> l
 def parse_probes(text: str) -> list[dict[str, str]]:
     """Probe rows from a file's text: an object {"text": ...} or plain text on each line that is not empty."""
     probes = []
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in filter(None, map(str.strip, text.split("\n"))):
         try:
             content = json.loads(line)
         except json.JSONDecodeError:
@@ -224,17 +224,23 @@ class SampleIndex:
 
     ids: list[str]  # sorted
     tokens: list[int]  # of each sample, after truncation
+    trained: list[bool]  # whether the sample has a label at all
     form: Form
 
+    @property
+    def trained_ids(self) -> list[str]:
+        """Ids of the samples that have a loss: what every subset is chosen from."""
+        return [i for i, trained in zip(self.ids, self.trained, strict=True) if trained]
+
     def short_ids(self, max_tokens: int) -> list[str]:
-        """Ids of the samples with at most `max_tokens` tokens; all ids when there is none."""
-        short = [i for i, tokens in zip(self.ids, self.tokens, strict=True) if tokens <= max_tokens]
-        return short or self.ids
+        """Ids of the trained samples with at most `max_tokens` tokens; of all trained ones when there is none."""
+        short = {i for i, tokens in zip(self.ids, self.tokens, strict=True) if tokens <= max_tokens}
+        return [i for i in self.trained_ids if i in short] or self.trained_ids
 
 
 def read_index(run: Any, samples: Any) -> SampleIndex:
     """Index of a stored `samples` artefact."""
-    columns = ["sample_id", "form", "input_ids"]
+    columns = ["sample_id", "form", "loss_mask"]
     return index_of(run.store.open(samples).arrow("samples.parquet", columns=columns))
 
 
@@ -242,5 +248,9 @@ def index_of(table: pa.Table) -> SampleIndex:
     """Index of a `samples` table."""
     import pyarrow.compute as pc
 
-    tokens = pc.list_value_length(table["input_ids"]).to_pylist()
-    return SampleIndex(table["sample_id"].to_pylist(), tokens, table["form"][0].as_py())
+    masks = table["loss_mask"].combine_chunks()
+    tails = pc.list_slice(masks, 1)  # nothing precedes a row's first token
+    labelled = set(pc.unique(pc.list_parent_indices(tails).filter(pc.list_flatten(tails))).to_pylist())
+    trained = [row in labelled for row in range(len(table))]
+    tokens = pc.list_value_length(masks).to_pylist()
+    return SampleIndex(table["sample_id"].to_pylist(), tokens, trained, table["form"][0].as_py())

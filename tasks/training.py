@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.errors import BadInput
+from tasks.keys import without_result
 
 if TYPE_CHECKING:
     from tasks.numerics.optimizers import OptimizerSettings
 
 
-class TrainingSettings(BaseModel):
-    """What the real run would be given; nothing here is ever used to step a parameter."""
+class Schedule(BaseModel):
+    """How many optimizer steps a run has, and the learning rate of each."""
 
-    model_config = ConfigDict(extra="forbid", title="Training")
+    model_config = ConfigDict(extra="forbid", title="Schedule")
 
     version: Literal[1] = 1
-    objective: Literal["auto", "sft", "dpo"] = Field(
-        "auto", title="Objective", description="auto: dpo when the dataset's rows are preference pairs, else sft"
-    )
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", title="Optimizer")
     learning_rate: float = Field(2e-4, gt=0, title="Peak learning rate", description="per optimizer step")
     epochs: float = Field(3.0, gt=0, title="Epochs", description="passes over the training rows")
     batch_size: int = Field(8, ge=1, title="Rows per micro-batch")
@@ -31,15 +28,6 @@ class TrainingSettings(BaseModel):
         "linear", title="Schedule"
     )
     warmup_ratio: float = Field(0.0, ge=0, lt=1, title="Warm-up", description="share of all steps")
-    weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="decoupled for adamw")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
-    nesterov: bool = Field(False, description="sgd only")
-    max_grad_norm: float = Field(1.0, ge=0, title="Gradient clipping", description="global norm; 0 = no clipping")
-    dpo_beta: float = Field(0.1, gt=0, title="DPO beta", description="preference pairs only")
-    seed: int = Field(42, ge=0, title="Seed", description="adapter initialisation and order of the rows")
 
     @property
     def rows_per_step(self) -> int:
@@ -55,6 +43,39 @@ class TrainingSettings(BaseModel):
     def warmup_steps(self, rows: int) -> int:
         """Steps over which the learning rate rises linearly from zero."""
         return math.ceil(self.steps(rows) * self.warmup_ratio)
+
+
+class TrainingSettings(Schedule):
+    """What the real run would be given; nothing here is ever used to step a parameter.
+
+    `objective` and `dpo_beta` reach the passes as the beta that `beta_for` makes of them, if any.
+    """
+
+    model_config = ConfigDict(extra="forbid", title="Training")
+
+    objective: Literal["auto", "sft", "dpo"] = Field(
+        "auto",
+        title="Objective",
+        description="auto: dpo when the dataset's rows are preference pairs, else sft",
+        json_schema_extra=without_result(),
+    )
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", title="Optimizer")
+    weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="decoupled for adamw")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
+    nesterov: bool = Field(False, description="sgd only")
+    max_grad_norm: float = Field(1.0, ge=0, title="Gradient clipping", description="global norm; 0 = no clipping")
+    dpo_beta: float = Field(
+        0.1, gt=0, title="DPO beta", description="preference pairs only", json_schema_extra=without_result()
+    )
+    seed: int = Field(42, ge=0, title="Seed", description="adapter initialisation and order of the rows")
+
+    @property
+    def schedule(self) -> Schedule:
+        """The part that decides the number of steps and their rates."""
+        return Schedule(**self.model_dump(include=set(Schedule.model_fields)))
 
     def beta_for(self, form: str) -> float | None:
         """DPO's beta when the dataset's rows make this a DPO run, else None. BadInput for DPO without pairs."""

@@ -48,7 +48,14 @@ class AdapterSettings(AdapterTargets):
 
     r: int = Field(8, ge=1, title="Rank")
     lora_alpha: int = Field(16, ge=1, title="Alpha", description="the update is scaled by alpha / r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, title="Dropout", description="of a real run; not predicted")
+    lora_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Dropout",
+        description="of a real run; not predicted",
+        json_schema_extra={"affects_result": False},
+    )
     use_rslora: bool = Field(False, title="Rank-stabilised", description="scale by alpha / sqrt(r)")
     bias: Literal["none"] = Field("none", title="Trained biases")
 
@@ -113,7 +120,8 @@ def _adapted_modules(model: PreTrainedModel, targets: AdapterTargets) -> list[st
     skeleton = copy.deepcopy(model, empty)
     config = LoraConfig(r=1, target_modules=targets.target_modules)
     try:
-        inject_adapter_in_model(config, skeleton, low_cpu_mem_usage=True)
+        with building:
+            inject_adapter_in_model(config, skeleton, low_cpu_mem_usage=True)
     except ValueError as error:
         raise _no_such_target(model, targets, error) from None
     found = {name: module for name, module in skeleton.named_modules() if isinstance(module, LoraLayer)}

@@ -98,7 +98,8 @@ class LoadedModel:
 
 RESIDENT_MODELS = 2  # the base and its predicted checkpoint
 _residents: OrderedDict[tuple[str, str], tuple[LoadedModel, dict[int, LoadedModel]]] = OrderedDict()
-_residents_lock = threading.Lock()
+building = threading.RLock()
+"""Held while a model or an adapter is built: transformers and peft patch torch's classes for that long."""
 
 
 def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
@@ -108,7 +109,7 @@ def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
     the model, missing or NaN tensors, and architectures that are no causal language model.
     """
     key = (model_fingerprint(folder), settings.model_dump_json(exclude={"name_or_path", "revision"}))
-    with _residents_lock:
+    with building:
         if key not in _residents:
             _residents[key] = (_open(folder, settings), {})
             while len(_residents) > RESIDENT_MODELS:

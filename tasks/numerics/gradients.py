@@ -44,11 +44,18 @@ class GradientSum:
         self.sums = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
         self.residual_sum: Tensor | None = None
         self.tokens = 0.0
+        self.loss_sum = 0.0
 
-    def add(self, call: Call, batch: Batch, rejected: Batch | None = None,
-            residuals: Callable[[], Sequence[Tensor]] = tuple) -> BatchGradient:
+    def add(
+        self,
+        call: Call,
+        batch: Batch,
+        rejected: Batch | None = None,
+        residuals: Callable[[], Sequence[Tensor]] = tuple,
+        reference: tuple[Tensor, Tensor] | None = None,
+    ) -> BatchGradient:
         """Forward and backward on one micro-batch; `residuals()` yields the tensors captured by the forward."""
-        losses = self.objective.losses(call, self.leaves, batch, rejected)
+        losses = self.objective.losses(call, self.leaves, batch, rejected, reference)
         captured = list(residuals())
         loss_sum, tokens = losses.loss_sum.sum(), float(losses.tokens.sum())
         gradients = torch.autograd.grad(loss_sum, [*self.leaves.values(), *captured])
@@ -56,10 +63,11 @@ class GradientSum:
         for (name, total), gradient in zip(self.sums.items(), gradients, strict=False):
             squares.append(float(gradient.double().square().sum()) / tokens**2)
             self.sums[name] = total.add_(gradient)
-        for gradient in gradients[len(self.sums):]:
+        for gradient in gradients[len(self.sums) :]:
             summed = gradient.float().sum(dim=(0, 1))
             self.residual_sum = summed if self.residual_sum is None else self.residual_sum + summed
         self.tokens += tokens
+        self.loss_sum += float(loss_sum.detach())
         return BatchGradient(
             loss=float(loss_sum.detach()) / tokens,
             tokens=tokens,

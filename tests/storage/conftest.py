@@ -103,7 +103,10 @@ class FaultyProxy:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def inject(self, how: str | Callable[[], None], times: int = 1, method: str = "", part: str = "") -> None:
-        """`how`: an S3 error code, "reset", "hang", "truncate", "error in 200", or what to do first."""
+        """`how`: an S3 error code, "reset", "hang", "unheard", "truncate", "error in 200", or a call to make.
+
+        "unheard" lets the server act and loses its answer; "truncate" sends half of the answer.
+        """
         self.faults.append(Fault(how, times, lambda m, path: method in ("", m) and part in path))
 
     def due(self, method: str, path: str) -> str | Callable[[], None] | None:
@@ -119,7 +122,8 @@ class FaultyProxy:
         return sum(1 for seen, path in self.requests if seen == method and part in path)
 
 
-STATUS = {"InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "AccessDenied": 403}
+STATUS = {"InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "AccessDenied": 403,
+          "NoSuchUpload": 404}
 
 
 def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
@@ -134,13 +138,15 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             elif how == "reset":
                 return self.reset()
             elif how == "hang":
-                time.sleep(1)
+                time.sleep(1.5)
                 return self.reset()
             elif how == "error in 200":
                 return self.reply(200, [], _error_xml("InternalError"))
             elif how in STATUS:
                 return self.reply(STATUS[how], [], _error_xml(how))
             status, headers, answer = self.forward(body)
+            if how == "unheard":
+                return self.reset()
             if how == "truncate":
                 self.reply(status, headers, answer, sent=len(answer) // 2)
                 return self.reset()
@@ -196,8 +202,8 @@ class _QuietServer(ThreadingHTTPServer):
 
 @pytest.fixture
 def faulty_s3(s3_root: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy between `s3_root`'s client and its server; waits and time-outs are shortened to match."""
-    from storage import buckets, s3_faults
+    """A proxy between `s3_root`'s client and its server; waits are shortened to match."""
+    from storage import s3_faults
 
     proxy = FaultyProxy(upstream=s3_environment)
     server = _QuietServer(("127.0.0.1", 0), _handler(proxy))
@@ -208,7 +214,6 @@ def faulty_s3(s3_root: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(s3_faults, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(s3_faults, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(s3_faults, "ATTEMPTS", 4)
-    monkeypatch.setattr(buckets, "READ_TIMEOUT", 0.5)
     with contextlib.closing(server.socket):
         yield proxy
         server.shutdown()

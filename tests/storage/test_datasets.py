@@ -72,9 +72,10 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.parquet"])
 def test_rows_come_from_s3_too(s3_root, name):
     file = Place(s3_root) / name
-    file.write_bytes(KINDS[name]())
+    data = KINDS[name]()
+    file.write_bytes(data)
     assert read_rows(file.uri) == ROWS
-    assert dataset_digest(file.uri) == sha256(KINDS[name]()).hexdigest()
+    assert dataset_digest(file.uri) == sha256(data).hexdigest()
 
 
 def test_only_the_wanted_columns_of_a_parquet_file_are_read(tmp_path):

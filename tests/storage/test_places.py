@@ -114,6 +114,15 @@ def test_an_opened_file_can_be_sought(folder):
         assert stream.read() == data
 
 
+def test_reading_a_stream_to_its_end_costs_a_request_a_part(faulty_s3, s3_root):
+    data = os.urandom(20 * 2**20)
+    file = Place(s3_root) / "large"
+    file.write_bytes(data)
+    with file.open() as stream:
+        assert stream.read() == data
+    assert faulty_s3.count("GET", "large") <= 4
+
+
 def test_places_are_opened_for_reading_only(folder):
     with pytest.raises(ValueError, match="write_bytes"):
         (folder / "a").open("wb")

@@ -1,0 +1,164 @@
+"""The gate: thresholds on the numbers and signals of a simulation, and what crossing one of them means."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from storage.errors import BadInput
+from storage.places import Place
+from tasks.findings import SEVERITIES
+
+BOUNDS = ("above", "below", "rises_by", "falls_by")
+
+
+class GateRule(BaseModel):
+    """One threshold on a number of the result's `summary`, or on a signal."""
+
+    model_config = ConfigDict(extra="forbid", title="Rule")
+
+    number: str | None = Field(None, title="Number", description="of the result's summary: heldout_loss_evaluated")
+    above: float | None = Field(None, title="Above", description="crossed when the number is larger than this")
+    below: float | None = Field(None, title="Below", description="crossed when the number is smaller than this")
+    rises_by: float | None = Field(None, title="Rises by", description="more than this over the last accepted run")
+    falls_by: float | None = Field(None, title="Falls by", description="more than this under the last accepted run")
+    signal: str | None = Field(None, title="Signal", description="its name, or any")
+    severity: Literal["info", "warn", "critical"] = Field(
+        "info", title="Severity", description="signals only: crossed from this severity on"
+    )
+    verdict: Literal["warn", "fail"] = Field("fail", title="When crossed")
+    reason: str = Field(title="Reason", description="why the threshold is there; printed with the verdict")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> GateRule:
+        bounds = [name for name in BOUNDS if getattr(self, name) is not None]
+        if (self.number is None) == (self.signal is None):
+            raise ValueError("a rule names either a number or a signal")
+        if self.signal is not None and bounds:
+            raise ValueError(f"{bounds[0]} needs a number, not a signal")
+        if self.number is not None and len(bounds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(BOUNDS)} for {self.number}")
+        return self
+
+    @property
+    def bound(self) -> str:
+        """Which of the four bounds a rule on a number has."""
+        return next(name for name in BOUNDS if getattr(self, name) is not None)
+
+
+class Gate(BaseModel):
+    """What a dataset must keep to before anyone trains on it."""
+
+    model_config = ConfigDict(extra="forbid", title="Gate")
+
+    version: Literal[1] = 1
+    rules: list[GateRule] = Field(
+        [GateRule(signal="any", severity="critical", reason="a critical signal is a reason to look first")],
+        title="Rules",
+        description="every rule is applied; the worst verdict counts",
+    )
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A rule that was crossed: by what value, and what that means."""
+
+    subject: str  # "heldout_loss_evaluated rises_by", "signal harmful_content"
+    value: float | str | None
+    threshold: float | str
+    verdict: str  # warn | fail
+    reason: str
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """`fail` when one crossed rule says so, else `warn` when one does, else `pass`."""
+
+    verdict: str
+    crossings: list[Crossing]
+    skipped: list[str]  # numbers compared with the last accepted run while there is none
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def apply_gate(gate: Gate, result: dict[str, Any], accepted: dict[str, Any] | None = None) -> GateVerdict:
+    """Judge a `result.json`; `accepted` is the summary of the last accepted run.
+
+    A number without a value crosses its rule: what cannot be measured does not pass. Raises BadInput for a
+    number that the summary does not have.
+    """
+    crossings, skipped = [], []
+    for position, rule in enumerate(gate.rules, start=1):
+        if rule.signal is not None:
+            crossings += _crossed_by_signals(rule, result["signals"])
+            continue
+        value = _number(rule.number, result["summary"], position)
+        if rule.bound in ("rises_by", "falls_by") and accepted is None:
+            skipped.append(f"{rule.number} {rule.bound}")
+        elif _crosses(rule, value, (accepted or {}).get(rule.number)):
+            subject = f"{rule.number} {rule.bound}"
+            crossings.append(Crossing(subject, value, getattr(rule, rule.bound), rule.verdict, rule.reason))
+    verdicts = {crossing.verdict for crossing in crossings}
+    return GateVerdict("fail" if "fail" in verdicts else "warn" if "warn" in verdicts else "pass", crossings, skipped)
+
+
+def _crossed_by_signals(rule: GateRule, signals: list[dict[str, Any]]) -> list[Crossing]:
+    rank = SEVERITIES.index
+    return [
+        Crossing(f"signal {signal['name']}", signal["value"], rule.severity, rule.verdict, rule.reason)
+        for signal in signals
+        if rule.signal in ("any", signal["name"]) and rank(signal["severity"]) <= rank(rule.severity)
+    ]
+
+
+def _number(name: str, summary: dict[str, Any], position: int) -> float | None:
+    numbers = {key: v for key, v in summary.items() if v is None or isinstance(v, int | float)}
+    if name not in numbers:
+        near = difflib.get_close_matches(name, numbers, n=3, cutoff=0.0)
+        raise BadInput(f"gate rule {position}: no number {name} in the summary; nearest: {', '.join(near)}")
+    return numbers[name]
+
+
+def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
+    limit = getattr(rule, rule.bound)
+    if value is None or (rule.bound in ("rises_by", "falls_by") and before is None):
+        return True
+    return {
+        "above": lambda: value > limit,
+        "below": lambda: value < limit,
+        "rises_by": lambda: value - before > limit,
+        "falls_by": lambda: before - value > limit,
+    }[rule.bound]()
+
+
+def load_gate(uri: str) -> Gate:
+    """Read gate.yaml; every fault is one BadInput line."""
+    try:
+        content = yaml.safe_load(Place(uri).read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"gate {uri}: no such file; give the path of a gate.yaml") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"gate {uri}: not valid YAML ({error}); mend the file") from None
+    try:
+        return Gate.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise BadInput(f"gate {uri}: {_fault(error)}") from None
+
+
+def _fault(error: pydantic.ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    *parents, last = fault["loc"] or ("gate",)
+    where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in fault["loc"]) or "the file"
+    if fault["type"] == "extra_forbidden":
+        fields = GateRule.model_fields if parents else Gate.model_fields
+        near = difflib.get_close_matches(str(last), list(fields), n=1, cutoff=0.0)
+        return f"unknown key {where}; the nearest key is {near[0]}"
+    if fault["type"] == "missing":
+        return f"{where} is missing; add it"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,135 @@
+"""May this dataset be trained on? Nightly, or whenever a new version is published."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import prefect
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
+from prefect.states import Completed, Failed, State
+
+from flows.compare import attach_comparison, compare_runs
+from flows.gate import Gate, GateVerdict, apply_gate
+from flows.request import Request, RuntimeSettings
+from flows.simulate import simulate
+from storage.digests import digest_of
+from storage.ledger import Ledger
+from storage.runs import Run, new_run_id
+from storage.versions import newest_version
+from tasks.keys import identity
+from tasks.publish import escape
+from tasks.sources import Sources, resolve_sources
+
+EVENT = "foretune.vetting.finished"
+ACCEPTED, REFUSED = "Accepted", "Refused"
+
+
+@prefect.flow(name="foretune-vet", validate_parameters=True, log_prints=False)
+def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, run_id: str | None = None) -> State:
+    """Vet the newest version of a dataset.
+
+    1. Resolve the version: the newest below `dataset`, or below the request's own path.
+    2. Look the verdict up; the same content was judged before by the same request and gate.
+    3. Simulate.
+    4. Compare with the last accepted run.
+    5. Apply the gate; without one, critical signals fail.
+    6. Publish: artifact, event, ledger. The accepted pointer moves unless the verdict is `fail`.
+
+    Ends in the state Accepted, or Refused (a failure, so that what waits for this run stops too).
+    """
+    gate, ledger = gate or Gate(), Ledger(request.runtime.root, request.run_name)
+    version = newest_version(dataset or request.dataset.path)
+    wanted = request.model_copy(update={"dataset": request.dataset.model_copy(update={"path": version})})
+    sources = resolve_sources(wanted.dataset, wanted.model, wanted.sae)
+    key = verdict_key(wanted, gate, sources)
+    stored = ledger.verdict(key)
+    if stored is not None:
+        return announced(ledger.name, {**stored, "repeated": True})
+    result = simulate(wanted, run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
+    accepted = ledger.accepted()
+    compared = compared_with(accepted, Run(ledger.root, result["run_id"]))
+    judged = apply_gate(gate, result, accepted and accepted["summary"])
+    verdict = {
+        "name": ledger.name,
+        "dataset": version,
+        "digest": sources.rows["train"].digest,
+        "run_id": result["run_id"],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "repeated": False,
+        **judged.as_dict(),
+        "answer": result["summary"]["answer"],
+        "accepted_before": accepted and accepted["run_id"],
+        "comparison": compared and changes(compared),
+    }
+    keep(ledger, key, judged, verdict, result["summary"])
+    return announced(ledger.name, verdict)
+
+
+def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
+    """What the verdict depends on: the bytes of every input, the request without its place and name, the gate."""
+    settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings()})
+    files = [sources.gguf, sources.model, sources.tokenizer, sources.sae, sources.labels]
+    return digest_of(
+        {
+            "rows": {role: identity(file) for role, file in sources.rows.items()},
+            "files": identity(files),
+            "request": identity(settings),
+            "gate": gate.model_dump(mode="json"),
+        }
+    )[:40]
+
+
+def compared_with(accepted: dict[str, Any] | None, run: Run) -> dict[str, Any] | None:
+    """The comparison with the accepted run, added to the new run's report; None when that run is gone."""
+    if accepted is None:
+        return None
+    before = Run(run.root, accepted["run_id"])
+    if before.status == "unfinished":
+        return None
+    compared = compare_runs(before, run)
+    attach_comparison(run, compared)
+    return compared
+
+
+def changes(compared: dict[str, Any]) -> dict[str, Any]:
+    """A comparison in a few counts."""
+    samples = compared["samples"]
+    counts = {name: len(samples[name]) for name in ("added", "removed", "flipped")}
+    return {"with": compared["a"], **counts, "signals": compared["signals"]}
+
+
+def keep(ledger: Ledger, key: str, judged: GateVerdict, verdict: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Move the pointer, then store the verdict: a crash in between only means that the version is vetted again."""
+    if judged.verdict != "fail":
+        kept = {name: verdict[name] for name in ("run_id", "dataset", "digest", "time")}
+        ledger.accept({**kept, "summary": summary})
+    ledger.keep(key, verdict)
+
+
+def announced(name: str, verdict: dict[str, Any]) -> State:
+    """Publish the verdict to Prefect, every time, and end the run by it."""
+    create_markdown_artifact(key="foretune-vetting", markdown=verdict_table(verdict), description=verdict["run_id"])
+    resource = {"prefect.resource.id": f"foretune.dataset.{name}", "prefect.resource.name": name}
+    emit_event(event=EVENT, resource={**resource, "foretune.verdict": verdict["verdict"]}, payload=verdict)
+    line = f"{verdict['dataset']}: {verdict['verdict']}"
+    if verdict["verdict"] == "fail":
+        reasons = "; ".join(c["reason"] for c in verdict["crossings"] if c["verdict"] == "fail")
+        return Failed(name=REFUSED, message=f"{line} ({reasons})", data=verdict)
+    return Completed(name=ACCEPTED, message=line, data=verdict)
+
+
+def verdict_table(verdict: dict[str, Any]) -> str:
+    """The verdict as Prefect's UI shows it."""
+    lines = [f"## {escape(verdict['dataset'])}: {verdict['verdict']}", ""]
+    if verdict["crossings"]:
+        lines += ["| rule | value | threshold | verdict | reason |", "|---|---|---|---|---|"]
+    for crossing in verdict["crossings"]:
+        cells = [crossing[name] for name in ("subject", "value", "threshold", "verdict", "reason")]
+        lines.append("| " + " | ".join(escape(str(cell)) for cell in cells) + " |")
+    if verdict["comparison"]:
+        change = verdict["comparison"]
+        lines += ["", f"Against `{change['with']}`: {change['added']} rows added, {change['removed']} removed, "]
+        lines[-1] += f"{change['flipped']} flipped between helping and harming."
+    return "\n".join([*lines, "", f"Run `{verdict['run_id']}`", ""])

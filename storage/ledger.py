@@ -1,0 +1,66 @@
+"""The ledger of a vetted dataset: which run was accepted last, and the verdict on every version seen so far."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from storage.drafts import to_json
+from storage.errors import BadInput
+from storage.places import Place
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """<root>/accepted/<name>.json and <root>/verdicts/<name>/<key>.json; each is replaced whole."""
+
+    root: str
+    name: str
+
+    def accepted(self) -> dict[str, Any] | None:
+        """What `accept` wrote last, or None when no version was accepted yet."""
+        return _read(self._pointer)
+
+    def accept(self, record: dict[str, Any]) -> None:
+        """Move the pointer."""
+        _write(self._pointer, record)
+
+    def verdict(self, key: str) -> dict[str, Any] | None:
+        """The verdict stored under `key`, or None."""
+        return _read(self._verdicts / f"{key}.json")
+
+    def keep(self, key: str, verdict: dict[str, Any]) -> None:
+        _write(self._verdicts / f"{key}.json", verdict)
+
+    @property
+    def _slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "dataset"
+
+    @property
+    def _pointer(self) -> Place:
+        return Place(self.root) / "accepted" / f"{self._slug}.json"
+
+    @property
+    def _verdicts(self) -> Place:
+        return Place(self.root) / "verdicts" / self._slug
+
+
+def accepted_runs(root: str) -> set[str]:
+    """Ids of the runs that a pointer under this root names."""
+    folder = Place(root) / "accepted"
+    return {_read(folder / name)["run_id"] for name in folder.list()}
+
+
+def _read(place: Place) -> dict[str, Any] | None:
+    try:
+        return json.loads(place.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise BadInput(f"{place.uri}: unreadable ({error}); delete the file and vet again") from error
+
+
+def _write(place: Place, content: dict[str, Any]) -> None:
+    place.write_bytes((to_json(content, indent=1) + "\n").encode())

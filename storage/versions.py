@@ -1,0 +1,46 @@
+"""Versions of a dataset: the newest file that a path, a glob or a prefix names."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+from storage.datasets import KNOWN
+from storage.errors import BadInput
+from storage.places import Place
+
+
+def newest_version(uri: str) -> str:
+    """The newest dataset file: `uri` itself, or the last by name below a folder or prefix or matching a glob.
+
+    Numbers in names count as numbers (v10 is newer than v9); among equal names the later file wins. Raises
+    BadInput when nothing fits.
+    """
+    fixed = re.split(r"[*?\[]", uri, maxsplit=1)[0]
+    if fixed == uri and Place(uri).exists():
+        return uri
+    folder, pattern = _split(uri, fixed)
+    entries = [e for e in Place(folder).walk() if e.name.endswith(KNOWN) and _fits(e.name, pattern)]
+    if not entries:
+        raise BadInput(f"{uri}: no dataset here; give a file, a folder or a glob of {', '.join(KNOWN)} files")
+    newest = max(entries, key=lambda entry: (_natural(entry.name), entry.modified))
+    return f"{folder.rstrip('/')}/{newest.name}"
+
+
+def _split(uri: str, fixed: str) -> tuple[str, str | None]:
+    """The folder that is walked, and the pattern of the names below it; no pattern: every name."""
+    if fixed == uri:
+        return uri, None
+    folder, slash, _ = fixed.rpartition("/")
+    return folder or slash or ".", uri[len(folder) + len(slash) :]
+
+
+def _fits(name: str, pattern: str | None) -> bool:
+    if pattern is None:
+        return True
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    return [(1, int(part)) if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name) if part]

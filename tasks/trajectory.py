@@ -1,0 +1,177 @@
+"""The predicted path of the weights, and the loss along it: one anchor, or the field measured again on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from storage.events import EventLog
+from tasks.adapted import AdaptedModel
+from tasks.evaluation import RowsAtWeights
+from tasks.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.numerics.field import GradientField
+    from tasks.numerics.integrator import Integration
+    from tasks.numerics.replay import Adapter, Replay
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Where the weights end, and what forward passes found on the way."""
+
+    delta: dict[str, Tensor]  # {name: [out, in]} after the last step, before clipping
+    points: list[dict[str, Any]]  # step, predicted_loss, evaluated_loss; step 0 first
+    anchor_steps: list[int]  # where gradients were measured; 0 is the base
+    measured_rows: int  # rows whose gradients were measured again
+    clipped_steps: int
+
+
+@dataclass(frozen=True)
+class VirtualRun:
+    """The run that is predicted: its schedule, its optimizer and the measured field it is advanced over."""
+
+    adapted: AdaptedModel
+    field: GradientField
+    training: TrainingSettings
+    steps: int
+
+    @property
+    def rates(self) -> list[float]:
+        """Learning rate of every step."""
+        from tasks.numerics.schedules import learning_rates
+
+        training, rows = self.training, sum(self.field.rows)
+        warmup = training.warmup_steps(rows)
+        return learning_rates(training.lr_scheduler_type, training.learning_rate, self.steps, warmup)
+
+    def replayed(self, at: Sequence[int]) -> Replay:
+        """The optimizer's recursion over the frozen field, kept at the steps `at`."""
+        from tasks.numerics.replay import replay
+
+        batches, optimizer = self._batches(), self.training.optimizer_settings()
+        return replay(batches.gradient, moving_adapter(self.adapted), optimizer, self.rates, snapshots=at)
+
+    def integrated(self, stops: Sequence[int], nodes_per_anchor: int, measure: Any) -> Integration:
+        """The recursion with the field measured again at the predicted weights of every stop."""
+        from tasks.numerics.integrator import integrate
+
+        return integrate(
+            self._batches(),
+            moving_adapter(self.adapted),
+            self.training.optimizer_settings(),
+            self.rates,
+            measure,
+            stops=stops,
+            nodes_per_anchor=nodes_per_anchor,
+            seed=self.training.seed,
+            snapshots=stops,
+        )
+
+    def _batches(self) -> Any:
+        from tasks.numerics.field import virtual_batches
+
+        return virtual_batches(self.field, self.training.rows_per_step, self.steps, self.training.seed)
+
+
+def moving_adapter(adapted: AdaptedModel) -> Adapter:
+    """The adapter as the recursion moves it: both LoRA factors, or the weights themselves."""
+    from tasks.numerics.replay import FullAdapter, LoraAdapter
+    from tasks.numerics.spaces import LoraSpace
+
+    if isinstance(adapted.space, LoraSpace):
+        outputs = {name: weight.shape[0] for name, weight in adapted.weights.items()}
+        return LoraAdapter(adapted.space.A, adapted.space.scale, outputs)
+    return FullAdapter(adapted.weights)
+
+
+def single_anchor(
+    path: Any, at: Sequence[int], rows: RowsAtWeights, gradient: dict[str, Tensor], events: EventLog
+) -> Trajectory:
+    """A path from base gradients alone. Predicted loss is first order: base loss + <gradient, delta>."""
+    base = rows.loss({})
+    points = [{"step": 0, "predicted_loss": base, "evaluated_loss": base}]
+    delta: dict[str, Tensor] = {}
+    for done, step in enumerate(at, start=1):
+        delta = path.delta_at(step)
+        predicted = base + inner(gradient, delta)
+        points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": rows.loss(delta)})
+        events.emit("progress", task="prediction", done=done, total=len(at))
+    return Trajectory(delta, points, [0], 0, len(getattr(path, "clipped_steps", ())))
+
+
+def anchored(
+    virtual: VirtualRun,
+    stops: Sequence[int],
+    nodes_per_anchor: int,
+    node_rows: Sequence[RowsAtWeights],
+    heldout: RowsAtWeights,
+    base: tuple[float, dict[str, Tensor]],
+    events: EventLog,
+) -> Trajectory:
+    """The path with anchors at `stops`; `base` is the held-out loss and gradient at the base weights.
+
+    The predicted loss of a segment is its start's evaluated loss plus the trapezoid of the held-out gradients at
+    both ends, so that it errs by the third derivative of the path alone.
+    """
+    done = 0
+
+    def measure(delta: dict[str, Tensor], nodes: Sequence[int]) -> list[dict[str, Tensor]]:
+        nonlocal done
+        done += 1
+        events.emit("progress", task="prediction", done=done, total=len(stops))
+        return [node_rows[node].gradients(delta).sums for node in nodes]
+
+    integration = virtual.integrated(stops, nodes_per_anchor, measure)
+    loss, gradient = base
+    points = [{"step": 0, "predicted_loss": loss, "evaluated_loss": loss}]
+    before: dict[str, Tensor] = {}
+    for stop in stops:
+        delta = integration.delta_at(stop)
+        reached = heldout.gradients(delta)
+        ahead = {name: total / reached.tokens for name, total in reached.sums.items()}
+        moved = {name: change - before[name] if before else change for name, change in delta.items()}
+        predicted = loss + (inner(gradient, moved) + inner(ahead, moved)) / 2
+        loss, gradient, before = reached.loss_sum / reached.tokens, ahead, delta
+        points.append({"step": stop, "predicted_loss": predicted, "evaluated_loss": loss})
+    clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
+    return Trajectory(delta, points, [0, *stops], integration.measured_rows, clipped)
+
+
+def inner(gradient: dict[str, Tensor], delta: dict[str, Tensor]) -> float:
+    """<gradient, delta> over the weights of `delta`."""
+    return sum(float((gradient[name].to(d) * d).sum()) for name, d in delta.items())
+
+
+@dataclass(frozen=True)
+class AnchorPlan:
+    """How many segments the budget of gradient samples allows, and how many nodes each re-measures."""
+
+    stops: list[int]
+    nodes_per_anchor: int
+
+
+def planned_anchors(
+    virtual: VirtualRun, trusted_steps: int, anchors: int | str, max_anchors: int, budget: float
+) -> AnchorPlan | None:
+    """Segments about as long as the single anchor was trusted; None where one anchor is all that is paid for.
+
+    All measured rows together, the base field included, stay within `budget` of the real run's gradient samples.
+    """
+    from tasks.numerics.integrator import equal_travel
+
+    rows = sum(virtual.field.rows)
+    extra = budget * rows * virtual.training.epochs - rows
+    per_node = rows / virtual.field.nodes
+    wanted = math.ceil(virtual.steps / max(trusted_steps, 1)) if anchors == "auto" else int(anchors) - 1
+    segments = min(wanted, max_anchors - 1, virtual.steps) if anchors == "auto" else min(wanted, virtual.steps)
+    affordable = int(extra / per_node) if anchors == "auto" else segments * virtual.field.nodes
+    segments = min(segments, affordable)
+    if segments < 1:
+        return None
+    nodes = min(affordable // segments, virtual.field.nodes)
+    return AnchorPlan(equal_travel(virtual.rates, segments), nodes)

@@ -1,0 +1,90 @@
+"""Vetting on a tiny model: the pointer, idempotence, refusal, and the comparison in the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.compare import compare
+from flows.gate import Gate
+from flows.request import Request, load_request
+from flows.vet import vet
+from storage.ledger import Ledger
+from storage.runs import Run, list_runs
+
+LOSS = {"number": "heldout_loss_evaluated", "reason": "agreed"}
+OPEN, SHUT = Gate(rules=[{**LOSS, "above": 1e6}]), Gate(rules=[{**LOSS, "above": 0.0}])
+
+
+@pytest.fixture
+def versions(tiny_request: Path, tiny_rows: list[dict]) -> Request:
+    """The tiny request, whose dataset is the newest file of a folder that holds version 1."""
+    folder = tiny_request.parent / "versions"
+    folder.mkdir()
+    publish(folder, 1, tiny_rows[:12])
+    cheap = ["sae=null", "dataset.preferences=null", "dataset.probes=null"]
+    return load_request(str(tiny_request), [f"dataset.path={folder}", *cheap])
+
+
+def publish(folder: Path, number: int, rows: list[dict]) -> None:
+    (folder / f"v{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def verdict_of(request: Request, gate: Gate, **options) -> tuple[str, dict]:
+    state = vet(request, gate, return_state=True, **options)
+    return state.name, state.result(raise_on_failure=False)
+
+
+def test_an_accepted_version_moves_the_pointer_and_is_judged_once(prefect_server, versions):
+    name, verdict = verdict_of(versions, OPEN)
+    assert (name, verdict["verdict"], verdict["repeated"]) == ("Accepted", "pass", False)
+    assert verdict["dataset"].endswith("/v1.jsonl")
+    pointer = Ledger(versions.runtime.root, "tiny").accepted()
+    assert (pointer["run_id"], pointer["digest"]) == (verdict["run_id"], verdict["digest"])
+    _, again = verdict_of(versions, OPEN)
+    assert again == {**verdict, "repeated": True}
+    assert len(list_runs(versions.runtime.root)) == 1
+
+
+def test_a_refused_version_leaves_the_pointer_and_is_compared_with_the_accepted_one(
+    prefect_server, versions, tiny_rows
+):
+    _, first = verdict_of(versions, OPEN)
+    publish(Path(versions.dataset.path), 2, tiny_rows[:9])
+    name, second = verdict_of(versions, SHUT)
+    assert (name, second["verdict"]) == ("Refused", "fail")
+    assert second["crossings"][0]["reason"] == "agreed"
+    assert second["accepted_before"] == first["run_id"]
+    assert second["comparison"]["removed"] == 3
+    assert Ledger(versions.runtime.root, "tiny").accepted()["run_id"] == first["run_id"]
+    report = Run(versions.runtime.root, second["run_id"]).read_report()
+    assert report.count('<section class="pass" id="comparison"') == 1
+    assert f"after <span class=\"mono\">{first['run_id']}</span>" in report
+    assert "3 removed" in report
+
+
+def test_another_gate_judges_the_same_version_again_without_computing(prefect_server, versions):
+    _, first = verdict_of(versions, OPEN)
+    _, second = verdict_of(versions, SHUT)
+    assert (second["repeated"], second["verdict"], second["digest"]) == (False, "fail", first["digest"])
+    assert Run(versions.runtime.root, second["run_id"]).read_result()["tasks"]["run"] == 0
+
+
+def test_a_dataset_given_by_an_event_takes_the_place_of_the_requests_own(prefect_server, versions, tiny_rows):
+    published = Path(versions.dataset.path).parent / "published.jsonl"
+    published.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows[:6]))
+    _, verdict = verdict_of(versions, OPEN, dataset=str(published))
+    assert (verdict["name"], verdict["dataset"]) == ("tiny", str(published))
+
+
+def test_the_compare_flow_keeps_one_comparison_per_run(prefect_server, versions, tiny_rows):
+    _, first = verdict_of(versions, OPEN)
+    publish(Path(versions.dataset.path), 2, tiny_rows[:9])
+    _, second = verdict_of(versions, OPEN)
+    compared = compare(first["run_id"], second["run_id"], versions.runtime.root)
+    run = Run(versions.runtime.root, second["run_id"])
+    assert json.loads((run.place / "comparison.json").read_bytes()) == compared
+    assert run.read_report().count('id="comparison"') == 1
+    assert run.read_report().count('href="#comparison"') == 1
