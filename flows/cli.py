@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.environment import prepare
-from storage.errors import BadInput
+from storage.errors import BadInput, failure_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -265,7 +265,7 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command line
             _fail(error.format_message(), 2)
-        _fail(f"{type(error).__name__}: {error}", 1)
+        _fail(failure_line(error), 1)
 
 
 def _fail(message: str, status: int) -> None:

@@ -1,4 +1,4 @@
-"""A dry run: the same wiring, asked for keys instead of results. It loads no model."""
+"""A dry run: the same wiring, asked for keys instead of results. It loads no model and imports no torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.history import History
 from flows.request import Request
 from flows.wiring import simulation
-from storage.artifacts import ArtifactRef, ArtifactStore
-from storage.digests import canonical_json
-from storage.manifest import Manifest
+from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.dataset import preview_index
+from tasks.footprint import Footprint, footprint
+from tasks.keys import work_of
 from tasks.samples import SampleIndex, read_index
-from tasks.sources import resolve_sources
+from tasks.sources import Sources, resolve_sources
 
 
 @dataclass
@@ -30,7 +31,7 @@ class PlannedTask:
     key: str
     state: str  # cached | run
     why: str
-    seconds: float | None = None  # None: no artefact of this task was ever stored here
+    seconds: float | None = None  # None: nothing like it was ever run under this root
     bytes: int | None = None
 
 
@@ -39,7 +40,6 @@ class Planned:
     """Takes a step of the wiring by computing its key and looking for the manifest."""
 
     run: Run
-    request: Request
     history: History
     tasks: list[PlannedTask] = field(default_factory=list)
     asked: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> arguments, for the samples
@@ -52,8 +52,9 @@ class Planned:
         shard = getattr(getattr(inputs.get("rows"), "shard", None), "prefix", None)
         planned = PlannedTask(policy.task, shard, key, "cached" if hit else "run", "stored" if hit else "")
         if hit is None:
-            planned.why = self.history.reason(policy.task, declared)
-            planned.seconds, planned.bytes = self.history.cost(policy.task, _rows(inputs))
+            planned.why = self.history.reason(policy, declared)
+            cost = self.history.cost(policy.task, work_of(inputs))
+            planned.seconds, planned.bytes = cost.seconds, cost.bytes
         self.tasks.append(planned)
         self.asked[key] = inputs
         return hit or ArtifactRef(task=policy.task, key=key, uri="", sha256="")
@@ -68,66 +69,49 @@ class Planned:
         return preview_index(self.run, asked["source"], asked["tokenizer"], asked["role"], asked["settings"])
 
 
-class History:
-    """What past manifests of a storage root tell: costs per row, and the nearest key of the same task."""
-
-    def __init__(self, store: ArtifactStore) -> None:
-        self.manifests: dict[str, list[Manifest]] = defaultdict(list)
-        for stored in store.iterate():
-            manifest = store.manifest(stored.task, stored.key) if stored.complete else None
-            if manifest is not None:
-                self.manifests[stored.task].append(manifest)
-
-    def cost(self, task: str, rows: int | None) -> tuple[float | None, int | None]:
-        """Median seconds and bytes of the task here; per row where the task works on rows."""
-        known = self.manifests.get(task)
-        if not known:
-            return None, None
-        seconds = sorted(manifest.seconds for manifest in known)[len(known) // 2]
-        size = sorted(sum(file.bytes for file in manifest.files.values()) for manifest in known)[len(known) // 2]
-        return seconds, size
-
-    def reason(self, task: str, inputs: dict[str, Any]) -> str:
-        """Which declared inputs differ from those of the most similar stored key."""
-        known = self.manifests.get(task)
-        if not known:
-            return "never run here"
-
-        def changed(manifest: Manifest) -> list[str]:
-            names = sorted({*inputs, *manifest.inputs})
-            return [n for n in names if canonical_json(inputs.get(n)) != canonical_json(manifest.inputs.get(n))]
-
-        nearest = min((changed(manifest) for manifest in known), key=len)
-        return f"changed: {', '.join(nearest)}" if nearest else "the pass's version or a library changed"
-
-
 def _with_defaults(function: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(function).bind(run=None, **inputs)
     return dict(bound.arguments)
 
 
-def _rows(inputs: dict[str, Any]) -> int | None:
-    rows = inputs.get("rows")
-    return None if rows is None else getattr(rows, "shard", getattr(rows, "subset", None)).rows
-
-
 def make_plan(request: Request) -> dict[str, Any]:
-    """Every task with its state and cost, and the totals."""
+    """Every task with its state and cost, and the totals.
+
+    `seconds` and `bytes` are sums over the tasks to run, None while one of them was never run here.
+    `field_bytes` and `memory_bytes` come from the model's shapes; None for a GGUF file not yet converted.
+    """
     sources = resolve_sources(request.dataset, request.model, request.sae)
     run = Run(request.runtime.root, "plan")
-    step = Planned(run, request, History(run.store))
+    step = Planned(run, History(run.store))
     simulation(step, request, sources)
-    tasks = [vars(task) for task in step.tasks]
-    waiting = [task for task in tasks if task["state"] == "run"]
-    known = [task for task in waiting if task["seconds"] is not None]
+    waiting = [task for task in step.tasks if task.state == "run"]
+    shapes = _footprint(step, sources, request)
+    nodes = sum(task.task == "landscape_shard" for task in waiting)
     return {
-        "tasks": tasks,
+        "tasks": [vars(task) for task in step.tasks],
         "run": len(waiting),
-        "cached": len(tasks) - len(waiting),
-        "seconds": sum(task["seconds"] for task in known) if len(known) == len(waiting) else None,
-        "bytes": sum(task["bytes"] for task in known) if len(known) == len(waiting) else None,
-        "memory_bytes": sources.memory_bytes(request),
+        "cached": len(step.tasks) - len(waiting),
+        "seconds": _total([task.seconds for task in waiting]),
+        "bytes": _total([task.bytes for task in waiting]),
+        "field_bytes": shapes and nodes * shapes.field_node_bytes(request.landscape.gradient_dtype),
+        "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
     }
+
+
+def _footprint(step: Planned, sources: Sources, request: Request) -> Footprint | None:
+    handle = sources.model_handle(
+        lambda _: next(step.run.store.find(t.task, t.key) for t in step.tasks if t.task == "model"), request.model
+    )
+    return handle.source and footprint(handle.folder(step.run), request.adapter.targets)
+
+
+def _graph_tokens(request: Request) -> int:
+    """Tokens whose activations the widest pass keeps at once."""
+    return max(request.landscape.batch_tokens, request.curvature.graph_tokens, request.prediction.batch_tokens)
+
+
+def _total(parts: list[Any]) -> Any:
+    return None if None in parts else sum(parts)
 
 
 def print_plan(console: Console, planned: dict[str, Any]) -> None:
@@ -140,17 +124,20 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         table.add_column(column)
     for name, tasks in groups.items():
         waiting = [task for task in tasks if task["state"] == "run"]
-        seconds = [task["seconds"] for task in waiting]
-        cost = "" if not waiting else "?" if None in seconds else f"{sum(seconds):.1f}"
+        seconds = _total([task["seconds"] for task in waiting])
+        cost = "" if not waiting else "?" if seconds is None else f"{seconds:.1f}"
         why = "; ".join(dict.fromkeys(task["why"] for task in waiting))
         table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, why)
     console.print(table)
-    total = (
-        "unknown: nothing like it was run under this root"
-        if planned["seconds"] is None
-        else (f"about {planned['seconds']:.0f} s and {planned['bytes'] / 1e6:,.0f} MB")
-    )
-    console.print(
-        f"{planned['run']} to run, {planned['cached']} cached; {total}; "
-        f"memory about {planned['memory_bytes'] / 1e9:.1f} GB"
-    )
+    console.print(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", soft_wrap=True)
+
+
+def _costs(planned: dict[str, Any]) -> str:
+    known = planned["seconds"] is not None
+    words = [
+        f"about {planned['seconds']:.0f} s, {planned['bytes'] / 1e6:,.0f} MB" if known else "time not yet known here"
+    ]
+    if planned["memory_bytes"] is not None:
+        words.append(f"gradient field {planned['field_bytes'] / 1e6:,.0f} MB")
+        words.append(f"memory about {planned['memory_bytes'] / 1e9:.1f} GB")
+    return "; ".join(words)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage.errors import BadInput
 from storage.places import Place
@@ -67,6 +67,12 @@ class Request(BaseModel):
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
+    @model_validator(mode="after")
+    def _sampled_quotients_need_linear_modules(self) -> Request:
+        if self.adapter.method == "full" and self.curvature.quotients == "sampled":
+            raise ValueError("curvature.quotients sampled needs adapter.method lora; set it to exact")
+        return self
+
     @property
     def run_name(self) -> str:
         """The middle of the run's id."""
@@ -116,14 +122,16 @@ def parse_request(content: dict[str, Any], where: str = "request") -> Request:
 def explain(error: pydantic.ValidationError) -> str:
     """The first validation fault as one line: where, what, the remedy."""
     fault = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in fault["loc"])
+    path = ".".join(str(part) for part in fault["loc"]) or "request"
     if fault["type"] == "extra_forbidden":
         parent, known = _fields_at(fault["loc"][:-1])
         nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
         return f"unknown key {path}; the nearest key is {'.'.join([*parent, *nearest])}"
     if fault["type"] == "missing":
         return f"{path} is missing; add it to the request"
-    return f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]} (got {fault.get('input')!r})"
+    message, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
+    shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
+    return f"{path}: {message[0].lower()}{message[1:]}{shown}"
 
 
 def _fields_at(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

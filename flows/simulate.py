@@ -11,7 +11,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.request import Request, to_yaml
 from flows.steps import Submitted
 from flows.wiring import simulation
-from storage.errors import BadInput
+from storage.errors import BadInput, failure_line
 from storage.events import EventLog
 from storage.runs import Run, new_run_id
 from tasks.invariants import no_optimizer_steps, weights_unchanged
@@ -37,16 +37,19 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
             made = simulation(step, request, sources)
             step.finish()
         weights_unchanged()
+        return publish(
+            run=run,
+            request=request.model_dump(mode="json"),
+            made={name: step.ready(artifact) for name, artifact in made.items()},
+            asked=len(step.futures),
+        )
     except BadInput:
         EventLog.of(run).close()
         run.place.delete()
         raise
-    except Exception as error:
-        EventLog.of(run).emit("run_finished", status="failed", error=f"{type(error).__name__}: {error}")
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        status, log = "stopped" if stopped else "failed", EventLog.of(run)
+        log.emit("run_finished", status=status, error="stopped by the user" if stopped else failure_line(error))
+        log.close()
         raise
-    return publish(
-        run=run,
-        request=request.model_dump(mode="json"),
-        made={name: step.ready(artifact) for name, artifact in made.items()},
-        asked=len(step.futures),
-    )

@@ -22,7 +22,7 @@ from tasks.prediction import prediction
 from tasks.preference import preference
 from tasks.rows import ShardRows, SubsetRows
 from tasks.sae_diff import sae_diff
-from tasks.shards import Subset, shard_tree, subset_of
+from tasks.shards import Subset, rows_of_shard, shard_tree, subset_of
 from tasks.sources import Sources
 
 
@@ -285,14 +285,22 @@ class Wiring:
         return self._rows(role, subset_of(self.indices[role].trained_ids, rows, salt))
 
     def _rows(self, role: str, subset: Subset) -> SubsetRows:
-        return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role))
+        tokens = self.indices[role].tokens_of(subset.ids)
+        return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role), tokens=tokens)
 
     def _shards(self, role: str, bounded: bool = False) -> list[ShardRows]:
         cut = self.request.shards
         depth = min(cut.node_depth, cut.max_depth) if bounded else cut.max_depth
-        leaves = shard_tree(self.indices[role].ids, cut.max_rows, depth)
-        encoding = self._encoding(role)
-        return [ShardRows(samples=self.tables[role], shard=leaf, encoding=encoding) for leaf in leaves]
+        index, encoding = self.indices[role], self._encoding(role)
+        return [
+            ShardRows(
+                samples=self.tables[role],
+                shard=leaf,
+                encoding=encoding,
+                tokens=index.tokens_of(index.ids[row] for row in rows_of_shard(index.ids, leaf)),
+            )
+            for leaf in shard_tree(index.ids, cut.max_rows, depth)
+        ]
 
     def _encoding(self, role: str) -> str:
         return encoding_of(self.tokenizer, self.request.dataset, role)

@@ -135,6 +135,7 @@ class ArtifactStore:
         version: int = 1,
         libraries: dict[str, str] | None = None,
         git_commit: str | None = None,
+        work: dict[str, int] | None = None,
         verify: Callable[[Path], None] | None = None,
     ) -> Iterator[Draft]:
         """Write an artefact: `with store.create(...) as draft:` and `draft.ref` after the block.
@@ -156,7 +157,7 @@ class ArtifactStore:
                     task=task, key=key, version=version, inputs=inputs, files=draft.files(),
                     seconds=round(time.monotonic() - started, 3),
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    git_commit=git_commit, libraries=libraries or {},
+                    git_commit=git_commit, libraries=libraries or {}, work=work or {},
                 )
                 draft.write_manifest(manifest)
             commit = commit_on_disk if self.root.is_local else commit_to_s3

@@ -167,8 +167,7 @@ class Bucket:
             self._ask("complete_multipart_upload", key, Key=key, UploadId=upload,
                       MultipartUpload={"Parts": parts})
         except FileNotFoundError as error:
-            # No such upload: an earlier attempt whose reply was lost completed it, or is about to, or somebody
-            # aborted it.
+            # No such upload: an earlier attempt, reply lost, completed it or still does; or it is aborted.
             deadline = time.monotonic() + COMPLETION_PATIENCE
             while (stored := self.entry(key)) is None or stored.size != size:
                 if time.monotonic() > deadline:

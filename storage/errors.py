@@ -34,6 +34,13 @@ class Damaged(StorageFault):
     """Stored bytes are not those that the manifest recorded; running again recomputes them."""
 
 
+def failure_line(error: BaseException) -> str:
+    """An error as one line: where it happened (its notes), what kind it is, what it says."""
+    said = " ".join(str(error).split())
+    kind = type(error).__name__
+    return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {said}" if said else kind])
+
+
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",

@@ -37,6 +37,7 @@ class Manifest(BaseModel):
     created: str  # ISO 8601, UTC
     git_commit: str | None = None
     libraries: dict[str, str] = {}
+    work: dict[str, int] = {}  # how much went in, for estimates: rows, tokens, parts
 
     @property
     def sha256(self) -> str:

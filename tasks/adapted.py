@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.keys import without_result
-from tasks.loading import AdapterSettings, functional_caller, lora_init, lora_scale, target_weights
+from tasks.loading import AdapterSettings, label_caller, lora_init, lora_scale, target_weights
 from tasks.minibatches import minibatches
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def adapt(loaded: LoadedModel, adapter: AdapterSettings, seed: int) -> AdaptedMo
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         initial = {n: a.to(loaded.device) for n, a in lora_init(shapes, adapter, seed, loaded.dtype).items()}
         space = LoraSpace(initial, lora_scale(adapter))
-    return AdaptedModel(loaded, weights, space, functional_caller(loaded, list(weights)))
+    return AdaptedModel(loaded, weights, space, label_caller(loaded, list(weights)))
 
 
 def curvature_batches(adapted: AdaptedModel, table: pa.Table, settings: CurvatureSettings) -> list[Batch]:

@@ -116,9 +116,14 @@ def influence_solve(
 
 
 def solved(matvec: Any, target: dict[str, Tensor], settings: SolverSettings, events: EventLog) -> Solve:
-    """LiSSA within its budget; a diverged solve breaks the run, it never ranks."""
-    from tasks.numerics.lissa import DivergedSolve, LissaPlan, lissa
+    """LiSSA within its budget; a diverged solve breaks the run, it never ranks. Zero solves for zero."""
+    from tasks.numerics.lissa import LissaPlan, Solve, lissa
+    from tasks.numerics.vectors import norm
 
+    if norm(target) == 0.0:
+        scale, damping = settings.scale or 1.0, settings.damping
+        advice = "no adapted weight has a gradient on the held-out rows: every score is 0"
+        return Solve(target, [0.0], scale, damping, damping * scale, 0, 0, "converged", advice)
     products = 0
 
     def counted(theta: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,8 +135,8 @@ def solved(matvec: Any, target: dict[str, Tensor], settings: SolverSettings, eve
     plan = LissaPlan(settings.iterations, settings.damping, settings.scale, settings.tolerance)
     try:
         solve = lissa(counted, target, plan)
-    except DivergedSolve as diverged:
-        raise BrokenInvariant(f"influence: {diverged}") from diverged
+    except ValueError as fault:
+        raise BrokenInvariant(f"influence: {fault}") from fault
     if solve.iterations > settings.iterations or solve.residuals[-1] > solve.residuals[0]:
         raise BrokenInvariant(
             f"influence: LiSSA used {solve.iterations} of {settings.iterations} iterations and ended at residual "

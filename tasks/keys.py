@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 from storage.artifacts import ArtifactRef
 from storage.digests import digest_of
-from storage.errors import BadInput
+from storage.errors import BadInput, failure_line
 from storage.events import EventLog
 from storage.runs import Run
 
@@ -71,6 +71,14 @@ def _settings_identity(settings: BaseModel) -> dict[str, Any]:
         if not isinstance(field.json_schema_extra, dict) or field.json_schema_extra.get("affects_result", True)
     }
     return kept
+
+
+def work_of(arguments: dict[str, Any]) -> dict[str, int]:
+    """How much a task works on, for estimates: rows and tokens of its row sets, parts that it reduces."""
+    sets = [value for value in arguments.values() if hasattr(value, "work")]
+    work = {"rows": sum(each.work[0] for each in sets), "tokens": sum(each.work[1] for each in sets)}
+    work["parts"] = sum(len(value) for value in arguments.values() if isinstance(value, list))
+    return {unit: amount for unit, amount in work.items() if amount}
 
 
 @dataclass
@@ -203,10 +211,12 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
             inputs=inputs,
             libraries=library_versions(policy.libraries),
             git_commit=code_commit(),
+            work=work_of(arguments),
         ) as draft:
             compute(draft, **arguments)
     except Exception as error:
-        events.emit("pass_failed", task=policy.task, label=label, error=f"{type(error).__name__}: {error}")
+        events.emit("pass_failed", task=policy.task, label=label, error=failure_line(error))
+        error.add_note(f"{label} failed")
         raise
     events.emit(
         "pass_finished",

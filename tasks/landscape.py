@@ -16,7 +16,7 @@ from storage.events import EventLog
 from storage.runs import Run
 from tasks.hooks import captured_residuals
 from tasks.keys import content_task, without_result
-from tasks.loading import AdapterTargets, functional_caller, target_weights
+from tasks.loading import AdapterTargets, label_caller, target_weights
 from tasks.minibatches import minibatches
 from tasks.model import ModelHandle, exclusive
 from tasks.rows import ShardRows
@@ -71,7 +71,7 @@ def landscape_shard(
     table = rows.read(run)
     loaded = model.open(run)
     weights = target_weights(loaded, targets)
-    call = functional_caller(loaded, list(weights))
+    call = label_caller(loaded, list(weights))
     events = EventLog.of(run)
     total = GradientSum(Objective(dpo_beta), weights)
     steps: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.dataset import read_table
 from tasks.keys import content_task
-from tasks.loading import functional_caller
+from tasks.loading import label_caller
 from tasks.minibatches import minibatches
 from tasks.model import ModelHandle
 from tasks.rows import SubsetRows
@@ -76,7 +76,7 @@ def compare_rows(base: LoadedModel, new: LoadedModel, table: pa.Table, batch_tok
 
     from tasks.numerics.comparison import compare_logits, joined, reordered
 
-    calls = functional_caller(base, []), functional_caller(new, [])
+    calls = label_caller(base, []), label_caller(new, [])
     parts, order = [], []
     for minibatch in minibatches(table, batch_tokens, base.device):
         with torch.no_grad():
@@ -129,7 +129,7 @@ def win_rate(loaded: LoadedModel, table: pa.Table, batch_tokens: int) -> float:
 
     from tasks.numerics.losses import sequence_logprobs
 
-    call, wins, count = functional_caller(loaded, []), 0, 0
+    call, wins, count = label_caller(loaded, []), 0, 0
     for minibatch in minibatches(table, batch_tokens, loaded.device):
         with torch.no_grad():
             chosen = sequence_logprobs(call({}, minibatch.batch), minibatch.batch.labels)

@@ -173,7 +173,7 @@ def layer_map(
                 "eta_eff": rates[name],
                 "clipped": name in applied.clipped,
                 "norm": norm,
-                "relative": norm / float(weight.norm()),
+                "relative": norm / size if (size := float(weight.norm())) else 0.0,
                 "closed_form_norm": float(closed_form.final[name].norm()),
             }
         )

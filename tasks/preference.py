@@ -13,7 +13,7 @@ from storage.runs import Run
 from tasks.dataset import read_table
 from tasks.hooks import captured_residuals
 from tasks.keys import NUMERICS, content_task, without_result
-from tasks.loading import functional_caller
+from tasks.loading import label_caller
 from tasks.minibatches import Minibatch, minibatches
 from tasks.model import ModelHandle, SaeHandle, exclusive
 
@@ -53,7 +53,7 @@ def preference(
     measured: dict[int, dict[str, float | None]] = {}
     sums = PairGradients()
     with exclusive(loaded), captured_residuals(loaded, autoencoder and autoencoder.hook_name) as residuals:
-        call = functional_caller(loaded, [])
+        call = label_caller(loaded, [])
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
             measured.update(zip(minibatch.rows, measure_pairs(call, minibatch, dpo_beta, residuals, sums), strict=True))
     draft.write_table("pairs.parquet", _pair_table(table, measured))

@@ -23,7 +23,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
     run.write_report(run.store.open(made["report"]).path("report.html").read_text(encoding="utf-8"))
     result = result_of(run, request, made, found, asked)
     events.emit("run_finished", status="completed", answer=found.answer)
-    events.flush()
+    events.close()
     run.write_result(result)
     create_markdown_artifact(key="foretune-verdict", markdown=verdict_markdown(result), description=run.run_id)
     return result

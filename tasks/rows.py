@@ -23,9 +23,15 @@ class ShardRows(BaseModel, frozen=True):
     samples: ArtifactRef
     shard: Shard
     encoding: str  # digest of the tokenizer and of the rules that made tokens and labels
+    tokens: int = 0  # of all rows together
 
     def identity(self) -> dict[str, Any]:
         return {"ids": self.shard.digest, "encoding": self.encoding}
+
+    @property
+    def work(self) -> tuple[int, int]:
+        """Rows and tokens."""
+        return self.shard.rows, self.tokens
 
     def read(self, run: Run) -> pa.Table:
         """The rows, sorted by sample_id."""
@@ -38,9 +44,15 @@ class SubsetRows(BaseModel, frozen=True):
     samples: ArtifactRef
     subset: Subset
     encoding: str
+    tokens: int = 0
 
     def identity(self) -> dict[str, Any]:
         return {"ids": self.subset.digest, "encoding": self.encoding}
+
+    @property
+    def work(self) -> tuple[int, int]:
+        """Rows and tokens."""
+        return self.subset.rows, self.tokens
 
     def read(self, run: Run) -> pa.Table:
         """The rows, sorted by sample_id."""

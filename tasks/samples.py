@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -236,6 +237,10 @@ class SampleIndex:
         """Ids of the trained samples with at most `max_tokens` tokens; of all trained ones when there is none."""
         short = {i for i, tokens in zip(self.ids, self.tokens, strict=True) if tokens <= max_tokens}
         return [i for i in self.trained_ids if i in short] or self.trained_ids
+
+    def tokens_of(self, ids: Iterable[str]) -> int:
+        """Tokens of these samples together."""
+        return sum(self.tokens[bisect_left(self.ids, sample_id)] for sample_id in ids)
 
 
 def read_index(run: Any, samples: Any) -> SampleIndex:

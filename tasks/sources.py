@@ -55,7 +55,7 @@ def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSett
     if sae is not None:
         at = resolve_sae(sae)
         handle = SaeHandle(source=Fingerprint(uri=str(at), digest=sae_fingerprint(at)), settings=sae)
-        labels = _labels(sae.labels)
+        labels = _labels(sae)
         config = read_sae_config(sae, at)
         hook_name = config.hook_name
         if gguf is None:
@@ -79,8 +79,10 @@ def _companions(folder: Path) -> str:
     return digest_of({path.name: file_digest(path) for path in companion_files(folder)})
 
 
-def _labels(uri: str | None) -> Fingerprint | None:
-    if uri is None:
+def _labels(sae: SaeSettings) -> Fingerprint | None:
+    """The labels' file or folder, and which of its layers is read."""
+    if sae.labels is None:
         return None
-    local: Path = localise(uri)
-    return Fingerprint(uri=uri, digest=folder_digest(local) if local.is_dir() else file_digest(local))
+    local = localise(sae.labels)
+    digest = folder_digest(local) if local.is_dir() else file_digest(local)
+    return Fingerprint(uri=sae.labels, digest=digest_of([digest, sae.neuronpedia_id]) if sae.neuronpedia_id else digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage.errors import BadInput
 from tasks.keys import without_result
@@ -51,7 +51,7 @@ class TrainingSettings(Schedule):
     `objective` and `dpo_beta` reach the passes as the beta that `beta_for` makes of them, if any.
     """
 
-    model_config = ConfigDict(extra="forbid", title="Training")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Training")
 
     objective: Literal["auto", "sft", "dpo"] = Field(
         "auto",
@@ -71,6 +71,12 @@ class TrainingSettings(Schedule):
         0.1, gt=0, title="DPO beta", description="preference pairs only", json_schema_extra=without_result()
     )
     seed: int = Field(42, ge=0, title="Seed", description="adapter initialisation and order of the rows")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> TrainingSettings:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0; set training.momentum, 0.9 for example")
+        return self
 
     @property
     def schedule(self) -> Schedule:

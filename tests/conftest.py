@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,32 +113,44 @@ def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_request(tmp_path: Path, tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[str, str]]) -> Path:
-    """A request.yaml over the tiny model, with every optional input, in a folder of the test's own."""
+@pytest.fixture(scope="session")
+def write_tiny_request(
+    tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[str, str]]
+) -> Callable[[Path], Path]:
+    """Writes a request.yaml over the tiny model, with every optional input, into a folder."""
     import yaml
 
-    def write(name: str, rows: list[dict]) -> str:
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path / name)
+    def write(folder: Path, name: str, rows: list[dict]) -> str:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(folder / name)
 
-    pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "No idea."} for row in tiny_rows[:6]]
-    request = {
-        "name": "tiny",
-        "dataset": {
-            "path": write("train.jsonl", tiny_rows[:18]),
-            "heldout": {"path": write("heldout.jsonl", tiny_rows[18:])},
-            "preferences": write("preferences.jsonl", pairs),
-            "probes": write("probes.jsonl", [{"text": "The river is old."}, {"text": "def f(x): return x"}]),
-            "max_length": 128,
-        },
-        "model": {"name_or_path": str(tiny_llama)},
-        "sae": {"path": str(tiny_sae)},
-        "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
-        "training": {"learning_rate": 1e-3, "epochs": 2, "batch_size": 4},
-        "shards": {"max_rows": 6},
-        "runtime": {"root": str(tmp_path / "root")},
-    }
-    path = tmp_path / "request.yaml"
-    path.write_text(yaml.safe_dump(request))
-    return path
+    def request_in(folder: Path) -> Path:
+        pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "No idea."} for row in tiny_rows]
+        request = {
+            "name": "tiny",
+            "dataset": {
+                "path": write(folder, "train.jsonl", tiny_rows[:18]),
+                "heldout": {"path": write(folder, "heldout.jsonl", tiny_rows[18:])},
+                "preferences": write(folder, "preferences.jsonl", pairs[:6]),
+                "probes": write(
+                    folder, "probes.jsonl", [{"text": "The river is old."}, {"text": "def f(x): return x"}]
+                ),
+                "max_length": 128,
+            },
+            "model": {"name_or_path": str(tiny_llama)},
+            "sae": {"path": str(tiny_sae)},
+            "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
+            "training": {"learning_rate": 1e-3, "epochs": 2, "batch_size": 4},
+            "shards": {"max_rows": 6},
+            "runtime": {"root": str(folder / "root")},
+        }
+        (folder / "request.yaml").write_text(yaml.safe_dump(request))
+        return folder / "request.yaml"
+
+    return request_in
+
+
+@pytest.fixture
+def tiny_request(tmp_path: Path, write_tiny_request: Callable[[Path], Path]) -> Path:
+    """A request.yaml over the tiny model in a folder of the test's own."""
+    return write_tiny_request(tmp_path)

@@ -24,6 +24,7 @@ from tasks.loading.models import (
     all_finite,
     choose_device,
     functional_caller,
+    label_caller,
     load_model,
     model_inputs,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "companion_files",
     "convert_gguf",
     "functional_caller",
+    "label_caller",
     "load_model",
     "lora_config",
     "lora_init",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from storage.errors import BadInput
+from tasks.loading.models import building
 
 if TYPE_CHECKING:
     import torch

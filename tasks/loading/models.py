@@ -267,6 +267,26 @@ def functional_caller(
     return call
 
 
+def label_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[dict[str, Tensor], Batch], Tensor]:
+    """`functional_caller` that unembeds only what a loss reads: logits [n, vocab] at the n label positions.
+
+    The unembedding is a fifth of a small model, and half of an instruction row is prompt.
+    """
+    call, head = functional_caller(loaded, names), loaded.model.get_output_embeddings()
+
+    def call_at_labels(weights: dict[str, Tensor], batch: Batch) -> Tensor:
+        from tasks.numerics.losses import label_positions
+
+        positions = label_positions(batch.labels)
+        handle = head.register_forward_pre_hook(lambda module, args: (args[0][positions], *args[1:]))
+        try:
+            return call(weights, batch)
+        finally:
+            handle.remove()
+
+    return call_at_labels
+
+
 def model_inputs(batch: Batch) -> dict[str, Any]:
     """A batch as the keyword arguments of a transformers model."""
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}

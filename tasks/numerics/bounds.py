@@ -17,14 +17,15 @@ class BoundedDelta:
 def bounded(delta: Vector, weights: Vector, max_relative_change: float) -> BoundedDelta:
     """Scale every tensor's delta to at most `max_relative_change` of its weight's Frobenius norm.
 
+    A weight of zeros (a new bias) has no norm to measure by: its delta is only checked to be finite.
     Raises ValueError naming the first tensor that is not finite.
     """
     kept, norms, clipped = {}, {}, []
     for name, change in delta.items():
-        norm, limit = float(change.double().norm()), max_relative_change * float(weights[name].double().norm())
+        norm, size = float(change.double().norm()), float(weights[name].double().norm())
         if not norm < float("inf"):
             raise ValueError(f"the predicted delta of {name} is not finite: lower learning_rate or epochs")
-        factor = min(1.0, limit / norm) if norm else 1.0
+        factor = min(1.0, max_relative_change * size / norm) if norm and size else 1.0
         if factor < 1.0:
             clipped.append(name)
         kept[name], norms[name] = change * factor, norm * factor

@@ -18,9 +18,11 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """[n, V] at least float32: only the rows of the logits [b, s, V] that a loss reads."""
-    rows, cols = label_positions(labels)
-    gathered = logits[rows, cols]
+    """[n, V] at least float32: only the rows of the logits [b, s, V] that a loss reads.
+
+    Logits [n, V] are taken to be these rows already, in the order of `label_positions`.
+    """
+    gathered = logits if logits.ndim == 2 else logits[label_positions(labels)]
     return gathered if gathered.dtype == torch.float64 else gathered.float()
 
 

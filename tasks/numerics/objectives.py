@@ -11,7 +11,7 @@ from torch import Tensor
 from tasks.numerics.batches import Batch
 from tasks.numerics.losses import SampleLosses, preference_losses, sample_losses, sequence_logprobs
 
-Call = Callable[[dict[str, Tensor], Batch], Tensor]  # (weights, batch) -> logits [b, s, vocab]
+Call = Callable[[dict[str, Tensor], Batch], Tensor]  # (weights, batch) -> logits, [b, s, vocab] or at labels [n, vocab]
 
 
 @dataclass(frozen=True)

@@ -161,3 +161,18 @@ def test_conv1d_weights_are_presented_out_by_in(opened):
     assert tuple(loaded.weight("transformer.h.0.attn.c_attn.weight").shape) == (96, 32)
     assert tuple(loaded.weight("transformer.h.1.mlp.c_fc.weight").shape) == (128, 32)
     assert len(loaded.transposed) == 8
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_the_logits_at_the_labels_are_those_of_the_whole_batch(opened, family):
+    import torch
+
+    from tasks.loading import label_caller
+    from tasks.numerics.batches import collate
+    from tasks.numerics.losses import label_positions
+
+    loaded = opened(family)
+    batch = collate([([5, 6, 7, 8], [-100, -100, 7, 8]), ([9, 10, 11], [-100, 10, 11])]).to(loaded.device)
+    whole = functional_caller(loaded, [])({}, batch)
+    torch.testing.assert_close(label_caller(loaded, [])({}, batch), whole[label_positions(batch.labels)])
+    torch.testing.assert_close(functional_caller(loaded, [])({}, batch), whole)

@@ -1,0 +1,101 @@
+"""What the artefacts of a storage root tell a plan: what tasks cost, and why a key is new."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from storage.artifacts import ArtifactStore
+from storage.manifest import Manifest
+from tasks.keys import ContentKey, library_versions
+
+LOOKED_AT = 200  # manifests of one task, the newest
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a task is expected to take; None: nothing like it was ever run under this root."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+
+
+class History:
+    """Manifests by task, read when a task of that name is asked about and is not stored."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+
+    @functools.cached_property
+    def _stored(self) -> dict[str, list[tuple[float, str]]]:
+        found = defaultdict(list)
+        for stored in self.store.iterate():
+            if stored.complete:
+                found[stored.task].append((stored.modified, stored.key))
+        return found
+
+    @functools.cache  # noqa: B019 - one history lives as long as one plan
+    def manifests(self, task: str) -> list[Manifest]:
+        """The task's newest manifests, newest first."""
+        newest = sorted(self._stored.get(task, []), reverse=True)[:LOOKED_AT]
+        return [manifest for _, key in newest if (manifest := self.store.manifest(task, key))]
+
+    def cost(self, task: str, work: dict[str, int]) -> Cost:
+        """Seconds: the median rate of the stored artefacts times this one's tokens (or rows, or parts); their
+        median where sizes are not known. Bytes: those of the artefact that is nearest in size."""
+        known = self.manifests(task)
+        if not known:
+            return Cost()
+        unit = next((unit for unit in ("tokens", "rows", "parts") if work.get(unit)), None)
+        sized = [manifest for manifest in known if unit and manifest.work.get(unit)]
+        if not sized:
+            return Cost(median(m.seconds for m in known), round(median(m.bytes for m in known)))
+        size = work[unit]
+        nearest = min(sized, key=lambda manifest: abs(manifest.work[unit] - size))
+        return Cost(size * median(m.seconds / m.work[unit] for m in sized), nearest.bytes)
+
+    def reason(self, policy: ContentKey, inputs: dict[str, Any]) -> str:
+        """What differs between these inputs and those of the most similar stored artefact of the task."""
+        known = self.manifests(policy.task)
+        if not known:
+            return "never run here"
+        changed = min((differences(inputs, manifest.inputs) for manifest in known), key=len)
+        if changed:
+            return f"changed: {', '.join(changed)}"
+        return min((_code_changes(policy, m) for m in known if not differences(inputs, m.inputs)), key=len)
+
+
+def _code_changes(policy: ContentKey, manifest: Manifest) -> str:
+    changed = [] if manifest.version == policy.version else [f"version {manifest.version} -> {policy.version}"]
+    now = library_versions(policy.libraries)
+    for name in sorted({*now, *manifest.libraries}):
+        before, after = manifest.libraries.get(name, "none"), now.get(name, "none")
+        changed += [f"{name} {before} -> {after}"] if before != after else []
+    return f"changed: {', '.join(changed)}" if changed else "stored files are missing or torn"
+
+
+def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Dotted paths of what two declared inputs do not share, e.g. `training.learning_rate`, `shards (1 of 4)`."""
+    return [path for name in sorted({*now, *before}) for path in _compared(name, now.get(name), before.get(name))]
+
+
+def _compared(path: str, now: Any, before: Any) -> Iterator[str]:
+    if now == before:
+        return
+    if isinstance(now, dict) and isinstance(before, dict) and "key" not in now and "digest" not in now:
+        for name in sorted({*now, *before}):
+            yield from _compared(path if name == "ids" else f"{path}.{name}", now.get(name), before.get(name))
+    elif _references(now) and _references(before):
+        kept = {reference["key"] for reference in before}
+        fresh = sum(reference["key"] not in kept for reference in now)
+        yield f"{path} ({fresh} of {len(now)})" if fresh else f"{path} ({len(before)} -> {len(now)})"
+    else:
+        yield path
+
+
+def _references(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "key" in v for v in value)

@@ -1,0 +1,91 @@
+"""What prefect.yaml promises, on a server and a worker: runs by request, by schedule and by event, and their end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from storage.ledger import Ledger
+from storage.runs import list_runs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def request_body(tiny_request: Path) -> dict:
+    """The tiny request as an HTTP client would send it: plain JSON."""
+    content = yaml.safe_load(tiny_request.read_text())
+    del content["sae"], content["dataset"]["preferences"]
+    return content
+
+
+@pytest.fixture
+def root(request_body: dict) -> str:
+    return request_body["runtime"]["root"]
+
+
+def test_a_run_started_over_http_completes(team, request_body, root):
+    run = team.ended(team.run(team.deployment("simulate"), request=request_body))
+    assert (run["state_type"], run["state"]["message"]) == ("COMPLETED", None), team.tail()
+    assert [stored.status for stored in list_runs(root)] == ["completed"]
+
+
+def test_a_request_that_does_not_validate_is_refused_before_anything_runs(team, request_body):
+    import httpx
+
+    request_body["training"]["learning_rate"] = -1
+    with pytest.raises(httpx.HTTPStatusError, match="409"):
+        team.run(team.deployment("simulate"), request=request_body)
+
+
+def test_a_published_dataset_is_vetted(team, request_body, root, tmp_path):
+    deployment, uri = team.deployment("vet"), str(tmp_path / "train.jsonl")
+    team.patch(deployment, {"parameters": {"request": request_body, "gate": None}})
+    team.post("events", [published(uri)])
+    run = team.until(lambda: next((r for r in team.runs(deployment) if r["parameters"].get("dataset") == uri), None))
+    run = team.ended(run["id"])
+    assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Accepted"), team.tail()
+    assert Ledger(root, "tiny").accepted()["dataset"] == uri
+
+
+def published(uri: str) -> dict:
+    """The event that a data pipeline emits, as it travels."""
+    from uuid import uuid4
+
+    return {
+        "event": "dataset.published",
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {"prefect.resource.id": "dataset.tickets"},
+        "payload": {"uri": uri},
+    }
+
+
+def test_the_nightly_schedule_has_its_next_runs(team):
+    nights = team.until(lambda: team.runs(team.deployment("vet"), ["SCHEDULED"]))
+    assert {run["expected_start_time"][11:16] for run in nights} == {"02:00"}
+    assert all(run["auto_scheduled"] for run in nights)
+
+
+def test_a_schedule_that_is_due_produces_a_run(team, request_body, root):
+    deployment = team.deployment("simulate")
+    schedule = {
+        "schedule": {"interval": 3600, "anchor_date": datetime.now(UTC).isoformat()},
+        "active": True,
+        "parameters": {"request": request_body},
+    }
+    team.post(f"deployments/{deployment['id']}/schedules", [schedule])
+    due = team.until(lambda: [r for r in team.runs(deployment) if r["auto_scheduled"] and r["start_time"]])
+    assert team.ended(due[0]["id"])["state_type"] == "COMPLETED", team.tail()
+    assert [stored.status for stored in list_runs(root)] == ["completed"]
+
+
+def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, root):
+    run_id = team.run(team.deployment("simulate"), request=request_body)
+    team.until(lambda: list_runs(root))
+    team.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    assert team.ended(run_id)["state_type"] == "CANCELLED", team.tail()
+    assert [stored.status for stored in list_runs(root)] == ["unfinished"]

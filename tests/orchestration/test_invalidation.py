@@ -1,0 +1,181 @@
+"""The README's table "What re-runs when", line by line: change one thing, run again, count what was computed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.plan import make_plan
+from flows.request import load_request
+from tests.orchestration.inline import run_inline
+
+LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and for the gradient field
+
+AFTER_PREDICTION = {
+    "checkpoint": 1,
+    "feature_scores": 1,
+    "features": 1,
+    "sae_diff": 1,
+    "model_diff": 1,
+    "report": 1,
+}
+PREDICTION = {"prediction": 1, **AFTER_PREDICTION}
+INFLUENCE = {"influence_solve": 1, "influence_shard": LEAVES, "influence": 1}
+LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2}
+ADAPTER = {"curvature": 1, **INFLUENCE, **PREDICTION}
+
+SETTINGS = {
+    "training.learning_rate=2e-3": {"influence": 1, **PREDICTION},
+    "training.epochs=3": {"influence": 1, **PREDICTION},
+    "training.lr_scheduler_type=cosine": {"influence": 1, **PREDICTION},
+    "training.weight_decay=0.1": PREDICTION,
+    "training.optimizer=sgd": PREDICTION,
+    "training.max_grad_norm=0.5": {"landscape": 2, **PREDICTION},
+    "training.dpo_beta=0.2": {"preference": 1, "report": 1},
+    "training.seed=7": ADAPTER,
+    "adapter.r=4": ADAPTER,
+    "adapter.lora_alpha=8": ADAPTER,
+    "adapter.target_modules=[q_proj, k_proj]": {**LANDSCAPES, **ADAPTER, "preference": 1},
+    "thresholds.dead_layer_norm=1e-3": {"landscape": 2, "report": 1},
+    "thresholds.spike_factor=2": {"landscape": 2, "report": 1},
+    "quality.min_completion_words=4": {"quality_shard": LEAVES, "quality": 1, "report": 1},
+    "influence.neutral=0.5": {"influence": 1, "report": 1},
+    "checkpoint.max_shard_size=1GB": {"checkpoint": 1, "sae_diff": 1, "model_diff": 1, "report": 1},
+    "report.top_rows=5": {"report": 1},
+    "name=other": {"report": 1},
+}
+
+NO_RESULT = [
+    "training.objective=sft",
+    "adapter.lora_dropout=0.1",
+    "baseline.batch_tokens=64",
+    "landscape.batch_tokens=64",
+    "influence.scoring.batch_tokens=64",
+    "prediction.batch_tokens=64",
+    "diff.batch_tokens=64",
+    "model.device=cpu",
+    "runtime.max_workers=1",
+]
+
+
+def executed(request: Path, *overrides: str) -> dict[str, int]:
+    """Tasks that a run computes, with how often; the plan must have said the same."""
+    planned = make_plan(load_request(str(request), list(overrides)))
+    step, _ = run_inline(request, *overrides)
+    counts = Counter(step.computed)
+    assert Counter(task["task"] for task in planned["tasks"] if task["state"] == "run") == counts
+    return dict(counts)
+
+
+def read_lines(request: Path, name: str) -> list[str]:
+    return (request.parent / name).read_text().splitlines(keepends=True)
+
+
+def write_lines(request: Path, name: str, lines: list[str]) -> None:
+    (request.parent / name).write_text("".join(lines))
+
+
+def test_nothing_runs_when_nothing_changed(warm_request):
+    assert executed(warm_request) == {}
+
+
+@pytest.mark.parametrize("override", SETTINGS)
+def test_a_setting_runs_what_reads_it_and_what_follows(warm_request, override):
+    assert executed(warm_request, override) == SETTINGS[override]
+
+
+def test_settings_that_change_no_result_run_nothing(warm_request):
+    assert executed(warm_request, *NO_RESULT) == {}
+
+
+def test_sae_labels_run_the_naming_and_the_report(warm_request):
+    labels = warm_request.parent / "labels.json"
+    labels.write_text(json.dumps({"0": "rivers", "1": "pumps"}))
+    assert executed(warm_request, f"sae.labels={labels}") == {"features": 1, "report": 1}
+
+
+def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tiny_sae):
+    from safetensors.torch import load_file, save_file
+
+    folder = warm_request.parent / "sae"
+    shutil.copytree(tiny_sae, folder)
+    tensors = load_file(folder / "sae_weights.safetensors")
+    save_file({**tensors, "b_dec": tensors["b_dec"] + 0.1}, folder / "sae_weights.safetensors")
+    assert executed(warm_request, f"sae.path={folder}") == {
+        "baseline_shard": LEAVES,
+        "baseline": 1,
+        "feature_scores": 1,
+        "features": 1,
+        "preference": 1,
+        "sae_diff": 1,
+        "report": 1,
+    }
+
+
+def test_another_held_out_set_leaves_the_training_landscape_and_the_curvature(warm_request):
+    write_lines(warm_request, "heldout.jsonl", read_lines(warm_request, "heldout.jsonl")[:-1])
+    assert executed(warm_request) == {
+        "samples": 1,
+        "landscape_shard": 1,
+        "gradient": 1,
+        "landscape": 1,
+        **INFLUENCE,
+        **PREDICTION,
+    }
+
+
+def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
+    rows = read_lines(warm_request, "train.jsonl")
+    write_lines(warm_request, "train.jsonl", rows[:4] + rows[5:9] + rows[10:14] + rows[15:])
+    counts = executed(warm_request)
+    touched = {name: counts.pop(name, 0) for name in ("quality_shard", "baseline_shard", "landscape_shard")}
+    assert all(1 <= count <= 3 for count in touched.values())
+    assert touched["landscape_shard"] < LEAVES
+    shards_now = counts.pop("influence_shard")
+    assert shards_now <= LEAVES  # the direction that every row is scored along is made from all rows
+    assert counts == {
+        "samples": 1,
+        "quality": 1,
+        "baseline": 1,
+        "gradient": 1,
+        "landscape": 1,
+        "curvature": 1,
+        "influence_solve": 1,
+        "influence": 1,
+        "preference": 1,
+        **PREDICTION,
+    }
+
+
+def test_the_order_of_the_rows_runs_only_what_prints_row_numbers(warm_request):
+    write_lines(warm_request, "train.jsonl", read_lines(warm_request, "train.jsonl")[::-1])
+    assert executed(warm_request) == {"samples": 1, "quality": 1, "landscape": 1, "influence": 1, "report": 1}
+
+
+def test_other_pairs_and_probes_run_what_reads_them(warm_request):
+    for name in ("preferences.jsonl", "probes.jsonl"):
+        write_lines(warm_request, name, read_lines(warm_request, name)[:-1])
+    assert executed(warm_request) == {"samples": 2, "preference": 1, "model_diff": 1, "report": 1}
+
+
+def test_other_shards_run_every_pass_that_maps_over_them(warm_request):
+    counts = executed(warm_request, "shards.max_rows=18")
+    assert counts["quality_shard"] == counts["baseline_shard"] == counts["influence_shard"] == 1
+    assert counts["landscape_shard"] == 1  # the held-out rows were one shard before
+
+
+def test_a_moved_root_and_renamed_files_run_nothing(warm_request, tmp_path):
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("heldout.jsonl", "preferences.jsonl", "probes.jsonl", "root"):
+        (warm_request.parent / name).rename(moved / name)
+    (warm_request.parent / "train.jsonl").rename(moved / "train.jsonl")
+    text = warm_request.read_text().replace(str(warm_request.parent), str(moved))
+    (moved / "request.yaml").write_text(text)
+    assert yaml.safe_load(text)["runtime"]["root"] == str(moved / "root")
+    assert executed(moved / "request.yaml") == {}
