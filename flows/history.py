@@ -63,10 +63,9 @@ class History:
         known = self.manifests(policy.task)
         if not known:
             return "never run here"
-        changed = min((differences(inputs, manifest.inputs) for manifest in known), key=len)
-        if changed:
-            return f"changed: {', '.join(changed)}"
-        return min((_code_changes(policy, m) for m in known if not differences(inputs, m.inputs)), key=len)
+        nearest = min(known, key=lambda manifest: _distance(differences(inputs, manifest.inputs)))
+        changed = differences(inputs, nearest.inputs)
+        return f"changed: {', '.join(changed)}" if changed else _code_changes(policy, nearest)
 
 
 def _code_changes(policy: ContentKey, manifest: Manifest) -> str:
@@ -78,12 +77,17 @@ def _code_changes(policy: ContentKey, manifest: Manifest) -> str:
     return f"changed: {', '.join(changed)}" if changed else "stored files are missing or torn"
 
 
-def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Dotted paths of what two declared inputs do not share, e.g. `training.learning_rate`, `shards (1 of 4)`."""
-    return [path for name in sorted({*now, *before}) for path in _compared(name, now.get(name), before.get(name))]
+def differences(now: dict[str, Any], before: dict[str, Any]) -> dict[str, int]:
+    """What two declared inputs do not share: {dotted path: how much}, e.g. `training.learning_rate`."""
+    names = sorted({*now, *before})
+    return {path: size for name in names for path, size in _compared(name, now.get(name), before.get(name))}
 
 
-def _compared(path: str, now: Any, before: Any) -> Iterator[str]:
+def _distance(changed: dict[str, int]) -> tuple[int, int]:
+    return len(changed), sum(changed.values())
+
+
+def _compared(path: str, now: Any, before: Any) -> Iterator[tuple[str, int]]:
     if now == before:
         return
     if isinstance(now, dict) and isinstance(before, dict) and "key" not in now and "digest" not in now:
@@ -92,9 +96,9 @@ def _compared(path: str, now: Any, before: Any) -> Iterator[str]:
     elif _references(now) and _references(before):
         kept = {reference["key"] for reference in before}
         fresh = sum(reference["key"] not in kept for reference in now)
-        yield f"{path} ({fresh} of {len(now)})" if fresh else f"{path} ({len(before)} -> {len(now)})"
+        yield f"{path} ({fresh} of {len(now)})" if fresh else f"{path} ({len(before)} -> {len(now)})", fresh
     else:
-        yield path
+        yield path, 1
 
 
 def _references(value: Any) -> bool:

@@ -14,7 +14,7 @@ from flows.wiring import simulation
 from storage.errors import BadInput, failure_line
 from storage.events import EventLog
 from storage.runs import Run, new_run_id
-from tasks.invariants import no_optimizer_steps, weights_unchanged
+from tasks.invariants import weights_unchanged
 from tasks.publish import publish
 from tasks.sources import resolve_sources
 
@@ -24,7 +24,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     """Simulate a fine-tune.
 
     1. Fingerprint what the request points at; every fault here is bad input.
-    2. Run or look up every pass (`simulation`), with no optimizer allowed to step.
+    2. Run or look up every pass (`simulation`).
     3. Check that the base weights are what they were.
     4. Publish: result.json, report, events, Prefect artifacts. Never cached.
     """
@@ -32,7 +32,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     run = Run(request.runtime.root, run_id or new_run_id(datetime.now(UTC), request.run_name))
     run.write_request(to_yaml(request))
     try:
-        with ThreadPoolTaskRunner(max_workers=request.runtime.max_workers) as runner, no_optimizer_steps():
+        with ThreadPoolTaskRunner(max_workers=request.runtime.max_workers) as runner:
             step = Submitted(run, runner)
             made = simulation(step, request, sources)
             step.finish()

@@ -119,6 +119,8 @@ class Artifact:
         """A Parquet file as an Arrow table; `filters` as in pyarrow.parquet.read_table."""
         import pyarrow.parquet as pq
 
+        if filters is None:  # read_table imports pandas, which takes longer than most of our files
+            return pq.ParquetFile(self.path(name), memory_map=True).read(columns)
         # No partitioning: a folder called "a=b" on the way would otherwise become a column.
         return pq.read_table(
             self.path(name), columns=columns, filters=filters, memory_map=True, partitioning=None

@@ -7,10 +7,12 @@ computed before anything ran; a file outside the storage root stands for itself 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from storage.digests import digest_of
 from storage.errors import BadInput, failure_line
 from storage.events import EventLog
 from storage.runs import Run
+from tasks.invariants import no_optimizer_steps
 
 logger = logging.getLogger("foretune")
 
@@ -204,15 +207,18 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
     events = EventLog.of(run)
     events.emit("pass_started", task=policy.task, label=label, key=key)
     try:
-        with run.store.create(
-            policy.task,
-            key,
-            version=policy.version,
-            inputs=inputs,
-            libraries=library_versions(policy.libraries),
-            git_commit=code_commit(),
-            work=work_of(arguments),
-        ) as draft:
+        with (
+            run.store.create(
+                policy.task,
+                key,
+                version=policy.version,
+                inputs=inputs,
+                libraries=library_versions(policy.libraries),
+                git_commit=code_commit(),
+                work=work_of(arguments),
+            ) as draft,
+            _no_training(policy),
+        ):
             compute(draft, **arguments)
     except Exception as error:
         events.emit("pass_failed", task=policy.task, label=label, error=failure_line(error))
@@ -227,6 +233,11 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
         seconds=round(time.perf_counter() - started, 3),
     )
     return draft.ref
+
+
+def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[None]:
+    """No optimizer may step while a pass runs; a pass that has no torch at hand is not made to import it."""
+    return no_optimizer_steps() if "torch" in {*policy.libraries, *sys.modules} else contextlib.nullcontext()
 
 
 def _label(task: str, arguments: dict[str, Any]) -> str:

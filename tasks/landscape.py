@@ -90,7 +90,8 @@ def landscape_shard(
                 "layer_grad_norms": measured.module_norms,
             }
             steps.append(step)
-            events.emit("step", task="landscape", role=role, shard=rows.shard.prefix, step=len(steps), **step)
+            still = {"epoch": 0.0, "learning_rate": 0.0, "dead_layers": count_dead(measured.module_norms)}
+            events.emit("step", task="landscape", role=role, shard=rows.shard.prefix, step=len(steps), **step, **still)
     dtype = getattr(torch, settings.gradient_dtype)
     draft.write_tensors("gradients.safetensors", {name: g.to(dtype) for name, g in total.sums.items()})
     residual = {} if total.residual_sum is None else {"resid_grad_sum": total.residual_sum}
@@ -167,6 +168,11 @@ def _sample_losses(run: Run, samples: ArtifactRef, opened: list[Any]) -> list[di
         }
         for row in losses
     ]
+
+
+def count_dead(norms: list[float], thresholds: SignalThresholds | None = None) -> int:
+    """Modules whose gradient norm is under the threshold, in one batch."""
+    return sum(norm < (thresholds or SignalThresholds()).dead_layer_norm for norm in norms)
 
 
 def landscape_summary(

@@ -2,59 +2,59 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
+import httpx
 import pytest
 import yaml
 
 from storage.ledger import Ledger
-from storage.runs import list_runs
+from storage.runs import latest, list_runs
 
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One root for the runs that only the first of must compute."""
+    return str(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
-def request_body(tiny_request: Path) -> dict:
+def request_body(tiny_request: Path, shared_root: str) -> dict:
     """The tiny request as an HTTP client would send it: plain JSON."""
     content = yaml.safe_load(tiny_request.read_text())
     del content["sae"], content["dataset"]["preferences"]
+    content["runtime"]["root"] = shared_root
     return content
 
 
-@pytest.fixture
-def root(request_body: dict) -> str:
-    return request_body["runtime"]["root"]
-
-
-def test_a_run_started_over_http_completes(team, request_body, root):
+def test_a_run_started_over_http_completes(team, request_body, shared_root):
     run = team.ended(team.run(team.deployment("simulate"), request=request_body))
     assert (run["state_type"], run["state"]["message"]) == ("COMPLETED", None), team.tail()
-    assert [stored.status for stored in list_runs(root)] == ["completed"]
+    assert latest(shared_root).read_result()["tasks"]["run"] > 0
 
 
 def test_a_request_that_does_not_validate_is_refused_before_anything_runs(team, request_body):
-    import httpx
-
     request_body["training"]["learning_rate"] = -1
     with pytest.raises(httpx.HTTPStatusError, match="409"):
         team.run(team.deployment("simulate"), request=request_body)
 
 
-def test_a_published_dataset_is_vetted(team, request_body, root, tmp_path):
+def test_a_published_dataset_is_vetted(team, request_body, shared_root, tmp_path):
     deployment, uri = team.deployment("vet"), str(tmp_path / "train.jsonl")
     team.patch(deployment, {"parameters": {"request": request_body, "gate": None}})
     team.post("events", [published(uri)])
     run = team.until(lambda: next((r for r in team.runs(deployment) if r["parameters"].get("dataset") == uri), None))
     run = team.ended(run["id"])
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Accepted"), team.tail()
-    assert Ledger(root, "tiny").accepted()["dataset"] == uri
+    assert Ledger(shared_root, "tiny").accepted()["dataset"] == uri
 
 
 def published(uri: str) -> dict:
     """The event that a data pipeline emits, as it travels."""
-    from uuid import uuid4
-
     return {
         "event": "dataset.published",
         "id": str(uuid4()),
@@ -70,22 +70,24 @@ def test_the_nightly_schedule_has_its_next_runs(team):
     assert all(run["auto_scheduled"] for run in nights)
 
 
-def test_a_schedule_that_is_due_produces_a_run(team, request_body, root):
-    deployment = team.deployment("simulate")
+def test_a_schedule_that_is_due_produces_a_run(team, request_body, shared_root):
+    deployment, before = team.deployment("simulate"), latest(shared_root)
     schedule = {
-        "schedule": {"interval": 3600, "anchor_date": datetime.now(UTC).isoformat()},
+        "schedule": {"interval": 3600, "anchor_date": (datetime.now(UTC) + timedelta(seconds=4)).isoformat()},
         "active": True,
         "parameters": {"request": request_body},
     }
     team.post(f"deployments/{deployment['id']}/schedules", [schedule])
     due = team.until(lambda: [r for r in team.runs(deployment) if r["auto_scheduled"] and r["start_time"]])
     assert team.ended(due[0]["id"])["state_type"] == "COMPLETED", team.tail()
-    assert [stored.status for stored in list_runs(root)] == ["completed"]
+    assert latest(shared_root) != before
+    assert latest(shared_root).read_result()["tasks"]["run"] == 0
 
 
-def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, root):
+def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, tmp_path):
+    request_body["runtime"]["root"] = str(tmp_path / "root")
     run_id = team.run(team.deployment("simulate"), request=request_body)
-    team.until(lambda: list_runs(root))
+    team.until(lambda: list_runs(request_body["runtime"]["root"]))
     team.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
     assert team.ended(run_id)["state_type"] == "CANCELLED", team.tail()
-    assert [stored.status for stored in list_runs(root)] == ["unfinished"]
+    assert [stored.status for stored in list_runs(request_body["runtime"]["root"])] == ["unfinished"]

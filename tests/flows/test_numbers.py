@@ -22,7 +22,7 @@ def reference(tiny_llama: Path) -> Any:
     """The tiny model, opened by transformers alone."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False)
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").requires_grad_(False)
 
 
 def rows_of(simulated: Simulated, role: str = "samples") -> list[dict[str, Any]]:

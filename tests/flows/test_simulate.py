@@ -85,7 +85,16 @@ def test_a_second_run_computes_nothing(finished, tiny_request):
     [
         (
             "training.learning_rate=2e-3",
-            {"influence", "prediction", "checkpoint", "features", "sae_diff", "model_diff", "report"},
+            {
+                "influence",
+                "prediction",
+                "checkpoint",
+                "feature_scores",
+                "features",
+                "sae_diff",
+                "model_diff",
+                "report",
+            },
         ),
         ("report.top_rows=5", {"report"}),
         ("landscape.batch_tokens=512", set()),

@@ -1,0 +1,104 @@
+"""One schema for the events of a simulation and of a real training run, and one command that follows both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from flows.request import load_request
+from flows.simulate import simulate
+from storage.events import event_schema, read_events
+from storage.runs import Run
+from tasks.callback import TrainingEvents
+from tests.flows.test_command_line import foretune
+
+CHECK = jsonschema.Draft202012Validator(event_schema(), format_checker=jsonschema.FormatChecker())
+
+
+def checked(run: Run) -> list[dict]:
+    events = read_events(run)
+    for event in events:
+        CHECK.validate(event)
+    return events
+
+
+@pytest.fixture
+def training(tiny_llama: Path, tiny_rows: list[dict], tmp_path: Path) -> TrainingEvents:
+    """A real run of transformers' Trainer on the tiny Llama: LoRA-free, 4 steps, clipped hard."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    encoded = [tokenizer(f"{row['instruction']} {row['output']}")["input_ids"][:48] for row in tiny_rows]
+    rows = [{"input_ids": ids, "labels": ids} for ids in encoded if len(ids) == 48]
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.requires_grad_(True)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "trained"),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        max_grad_norm=1e-4,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        use_cpu=True,
+    )
+    callback = TrainingEvents(str(tmp_path / "root"), "tiny")
+    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    return callback
+
+
+def test_a_real_training_run_writes_the_events_of_the_schema(training):
+    events = checked(training.run)
+    assert [event["type"] for event in events][:2] == ["pass_started", "step"]
+    assert events[-1]["type"] == "run_finished"
+    steps = [event for event in events if event["type"] == "step"]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert {event["source"] for event in events} == {"training"}
+    assert steps[0]["learning_rate"] > steps[-1]["learning_rate"] > 0
+    assert len(steps[0]["layer_grad_norms"]) == len(events[0]["modules"]) == 2
+
+
+def test_norms_are_those_before_clipping(training):
+    step = next(event for event in read_events(training.run) if event["type"] == "step")
+    total = sum(norm**2 for norm in step["layer_grad_norms"]) ** 0.5
+    assert total > 1e-3  # clipped to 1e-4
+    assert "gradient_spike" in {e["name"] for e in read_events(training.run) if e["type"] == "signal"}
+
+
+def test_watch_follows_a_training_run_to_its_end(training):
+    done = foretune("watch", "latest", "--root", training.run.root, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "training" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["events"] == len(read_events(training.run))
+
+
+def test_a_simulation_writes_the_events_of_the_schema(prefect_server, tiny_request):
+    request = load_request(str(tiny_request))
+    simulate(request, run_id="simulated")
+    run = Run(request.runtime.root, "simulated")
+    events = checked(run)
+    assert {"pass_started", "pass_finished", "step", "progress", "run_finished"} <= {e["type"] for e in events}
+    assert {event["source"] for event in events} == {"simulation"}
+    done = foretune("watch", "simulated", "--root", run.root)
+    assert "landscape" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "step"},
+        {"type": "signal", "name": "x", "severity": "bad", "value": 1, "threshold": 0, "advice": ""},
+        {"type": "unheard_of"},
+        {"type": "progress", "task": "a", "done": 1, "source": "elsewhere"},
+    ],
+)
+def test_the_schema_refuses_what_is_no_event(wrong):
+    event = {"run_id": "r", "time": "2026-11-22T21:00:00+00:00", "source": "simulation", **wrong}
+    assert not CHECK.is_valid(event)

@@ -1,0 +1,320 @@
+"""Every kind of input that the README promises, through the whole DAG on tiny models."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flows.request import load_request
+from flows.simulate import simulate
+from storage.errors import BadInput
+from storage.events import read_events
+from storage.runs import Run
+from tasks.invariants import BrokenInvariant
+from tests.conftest import write_tokenizer
+
+Rows = Sequence[dict[str, Any]]
+
+
+def jsonl(path: Path, rows: Rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def csv_of_a_spreadsheet(path: Path, rows: Rows) -> str:
+    """With a byte order mark, Windows line ends, and line breaks inside a field."""
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["instruction", "input", "output"], lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows({**row, "input": "one\r\ntwo"} for row in rows)
+    return str(path)
+
+
+def sharegpt_json(path: Path, rows: Rows) -> str:
+    turns = [[{"from": "human", "value": r["instruction"]}, {"from": "gpt", "value": r["output"]}] for r in rows]
+    path.write_text(json.dumps([{"conversations": conversation} for conversation in turns]))
+    return str(path)
+
+
+def messages_parquet(path: Path, rows: Rows) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    turns = [
+        [{"role": "user", "content": r["instruction"]}, {"role": "assistant", "content": r["output"]}] for r in rows
+    ]
+    pq.write_table(pa.table({"messages": turns}), path)
+    return str(path)
+
+
+def pairs_of(rows: Rows) -> list[dict[str, str]]:
+    return [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "No idea."} for r in rows]
+
+
+FORMS: dict[str, Callable[[Path, Rows], str]] = {
+    "text.jsonl": lambda path, rows: jsonl(path, [{"text": r["output"]} for r in rows]),
+    "prompt.jsonl": lambda path, rows: jsonl(
+        path, [{"prompt": r["instruction"], "completion": r["output"]} for r in rows]
+    ),
+    "alpaca.csv": csv_of_a_spreadsheet,
+    "sharegpt.json": sharegpt_json,
+    "messages.parquet": messages_parquet,
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_and_kind_of_file_reaches_the_report(simulated, tiny_rows, tmp_path, name):
+    train, heldout = FORMS[name](tmp_path / name, tiny_rows[:18]), FORMS[name](tmp_path / f"held.{name}", tiny_rows[18:])
+    done = simulated(f"dataset.path={train}", f"dataset.heldout.path={heldout}")
+    assert done.found.summary["rows"] == 18
+    assert {row["row"] for row in done.table("influence", "influence")} == set(range(18))
+    assert done.found.summary["heldout_loss_evaluated"] < done.found.summary["heldout_loss_base"]
+
+
+def test_pairs_as_the_dataset_are_a_dpo_run(simulated, tiny_rows, tmp_path):
+    path = jsonl(tmp_path / "pairs.jsonl", pairs_of(tiny_rows))
+    done = simulated(f"dataset.path={path}", "dataset.heldout={fraction: 0.25}", "dataset.preferences=null")
+    assert done.found.summary["train_loss_base"] == pytest.approx(0.6931472)
+    pairs = done.table("preference", "pairs")
+    assert len(pairs) == done.found.summary["rows"]
+    assert "backwards_preference" in done.signals()
+    assert any(row["relative"] for row in done.table("preference", "features"))
+    assert done.summary("model_diff")["win_rate_base"] == 0.0
+
+
+def test_margins_need_no_autoencoder_and_held_out_rows_need_not_be_pairs(simulated, tiny_rows, tmp_path):
+    pairs = jsonl(tmp_path / "pairs.jsonl", [*pairs_of(tiny_rows[:6]), {"prompt": "A?", "chosen": "B", "rejected": ""}])
+    done = simulated("sae=null", f"dataset.path={pairs}", "dataset.preferences=null", "dataset.probes=null")
+    assert done.summary("preference")["pairs"] == 7
+    assert done.summary("preference")["cosine_dpo_sft"] is None
+    assert {"features", "sae_diff", "baseline"}.isdisjoint(done.made)
+
+
+def test_a_hashed_split_keeps_equal_rows_together_and_probes_are_drawn(simulated, tiny_rows, tmp_path):
+    path = jsonl(tmp_path / "doubled.jsonl", [*tiny_rows, *tiny_rows[:6]])
+    done = simulated(
+        f"dataset.path={path}", "dataset.heldout={fraction: 0.3}", "dataset.probes=null", "dataset.probe_count=2"
+    )
+    assert 20 < done.found.summary["rows"] < 30
+    assert len(done.table("model_diff", "probes")) == 2
+    flagged = [row for row in done.table("quality", "samples") if row["duplicate_of"]]
+    assert flagged and all("duplicate" in " ".join(row["flags"]) for row in flagged)
+
+
+def test_probes_may_be_lines_of_plain_text(simulated, tmp_path):
+    path = tmp_path / "probes.txt"
+    path.write_bytes('\ufeffThe river.\r\n\r\n{"text": "A form\x0cfeed"}\r\nsmile 😀\n'.encode())
+    probes = simulated(f"dataset.probes={path}").table("model_diff", "probes")
+    assert sorted(probe["text"] for probe in probes) == ["A form\x0cfeed", "The river.", "smile 😀"]
+
+
+def test_one_row_is_a_dataset(simulated, tiny_rows, tmp_path):
+    done = simulated(f"dataset.path={jsonl(tmp_path / 'one.jsonl', tiny_rows[:1])}")
+    assert [row["rank"] for row in done.table("influence", "influence")] == [1]
+
+
+def test_shards_and_subsets_without_a_trained_token_are_left_out(simulated, tiny_rows, tmp_path):
+    cut_off = [{"instruction": f"{n} " + "word " * 60, "output": "end"} for n in range(12)]
+    train = jsonl(tmp_path / "train.jsonl", [*tiny_rows[:3], *cut_off])
+    heldout = jsonl(tmp_path / "held.jsonl", [*cut_off, *tiny_rows[18:20]])
+    done = simulated(
+        f"dataset.path={train}",
+        f"dataset.heldout.path={heldout}",
+        "shards.max_rows=1",
+        "curvature.rows=1",
+        "prediction.evaluation_rows=1",
+        "diff.rows=1",
+    )
+    assert done.found.summary["rows"] == 3
+    scores = {row["row"]: row["score"] for row in done.table("influence", "influence")}
+    assert [row for row, score in scores.items() if score] == sorted(scores, key=lambda row: row >= 3)[:3] or all(
+        scores[row] == 0 for row in range(3, 15)
+    )
+    assert "resid_grad_mean" in done.tensors("landscape", "gradients")
+
+
+ODD_ROWS = [
+    {"prompt": "<script>alert(1)</script>\u0000", "completion": "😀 \u202e </textarea> {{7*7}} \u0007"},
+    {"prompt": "a\u2028b\u0085", "completion": "b\r\nc"},
+    {"prompt": "<|im_end|>", "completion": "<|endoftext|>"},
+    {"prompt": "", "completion": "[red]x[/red]"},
+]
+
+
+def test_odd_text_passes_through_and_is_escaped(simulated, tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes(("\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ODD_ROWS)).encode())
+    done = simulated(f"dataset.path={path}", f"dataset.heldout.path={path}")
+    page = done.store.open(done.made["report"]).path("report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "</textarea>" not in page
+    assert "\x00" not in page and "\u202e" not in page
+
+
+@pytest.mark.parametrize(
+    ("row", "fragments"),
+    [
+        ('{"text": "\\ud800"}', ("row 0", "surrogate")),
+        ('{"messages": [{"role": "user", "content": "\\udfff"}]}', ("row 0", "surrogate")),
+        ('{"prompt": "a", "completion": NaN}', ("line 1", "NaN")),
+        ('{"prompt": "a", "completion": 7}', ("row 0", "completion", "a number")),
+        ('{"messages": []}', ("row 0",)),
+    ],
+)
+def test_rows_that_cannot_be_read_are_named(simulated, tmp_path, row, fragments):
+    (tmp_path / "bad.jsonl").write_text(row + "\n")
+    with pytest.raises(BadInput) as refused:
+        simulated(f"dataset.path={tmp_path / 'bad.jsonl'}")
+    for fragment in fragments:
+        assert fragment in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("prediction.rule=rayleigh", "curvature.quotients=sampled"),
+        ("training.epochs=0.3", "training.warmup_ratio=0.5", "training.lr_scheduler_type=cosine"),
+        ("training.optimizer=sgd", "training.momentum=0.9", "training.nesterov=true", "training.weight_decay=0.1"),
+        ("training.gradient_accumulation_steps=4", "training.max_grad_norm=0", "adapter.use_rslora=true"),
+        ("model.dtype=bfloat16", "model.attn_implementation=sdpa", "adapter.target_modules=all-linear"),
+        ("sae.hook_name=layers.0", "influence.method=preconditioned"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_setting_runs_to_the_report(simulated, overrides):
+    done = simulated(*overrides)
+    assert done.found.summary["heldout_loss_evaluated"] < done.found.summary["heldout_loss_base"]
+    assert "report" in done.made
+
+
+def model_folder(folder: Path, model: Any) -> str:
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return str(folder)
+
+
+def test_gpt2_and_its_transposed_weights(simulated, tmp_path):
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2)
+    folder = model_folder(tmp_path / "gpt2", GPT2LMHeadModel(config))
+    done = simulated(f"model.name_or_path={folder}", "adapter.target_modules=[c_attn]")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    new = AutoModelForCausalLM.from_pretrained(done.store.open(done.made["checkpoint"]).folder())
+    for name, delta in done.tensors("prediction", "delta").items():
+        moved = new.get_parameter(name) - base.get_parameter(name)
+        assert torch.allclose(moved.T, delta, atol=1e-6) and float(delta.norm()) > 0
+
+
+def test_a_full_fine_tune_moves_norms_biases_and_embeddings(simulated, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    model = Qwen2ForCausalLM(config)
+    done = simulated(f"model.name_or_path={model_folder(tmp_path / 'qwen', model)}", "adapter.method=full")
+    layers = {row["module"]: row for row in done.table("prediction", "layers")}
+    assert layers.keys() == dict(model.named_parameters()).keys()
+    assert layers["model.layers.0.self_attn.v_proj.bias"]["norm"] > 0  # zero at the start: nothing to be relative to
+    assert done.found.summary["heldout_loss_evaluated"] < done.found.summary["heldout_loss_base"]
+    assert all(row["score"] for row in done.table("influence", "influence"))
+
+
+@pytest.mark.parametrize("missing", ["weights pickled", "code of its own"])
+def test_a_model_that_could_run_code_is_refused(simulated, tiny_llama, tmp_path, missing):
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    if missing == "weights pickled":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling.Own"}}
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="pickle" if missing == "weights pickled" else "trust_remote_code"):
+        simulated(f"model.name_or_path={folder}")
+
+
+def without_output(tiny_llama: Path, folder: Path, layers: Sequence[int]) -> str:
+    """The tiny model with the attention of some layers cut off: nothing reaches their q and v."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_llama, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for layer in layers:
+        tensors[f"model.layers.{layer}.self_attn.o_proj.weight"].zero_()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_dead_layers_spikes_and_backwards_pairs_are_signalled(simulated, tiny_llama, tmp_path):
+    folder = without_output(tiny_llama, tmp_path / "half", [0])
+    done = simulated(f"model.name_or_path={folder}", "training.max_grad_norm=0.01")
+    assert {"dead_layer", "gradient_spike", "backwards_preference"} <= done.signals()
+    assert done.summary("landscape")["dead_layers"] == [f"model.layers.0.self_attn.{m}_proj.weight" for m in "qv"]
+
+
+def test_a_model_without_any_gradient_is_told_so_and_nothing_moves(simulated, tiny_llama, tmp_path):
+    done = simulated(f"model.name_or_path={without_output(tiny_llama, tmp_path / 'dead', [0, 1])}")
+    assert "dead_layer" in done.signals()
+    assert {row["score"] for row in done.table("influence", "influence")} == {0.0}
+    assert all(float(delta.norm()) == 0 for delta in done.tensors("prediction", "delta").values())
+
+
+def test_an_exact_hessian_may_diverge_and_then_ends_the_run_with_its_pass(prefect_server, tiny_request):
+    request = load_request(str(tiny_request), ["curvature.curvature=hessian"])
+    with pytest.raises(BrokenInvariant, match="negative curvature"):
+        simulate(request, run_id="hessian")
+    last = read_events(Run(request.runtime.root, "hessian"))[-1]
+    assert last["type"] == "run_finished" and last["status"] == "failed"
+    assert last["error"].startswith("influence_solve failed: BrokenInvariant")
+
+
+def test_an_autoencoder_of_sparsify_and_every_source_of_labels(simulated, tmp_path):
+    from safetensors.torch import save_file
+
+    drawn = torch.Generator().manual_seed(0)
+    folder = tmp_path / "layers.1"
+    folder.mkdir()
+    tensors = {name: torch.randn(64, 32, generator=drawn) for name in ("encoder.weight", "W_dec")}
+    save_file(tensors | {"encoder.bias": torch.zeros(64), "b_dec": torch.zeros(32)}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"d_in": 32, "num_latents": 64, "k": 8, "activation": "topk"}))
+    (tmp_path / "export").mkdir()
+    with gzip.open(tmp_path / "export" / "batch-0.jsonl.gz", "wt") as export:
+        for layer in ("1-res", "2-res"):
+            export.write(json.dumps({"modelId": "m", "layer": layer, "index": "0", "description": layer}) + "\n")
+    (tmp_path / "labels.json").write_text(json.dumps({"0": "<b>bold</b>"}))
+
+    def first_label(*overrides: str) -> tuple[str, set[str]]:
+        done = simulated(f"sae.path={folder}", *overrides)
+        return done.table("features", "features")[0]["label"], set(done.computed)
+
+    lens, _ = first_label()
+    assert lens
+    export = f"sae.labels={tmp_path / 'export'}"
+    assert first_label(f"sae.labels={tmp_path / 'labels.json'}")[0] == "<b>bold</b>"
+    assert first_label(export, "sae.neuronpedia_id=m/1-res")[0] == "1-res"
+    label, computed = first_label(export, "sae.neuronpedia_id=m/2-res")
+    assert label == "2-res"
+    assert computed == {"features", "report"}
+    with pytest.raises(BadInput, match=r"2 layers.*sae.neuronpedia_id"):
+        first_label(export)

@@ -1,0 +1,141 @@
+"""`foretune plan`: the keys of the run, the reason for every task, what it costs; and no model in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.history import History, differences
+from flows.plan import make_plan, print_plan
+from flows.request import load_request
+from storage.artifacts import ArtifactStore
+from tasks.footprint import footprint, tensor_shapes
+from tasks.keys import ContentKey
+from tasks.loading import AdapterTargets
+from tests.orchestration.inline import run_inline
+
+
+def plan_of(request: Path, *overrides: str) -> dict:
+    return make_plan(load_request(str(request), list(overrides)))
+
+
+def reasons(planned: dict) -> dict[str, str]:
+    return {task["task"]: task["why"] for task in planned["tasks"] if task["state"] == "run"}
+
+
+def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, tmp_path):
+    request = write_tiny_request(tmp_path)
+    planned = plan_of(request)
+    assert planned["seconds"] is None
+    assert set(reasons(planned).values()) == {"never run here"}
+    assert not (tmp_path / "root").exists()
+    step, _ = run_inline(request)
+    assert [(task["task"], task["key"]) for task in planned["tasks"]] == [(r.task, r.key) for _, r in step.steps]
+    assert {task["state"] for task in plan_of(request)["tasks"]} == {"cached"}
+
+
+@pytest.mark.parametrize(
+    ("override", "task", "why"),
+    [
+        ("training.learning_rate=2e-3", "prediction", "changed: training.learning_rate"),
+        ("training.learning_rate=2e-3", "influence", "changed: schedule.learning_rate"),
+        ("training.learning_rate=2e-3", "checkpoint", "changed: prediction"),
+        ("adapter.r=4", "curvature", "changed: adapter.r"),
+        ("adapter.r=4", "influence", "changed: shards (4 of 4), solve"),
+        ("influence.solver.damping=0.02", "influence_solve", "changed: solver.damping"),
+        ("thresholds.spike_factor=2", "landscape", "changed: thresholds.spike_factor"),
+        ("report.top_rows=5", "report", "changed: settings.top_rows"),
+    ],
+)
+def test_a_reason_is_the_path_of_what_changed(first_run, override, task, why):
+    assert reasons(plan_of(first_run, override))[task] == why
+
+
+def test_dropped_rows_are_planned_as_they_run(warm_request):
+    train = warm_request.parent / "train.jsonl"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
+    planned = plan_of(warm_request)
+    assert reasons(planned)["landscape_shard"] == "changed: rows"
+    assert reasons(planned)["gradient"].startswith("changed: shards (1 of ")
+    step, _ = run_inline(warm_request)
+    assert [(t["key"], t["state"] == "cached") for t in planned["tasks"]] == [(r.key, r.cached) for _, r in step.steps]
+
+
+def test_a_new_version_and_a_new_library_are_named(first_run):
+    store = ArtifactStore(first_run.parent / "root")
+    stored = next(each for each in store.iterate() if each.task == "landscape_shard")
+    manifest = store.manifest(stored.task, stored.key)
+    newer = ContentKey(task="landscape_shard", version=manifest.version + 1, libraries=tuple(manifest.libraries))
+    assert History(store).reason(newer, manifest.inputs) == "changed: version 1 -> 2"
+    other = ContentKey(task="landscape_shard", version=manifest.version, libraries=("torch",))
+    assert "transformers" in History(store).reason(other, manifest.inputs)
+
+
+def test_seconds_grow_with_the_tokens(first_run):
+    history = History(ArtifactStore(first_run.parent / "root"))
+    one, four = (history.cost("landscape_shard", {"rows": 5 * n, "tokens": 400 * n}) for n in (1, 4))
+    assert one.seconds > 0
+    assert four.seconds == pytest.approx(4 * one.seconds)
+    assert one.bytes == pytest.approx(four.bytes, rel=0.05)
+    assert history.cost("unheard_of", {}).seconds is None
+
+
+def test_a_plan_of_stored_kinds_of_tasks_has_a_total(first_run):
+    planned = plan_of(first_run, "training.learning_rate=2e-3")
+    assert planned["seconds"] > 0
+    assert planned["bytes"] > 0
+    assert planned["field_bytes"] == 0
+    assert plan_of(first_run)["seconds"] == 0
+
+
+def test_sizes_come_from_the_headers_of_the_weights(tiny_llama):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    own = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    assert tensor_shapes(tiny_llama / "model.safetensors") == own
+    sizes = footprint(tiny_llama, AdapterTargets(target_modules=["q_proj", "v_proj"]))
+    assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert sizes.adapted == 2 * (32 * 32 + 16 * 32)
+    assert sizes.field_node_bytes("bfloat16") == 2 * sizes.adapted
+    everything = footprint(tiny_llama, AdapterTargets(target_modules="all-linear"))
+    assert everything.adapted == 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
+
+
+def test_the_field_is_nodes_times_adapted_numbers_times_dtype(first_run, tmp_path):
+    planned = plan_of(first_run, f"runtime.root={tmp_path / 'empty'}", "landscape.gradient_dtype=float32")
+    nodes = sum(task["task"] == "landscape_shard" for task in planned["tasks"])
+    assert planned["field_bytes"] == nodes * 2 * (32 * 32 + 16 * 32) * 4
+
+
+def test_differences_name_the_innermost_setting():
+    before = {"s": {"x": 1, "y": {"z": 1}}, "r": {"ids": "0", "encoding": "e"}, "ref": {"task": "t", "key": "k"}}
+    now = {"s": {"x": 1, "y": {"z": 2}}, "r": {"ids": "1", "encoding": "e"}, "ref": {"task": "t", "key": "l"}}
+    assert list(differences(now, before)) == ["r", "ref", "s.y.z"]
+
+
+def test_planning_imports_no_torch(first_run):
+    code = (
+        "import json, sys; from flows.plan import make_plan; from flows.request import load_request;"
+        f"planned = make_plan(load_request({str(first_run)!r}, ['training.learning_rate=2e-3']));"
+        "print(json.dumps([planned['run'], [m for m in ('torch', 'transformers', 'sae_lens', 'peft', 'pandas') "
+        "if m in sys.modules]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run, imported = json.loads(done.stdout.splitlines()[-1])
+    assert run == 8
+    assert imported == []
+
+
+def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys):
+    from rich.console import Console
+
+    print_plan(Console(width=200), plan_of(first_run, "training.learning_rate=2e-3"))
+    printed = capsys.readouterr().out
+    assert "changed: training.learning_rate" in printed
+    assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
+    assert "8 to run" in printed
