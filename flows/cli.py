@@ -50,6 +50,7 @@ def simulate(
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
     console = _console(quiet)
     console.print(f"[bold]foretune[/bold]  {wanted.line()}")
+    check_inputs(wanted, run)
     from flows.simulate import simulate as flow
 
     with LivePasses(run, console):

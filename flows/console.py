@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from storage.errors import BadInput, StorageFault
 from storage.events import read_events
 from storage.runs import Run
 
@@ -47,7 +48,7 @@ class LivePasses:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self.show(read_events(self.run)[self._seen :])
+        self._catch_up()
         self.progress.stop()
 
     def until_finished(self) -> None:
@@ -62,9 +63,15 @@ class LivePasses:
 
     def _follow(self) -> None:
         while not self._over.wait(POLL_SECONDS):
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        try:
             events = read_events(self.run)
-            self.show(events[self._seen :])
-            self._seen = len(events)
+        except (BadInput, StorageFault):
+            return  # the run meets the same fault, and says so
+        self.show(events[self._seen :])
+        self._seen = len(events)
 
     def show(self, events: list[dict[str, Any]]) -> None:
         for event in events:
@@ -82,6 +89,9 @@ class LivePasses:
     def _on_pass_failed(self, event: dict[str, Any]) -> None:
         self._drop(event["label"])
         self.console.print(f"  {escape(event['label']):<30} [red]failed[/red] {escape(event['error'])}")
+
+    def _on_artifact_damaged(self, event: dict[str, Any]) -> None:
+        self.console.print(f"  [yellow]damaged[/yellow] {escape(event['error'])}")
 
     def _on_step(self, event: dict[str, Any]) -> None:
         self._note(

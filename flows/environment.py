@@ -22,3 +22,5 @@ def prepare(command_line: bool = False) -> None:
     if command_line:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+        # The ephemeral server writes tracebacks to our stderr when it is stopped while it still records events.
+        os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")

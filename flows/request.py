@@ -48,22 +48,22 @@ class Request(BaseModel):
     version: Literal[1] = 1
     name: str | None = Field(None, title="Name", description="part of the run id; default: the dataset's file name")
     dataset: DatasetSettings
-    model: ModelSettings
+    model: ModelSettings = Field(title="Base model")
     sae: SaeSettings | None = Field(None, title="Sparse autoencoder", description="none: no concepts are named")
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
     shards: ShardSettings = ShardSettings()
-    quality: QualitySettings = QualitySettings()
+    quality: QualitySettings = Field(QualitySettings(), title="Dataset quality")
     baseline: BaselineSettings = BaselineSettings()
     landscape: LandscapeSettings = LandscapeSettings()
-    thresholds: SignalThresholds = SignalThresholds()
-    features: FeatureSettings = FeatureSettings()
+    thresholds: SignalThresholds = Field(SignalThresholds(), title="Landscape signals")
+    features: FeatureSettings = Field(FeatureSettings(), title="Concepts")
     curvature: CurvatureSettings = CurvatureSettings()
     influence: InfluenceSettings = InfluenceSettings()
-    preference: PreferenceSettings = PreferenceSettings()
+    preference: PreferenceSettings = Field(PreferenceSettings(), title="Preference pairs")
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    diff: DiffSettings = DiffSettings()
+    diff: DiffSettings = Field(DiffSettings(), title="Model comparison")
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,12 +13,17 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.request import Request, to_yaml
 from flows.steps import Submitted
 from flows.wiring import simulation
-from storage.errors import BadInput, failure_line
+from storage.errors import BadInput, Damaged, failure_line
 from storage.events import EventLog
 from storage.runs import Run, new_run_id
 from tasks.invariants import weights_unchanged
 from tasks.publish import publish
-from tasks.sources import resolve_sources
+from tasks.sources import Sources, resolve_sources
+
+logger = logging.getLogger(__name__)
+
+DAMAGES = 8
+"""Damaged artefacts that one run recomputes before it gives up: more of them are a sick disk."""
 
 
 @prefect.flow(name="foretune-simulate", validate_parameters=True, log_prints=False)
@@ -32,17 +39,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     run = Run(request.runtime.root, run_id or new_run_id(datetime.now(UTC), request.run_name))
     run.write_request(to_yaml(request))
     try:
-        with ThreadPoolTaskRunner(max_workers=request.runtime.max_workers) as runner:
-            step = Submitted(run, runner)
-            made = simulation(step, request, sources)
-            step.finish()
-        weights_unchanged()
-        return publish(
-            run=run,
-            request=request.model_dump(mode="json"),
-            made={name: step.ready(artifact) for name, artifact in made.items()},
-            asked=len(step.futures),
-        )
+        return healing(run, lambda: run_passes(run, request, sources))
     except BadInput:
         EventLog.of(run).close()
         run.place.delete()
@@ -53,3 +50,29 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
         log.emit("run_finished", status=status, error="stopped by the user" if stopped else failure_line(error))
         log.close()
         raise
+
+
+def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
+    """Every pass, run or looked up; the invariants; the published result."""
+    with ThreadPoolTaskRunner(max_workers=request.runtime.max_workers) as runner:
+        step = Submitted(run, runner)
+        made = simulation(step, request, sources)
+        step.finish()
+    weights_unchanged()
+    return publish(
+        run=run,
+        request=request.model_dump(mode="json"),
+        made={name: step.ready(artifact) for name, artifact in made.items()},
+        asked=len(step.futures),
+    )
+
+
+def healing(run: Run, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Attempt again when a stored file turns out to be damaged: it is no artefact any more, and is recomputed."""
+    for _ in range(DAMAGES):
+        try:
+            return attempt()
+        except Damaged as damage:
+            logger.warning("%s", damage)
+            EventLog.of(run).emit("artifact_damaged", error=str(damage))
+    return attempt()

@@ -26,7 +26,7 @@ from storage.cache import cache_dir, new_draft
 from storage.commits import commit_on_disk, commit_to_s3
 from storage.contents import Artifact, remember, remembered
 from storage.drafts import Draft
-from storage.errors import Damaged, StorageFault, disk_faults
+from storage.errors import Damaged, disk_faults
 from storage.manifest import MANIFEST, Manifest
 from storage.places import Place, read_once
 
@@ -173,7 +173,7 @@ class ArtifactStore:
         place = self.place(ref.task, ref.key)
         manifest = remembered(place, ref.sha256) or self.manifest(ref.task, ref.key)
         if manifest is None:
-            raise StorageFault(f"{place.uri} is gone or unreadable; run again to recompute")
+            raise Damaged(f"{place.uri} is gone or unreadable; run again to recompute")
         remember(place, manifest)
         return Artifact(place, manifest)
 

@@ -60,9 +60,9 @@ class InfluenceSettings(BaseModel):
 
     version: Literal[1] = 1
     method: Literal["lissa", "preconditioned"] = Field("lissa", title="Ranking score")
-    solver: SolverSettings = SolverSettings()
+    solver: SolverSettings = Field(SolverSettings(), title="LiSSA")
     neutral: float = Field(0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation")
-    scoring: ScoringSettings = ScoringSettings()
+    scoring: ScoringSettings = Field(ScoringSettings(), title="Scoring pass")
 
 
 @content_task(version=1)

@@ -31,6 +31,7 @@ from storage.errors import BadInput, failure_line
 from storage.events import EventLog
 from storage.runs import Run
 from tasks.invariants import no_optimizer_steps
+from tasks.memory import within_memory
 
 logger = logging.getLogger("foretune")
 
@@ -208,6 +209,7 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
     events.emit("pass_started", task=policy.task, label=label, key=key)
     try:
         with (
+            _device_slot(arguments),
             run.store.create(
                 policy.task,
                 key,
@@ -219,7 +221,7 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
             ) as draft,
             _no_training(policy),
         ):
-            compute(draft, **arguments)
+            within_memory(lambda sized: compute(draft, **sized), arguments, label)
     except Exception as error:
         events.emit("pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
@@ -233,6 +235,12 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
         seconds=round(time.perf_counter() - started, 3),
     )
     return draft.ref
+
+
+def _device_slot(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """A slot of the device that the pass's model computes on; a hit returned before and never waits for one."""
+    slot = getattr(arguments.get("model"), "slot", None)
+    return slot() if slot else contextlib.nullcontext()
 
 
 def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect.concurrency.sync import concurrency
 from pydantic import BaseModel
 
 from storage.artifacts import ArtifactRef
@@ -15,7 +16,7 @@ from storage.places import localise
 from storage.runs import Run
 from tasks.invariants import witness
 from tasks.keys import NUMERICS, Fingerprint, content_task, identity
-from tasks.loading import ModelSettings, convert_gguf, load_model
+from tasks.loading import ModelSettings, choose_device, convert_gguf, load_model
 from tasks.saes import SaeSettings, load_sae
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class ModelHandle(BaseModel, frozen=True):
         if isinstance(self.source, ArtifactRef):
             return run.store.open(self.source).folder()
         return localise(self.source.uri)
+
+    def slot(self) -> contextlib.AbstractContextManager[None]:
+        """A slot of the global concurrency limit `gpu` for a model on a GPU; without such a limit it is free."""
+        on_gpu = choose_device(self.settings.device).type == "cuda"
+        return concurrency("gpu", occupy=1) if on_gpu else contextlib.nullcontext()
 
     def open(self, run: Run) -> LoadedModel:
         """The loaded model, one instance per process."""

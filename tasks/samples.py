@@ -43,7 +43,7 @@ class DatasetSettings(BaseModel):
         description="JSONL, JSON, CSV or Parquet; local or s3://",
         json_schema_extra=_PATH,
     )
-    heldout: HeldoutSettings = HeldoutSettings()
+    heldout: HeldoutSettings = Field(HeldoutSettings(), title="Held-out rows")
     preferences: str | None = Field(
         None,
         title="Preference pairs",

@@ -52,15 +52,23 @@ class Team:
     def start_worker(self) -> subprocess.Popen:
         return self.start("worker", "start", "--pool", "foretune", "--name", f"worker-{len(self.processes)}")
 
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer's JSON; 503 means that SQLite was locked, and to ask again."""
+        for pause in (0.5, 1.0, 2.0, 4.0, 0.0):
+            answer = httpx.request(method, f"{self.api}/{path}", json=body, timeout=30)
+            if answer.status_code != 503:
+                break
+            time.sleep(pause)
+        return answer.raise_for_status().json() if answer.content or answer.is_error else None
+
     def get(self, path: str) -> Any:
-        return httpx.get(f"{self.api}/{path}", timeout=30).raise_for_status().json()
+        return self.ask("GET", path)
 
     def post(self, path: str, body: Any) -> Any:
-        answer = httpx.post(f"{self.api}/{path}", json=body, timeout=30).raise_for_status()
-        return answer.json() if answer.content else None
+        return self.ask("POST", path, body)
 
     def patch(self, deployment: dict[str, Any], changes: dict[str, Any]) -> None:
-        httpx.patch(f"{self.api}/deployments/{deployment['id']}", json=changes, timeout=30).raise_for_status()
+        self.ask("PATCH", f"deployments/{deployment['id']}", changes)
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.get(f"deployments/name/foretune-{name}/{name}")

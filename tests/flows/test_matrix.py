@@ -72,7 +72,10 @@ FORMS: dict[str, Callable[[Path, Rows], str]] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_and_kind_of_file_reaches_the_report(simulated, tiny_rows, tmp_path, name):
-    train, heldout = FORMS[name](tmp_path / name, tiny_rows[:18]), FORMS[name](tmp_path / f"held.{name}", tiny_rows[18:])
+    train, heldout = (
+        FORMS[name](tmp_path / name, tiny_rows[:18]),
+        FORMS[name](tmp_path / f"held.{name}", tiny_rows[18:]),
+    )
     done = simulated(f"dataset.path={train}", f"dataset.heldout.path={heldout}")
     assert done.found.summary["rows"] == 18
     assert {row["row"] for row in done.table("influence", "influence")} == set(range(18))
@@ -111,7 +114,7 @@ def test_a_hashed_split_keeps_equal_rows_together_and_probes_are_drawn(simulated
 
 def test_probes_may_be_lines_of_plain_text(simulated, tmp_path):
     path = tmp_path / "probes.txt"
-    path.write_bytes('\ufeffThe river.\r\n\r\n{"text": "A form\x0cfeed"}\r\nsmile 😀\n'.encode())
+    path.write_bytes('\ufeffThe river.\r\n\r\nA form\x0cfeed\r\n{"text": "smile 😀"}\n'.encode())
     probes = simulated(f"dataset.probes={path}").table("model_diff", "probes")
     assert sorted(probe["text"] for probe in probes) == ["A form\x0cfeed", "The river.", "smile 😀"]
 
@@ -135,9 +138,7 @@ def test_shards_and_subsets_without_a_trained_token_are_left_out(simulated, tiny
     )
     assert done.found.summary["rows"] == 3
     scores = {row["row"]: row["score"] for row in done.table("influence", "influence")}
-    assert [row for row, score in scores.items() if score] == sorted(scores, key=lambda row: row >= 3)[:3] or all(
-        scores[row] == 0 for row in range(3, 15)
-    )
+    assert {row for row, score in scores.items() if score} == {0, 1, 2}
     assert "resid_grad_mean" in done.tensors("landscape", "gradients")
 
 

@@ -1,0 +1,54 @@
+"""A device that runs out of memory: the same pass again with smaller micro-batches.
+
+Every aggregate is a sum that is divided once, so the size of a micro-batch moves nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+logger = logging.getLogger("foretune")
+
+Result = TypeVar("Result")
+
+SIZES = ("batch_tokens", "graph_tokens")
+"""Settings that bound what a device holds at once, and that no result depends on."""
+
+
+def within_memory(compute: Callable[[dict[str, Any]], Result], arguments: dict[str, Any], label: str) -> Result:
+    """`compute(arguments)`, with every micro-batch halved for as long as the device says out of memory.
+
+    Raises the device's own error when the pass has no micro-batches, or when they are down to one token.
+    """
+    while True:
+        try:
+            return compute(arguments)
+        except Exception as error:
+            smaller = halved(arguments) if _out_of_memory(error) else arguments
+            if smaller == arguments:
+                raise
+        # Out of the except block: the error's traceback holds the batch that did not fit.
+        sys.modules["torch"].cuda.empty_cache()
+        logger.warning("%s: out of memory, once more with micro-batches of half the tokens", label)
+        arguments = smaller
+
+
+def halved(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the sizes in every setting halved; a micro-batch keeps at least one token."""
+    return {name: _halved(value) if isinstance(value, BaseModel) else value for name, value in arguments.items()}
+
+
+def _halved(settings: BaseModel) -> BaseModel:
+    sizes = {name: getattr(settings, name) for name in SIZES if name in type(settings).model_fields}
+    smaller = {name: max(size // 2, int(name == "batch_tokens")) for name, size in sizes.items()}
+    return settings.model_copy(update=smaller)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -1,0 +1,88 @@
+"""A device out of memory is simulated by the error that torch raises; the GPU's slot by a real limit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from tasks.keys import Fingerprint
+from tasks.loading import ModelSettings
+from tasks.memory import halved, within_memory
+from tasks.model import ModelHandle
+
+
+class Sizes(BaseModel):
+    batch_tokens: int = 64
+    rows: int = 8
+
+
+def failing_above(tokens: int):
+    seen = []
+
+    def compute(arguments: dict) -> list[int]:
+        seen.append(arguments["settings"].batch_tokens)
+        if seen[-1] > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return seen
+
+    return compute
+
+
+def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes():
+    arguments = {"settings": Sizes(), "number": 3}
+    assert within_memory(failing_above(20), arguments, "pass") == [64, 32, 16]
+    assert halved(arguments) == {"settings": Sizes(batch_tokens=32, rows=8), "number": 3}
+
+
+def test_what_does_not_fit_by_the_token_raises_the_devices_own_error():
+    with pytest.raises(torch.OutOfMemoryError):
+        within_memory(failing_above(0), {"settings": Sizes()}, "pass")
+    with pytest.raises(torch.OutOfMemoryError):
+        within_memory(failing_above(0), {"settings": Sizes(batch_tokens=1)}, "pass")
+
+
+def test_other_errors_are_not_tried_again():
+    calls = []
+
+    def compute(arguments: dict) -> None:
+        calls.append(1)
+        raise RuntimeError("wrong shape")
+
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        within_memory(compute, {"settings": Sizes()}, "pass")
+    assert calls == [1]
+
+
+def test_a_landscape_that_ran_out_of_memory_has_the_same_numbers(simulated, tmp_path, monkeypatch):
+    from tasks.numerics.gradients import GradientSum
+
+    batches = "landscape.batch_tokens=200"
+    calm = simulated(f"runtime.root={tmp_path}/calm", batches)
+    add, calls = GradientSum.add, []
+
+    def short_of_memory(self, *arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return add(self, *arguments)
+
+    monkeypatch.setattr(GradientSum, "add", short_of_memory)
+    tight = simulated(f"runtime.root={tmp_path}/tight", batches)
+    for name, gradient in calm.tensors("landscape", "gradients").items():
+        torch.testing.assert_close(tight.tensors("landscape", "gradients")[name], gradient, rtol=1e-2, atol=1e-4)
+    assert tight.summary("landscape")["loss"] == pytest.approx(calm.summary("landscape")["loss"], rel=1e-5)
+    assert tight.summary("landscape")["batches"] > calm.summary("landscape")["batches"]
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cpu", 0), ("cuda", 1)])
+def test_only_a_model_on_a_gpu_takes_a_slot(prefect_server, monkeypatch, device, taken):
+    from prefect.client.orchestration import get_client
+
+    monkeypatch.setattr("tasks.model.choose_device", lambda name: torch.device(device))
+    handle = ModelHandle(source=Fingerprint(uri="m", digest="d"), settings=ModelSettings(name_or_path="m"))
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("gpu", 1)
+        with handle.slot():
+            assert client.read_global_concurrency_limit_by_name("gpu").active_slots == taken
+        assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 0

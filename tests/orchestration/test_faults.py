@@ -1,0 +1,191 @@
+"""What may happen to a simulation at night: killed in any pass, damaged or deleted artefacts, a second simulation
+beside it, a root that cannot be written. Passes run in processes that really die."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from flows.request import load_request
+from flows.simulate import simulate
+from storage.artifacts import ArtifactStore
+from storage.drafts import Draft
+from storage.events import read_events
+from storage.runs import Run
+from tests.orchestration.inline import run_inline
+
+KILLED_IN = [
+    "samples",
+    "landscape_shard",
+    "gradient",
+    "influence_solve",
+    "prediction",
+    "checkpoint",
+    "features",
+    "report",
+]
+
+
+def start(target, *arguments) -> multiprocessing.Process:
+    """A process of its own, forked from one that has the heavy libraries loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "peft", "sae_lens", "tests.orchestration.inline"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def simulate_until(request: Path, task: str) -> None:
+    """Run, and die with the first file of `task` half written."""
+    path = Draft.path
+
+    def deadly(self: Draft, name: str) -> Path:
+        found = path(self, name)
+        if self.folder.name.startswith(f"{task}-"):
+            found.write_bytes(b"half a fi")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    Draft.path = deadly
+    run_inline(request)
+
+
+def damage(file: Path, content: bytes) -> None:
+    """Change a file in place of the linked one, whose other names belong to other tests."""
+    file.unlink()
+    file.write_bytes(content)
+
+
+def finished(run: Run) -> list[tuple[str, str]]:
+    return [(e["task"], e["key"]) for e in read_events(run) if e["type"] == "pass_finished"]
+
+
+def stored_file(request: Path, task: str, name: str) -> Path:
+    return next((request.parent / "root" / "artifacts" / task).glob(f"*/{name}"))
+
+
+def test_killed_in_many_passes_the_same_command_goes_on_and_computes_nothing_twice(write_tiny_request, tmp_path):
+    request = write_tiny_request(tmp_path)
+    for task in KILLED_IN:
+        process = start(simulate_until, request, task)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, f"{task}: ended with {process.exitcode}"
+    step, made = run_inline(request)
+    assert step.computed == ["report"]
+    counts = Counter(finished(step.run))
+    assert set(counts.values()) == {1}
+    assert set(counts) == {(ref.task, ref.key) for _, ref in step.steps}
+    store = ArtifactStore(tmp_path / "root")
+    assert all(store.find(ref.task, ref.key, full=True) for ref in made.values())
+
+
+def test_two_simulations_of_one_request_at_once_are_both_right(write_tiny_request, tmp_path):
+    request = write_tiny_request(tmp_path)
+    both = [start(run_inline, request) for _ in range(2)]
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    step, _ = run_inline(request)
+    assert step.computed == []
+    store = ArtifactStore(tmp_path / "root")
+    assert all(store.find(ref.task, ref.key, full=True) for _, ref in step.steps)
+
+
+def test_a_deleted_or_truncated_file_is_absent_and_only_its_artefact_runs_again(warm_request, caplog):
+    stored_file(warm_request, "landscape", "layers.parquet").unlink()
+    whole = stored_file(warm_request, "prediction", "delta.safetensors")
+    damage(whole, whole.read_bytes()[:-1])
+    step, _ = run_inline(warm_request)
+    assert sorted(set(step.computed)) in (["landscape", "prediction"], ["prediction"])
+    assert "layers.parquet is missing" in caplog.text
+    assert "delta.safetensors has" in caplog.text
+    assert run_inline(warm_request)[0].computed == []
+
+
+def test_a_flipped_bit_heals_within_the_run_and_is_said(prefect_server, warm_request, capsys):
+    file = stored_file(warm_request, "influence", "influence.parquet")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    damage(file, bytes(content))
+    result = simulate(load_request(str(warm_request)), run_id="healed")
+    run = Run(str(warm_request.parent / "root"), "healed")
+    said = [event for event in read_events(run) if event["type"] == "artifact_damaged"]
+    assert len(said) == 1
+    assert "influence.parquet is damaged" in said[0]["error"]
+    assert [task for task, _ in finished(run)] == ["influence"]
+    assert result["status"] == "completed"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path):
+    folder = tmp_path / "frozen"
+    folder.mkdir()
+    mounts = [["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder]]
+    if any(subprocess.run(mount, capture_output=True).returncode for mount in mounts):
+        pytest.skip("mounting read-only needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def run_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, list[str]]:
+    """Exit status and lines on stderr of the command line, in this process."""
+    from flows.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["foretune", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code, capsys.readouterr().err.strip().splitlines()
+
+
+@pytest.mark.parametrize(("root", "reason"), [("full_disk", "the disk is full"), ("read_only", "read-only")])
+def test_a_root_that_cannot_be_written_is_one_line(
+    prefect_server, tiny_request, capsys, monkeypatch, request, root, reason
+):
+    place = request.getfixturevalue(root)
+    status, lines = run_command(capsys, monkeypatch, "simulate", str(tiny_request), "--root", str(place), "--quiet")
+    assert status == 1
+    assert len(lines) == 1, lines
+    assert str(place) in lines[0]
+    assert reason in lines[0]
+    assert "--root" in lines[0]
+
+
+CACHED = """
+import json, sys
+from flows.environment import prepare
+prepare(command_line=True)
+from flows.request import load_request
+from flows.simulate import simulate
+result = simulate(load_request(sys.argv[1]))
+heavy = ("torch", "transformers", "peft", "sae_lens", "pandas", "scipy", "sklearn", "s3fs")
+print(json.dumps([result["tasks"]["run"], [name for name in heavy if name in sys.modules]]))
+"""
+
+
+def test_a_fully_cached_simulation_imports_no_torch(prefect_server, warm_request):
+    from prefect.settings import PREFECT_API_URL
+
+    environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
+    words = [sys.executable, "-c", CACHED, str(warm_request)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
