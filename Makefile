@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-orchestration server clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): requirements.lock pyproject.toml
@@ -29,6 +29,18 @@ lint: $(STAMP)
 
 bench: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.simulation
+
+bench-orchestration: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.orchestration
+
+server: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+server: export PREFECT_SERVER_ANALYTICS_ENABLED := false
+server: $(STAMP) $(MODEL)
+	trap '$(BIN)/prefect server stop' EXIT; \
+	$(BIN)/prefect server start --background && \
+	$(BIN)/prefect --no-prompt work-pool create foretune --type process --overwrite && \
+	$(BIN)/prefect --no-prompt deploy --name simulate --name vet --name compare && \
+	$(BIN)/prefect worker start --pool foretune
 
 clean:
 	rm -rf .foretune build *.egg-info

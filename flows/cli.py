@@ -14,6 +14,7 @@ from storage.errors import BadInput, failure_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.request import Request
     from storage.runs import Run
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ def simulate(
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
     console = _console(quiet)
     console.print(f"[bold]foretune[/bold]  {wanted.line()}")
-    check_inputs(wanted, run)
+    _check_inputs(wanted, run)
     from flows.simulate import simulate as flow
 
     with LivePasses(run, console):
@@ -226,6 +227,14 @@ def gc(
         f"{found['kept_runs']} runs kept"
     )
     _finish(found, as_json)
+
+
+def _check_inputs(request: Request, run: Run) -> None:
+    """Find bad input, a missing bucket of the root's too, before an engine is started for it."""
+    from tasks.sources import resolve_sources
+
+    run.place.exists()
+    resolve_sources(request.dataset, request.model, request.sae)
 
 
 def _with_root(overrides: list[str] | None, root: str | None) -> list[str]:

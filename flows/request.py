@@ -48,22 +48,22 @@ class Request(BaseModel):
     version: Literal[1] = 1
     name: str | None = Field(None, title="Name", description="part of the run id; default: the dataset's file name")
     dataset: DatasetSettings
-    model: ModelSettings = Field(title="Base model")
+    model: ModelSettings
     sae: SaeSettings | None = Field(None, title="Sparse autoencoder", description="none: no concepts are named")
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
     shards: ShardSettings = ShardSettings()
-    quality: QualitySettings = Field(QualitySettings(), title="Dataset quality")
+    quality: QualitySettings = QualitySettings()
     baseline: BaselineSettings = BaselineSettings()
     landscape: LandscapeSettings = LandscapeSettings()
-    thresholds: SignalThresholds = Field(SignalThresholds(), title="Landscape signals")
-    features: FeatureSettings = Field(FeatureSettings(), title="Concepts")
+    thresholds: SignalThresholds = Field(SignalThresholds(), title="Signals of the landscape")
+    features: FeatureSettings = FeatureSettings()
     curvature: CurvatureSettings = CurvatureSettings()
     influence: InfluenceSettings = InfluenceSettings()
-    preference: PreferenceSettings = Field(PreferenceSettings(), title="Preference pairs")
+    preference: PreferenceSettings = PreferenceSettings()
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    diff: DiffSettings = Field(DiffSettings(), title="Model comparison")
+    diff: DiffSettings = Field(DiffSettings(), title="Base and predicted model")
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

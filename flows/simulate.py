@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.request import Request, to_yaml
 from flows.steps import Submitted
 from flows.wiring import simulation
-from storage.errors import BadInput, Damaged, failure_line
+from storage.errors import BadInput, Damaged, StorageFault, failure_line
 from storage.events import EventLog
 from storage.runs import Run, new_run_id
 from tasks.invariants import weights_unchanged
@@ -46,9 +47,9 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
         raise
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        status, log = "stopped" if stopped else "failed", EventLog.of(run)
-        log.emit("run_finished", status=status, error="stopped by the user" if stopped else failure_line(error))
-        log.close()
+        said = "stopped by the user" if stopped else failure_line(error)
+        with contextlib.suppress(StorageFault), EventLog.of(run) as log:  # a full disk must not hide the fault
+            log.emit("run_finished", status="stopped" if stopped else "failed", error=said)
         raise
 
 

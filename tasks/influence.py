@@ -60,9 +60,9 @@ class InfluenceSettings(BaseModel):
 
     version: Literal[1] = 1
     method: Literal["lissa", "preconditioned"] = Field("lissa", title="Ranking score")
-    solver: SolverSettings = Field(SolverSettings(), title="LiSSA")
+    solver: SolverSettings = Field(SolverSettings(), title="LiSSA solver")
     neutral: float = Field(0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation")
-    scoring: ScoringSettings = Field(ScoringSettings(), title="Scoring pass")
+    scoring: ScoringSettings = Field(ScoringSettings(), title="Pass over all samples")
 
 
 @content_task(version=1)

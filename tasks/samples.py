@@ -43,7 +43,7 @@ class DatasetSettings(BaseModel):
         description="JSONL, JSON, CSV or Parquet; local or s3://",
         json_schema_extra=_PATH,
     )
-    heldout: HeldoutSettings = Field(HeldoutSettings(), title="Held-out rows")
+    heldout: HeldoutSettings = Field(HeldoutSettings(), title="Held-out set")
     preferences: str | None = Field(
         None,
         title="Preference pairs",

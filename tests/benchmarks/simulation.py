@@ -34,12 +34,12 @@ def epoch_seconds(root: str) -> float:
     """One forward and backward over the training rows, without any of foretune's bookkeeping."""
     from flows.exports import artifact_of
     from flows.request import load_request
+    from storage.artifacts import ArtifactRef
     from storage.runs import latest
-    from tasks.evaluation import RowsAtWeights
     from tasks.adapted import adapt
     from tasks.dataset import read_table
+    from tasks.evaluation import RowsAtWeights
     from tasks.model import ModelHandle
-    from storage.artifacts import ArtifactRef
 
     run, request = latest(root), load_request(str(PROJECT / REQUEST))
     model = next(stored for stored in run.store.iterate() if stored.task == "model")

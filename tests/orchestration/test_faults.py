@@ -19,6 +19,7 @@ from flows.simulate import simulate
 from storage.artifacts import ArtifactStore
 from storage.drafts import Draft
 from storage.events import read_events
+from storage.manifest import FileRecord
 from storage.runs import Run
 from tests.orchestration.inline import run_inline
 
@@ -44,17 +45,24 @@ def start(target, *arguments) -> multiprocessing.Process:
 
 
 def simulate_until(request: Path, task: str) -> None:
-    """Run, and die with the first file of `task` half written."""
-    path = Draft.path
+    """Run, and die inside `task`: with its first file half written, or before the manifest of a whole folder."""
+    path, files = Draft.path, Draft.files
 
-    def deadly(self: Draft, name: str) -> Path:
-        found = path(self, name)
-        if self.folder.name.startswith(f"{task}-"):
-            found.write_bytes(b"half a fi")
+    def die(draft: Draft) -> None:
+        if draft.folder.name.startswith(f"{task}-"):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def half_written(draft: Draft, name: str) -> Path:
+        found = path(draft, name)
+        found.write_bytes(b"half a fi")
+        die(draft)
         return found
 
-    Draft.path = deadly
+    def without_manifest(draft: Draft) -> dict[str, FileRecord]:
+        die(draft)
+        return files(draft)
+
+    Draft.path, Draft.files = half_written, without_manifest
     run_inline(request)
 
 
@@ -131,7 +139,7 @@ def full_disk(tmp_path: Path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)  # files may still be mapped
 
 
 @pytest.fixture
@@ -142,7 +150,7 @@ def read_only(tmp_path: Path):
     if any(subprocess.run(mount, capture_output=True).returncode for mount in mounts):
         pytest.skip("mounting read-only needs root")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def run_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, list[str]]:
