@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench bench-orchestration server clean
+.PHONY: demo test lint bench bench-caching bench-orchestration server clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): requirements.lock pyproject.toml
@@ -41,6 +41,9 @@ server: $(STAMP) $(MODEL)
 	$(BIN)/prefect --no-prompt work-pool create foretune --type process --overwrite && \
 	$(BIN)/prefect --no-prompt deploy --name simulate --name vet --name compare && \
 	$(BIN)/prefect worker start --pool foretune
+
+bench-caching: $(STAMP) $(MODEL)
+	$(BIN)/python -m tests.benchmarks.caching
 
 clean:
 	rm -rf .foretune build *.egg-info

@@ -34,6 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is o
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors (and the JSON object)")]
 
 DEFAULT_ROOT = "./.foretune"
+INTERRUPTED = 130
 
 
 @app.command()
@@ -263,19 +264,18 @@ def main() -> None:
     """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no."""
     prepare(command_line=True)
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # typer turns its Exit, and an interrupt, into a number
     except BadInput as error:
         _fail(str(error), 2)
     except typer.Abort:
         _fail("stopped", 1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped; run the same command again to go on where it ended", 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command line
             _fail(error.format_message(), 2)
         _fail(failure_line(error), 1)
+    if status == INTERRUPTED:
+        _fail("stopped; run the same command again to go on where it ended", 1)
+    sys.exit(status or 0)
 
 
 def _fail(message: str, status: int) -> None:

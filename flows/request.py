@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pydantic
@@ -14,6 +16,7 @@ from storage.places import Place
 from tasks.adapted import CurvatureSettings
 from tasks.baseline import BaselineSettings
 from tasks.checkpoint import CheckpointSettings
+from tasks.differences import DiffSettings
 from tasks.features import FeatureSettings
 from tasks.influence import InfluenceSettings
 from tasks.landscape import LandscapeSettings, SignalThresholds
@@ -22,7 +25,6 @@ from tasks.prediction import PredictionSettings
 from tasks.preference import PreferenceSettings
 from tasks.quality import QualitySettings
 from tasks.report import ReportSettings
-from tasks.sae_diff import DiffSettings
 from tasks.saes import SaeSettings
 from tasks.samples import DatasetSettings
 from tasks.shards import ShardSettings
@@ -113,10 +115,22 @@ def load_request(uri: str, overrides: list[str] | None = None) -> Request:
 
 def parse_request(content: dict[str, Any], where: str = "request") -> Request:
     """Validate a mapping; the first fault is reported with its place and, for unknown keys, the nearest key."""
+    for path, value in _numbers(content):
+        if not math.isfinite(value):
+            raise BadInput(f"{where}: {path} is {value}; give a finite number")
     try:
         return Request.model_validate(content)
     except pydantic.ValidationError as error:
         raise BadInput(f"{where}: {explain(error)}") from None
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every float of the request with its place."""
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{path}.{name}" if path else str(name))
 
 
 def explain(error: pydantic.ValidationError) -> str:

@@ -1,6 +1,6 @@
 """Events of a real training run, written as a simulation writes its own: `foretune watch` follows both.
 
-    Trainer(..., callbacks=[TrainingEvents(".foretune", "tickets")])
+Trainer(..., callbacks=[TrainingEvents(".foretune", "tickets")])
 """
 
 from __future__ import annotations

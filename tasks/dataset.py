@@ -16,6 +16,7 @@ from tasks.chat import load_tokenizer
 from tasks.forms import canonical_rows
 from tasks.heldout import split
 from tasks.keys import Fingerprint, content_task, identity
+from tasks.loading import token_limits
 from tasks.sample_ids import identify
 from tasks.samples import DatasetSettings, Role, SampleIndex, index_of, parse_probes, read_samples
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+
+    from tasks.loading.folders import TokenLimits
 
 VERSION = 1
 """Raised when the same rows would become other tokens or labels."""
@@ -67,8 +70,29 @@ def samples(
     draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: str, settings: DatasetSettings
 ) -> None:
     """Every row of a role's file: samples.parquet."""
-    encoder = load_tokenizer(tokenizer.folder(run))
-    draft.write_table("samples.parquet", read_samples(role_rows(source.uri, role), encoder, settings, role))
+    folder = tokenizer.folder(run)
+    table = read_samples(role_rows(source.uri, role), load_tokenizer(folder), settings, role)
+    check_limits(table, token_limits(folder), role)
+    draft.write_table("samples.parquet", table)
+
+
+def check_limits(table: pa.Table, limits: TokenLimits, role: str) -> None:
+    """Raise BadInput for a token that the model has no embedding for, or a row longer than its positions."""
+    import pyarrow.compute as pc
+
+    for column in ("input_ids", "rejected_ids"):
+        longest = pc.max(pc.list_value_length(table[column])).as_py() or 0
+        largest = pc.max(pc.list_flatten(table[column])).as_py() or 0
+        if limits.positions is not None and longest > limits.positions:
+            raise BadInput(
+                f"{role}: a row of {longest} tokens, but the model has {limits.positions} positions; "
+                f"set dataset.max_length to {limits.positions} or less"
+            )
+        if limits.vocabulary is not None and largest >= limits.vocabulary:
+            raise BadInput(
+                f"{role}: token {largest} of the tokenizer, but the model's vocabulary ends at "
+                f"{limits.vocabulary - 1}; give the tokenizer that belongs to the model"
+            )
 
 
 def role_rows(uri: str, role: str) -> list[dict[str, Any]]:

@@ -14,10 +14,15 @@ class BrokenInvariant(RuntimeError):
     """A promise about the simulation itself does not hold; nothing that follows from it may be used."""
 
 
+_first_import = threading.Lock()
+"""Two threads that first enter torch through different modules of it see each other's half made."""
+
+
 @contextlib.contextmanager
 def no_optimizer_steps() -> Iterator[None]:
     """Inside the block, a `torch.optim` step of any optimizer raises: the simulation never trains."""
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
+    with _first_import:
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     def refuse(optimizer: object, args: object, kwargs: object) -> None:
         raise BrokenInvariant(

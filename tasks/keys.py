@@ -209,6 +209,7 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
     events.emit("pass_started", task=policy.task, label=label, key=key)
     try:
         with (
+            _no_training(policy),  # first, because it imports torch one thread at a time
             _device_slot(arguments),
             run.store.create(
                 policy.task,
@@ -219,7 +220,6 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
                 git_commit=code_commit(),
                 work=work_of(arguments),
             ) as draft,
-            _no_training(policy),
         ):
             within_memory(lambda sized: compute(draft, **sized), arguments, label)
     except Exception as error:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.dataset import read_table
+from tasks.differences import DiffSettings
 from tasks.keys import content_task
 from tasks.loading import label_caller
 from tasks.minibatches import minibatches
 from tasks.model import ModelHandle
 from tasks.rows import SubsetRows
-from tasks.sae_diff import DiffSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa

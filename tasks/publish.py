@@ -20,6 +20,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
     events = EventLog.of(run)
     for signal in found.signals:
         events.emit("signal", **signal)
+    events.flush()  # on S3 the passes' own events may still be gathered here
     run.write_report(run.store.open(made["report"]).path("report.html").read_text(encoding="utf-8"))
     result = result_of(run, request, made, found, asked)
     events.emit("run_finished", status="completed", answer=found.answer)

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
+from tasks.differences import DiffSettings
 from tasks.hooks import run_to_hook
-from tasks.keys import NUMERICS, content_task, without_result
+from tasks.keys import NUMERICS, content_task
 from tasks.minibatches import minibatches, token_masks
 from tasks.model import ModelHandle, SaeHandle
 from tasks.rows import SubsetRows
-
-
-class DiffSettings(BaseModel):
-    """On how much text the two models are compared."""
-
-    model_config = ConfigDict(extra="forbid", title="Model comparison")
-
-    version: Literal[1] = 1
-    rows: int = Field(64, ge=1, title="Held-out rows compared", description="chosen by id")
-    ece_bins: int = Field(15, ge=2, title="Bins of the calibration error")
-    regression: float = Field(
-        0.10, gt=0, title="Regression", description="a probe regresses when its perplexity rises by this share"
-    )
-    batch_tokens: int = Field(2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
 @content_task(version=1, libraries=(*NUMERICS, "sae-lens"))

@@ -17,11 +17,13 @@ from tasks.loading.folders import (
     model_fingerprint,
     model_outline,
     resolve_model,
+    token_limits,
 )
 from tasks.loading.models import (
     LoadedModel,
     ModelSettings,
     all_finite,
+    building,
     choose_device,
     functional_caller,
     label_caller,
@@ -37,6 +39,7 @@ __all__ = [
     "ModelOutline",
     "ModelSettings",
     "all_finite",
+    "building",
     "choose_device",
     "companion_files",
     "convert_gguf",
@@ -52,6 +55,7 @@ __all__ = [
     "model_outline",
     "resolve_model",
     "target_weights",
+    "token_limits",
     "verify_checkpoint",
     "write_checkpoint",
 ]

@@ -113,10 +113,11 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Pa
 
 def _adapted_modules(model: PreTrainedModel, targets: AdapterTargets) -> list[str]:
     """Names of the modules that peft wraps, found by letting it wrap a copy of the model without data."""
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
     from torch import nn
 
+    with building:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
     empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.parameters()}
     skeleton = copy.deepcopy(model, empty)
     config = LoraConfig(r=1, target_modules=targets.target_modules)

@@ -130,6 +130,27 @@ def model_fingerprint(path: Path) -> str:
     return digest_of({file.name: file_digest(file) for file in files})
 
 
+LEARNED_POSITIONS = ("gpt2", "gpt_neo", "gpt_bigcode", "opt", "openai-gpt", "biogpt", "xglm")
+"""Families that look positions up in a table, which ends; the others compute them."""
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """What a model can read; None where config.json does not say, or nothing limits it."""
+
+    vocabulary: int | None  # token ids are below this
+    positions: int | None  # tokens of the longest row
+
+
+def token_limits(folder: Path) -> TokenLimits:
+    """The limits that config.json states."""
+    config = model_config(folder)
+    config = config.get("text_config", config)
+    learned = config.get("model_type") in LEARNED_POSITIONS
+    positions = config.get("n_positions", config.get("max_position_embeddings")) if learned else None
+    return TokenLimits(config.get("vocab_size"), positions)
+
+
 @dataclass(frozen=True)
 class ModelOutline:
     """What a model's config.json says about its shape."""

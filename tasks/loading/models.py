@@ -99,7 +99,8 @@ class LoadedModel:
 RESIDENT_MODELS = 2  # the base and its predicted checkpoint
 _residents: OrderedDict[tuple[str, str], tuple[LoadedModel, dict[int, LoadedModel]]] = OrderedDict()
 building = threading.RLock()
-"""Held while a model or an adapter is built: transformers and peft patch torch's classes for that long."""
+"""Held while a model or an adapter is built: transformers and peft patch torch's classes for that long. Held while
+these libraries are first imported too: a thread that comes in between sees them half made."""
 
 
 def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInput
-from tasks.loading import all_finite, choose_device
+from tasks.loading import all_finite, building, choose_device
 from tasks.saes.settings import SaeSettings
 from tasks.saes.sources import SaeConfig, misfit, read_sae_config, sae_fingerprint
 from tasks.saes.sparsify import load_sparsify
@@ -100,7 +100,8 @@ def _open(settings: SaeSettings, path: Path) -> LoadedSae:
 
 
 def _sae_lens(settings: SaeSettings, path: Path, device: torch.device) -> Any:
-    from sae_lens import SAE
+    with building:  # sae-lens imports transformers
+        from sae_lens import SAE
     from safetensors import SafetensorError
 
     with warnings.catch_warnings():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -12,6 +11,7 @@ import yaml
 
 from storage.ledger import Ledger
 from storage.runs import latest, list_runs
+from tests.deployments.team import published
 
 pytestmark = pytest.mark.slow
 
@@ -51,17 +51,9 @@ def test_a_published_dataset_is_vetted(team, request_body, shared_root, tmp_path
     run = team.ended(run["id"])
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Accepted"), team.tail()
     assert Ledger(shared_root, "tiny").accepted()["dataset"] == uri
-
-
-def published(uri: str) -> dict:
-    """The event that a data pipeline emits, as it travels."""
-    return {
-        "event": "dataset.published",
-        "id": str(uuid4()),
-        "occurred": datetime.now(UTC).isoformat(),
-        "resource": {"prefect.resource.id": "dataset.tickets"},
-        "payload": {"uri": uri},
-    }
+    wanted = {"filter": {"event": {"name": ["foretune.vetting.finished"]}}}
+    event = team.until(lambda: team.post("events/filter", wanted)["events"])[0]
+    assert event["resource"]["foretune.verdict"] == event["payload"]["verdict"] == "pass"
 
 
 def test_the_nightly_schedule_has_its_next_runs(team):

@@ -70,13 +70,16 @@ FORMS: dict[str, Callable[[Path, Rows], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_every_form_and_kind_of_file_reaches_the_report(simulated, tiny_rows, tmp_path, name):
-    train, heldout = (
-        FORMS[name](tmp_path / name, tiny_rows[:18]),
-        FORMS[name](tmp_path / f"held.{name}", tiny_rows[18:]),
+@pytest.mark.parametrize(
+    ("train", "heldout"),
+    [("text.jsonl", "prompt.jsonl"), ("alpaca.csv", "sharegpt.json"), ("messages.parquet", "alpaca.csv")],
+)
+def test_every_form_and_kind_of_file_reaches_the_report(simulated, tiny_rows, tmp_path, train, heldout):
+    path, other = tmp_path / train, tmp_path / f"held.{heldout}"
+    done = simulated(
+        f"dataset.path={FORMS[train](path, tiny_rows[:18])}",
+        f"dataset.heldout.path={FORMS[heldout](other, tiny_rows[18:])}",
     )
-    done = simulated(f"dataset.path={train}", f"dataset.heldout.path={heldout}")
     assert done.found.summary["rows"] == 18
     assert {row["row"] for row in done.table("influence", "influence")} == set(range(18))
     assert done.found.summary["heldout_loss_evaluated"] < done.found.summary["heldout_loss_base"]
@@ -112,16 +115,13 @@ def test_a_hashed_split_keeps_equal_rows_together_and_probes_are_drawn(simulated
     assert flagged and all("duplicate" in " ".join(row["flags"]) for row in flagged)
 
 
-def test_probes_may_be_lines_of_plain_text(simulated, tmp_path):
+def test_one_row_is_a_dataset_and_probes_may_be_lines_of_plain_text(simulated, tiny_rows, tmp_path):
     path = tmp_path / "probes.txt"
     path.write_bytes('\ufeffThe river.\r\n\r\nA form\x0cfeed\r\n{"text": "smile 😀"}\n'.encode())
-    probes = simulated(f"dataset.probes={path}").table("model_diff", "probes")
-    assert sorted(probe["text"] for probe in probes) == ["A form\x0cfeed", "The river.", "smile 😀"]
-
-
-def test_one_row_is_a_dataset(simulated, tiny_rows, tmp_path):
-    done = simulated(f"dataset.path={jsonl(tmp_path / 'one.jsonl', tiny_rows[:1])}")
+    done = simulated(f"dataset.path={jsonl(tmp_path / 'one.jsonl', tiny_rows[:1])}", f"dataset.probes={path}")
     assert [row["rank"] for row in done.table("influence", "influence")] == [1]
+    texts = sorted(probe["text"] for probe in done.table("model_diff", "probes"))
+    assert texts == ["A form\x0cfeed", "The river.", "smile 😀"]
 
 
 def test_shards_and_subsets_without_a_trained_token_are_left_out(simulated, tiny_rows, tmp_path):
@@ -181,11 +181,16 @@ def test_rows_that_cannot_be_read_are_named(simulated, tmp_path, row, fragments)
     "overrides",
     [
         ("prediction.rule=rayleigh", "curvature.quotients=sampled"),
-        ("training.epochs=0.3", "training.warmup_ratio=0.5", "training.lr_scheduler_type=cosine"),
+        (
+            "training.epochs=0.3",
+            "training.warmup_ratio=0.5",
+            "training.lr_scheduler_type=cosine",
+            "sae.hook_name=layers.0",
+            "influence.method=preconditioned",
+        ),
         ("training.optimizer=sgd", "training.momentum=0.9", "training.nesterov=true", "training.weight_decay=0.1"),
         ("training.gradient_accumulation_steps=4", "training.max_grad_norm=0", "adapter.use_rslora=true"),
         ("model.dtype=bfloat16", "model.attn_implementation=sdpa", "adapter.target_modules=all-linear"),
-        ("sae.hook_name=layers.0", "influence.method=preconditioned"),
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -252,6 +257,22 @@ def test_a_model_that_could_run_code_is_refused(simulated, tiny_llama, tmp_path,
         config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling.Own"}}
         (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="pickle" if missing == "weights pickled" else "trust_remote_code"):
+        simulated(f"model.name_or_path={folder}")
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"model_type": "gpt2", "n_positions": 64}, "64 positions; set dataset.max_length to 64 or less"),
+        ({"vocab_size": 200}, "the model's vocabulary ends at 199"),
+    ],
+)
+def test_rows_that_the_model_cannot_read_are_refused_before_it_is_opened(simulated, tiny_llama, tmp_path, limits, said):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text()) | limits
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=said):
         simulated(f"model.name_or_path={folder}")
 
 

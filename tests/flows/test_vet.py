@@ -9,10 +9,11 @@ import pytest
 
 from flows.compare import compare
 from flows.gate import Gate
-from flows.request import Request, load_request
+from flows.request import Request, load_request, to_yaml
 from flows.vet import vet
 from storage.ledger import Ledger
 from storage.runs import Run, list_runs
+from tests.flows.test_command_line import assert_bad_input, foretune
 
 LOSS = {"number": "heldout_loss_evaluated", "reason": "agreed"}
 OPEN, SHUT = Gate(rules=[{**LOSS, "above": 1e6}]), Gate(rules=[{**LOSS, "above": 0.0}])
@@ -59,17 +60,27 @@ def test_a_refused_version_leaves_the_pointer_and_is_compared_with_the_accepted_
     assert second["accepted_before"] == first["run_id"]
     assert second["comparison"]["removed"] == 3
     assert Ledger(versions.runtime.root, "tiny").accepted()["run_id"] == first["run_id"]
-    report = Run(versions.runtime.root, second["run_id"]).read_report()
-    assert report.count('<section class="pass" id="comparison"') == 1
-    assert f"after <span class=\"mono\">{first['run_id']}</span>" in report
+    compared = compare(first["run_id"], second["run_id"], versions.runtime.root)  # once more, by the flow of its own
+    run = Run(versions.runtime.root, second["run_id"])
+    assert json.loads((run.place / "comparison.json").read_bytes()) == compared
+    report = run.read_report()
+    assert report.count('<section class="pass" id="comparison"') == report.count('href="#comparison"') == 1
+    assert f'after <span class="mono">{first["run_id"]}</span>' in report
     assert "3 removed" in report
 
 
-def test_another_gate_judges_the_same_version_again_without_computing(prefect_server, versions):
+def test_the_command_says_no_with_status_3_and_another_gate_computes_nothing(prefect_server, versions, tmp_path):
     _, first = verdict_of(versions, OPEN)
-    _, second = verdict_of(versions, SHUT)
-    assert (second["repeated"], second["verdict"], second["digest"]) == (False, "fail", first["digest"])
-    assert Run(versions.runtime.root, second["run_id"]).read_result()["tasks"]["run"] == 0
+    request, gate = tmp_path / "vetted.yaml", tmp_path / "gate.yaml"
+    request.write_text(to_yaml(versions))
+    gate.write_text("rules: [{number: heldout_loss_evaluated, above: 0, reason: agreed}]")
+    done = foretune("vet", request, "--gate", gate, "--json")
+    assert done.returncode == 3, done.stderr
+    verdict = json.loads(done.stdout.splitlines()[-1])
+    assert (verdict["verdict"], verdict["repeated"], verdict["digest"]) == ("fail", False, first["digest"])
+    assert "agreed" in done.stdout
+    assert Run(versions.runtime.root, verdict["run_id"]).read_result()["tasks"]["run"] == 0
+    assert_bad_input(foretune("vet", request, "--gate", tmp_path / "none.yaml"), "no such file", "gate.yaml")
 
 
 def test_a_dataset_given_by_an_event_takes_the_place_of_the_requests_own(prefect_server, versions, tiny_rows):
@@ -77,14 +88,3 @@ def test_a_dataset_given_by_an_event_takes_the_place_of_the_requests_own(prefect
     published.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows[:6]))
     _, verdict = verdict_of(versions, OPEN, dataset=str(published))
     assert (verdict["name"], verdict["dataset"]) == ("tiny", str(published))
-
-
-def test_the_compare_flow_keeps_one_comparison_per_run(prefect_server, versions, tiny_rows):
-    _, first = verdict_of(versions, OPEN)
-    publish(Path(versions.dataset.path), 2, tiny_rows[:9])
-    _, second = verdict_of(versions, OPEN)
-    compared = compare(first["run_id"], second["run_id"], versions.runtime.root)
-    run = Run(versions.runtime.root, second["run_id"])
-    assert json.loads((run.place / "comparison.json").read_bytes()) == compared
-    assert run.read_report().count('id="comparison"') == 1
-    assert run.read_report().count('href="#comparison"') == 1

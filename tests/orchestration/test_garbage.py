@@ -1,0 +1,87 @@
+"""Garbage collection and lineage over the artefacts of real runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.garbage import GRACE_SECONDS, collect_garbage
+from flows.lineage import lineage_of
+from flows.plan import make_plan
+from flows.request import load_request
+from storage.artifacts import ArtifactStore
+from storage.datasets import dataset_digest
+from storage.runs import Run
+from tests.orchestration.inline import run_inline
+
+CHANGE = "training.learning_rate=2e-3"
+
+
+@pytest.fixture
+def two_runs(warm_request: Path) -> Path:
+    """The storage root of two finished runs that differ in the learning rate, an hour and more old."""
+    root = warm_request.parent / "root"
+    for number, overrides in enumerate(([], [CHANGE]), start=1):
+        step, made = run_inline(warm_request, *overrides)
+        artifacts = {name: {"uri": ref.uri, "sha256": ref.sha256} for name, ref in made.items()}
+        result = {"status": "completed", "artifacts": artifacts}
+        Run(str(root), f"2026010{number}-000000-tiny-0000").write_result(result)
+    Run(str(root), step.run.run_id).place.delete()
+    old = time.time() - 2 * GRACE_SECONDS
+    for file in root.rglob("*"):
+        os.utime(file, (old, old))
+    return root
+
+
+def waiting(request: Path, *overrides: str) -> int:
+    return make_plan(load_request(str(request), list(overrides)))["run"]
+
+
+def test_without_delete_nothing_is_touched(two_runs, warm_request):
+    found = collect_garbage(str(two_runs), last=1, days=None, delete=False)
+    assert found["runs"] == ["20260101-000000-tiny-0000"]
+    assert found["artifacts"]
+    assert waiting(warm_request) == waiting(warm_request, CHANGE) == 0
+
+
+def test_what_a_kept_run_needs_stays_down_to_its_shards(two_runs, warm_request):
+    found = collect_garbage(str(two_runs), last=1, days=None, delete=True)
+    assert {each["task"] for each in found["artifacts"]} == {
+        "influence",
+        "prediction",
+        "checkpoint",
+        "feature_scores",
+        "features",
+        "sae_diff",
+        "model_diff",
+        "report",
+    }
+    assert found["bytes"] > 0
+    assert waiting(warm_request, CHANGE) == 0
+    assert waiting(warm_request) == len(found["artifacts"])
+
+
+def test_keeping_every_run_deletes_nothing(two_runs, warm_request):
+    assert collect_garbage(str(two_runs), last=None, days=None, delete=True)["artifacts"] == []
+    assert collect_garbage(str(two_runs), last=2, days=None, delete=True)["artifacts"] == []
+
+
+def test_young_artefacts_of_no_run_are_spared(two_runs, warm_request):
+    run_inline(warm_request, "report.top_rows=7")
+    found = collect_garbage(str(two_runs), last=None, days=None, delete=True)
+    assert found["artifacts"] == []
+
+
+def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_request):
+    traced = lineage_of(Run(str(two_runs), "20260102-000000-tiny-0000"))["artifacts"]
+    assert len(traced) == sum(stored.complete for stored in ArtifactStore(two_runs).iterate()) - 8
+    train = next(each for each in traced.values() if each["task"] == "samples" and each["inputs"]["role"] == "train")
+    assert train["inputs"]["source"]["digest"] == dataset_digest(str(warm_request.parent / "train.jsonl"))
+    shard = next(each for each in traced.values() if each["task"] == "landscape_shard")
+    assert len(shard["inputs"]["model"]["weights"]["digest"]) == 64
+    assert {"torch", "transformers"} <= set(shard["libraries"])
+    prediction = next(each for each in traced.values() if each["task"] == "prediction")
+    assert sum(name.startswith("landscape_shard/") for name in prediction["reads"]) == 4

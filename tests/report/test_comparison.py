@@ -1,0 +1,61 @@
+"""The comparison as a section of a report: once, last, and with foreign text escaped."""
+
+from __future__ import annotations
+
+from tasks.comparison import comparison_section, with_comparison
+
+PAIR = {"a": 3.25, "b": None}
+COMPARED = {
+    "a": "20261121-020000-tickets-0001",
+    "b": "20261122-020000-tickets-0002",
+    "numbers": {"heldout_loss_evaluated": PAIR},
+    "horizon": {"a": None, "b": 12},
+    "signals": {"appeared": ["dead_layer"], "vanished": []},
+    "samples": {
+        "added": [7],
+        "removed": [],
+        "flipped": [
+            {
+                "sample_id": "0" * 64,
+                "row_a": 3,
+                "row_b": 4,
+                "verdict_a": "helps",
+                "verdict_b": "harms",
+                "score_a": -0.5,
+                "score_b": 0.25,
+            }
+        ],
+    },
+    "quality": {"too_short": {"a": 0, "b": 2}},
+    "features": [{"feature": 5, "label": "<script>alert(1)</script>", "score_a": 0.1, "score_b": 0.2}],
+    "layers": [{"module": "q_proj", "eta_eff_a": 0.1, "eta_eff_b": 0.2, "norm_a": 1.0, "norm_b": 2.0}],
+}
+REPORT = "<html><nav><ol>\n<li>x</li>\n</ol>\n</nav><main><section>y</section></main></html>"
+
+
+def test_the_section_says_what_changed_and_escapes_labels():
+    section = comparison_section(COMPARED)
+    assert "1 rows added, 0 removed,\n1 flipped" in section
+    assert "Signals that appeared: dead_layer." in section
+    assert "vanished" not in section
+    assert ">3.25<" in section
+    assert ">-<" in section
+    assert "<script>" not in section
+    assert "&lt;script&gt;" in section
+
+
+def test_a_second_comparison_takes_the_place_of_the_first():
+    once = with_comparison(REPORT, comparison_section(COMPARED))
+    twice = with_comparison(once, comparison_section(COMPARED | {"a": "another"}))
+    for page in (once, twice):
+        assert page.count('id="comparison"') == 1
+        assert page.count('href="#comparison"') == 1
+        assert page.endswith("</section>\n</main></html>") or page.endswith("</section></main></html>")
+    assert "another" in twice
+    assert COMPARED["a"] not in twice
+
+
+def test_the_rest_of_the_report_stays_as_it_was():
+    page = with_comparison(REPORT, comparison_section(COMPARED))
+    assert page.startswith("<html><nav><ol>\n<li>x</li>\n")
+    assert "<section>y</section>" in page
