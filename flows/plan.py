@@ -99,10 +99,11 @@ def make_plan(request: Request) -> dict[str, Any]:
 
 
 def _footprint(step: Planned, sources: Sources, request: Request) -> Footprint | None:
-    handle = sources.model_handle(
-        lambda _: next(step.run.store.find(t.task, t.key) for t in step.tasks if t.task == "model"), request.model
-    )
-    return handle.source and footprint(handle.folder(step.run), request.adapter.targets)
+    converted = [step.run.store.find(task.task, task.key) for task in step.tasks if task.task == "model"]
+    if sources.model is None and converted == [None]:
+        return None
+    handle = sources.model_handle(lambda _: converted[0], request.model)
+    return footprint(handle.folder(step.run), request.adapter.targets)
 
 
 def _graph_tokens(request: Request) -> int:

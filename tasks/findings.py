@@ -120,7 +120,8 @@ def judge(
     if harming:
         rows = ", ".join(str(row["row"]) for row in harming)
         cost = sum(row["score"] for row in harming)
-        reasons.append(f"rows {rows} raise held-out loss the most ({cost:.4f} nats together, by influence)")
+        subject = f"row {rows} raises" if len(harming) == 1 else f"rows {rows} raise"
+        reasons.append(f"{subject} held-out loss, by influence ({cost:.4f} nats)")
     reasons += [f"{s['name'].replace('_', ' ')}: {s['advice']}" for s in signals if s["severity"] == "warn"]
     fading = next((c for c in suppressed if c["relative"] is not None and c["relative"] < -0.2), None)
     if fading:

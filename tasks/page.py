@@ -107,7 +107,7 @@ def _numbers(found: Findings) -> list[Number]:
     summary = found.summary
     return [
         Number("Held-out loss, base", summary["heldout_loss_base"], "nats per token"),
-        Number("predicted", summary["heldout_loss_predicted"], "by the frozen gradients"),
+        Number("predicted", summary["heldout_loss_predicted"], "from the measured gradients"),
         Number("evaluated", summary["heldout_loss_evaluated"], "on the predicted weights"),
         Number("Trusted", summary["trust"], f"tolerance {summary['tolerance']} nats"),
         Number("Sharpness", summary["sharpness"], summary["sharpness_label"]),

@@ -8,6 +8,7 @@ Differential Equations I, III.1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor
 from tasks.numerics.field import GradientField, VirtualBatches
 from tasks.numerics.optimizers import OptimizerSettings
 from tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_state, replay
-from tasks.numerics.vectors import Vector, axpy, norm
+from tasks.numerics.vectors import Vector, axpy, dot, norm
 
 # measure(delta, nodes): node sums of gradients, as GradientField.read gives them, at base weights + delta
 Measure = Callable[[Vector, Sequence[int]], Sequence[Mapping[str, Tensor]]]
@@ -28,7 +29,7 @@ Measure = Callable[[Vector, Sequence[int]], Sequence[Mapping[str, Tensor]]]
 @dataclass(frozen=True)
 class MeanEstimate:
     mean: Vector  # {name: [out, in]} gradient of the token-mean loss over all nodes
-    carry: float  # share of a node's deviation from the mean that it has kept since the base weights
+    carry: float  # share of a node's deviation from the mean that is left of the one at the base weights
 
 
 def estimate_mean(
@@ -36,22 +37,42 @@ def estimate_mean(
 ) -> MeanEstimate:
     """Mean gradient over the whole field from some nodes' gradients measured elsewhere: a control variate.
 
-    mean(theta) ~ mean_S(theta) + carry * (mean(0) - mean_S(0)), where `carry` in [0, 1] is the regression of
-    the nodes' deviations from mean_S at theta on their deviations at the base weights, all weights together.
-    One node has no deviation from itself: carry is then 0.
+    mean(theta) ~ mean_S(theta) + carry * (mean(0) - mean_S(0)), with `carry` between 0 and 1: at 1 the subset
+    tells the drift alone, at 0 the stored field is forgotten.
     """
-    tokens = [field.tokens[node] for node in nodes]
-    now, base, shared, spread = {}, {}, 0.0, 0.0
+    tokens = sum(field.tokens[node] for node in nodes)
+    now = {name: sum(gradient[name].float() for gradient in measured) / tokens for name in field.names}
+    carry = _single_carry(field, nodes[0], now) if len(nodes) == 1 else _carry(field, nodes, measured, now)
+    for name, mean in now.items():
+        mean.add_(field.mean(name) - field.group_mean(nodes, name), alpha=carry)
+    return MeanEstimate(now, carry)
+
+
+def _carry(
+    field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]], now: Vector
+) -> float:
+    """Regression of the nodes' deviations from mean_S on those at the base weights, all weights together."""
+    shared = spread = 0.0
     for name in field.names:
-        now[name] = sum(gradient[name].float() for gradient in measured) / sum(tokens)
-        base[name] = field.group_mean(nodes, name)
-        for node, count, gradient in zip(nodes, tokens, measured, strict=True):
-            before = field.read(node, name).float() / count - base[name]
-            shared += float((before * (gradient[name] / count - now[name])).sum())
+        base = field.group_mean(nodes, name)
+        for node, gradient in zip(nodes, measured, strict=True):
+            before = field.group_mean([node], name).sub_(base)
+            shared += float((before * (gradient[name] / field.tokens[node] - now[name])).sum())
             spread += float(before.square().sum())
-    carry = min(1.0, max(0.0, shared / spread)) if spread and len(nodes) > 1 else 0.0
-    mean = {name: now[name] + carry * (field.mean(name) - base[name]) for name in field.names}
-    return MeanEstimate(mean, carry)
+    return _within_unit(shared, spread)
+
+
+def _single_carry(field: GradientField, node: int, now: Vector) -> float:
+    """One node has no mean to deviate from: the same regression on what is orthogonal to the field's mean."""
+    base = {name: field.group_mean([node], name) for name in field.names}
+    mean = {name: field.mean(name) for name in field.names}
+    along = dot(base, mean) / dot(mean, mean)
+    before = axpy(-along, mean, base)
+    return _within_unit(dot(before, now), dot(before, before))
+
+
+def _within_unit(shared: float, spread: float) -> float:
+    return min(1.0, max(0.0, shared / spread)) if spread > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,7 @@ class Anchor:
     nodes: tuple[int, ...]  # nodes measured
     carry: float  # see MeanEstimate
     correction: float  # movement that the corrector changed, as a share of the segment's movement
+    loss_change: float  # nats per training token since the base weights, by the path integral of the means
 
 
 @dataclass(frozen=True)
@@ -102,16 +124,44 @@ def integrate(
     run = _Run(batches, adapter, settings, rates, tuple(snapshots))
     before = last = _Mean(0, {name: field.mean(name) for name in field.names})
     state, segments, anchors = initial_replay_state(adapter, settings), [], []
+    here, loss_change = adapter.delta(state.parameters), 0.0
     for stop, nodes in zip(stops, rotation(field.nodes, nodes_per_anchor, len(stops), seed), strict=True):
         predicted = run.advance(state, last, run.extrapolated(before, last, stop)).delta
         estimate = estimate_mean(field, nodes, measure(predicted, nodes))
         before, last = last, _Mean(stop, estimate.mean)
         segments.append(run.advance(state, before, last))
-        correction = _correction(adapter.delta(state.parameters), predicted, segments[-1].delta)
-        anchors.append(Anchor(stop, nodes, estimate.carry, correction))
-        state = segments[-1].state
+        state, start, here = segments[-1].state, here, segments[-1].delta
+        moved = axpy(-1.0, start, here)
+        loss_change += 0.5 * (dot(before.gradient, moved) + dot(last.gradient, moved))
+        correction = norm(axpy(-1.0, predicted, here)) / max(norm(moved), 1e-30)
+        anchors.append(Anchor(stop, nodes, estimate.carry, correction, loss_change))
     rows = sum(field.rows[node] for anchor in anchors for node in anchor.nodes)
     return Integration(tuple(segments), tuple(anchors), rows)
+
+
+@dataclass(frozen=True)
+class AnchorPlan:
+    stops: tuple[int, ...]  # steps where the field is measured again; empty when the budget buys no node
+    nodes_per_anchor: int
+
+
+def plan_anchors(
+    field: GradientField, rates: Sequence[float], horizon: int, max_anchors: int, max_rows: int
+) -> AnchorPlan:
+    """Segments as long as the base field was found to hold, and as many nodes each as `max_rows` rows allow.
+
+    `horizon` is the last step at which the loss predicted over the frozen field agreed with the evaluated one
+    (0: none did). When rows are short there are fewer segments rather than less than two nodes each: on
+    SmolLM2 the split of a budget mattered little down to two nodes, and one has no mean to deviate from.
+    """
+    travelled = [0.0, *accumulate(rates)]
+    trusted = travelled[min(horizon, len(rates))]
+    wanted = min(max_anchors, math.ceil(travelled[-1] / trusted - 1e-9)) if trusted else max_anchors
+    nodes = int(max_rows * field.nodes / sum(field.rows))
+    if nodes < 1 or wanted < 1:
+        return AnchorPlan((), 0)
+    stops = equal_travel(rates, min(wanted, max(1, nodes // min(2, field.nodes))))
+    return AnchorPlan(tuple(stops), min(field.nodes, max(1, nodes // len(stops))))
 
 
 def equal_travel(rates: Sequence[float], segments: int) -> list[int]:
@@ -180,8 +230,3 @@ class _Run:
         return replay(
             gradient, self.adapter, self.settings, self.rates, start=state, stop=end.step, snapshots=kept
         )
-
-
-def _correction(start: Vector, predicted: Vector, corrected: Vector) -> float:
-    moved = norm(axpy(-1.0, start, corrected))
-    return norm(axpy(-1.0, predicted, corrected)) / moved if moved else 0.0

@@ -16,6 +16,7 @@ import prefect
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.environment import prepare
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.keys import content_task
@@ -89,6 +90,7 @@ def seconds_to_verdict(team: Team, root: Path, gate: dict[str, Any] | None) -> f
 
 
 def main() -> None:
+    prepare(command_line=True)
     with tempfile.TemporaryDirectory() as folder:
         with prefect_test_harness(server_startup_timeout=180):
             mapped(Run(f"{folder}/warm", "run"), 2)

@@ -107,7 +107,11 @@ def test_margins_need_no_autoencoder_and_held_out_rows_need_not_be_pairs(simulat
 def test_a_hashed_split_keeps_equal_rows_together_and_probes_are_drawn(simulated, tiny_rows, tmp_path):
     path = jsonl(tmp_path / "doubled.jsonl", [*tiny_rows, *tiny_rows[:6]])
     done = simulated(
-        f"dataset.path={path}", "dataset.heldout={fraction: 0.3}", "dataset.probes=null", "dataset.probe_count=2"
+        "sae=null",
+        f"dataset.path={path}",
+        "dataset.heldout={fraction: 0.3}",
+        "dataset.probes=null",
+        "dataset.probe_count=2",
     )
     assert 20 < done.found.summary["rows"] < 30
     assert len(done.table("model_diff", "probes")) == 2
@@ -212,7 +216,7 @@ def test_gpt2_and_its_transposed_weights(simulated, tmp_path):
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2)
     folder = model_folder(tmp_path / "gpt2", GPT2LMHeadModel(config))
-    done = simulated(f"model.name_or_path={folder}", "adapter.target_modules=[c_attn]")
+    done = simulated("sae=null", f"model.name_or_path={folder}", "adapter.target_modules=[c_attn]")
     base = AutoModelForCausalLM.from_pretrained(folder)
     new = AutoModelForCausalLM.from_pretrained(done.store.open(done.made["checkpoint"]).folder())
     for name, delta in done.tensors("prediction", "delta").items():
@@ -235,7 +239,8 @@ def test_a_full_fine_tune_moves_norms_biases_and_embeddings(simulated, tmp_path)
         tie_word_embeddings=False,
     )
     model = Qwen2ForCausalLM(config)
-    done = simulated(f"model.name_or_path={model_folder(tmp_path / 'qwen', model)}", "adapter.method=full")
+    folder = model_folder(tmp_path / "qwen", model)
+    done = simulated("sae=null", f"model.name_or_path={folder}", "adapter.method=full")
     layers = {row["module"]: row for row in done.table("prediction", "layers")}
     assert layers.keys() == dict(model.named_parameters()).keys()
     assert layers["model.layers.0.self_attn.v_proj.bias"]["norm"] > 0  # zero at the start: nothing to be relative to
@@ -296,7 +301,8 @@ def test_dead_layers_spikes_and_backwards_pairs_are_signalled(simulated, tiny_ll
 
 
 def test_a_model_without_any_gradient_is_told_so_and_nothing_moves(simulated, tiny_llama, tmp_path):
-    done = simulated(f"model.name_or_path={without_output(tiny_llama, tmp_path / 'dead', [0, 1])}")
+    folder = without_output(tiny_llama, tmp_path / "dead", [0, 1])
+    done = simulated("sae=null", f"model.name_or_path={folder}")
     assert "dead_layer" in done.signals()
     assert {row["score"] for row in done.table("influence", "influence")} == {0.0}
     assert all(float(delta.norm()) == 0 for delta in done.tensors("prediction", "delta").values())

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from tasks.numerics.field import GradientField, virtual_batches
-from tasks.numerics.integrator import equal_travel, estimate_mean, integrate, rotation
+from tasks.numerics.integrator import (
+    AnchorPlan,
+    equal_travel,
+    estimate_mean,
+    integrate,
+    plan_anchors,
+    rotation,
+)
 from tasks.numerics.optimizers import OptimizerSettings
 from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from tasks.numerics.schedules import learning_rates
@@ -126,6 +133,16 @@ def test_the_control_variate_removes_noise_that_nodes_keep():
     assert float(((plain[0]["w"] + plain[1]["w"]) / (2 * TOKENS) - exact).norm()) > 1.0
 
 
+def test_one_node_tells_its_carry_from_what_is_not_along_the_mean():
+    problem = Quadratic(noise=5.0)
+    field, left = problem.field(), 0.6
+    deviation = field.group_mean([2], "w") - field.mean("w")
+    mean = 0.5 * field.mean("w")
+    estimate = estimate_mean(field, [2], [{"w": TOKENS * (mean + left * deviation)}])
+    assert estimate.carry == pytest.approx(left, abs=1e-5)
+    torch.testing.assert_close(estimate.mean["w"], mean, rtol=1e-4, atol=1e-4)
+
+
 def test_the_control_variate_leaves_out_noise_that_nodes_lost():
     problem = Quadratic(noise=5.0)
     field = problem.field()
@@ -150,6 +167,41 @@ def test_cost_and_snapshots_are_reported():
     assert float(integration.delta_at(0)["w"].norm()) == 0.0
     assert torch.equal(integration.delta_at(STEPS)["w"], integration.delta["w"])
     assert float(integration.delta_at(17)["w"].norm()) > 0
+
+
+def test_the_path_integral_gives_the_loss_that_was_reached():
+    problem = Quadratic()
+    batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
+    rates = learning_rates("linear", 0.03, STEPS)
+    _, adapter = trainable("full")
+    integration = integrate(
+        batches, adapter, ADAMW, rates, problem.node_sums,
+        stops=equal_travel(rates, 6), nodes_per_anchor=NODES, seed=0,
+    )  # fmt: skip
+
+    def loss(delta):
+        error = delta - problem.goal
+        return float(0.5 * (error * (problem.hessian @ error)).sum())
+
+    reached = loss(integration.delta["w"]) - loss(torch.zeros(OUT, IN))
+    assert reached < -0.05
+    assert integration.anchors[-1].loss_change == pytest.approx(reached, rel=0.02)
+
+
+def test_the_plan_covers_the_run_with_segments_as_long_as_the_horizon():
+    field = Quadratic().field()  # 6 nodes of 4 rows
+    rates = [1e-3] * 40
+    assert plan_anchors(field, rates, 10, 8, 96) == AnchorPlan((10, 20, 30, 40), 6)
+    assert plan_anchors(field, rates, 10, 8, 40) == AnchorPlan((10, 20, 30, 40), 2)
+    assert plan_anchors(field, rates, 10, 3, 24) == AnchorPlan((13, 27, 40), 2)
+    assert plan_anchors(field, rates, 0, 5, 1000) == AnchorPlan((8, 16, 24, 32, 40), 6)
+
+
+def test_short_of_rows_the_plan_drops_segments_before_the_second_node():
+    field, rates = Quadratic().field(), [1e-3] * 40
+    assert plan_anchors(field, rates, 4, 8, 16) == AnchorPlan((20, 40), 2)
+    assert plan_anchors(field, rates, 4, 8, 4) == AnchorPlan((40,), 1)
+    assert plan_anchors(field, rates, 4, 8, 3) == AnchorPlan((), 0)
 
 
 def test_segments_share_the_travel_equally():

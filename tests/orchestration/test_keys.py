@@ -14,7 +14,10 @@ from pydantic import BaseModel, Field
 from storage.artifacts import ArtifactRef
 from storage.events import EventLog, read_events
 from storage.runs import Run
-from tasks.keys import ContentKey, Fingerprint, content_task, identity, without_result
+from tasks.invariants import BrokenInvariant
+from tasks.keys import ContentKey, Fingerprint, content_task, identity, without_result, work_of
+from tasks.rows import ShardRows
+from tasks.shards import Shard
 
 
 class Settings(BaseModel):
@@ -124,3 +127,29 @@ def test_the_manifest_records_the_declared_inputs(prefect_server, run):
     ref = tiny(run, [3])
     manifest = run.store.manifest(ref.task, ref.key)
     assert json.loads(json.dumps(manifest.inputs))["parts"][0]["task"] == "doubled"
+
+
+@content_task(version=1, libraries=("torch",))
+def trained(draft, run: Run) -> None:
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    torch.optim.SGD([weight], lr=0.1).step()
+    draft.write_json("number.json", float(weight))
+
+
+def test_a_pass_that_steps_an_optimizer_fails_and_stores_nothing(run):
+    with pytest.raises(BrokenInvariant, match="SGD.step was called"):
+        trained.fn(run=run)
+    assert list(run.store.iterate()) == []
+
+
+def test_how_much_a_task_works_on_is_stored_and_no_part_of_its_key(run):
+    samples = ArtifactRef(task="samples", key="k", uri="", sha256="")
+    sets = [
+        ShardRows(samples=samples, shard=Shard(prefix="0", digest="d", rows=3), encoding="e", tokens=tokens)
+        for tokens in (40, 50)
+    ]
+    assert work_of({"run": run, "rows": sets[0], "parts": [samples, samples]}) == {"rows": 3, "tokens": 40, "parts": 2}
+    assert identity(sets[0]) == identity(sets[1])
