@@ -234,9 +234,7 @@ class Wiring:
             sae=sae,
             settings=request.features,
         )
-        concepts["features"] = self.step(
-            features, scores=scores, model=self.model, sae=sae, labels=self.sources.labels
-        )
+        concepts["features"] = self.step(features, scores=scores, model=self.model, sae=sae, labels=self.sources.labels)
         concepts["sae_diff"] = self.step(
             sae_diff,
             model=self.model,

@@ -21,12 +21,13 @@ from tasks.loading import AdapterSettings
 from tasks.model import ModelHandle, exclusive
 from tasks.rows import ShardRows, SubsetRows
 from tasks.training import TrainingSettings
-from tasks.trajectory import AnchorPlan, Trajectory, VirtualRun, anchored, planned_anchors, single_anchor
+from tasks.trajectory import Trajectory, VirtualRun, anchored, planned_anchors, single_anchor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.numerics.bounds import BoundedDelta
+    from tasks.numerics.integrator import AnchorPlan
     from tasks.numerics.rayleigh import StraightPath
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.numerics.field import GradientField
-    from tasks.numerics.integrator import Integration
+    from tasks.numerics.integrator import AnchorPlan, Integration
     from tasks.numerics.replay import Adapter, Replay
 
 
@@ -147,31 +146,22 @@ def inner(gradient: dict[str, Tensor], delta: dict[str, Tensor]) -> float:
     return sum(float((gradient[name].to(d) * d).sum()) for name, d in delta.items())
 
 
-@dataclass(frozen=True)
-class AnchorPlan:
-    """How many segments the budget of gradient samples allows, and how many nodes each re-measures."""
-
-    stops: list[int]
-    nodes_per_anchor: int
-
-
 def planned_anchors(
     virtual: VirtualRun, trusted_steps: int, anchors: int | str, max_anchors: int, budget: float
 ) -> AnchorPlan | None:
-    """Segments about as long as the single anchor was trusted; None where one anchor is all that is paid for.
+    """Where to measure again, and how many nodes each time; None where one anchor is all that is paid for.
 
-    All measured rows together, the base field included, stay within `budget` of the real run's gradient samples.
+    With `auto`, segments are as long as the single anchor was trusted, and all measured rows together, the base
+    field's included, stay within `budget` of the real run's gradient samples. A number of anchors is kept to,
+    with one node each where the budget allows no more.
     """
-    from tasks.numerics.integrator import equal_travel
+    from tasks.numerics.integrator import AnchorPlan, equal_travel, plan_anchors
 
-    rows = sum(virtual.field.rows)
-    extra = budget * rows * virtual.training.epochs - rows
-    per_node = rows / virtual.field.nodes
-    wanted = math.ceil(virtual.steps / max(trusted_steps, 1)) if anchors == "auto" else int(anchors) - 1
-    segments = min(wanted, max_anchors - 1, virtual.steps) if anchors == "auto" else min(wanted, virtual.steps)
-    affordable = int(extra / per_node) if anchors == "auto" else segments * virtual.field.nodes
-    segments = min(segments, affordable)
-    if segments < 1:
-        return None
-    nodes = min(affordable // segments, virtual.field.nodes)
-    return AnchorPlan(equal_travel(virtual.rates, segments), nodes)
+    field, rows = virtual.field, sum(virtual.field.rows)
+    spare = max(0, int(budget * rows * virtual.training.epochs) - rows)
+    if anchors == "auto":
+        plan = plan_anchors(field, virtual.rates, trusted_steps, max_anchors - 1, spare)
+        return plan if plan.stops else None
+    stops = tuple(equal_travel(virtual.rates, int(anchors) - 1))
+    nodes = int(spare * field.nodes / rows / len(stops))
+    return AnchorPlan(stops, min(field.nodes, max(1, nodes)))

@@ -139,3 +139,12 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
     assert "changed: training.learning_rate" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
     assert "8 to run" in printed
+
+
+def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    root = tmp_path / "root"
+    planned = plan_of(first_run, f"model.name_or_path={tmp_path / 'model.gguf'}", f"runtime.root={root}")
+    assert planned["tasks"][0]["task"] == "model"
+    assert planned["cached"] == 0
+    assert planned["memory_bytes"] is planned["field_bytes"] is None
