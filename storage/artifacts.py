@@ -154,10 +154,16 @@ class ArtifactStore:
                 if verify is not None:
                     verify(draft.folder)
                 manifest = Manifest(
-                    task=task, key=key, version=version, inputs=inputs, files=draft.files(),
+                    task=task,
+                    key=key,
+                    version=version,
+                    inputs=inputs,
+                    files=draft.files(),
                     seconds=round(time.monotonic() - started, 3),
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    git_commit=git_commit, libraries=libraries or {}, work=work or {},
+                    git_commit=git_commit,
+                    libraries=libraries or {},
+                    work=work or {},
                 )
                 draft.write_manifest(manifest)
             commit = commit_on_disk if self.root.is_local else commit_to_s3
@@ -183,7 +189,8 @@ class ArtifactStore:
         for (task, key), group in itertools.groupby(named, lambda entry: tuple(entry.name.split("/")[:2])):
             entries = list(group)
             yield Stored(
-                task, key,
+                task,
+                key,
                 bytes=sum(entry.size for entry in entries),
                 modified=max(entry.modified for entry in entries),
                 complete=any(entry.name == f"{task}/{key}/{MANIFEST}" for entry in entries),
@@ -216,9 +223,7 @@ class ArtifactStore:
 
     def _ref(self, manifest: Manifest, *, cached: bool) -> ArtifactRef:
         uri = self.place(manifest.task, manifest.key).uri
-        return ArtifactRef(
-            task=manifest.task, key=manifest.key, uri=uri, sha256=manifest.sha256, cached=cached
-        )
+        return ArtifactRef(task=manifest.task, key=manifest.key, uri=uri, sha256=manifest.sha256, cached=cached)
 
     def _parsed(self, place: Place, task: str, key: str, data: bytes) -> Manifest | None:
         try:

@@ -31,8 +31,14 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 5, 20  # seconds
 COMPLETION_PATIENCE = 30.0  # seconds for S3 to put together an upload whose completion timed out
 
 _ENVIRONMENT = (
-    "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE",
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
 )
 
 
@@ -164,8 +170,7 @@ class Bucket:
 
     def _complete(self, key: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
         try:
-            self._ask("complete_multipart_upload", key, Key=key, UploadId=upload,
-                      MultipartUpload={"Parts": parts})
+            self._ask("complete_multipart_upload", key, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
         except FileNotFoundError as error:
             # No such upload: an earlier attempt, reply lost, completed it or still does; or it is aborted.
             deadline = time.monotonic() + COMPLETION_PATIENCE

@@ -122,9 +122,7 @@ class Artifact:
         if filters is None:  # read_table imports pandas, which takes longer than most of our files
             return pq.ParquetFile(self.path(name), memory_map=True).read(columns)
         # No partitioning: a folder called "a=b" on the way would otherwise become a column.
-        return pq.read_table(
-            self.path(name), columns=columns, filters=filters, memory_map=True, partitioning=None
-        )
+        return pq.read_table(self.path(name), columns=columns, filters=filters, memory_map=True, partitioning=None)
 
     def table(self, name: str, columns: list[str] | None = None, filters: Any = None) -> pandas.DataFrame:
         """A Parquet file as a data frame."""

@@ -57,9 +57,7 @@ def _extension(path: Path) -> str:
     return "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
 
 
-def _text_rows(
-    uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool
-) -> list[Row]:
+def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool) -> list[Row]:
     try:
         with _opened(path, packed) as stream:
             # A byte order mark, which spreadsheets write, would become part of the first field's name.

@@ -26,12 +26,27 @@ FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0  # seconds
 PATIENCE = 120.0  # seconds; no attempt begins later, so time-outs of 20 s each end too
 
 _TRANSIENT_CODES = {
-    "BadDigest", "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown",
-    "Throttling", "ThrottlingException", "RequestLimitExceeded", "XAmzContentSHA256Mismatch",
+    "BadDigest",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "XAmzContentSHA256Mismatch",
 }
 _TRANSIENT_TYPES = (
-    aiohttp.ClientError, boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError,
-    ConnectionError, FSTimeoutError, http.client.HTTPException, ResponseParserError, TimeoutError,
+    aiohttp.ClientError,
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    ConnectionError,
+    FSTimeoutError,
+    http.client.HTTPException,
+    ResponseParserError,
+    TimeoutError,
 )
 _FAILURES = (OSError, boto.BotoCoreError, boto.ClientError, *_TRANSIENT_TYPES)
 

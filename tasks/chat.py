@@ -96,9 +96,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
 
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
-        raise BadInput(
-            f"{folder}: no tokenizer.json; save a fast tokenizer there with AutoTokenizer.save_pretrained"
-        )
+        raise BadInput(f"{folder}: no tokenizer.json; save a fast tokenizer there with AutoTokenizer.save_pretrained")
     config = _json(folder / "tokenizer_config.json")
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -131,10 +129,7 @@ def _register(backend: Tokenizer, config: dict[str, Any], special: dict[str, str
 
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     declared = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    tokens = [
-        AddedToken(**{name: value for name, value in token.items() if name != "__type"})
-        for _, token in declared
-    ]
+    tokens = [AddedToken(**{name: value for name, value in token.items() if name != "__type"}) for _, token in declared]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, dict) else extra
     tokens += [AddedToken(_content(token), special=True) for token in (*special.values(), *extra)]

@@ -52,9 +52,7 @@ def render_chat(template: str, messages: list[Message], variables: dict[str, Any
     Raises ChatTemplateError with the template's own words where it refuses the conversation.
     """
     try:
-        marked = _compiled(template).render(
-            messages=[_complete(message) for message in messages], **variables
-        )
+        marked = _compiled(template).render(messages=[_complete(message) for message in messages], **variables)
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise ChatTemplateError(str(error) or type(error).__name__) from None
     if not has_generation_blocks(template):
@@ -136,9 +134,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """jinja2's own filter escapes HTML, which no model was trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @functools.lru_cache(maxsize=16)

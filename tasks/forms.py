@@ -72,9 +72,7 @@ class CanonicalRow:
         return {name: value for name, value in said.items() if value is not None}
 
 
-def canonical_rows(
-    rows: Sequence[Mapping[str, Any]], columns: ColumnNames | None = None
-) -> list[CanonicalRow]:
+def canonical_rows(rows: Sequence[Mapping[str, Any]], columns: ColumnNames | None = None) -> list[CanonicalRow]:
     """Every row in canonical form.
 
     Raises BadInput, naming the row (from 0), for unknown columns, a row of another form than the first, and
@@ -83,9 +81,7 @@ def canonical_rows(
     names = (columns or ColumnNames()).given()
     known = [form for form in KNOWN_FORMS if set(names) <= set(form.required + form.optional)]
     if not known:
-        raise BadInput(
-            f"dataset.columns: no form has the columns {', '.join(names)}; known forms: {_listing()}"
-        )
+        raise BadInput(f"dataset.columns: no form has the columns {', '.join(names)}; known forms: {_listing()}")
     canonical: list[CanonicalRow] = []
     first: KnownForm | None = None
     for number, row in enumerate(rows):
@@ -103,8 +99,7 @@ def canonical_rows(
         if canonical[-1].conversational != canonical[0].conversational:
             now, before = ("messages", "text") if canonical[-1].conversational else ("text", "messages")
             raise BadInput(
-                f"row {number}: its columns hold {now}, those of row 0 {before}; "
-                "a dataset has one form: split the file"
+                f"row {number}: its columns hold {now}, those of row 0 {before}; a dataset has one form: split the file"
             )
     return canonical
 
@@ -172,9 +167,7 @@ def _read_preference(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     prompt = None if row.get("prompt") is None else read_part(row["prompt"], number, "prompt")
     chosen, rejected = (read_part(row[column], number, column) for column in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise BadInput(
-            f"row {number}: chosen and rejected must both be text or both be messages; convert one"
-        )
+        raise BadInput(f"row {number}: chosen and rejected must both be text or both be messages; convert one")
     # A text prompt beside whole conversations repeats their first turn, as in UltraFeedback.
     if prompt is None or (isinstance(prompt, str) and isinstance(chosen, list)):
         shared = shared_prefix(chosen, rejected)
@@ -246,9 +239,7 @@ def _listing() -> str:
     return " | ".join(form.name for form in KNOWN_FORMS)
 
 
-def _unknown_columns(
-    number: int, row: Mapping[str, Any], known: Sequence[KnownForm], first: KnownForm | None
-) -> str:
+def _unknown_columns(number: int, row: Mapping[str, Any], known: Sequence[KnownForm], first: KnownForm | None) -> str:
     filled = [column for column, value in row.items() if value is not None]
     found = f"row {number} has the columns {', '.join(map(str, filled)) or '(none)'}"
     if first is not None:

@@ -164,9 +164,7 @@ def _attach(point: HookPoint, see: Callable[[Tensor], None]) -> Any:
     return point.module.register_forward_hook(after)
 
 
-def run_to_hook(
-    loaded: LoadedModel, batch: Batch, hook_name: str, weights: dict[str, Tensor] | None = None
-) -> Tensor:
+def run_to_hook(loaded: LoadedModel, batch: Batch, hook_name: str, weights: dict[str, Tensor] | None = None) -> Tensor:
     """Activations [b, s, d] at the hook; the forward ends there, so that later layers cost nothing.
 
     `weights` {parameter name: tensor} stand in for the model's own; differentiable in them, both modes.

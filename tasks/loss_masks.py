@@ -47,9 +47,7 @@ class LabelledRow:
     rejected: Labelled | None = None
 
 
-def labelled_rows(
-    rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules
-) -> Iterator[LabelledRow]:
+def labelled_rows(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules) -> Iterator[LabelledRow]:
     """Tokens and loss mask of every row, in order; rows of one form.
 
     Raises BadInput where the tokenizer lacks what the rows need: a chat template, its `{% generation %}`
@@ -67,9 +65,7 @@ def labelled_rows(
             yield from _language_rows(chunk, tokenizer, rules)
 
 
-def _language_rows(
-    rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules
-) -> Iterator[LabelledRow]:
+def _language_rows(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules) -> Iterator[LabelledRow]:
     for encoded in _encode(rows, [(None, row.completion) for row in rows], tokenizer, rules):
         mask = encoded.assistant_mask if rules.assistant_only_loss else [True] * len(encoded.input_ids)
         yield LabelledRow(_truncated(encoded.input_ids, mask, rules))
@@ -87,9 +83,7 @@ def _prompt_completion_rows(
         yield LabelledRow(_truncated(ids, [False] * skipped + mask[skipped:], rules))
 
 
-def _preference_rows(
-    rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules
-) -> Iterator[LabelledRow]:
+def _preference_rows(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules) -> Iterator[LabelledRow]:
     prompts = _encode_prompts(rows, tokenizer)
     chosen = _encode(rows, [(row.prompt, row.completion) for row in rows], tokenizer, rules)
     rejected = _encode(rows, [(row.prompt, row.rejected) for row in rows], tokenizer, rules)
@@ -141,24 +135,18 @@ def _render(
     try:
         return tokenizer.render(messages, add_generation_prompt, row.tools, row.template_kwargs)
     except ChatTemplateError as fault:
-        raise BadInput(
-            f"row {row.row}: the chat template refuses the conversation ({fault}); mend the row"
-        ) from None
+        raise BadInput(f"row {row.row}: the chat template refuses the conversation ({fault}); mend the row") from None
 
 
 def _eos(tokenizer: ChatTokenizer) -> str:
     if not tokenizer.eos_token:
-        raise BadInput(
-            "the tokenizer names no eos_token; add one to the model folder's tokenizer_config.json"
-        )
+        raise BadInput("the tokenizer names no eos_token; add one to the model folder's tokenizer_config.json")
     return tokenizer.eos_token
 
 
 def _check_assistant_marks(row: CanonicalRow, tokenizer: ChatTokenizer) -> None:
     if not row.conversational:
-        raise BadInput(
-            "dataset.assistant_only_loss needs conversations, the rows are plain text; set it to false"
-        )
+        raise BadInput("dataset.assistant_only_loss needs conversations, the rows are plain text; set it to false")
     if not tokenizer.marks_assistant:
         raise BadInput(
             "dataset.assistant_only_loss needs a chat template with {% generation %} marks; "

@@ -25,24 +25,16 @@ class QualitySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Dataset quality")
 
     version: Literal[1] = 1
-    builtin_rules: bool = Field(
-        True, title="Built-in lists", description="use the lists that come with foretune"
-    )
-    harmful_keywords: list[Keyword] = Field(
-        [], title="More harmful keywords", description="added to the list"
-    )
-    assistant_phrases: list[StockPhrase] = Field(
-        [], title="More stock phrases", description="added to the list"
-    )
+    builtin_rules: bool = Field(True, title="Built-in lists", description="use the lists that come with foretune")
+    harmful_keywords: list[Keyword] = Field([], title="More harmful keywords", description="added to the list")
+    assistant_phrases: list[StockPhrase] = Field([], title="More stock phrases", description="added to the list")
     assistant_speak_score: float = Field(
         1.0,
         gt=0,
         title="Assistant-speak",
         description="weight of stock phrases from which a completion is flagged",
     )
-    assistant_speak_share: float = Field(
-        0.02, ge=0, le=1, title="Assistant-speak signal", description="share of rows"
-    )
+    assistant_speak_share: float = Field(0.02, ge=0, le=1, title="Assistant-speak signal", description="share of rows")
     min_completion_words: int = Field(2, ge=1, title="Short completion", description="fewer words than this")
     low_diversity_overlap: float = Field(
         0.5,

@@ -29,9 +29,7 @@ class StockPhrase(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     phrase: str = Field(pattern=r"\w", description="whole words; ^ ties it to the completion's beginning")
-    weight: float = Field(
-        1.0, gt=0, description="a completion is flagged when its weights reach the threshold"
-    )
+    weight: float = Field(1.0, gt=0, description="a completion is flagged when its weights reach the threshold")
 
 
 def _phrases(text: str) -> tuple[str, ...]:

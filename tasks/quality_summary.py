@@ -18,9 +18,7 @@ _QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 _CLUSTERS_SHOWN = 20
 
 
-def quality_summary(
-    rows: Sequence[dict[str, Any]], overlap: Overlap, clusters: list[list[int]]
-) -> dict[str, Any]:
+def quality_summary(rows: Sequence[dict[str, Any]], overlap: Overlap, clusters: list[list[int]]) -> dict[str, Any]:
     """Counts per rule, overlap, lengths in tokens and words, and clusters of alike rows as row numbers."""
     counts = Counter(flag for row in rows for flag in row["flags"])
     return {

@@ -114,15 +114,11 @@ def read_samples(
     identified = identify(canonical_rows(rows, settings.columns))
     if role == "preferences" and identified and identified[0].canonical.form != "preference":
         form = identified[0].canonical.form.replace("_", "+")
-        raise BadInput(
-            f"{settings.preferences}: its rows have the form {form}; give prompt, chosen and rejected"
-        )
+        raise BadInput(f"{settings.preferences}: its rows have the form {form}; give prompt, chosen and rejected")
     kept = _kept(identified, settings, role)
     kept.sort(key=lambda row: row.sample_id)
     adapted = [
-        as_plain_text(row.canonical)
-        if row.canonical.adaptable and not tokenizer.has_template
-        else row.canonical
+        as_plain_text(row.canonical) if row.canonical.adaptable and not tokenizer.has_template else row.canonical
         for row in kept
     ]
     table = _table(kept, adapted, tokenizer, settings.loss_rules(role))

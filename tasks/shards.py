@@ -30,9 +30,7 @@ class ShardSettings(BaseModel):
 
     version: Literal[1] = 1
     max_rows: int = Field(16, ge=1, title="Rows per shard", description="a larger one is cut in two")
-    max_depth: int = Field(
-        10, ge=0, le=16, title="Depth of the tree", description="at most 2^max_depth shards"
-    )
+    max_depth: int = Field(10, ge=0, le=16, title="Depth of the tree", description="at most 2^max_depth shards")
     node_depth: int = Field(
         6,
         ge=0,
@@ -79,9 +77,7 @@ def _leaves(ids: list[str], prefix: str, max_rows: int, max_depth: int) -> Itera
 def rows_of_shard(sorted_ids: Sequence[str], shard: Shard) -> range:
     """Positions of a shard's rows in a table sorted by sample_id."""
     first, beyond = shard.bounds()
-    return range(
-        bisect_left(sorted_ids, first), len(sorted_ids) if beyond is None else bisect_left(sorted_ids, beyond)
-    )
+    return range(bisect_left(sorted_ids, first), len(sorted_ids) if beyond is None else bisect_left(sorted_ids, beyond))
 
 
 def read_shard(run: Any, samples: Any, shard: Shard) -> pa.Table:

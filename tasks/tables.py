@@ -38,8 +38,7 @@ def _table(caption: str, columns: Sequence[Column], records: Sequence[Mapping[st
         return None
     flags = {column.key for column in columns if column.kind == "flags"}
     rows = [
-        [list(record[c.key]) if c.key in flags else _cell(record.get(c.key)) for c in columns]
-        for record in records
+        [list(record[c.key]) if c.key in flags else _cell(record.get(c.key)) for c in columns] for record in records
     ]
     return Table(caption, columns, rows)
 
@@ -66,9 +65,7 @@ def flagged_rows(samples: DataFrame, top: int) -> Table | None:
     )
     originals = [row_of.get(original) for original in worst["duplicate_of"]]
     caption = f"{len(worst):,} of {len(flagged):,} flagged rows"
-    return _table(
-        caption, columns, worst.assign(original=originals).astype({"original": object}).to_dict("records")
-    )
+    return _table(caption, columns, worst.assign(original=originals).astype({"original": object}).to_dict("records"))
 
 
 def influential_rows(rows: DataFrame, top: int) -> Table | None:
@@ -123,9 +120,7 @@ def preference_pairs(pairs: DataFrame, top: int) -> Table | None:
         Column("text", "text", "text"),
     )
     lowest = pairs.sort_values("margin_per_token", kind="stable").head(top)
-    return _table(
-        f"{len(lowest):,} of {len(pairs):,} pairs, lowest margin first", columns, lowest.to_dict("records")
-    )
+    return _table(f"{len(lowest):,} of {len(pairs):,} pairs, lowest margin first", columns, lowest.to_dict("records"))
 
 
 def moved_modules(layers: DataFrame, top: int) -> Table | None:

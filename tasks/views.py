@@ -101,9 +101,7 @@ class PreferenceView(_Section):
 
 @dataclass(frozen=True)
 class PredictionView(_Section):
-    layers: DataFrame = field(
-        metadata=_columns("module", "layer", "kind", "K_ii", "eta_eff", "norm", "clipped")
-    )
+    layers: DataFrame = field(metadata=_columns("module", "layer", "kind", "K_ii", "eta_eff", "norm", "clipped"))
     path: DataFrame = field(metadata=_columns("step", "predicted_loss", "evaluated_loss"))
     horizon: int | None = None  # last trusted step; None = the whole run
     anchors: Sequence[int] = ()  # steps at which the gradient field was measured
@@ -118,12 +116,8 @@ class SaeDiffView(_Section):
 
 @dataclass(frozen=True)
 class ModelDiffView(_Section):
-    layers: DataFrame = field(
-        metadata=_columns("module", "layer", "kind", "norm_base", "norm_new", "delta_norm")
-    )
-    probes: DataFrame | None = field(
-        default=None, metadata=_columns("text", "perplexity_base", "perplexity_new", "kl")
-    )
+    layers: DataFrame = field(metadata=_columns("module", "layer", "kind", "norm_base", "norm_new", "delta_norm"))
+    probes: DataFrame | None = field(default=None, metadata=_columns("text", "perplexity_base", "perplexity_new", "kl"))
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -114,9 +114,7 @@ def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def write_tiny_request(
-    tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[str, str]]
-) -> Callable[[Path], Path]:
+def write_tiny_request(tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[str, str]]) -> Callable[[Path], Path]:
     """Writes a request.yaml over the tiny model, with every optional input, into a folder."""
     import yaml
 

@@ -47,9 +47,7 @@ def spliced_loss(model, layer: int, documents: list[Document], change: Callable[
         for _, ids, mask in batches(documents, 16):
             logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-            total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), reduction="sum"
-            ).item()
+            total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
             count += int((labels != -100).sum())
     finally:
         handle.remove()
@@ -87,9 +85,7 @@ def evaluate(model, sae, layer: int, documents: list[Document]) -> Fidelity:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("sae", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")

@@ -110,9 +110,7 @@ def describe(feature: int, peaks: Peaks, documents: list[Document], promotes: li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("sae", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")

@@ -23,9 +23,7 @@ from torch import Tensor
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="local Hugging Face folder")
     parser.add_argument("out", type=Path, help="folder for cfg.json and sae_weights.safetensors")
     parser.add_argument("texts", type=Path, nargs="+", help="files to train on")
@@ -99,9 +97,7 @@ def train(options: argparse.Namespace, activations: Tensor):
             d_sae=options.d_sae,
             k=options.k,
             normalize_activations="expected_average_only_in",
-            metadata=SAEMetadata(
-                model_name=options.model.name, hook_name=options.hook, context_size=options.context
-            ),
+            metadata=SAEMetadata(model_name=options.model.name, hook_name=options.hook, context_size=options.context),
         )
     )
     # Starting b_dec at the mean (in the scaled space, mean norm sqrt(d)) spares features for it.

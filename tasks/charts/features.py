@@ -56,9 +56,7 @@ def _ends(features: DataFrame, column: str, top: int) -> DataFrame:
 def _diverging(frame: DataFrame, details: Sequence[str], unit: str, ends: tuple[str, str]) -> go.Figure:
     """Bars to the right and to the left; `frame` has feature, label, value and perhaps dormant (hatched)."""
     values = frame["value"].to_numpy()
-    hatched = (
-        frame["dormant"].to_numpy(dtype=bool) if "dormant" in frame else np.zeros(len(frame), dtype=bool)
-    )
+    hatched = frame["dormant"].to_numpy(dtype=bool) if "dormant" in frame else np.zeros(len(frame), dtype=bool)
     traces = []
     for side, color, wording in ((values > 0, RISES, ends[0]), (values < 0, FADES, ends[1])):
         at = np.flatnonzero(side)
@@ -116,9 +114,7 @@ def feature_change(features: DataFrame, top: int) -> Chart | None:
 
 def feature_agreement(predicted: DataFrame, measured: DataFrame) -> Chart | None:
     """Predicted against measured change of each feature; joined on `feature`."""
-    both = measured[["feature", "label", "change"]].merge(
-        predicted[["feature", "predicted_change"]], on="feature"
-    )
+    both = measured[["feature", "label", "change"]].merge(predicted[["feature", "predicted_change"]], on="feature")
     both = both[(both["change"] != 0) & (both["predicted_change"] != 0)].dropna()
     if len(both) < 3:
         return None
@@ -148,9 +144,7 @@ def preference_features(features: DataFrame, top: int) -> Chart | None:
     frame = _ends(features, "change", top)
     if frame.empty:
         return None
-    details = [
-        f"{hover(row.label)} (feature {row.feature})<br>{row.value:+.4g}" for row in frame.itertuples()
-    ]
+    details = [f"{hover(row.label)} (feature {row.feature})<br>{row.value:+.4g}" for row in frame.itertuples()]
     return Chart(
         "preference-features",
         "Concepts that the preferences push",

@@ -122,9 +122,7 @@ def curvature_map(layers: DataFrame) -> Chart | None:
         "curvature-map",
         "Curvature K_ii along the gradient",
         "Strong colour is sharp, where a step overshoots first; a dot marks negative curvature.",
-        _layer_map(
-            frame, values, "|K_ii|", _prediction_details(frame), values < 0, "circle", "negative K_ii"
-        ),
+        _layer_map(frame, values, "|K_ii|", _prediction_details(frame), values < 0, "circle", "negative K_ii"),
     )
 
 
@@ -171,9 +169,7 @@ def weight_change(layers: DataFrame) -> Chart | None:
                 hovertemplate="%{y:.3%}",
             )
         )
-    figure = plot(
-        traces, x="layer", y="change / base norm", height=320, hovermode="x unified", showlegend=True
-    )
+    figure = plot(traces, x="layer", y="change / base norm", height=320, hovermode="x unified", showlegend=True)
     figure.update_xaxes(tickformat="d", unifiedhovertitle_text="layer %{x}")
     figure.update_yaxes(tickformat="~%", rangemode="tozero")
     return Chart(

@@ -88,9 +88,7 @@ def hover(text: object, limit: int = 240, width: int = 64) -> str:
 
 def plot(traces: Sequence[object], x: str, y: str, height: int, log: str = "", **layout: object) -> go.Figure:
     """A figure with titled axes, `height` in pixels; `log` names the logarithmic axes ("x", "y" or "xy")."""
-    figure = go.Figure(
-        list(traces), layout={"template": LOOK, "height": height, "showlegend": len(traces) > 1}
-    )
+    figure = go.Figure(list(traces), layout={"template": LOOK, "height": height, "showlegend": len(traces) > 1})
     # "D2" ticks 1, 2 and 5 of every decade; the format writes 0.2 where the default writes a bare 2.
     logarithmic = {"type": "log", "dtick": "D2", "tickformat": "~g"}
     figure.update_xaxes(title_text=x, **(logarithmic if "x" in log else {}))

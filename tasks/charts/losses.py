@@ -45,18 +45,14 @@ def gradient_norms(steps: DataFrame, spike: float | None) -> Chart | None:
     if spike and spike < 10 * steps["max_grad_norm"].max():
         ends = [steps["step"].min(), steps["step"].max()]
         dashes = {"color": HARMS, "width": 1.5, "dash": "dash"}
-        line = go.Scatter(
-            x=ends, y=[spike, spike], name="spike warning", mode="lines", line=dashes, hoverinfo="skip"
-        )
+        line = go.Scatter(x=ends, y=[spike, spike], name="spike warning", mode="lines", line=dashes, hoverinfo="skip")
         traces.append(line)
     norms = steps[["mean_grad_norm", "max_grad_norm"]]
     positive = norms[norms > 0]
     wide = positive.max().max() > 30 * positive.min().min()
     x, y = "batch (every one at the base weights)", "gradient norm"
     figure = plot(traces, x=x, y=y, height=320, log="y" if wide else "", hovermode="x unified")
-    figure.update_xaxes(
-        tickformat=",d", dtick=1 if len(steps) < 12 else None, unifiedhovertitle_text="batch %{x}"
-    )
+    figure.update_xaxes(tickformat=",d", dtick=1 if len(steps) < 12 else None, unifiedhovertitle_text="batch %{x}")
     return Chart(
         "gradient-norms",
         "Gradient norm by batch",
@@ -106,9 +102,7 @@ def loss_path(path: DataFrame, horizon: int | None, anchors: Sequence[int]) -> C
                 hovertemplate="here",
             )
         )
-    figure = plot(
-        traces, x="optimiser step", y="held-out loss (nats per token)", height=360, hovermode="x unified"
-    )
+    figure = plot(traces, x="optimiser step", y="held-out loss (nats per token)", height=360, hovermode="x unified")
     figure.update_xaxes(tickformat="d", unifiedhovertitle_text="step %{x}")
     last = int(path["step"].max())
     if horizon is not None and horizon < last:

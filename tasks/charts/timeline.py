@@ -48,9 +48,7 @@ def timeline(entries: Sequence[Mapping[str, Any]]) -> Chart | None:
             )
         )
     end = max(entry["start"] + entry["seconds"] for entry in ordered)
-    figure = plot(
-        traces, x="seconds since the run began", y="task", height=bars_height(len(names)), barmode="overlay"
-    )
+    figure = plot(traces, x="seconds since the run began", y="task", height=bars_height(len(names)), barmode="overlay")
     figure.update_layout(showlegend=len(traces) > 1)
     # Room at the right for the cost that is written beside the last bar.
     figure.update_xaxes(range=[0, 1.22 * end or 1.0])

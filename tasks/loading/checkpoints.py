@@ -43,9 +43,7 @@ def write_checkpoint(
         shutil.copyfile(file, out / file.name)
 
 
-def _by_stored_name(
-    loaded: LoadedModel, deltas: dict[str, Tensor], layout: dict[str, Stored]
-) -> dict[str, Tensor]:
+def _by_stored_name(loaded: LoadedModel, deltas: dict[str, Tensor], layout: dict[str, Stored]) -> dict[str, Tensor]:
     """Deltas under the files' names, which may lack the model's prefix and may hold a tied weight twice."""
     aliases: dict[int, list[str]] = {}
     for name, parameter in loaded.model.named_parameters(remove_duplicate=False):

@@ -244,9 +244,7 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
-def functional_caller(
-    loaded: LoadedModel, names: Iterable[str]
-) -> Callable[[dict[str, Tensor], Batch], Tensor]:
+def functional_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[dict[str, Tensor], Batch], Tensor]:
     """`call(weights, batch)` -> logits [b, s, vocab] with `weights` in place of these parameters.
 
     The model itself stays as it is. Works under autograd and, with eager attention, in torch.func's forward

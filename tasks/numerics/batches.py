@@ -45,9 +45,7 @@ def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int 
         raise ValueError("a batch needs at least one row, got 0")
     for position, (ids, labels) in enumerate(samples):
         if len(ids) != len(labels) or not len(ids):
-            raise ValueError(
-                f"row {position} has {len(ids)} ids, {len(labels)} labels: give one label per id"
-            )
+            raise ValueError(f"row {position} has {len(ids)} ids, {len(labels)} labels: give one label per id")
     shape = (len(samples), max(len(ids) for ids, _ in samples))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -76,8 +74,7 @@ def buckets(
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], keys[i]))
     if order and lengths[order[0]] > max_tokens:
         raise ValueError(
-            f"a row of {lengths[order[0]]} tokens exceeds max_tokens={max_tokens}: "
-            "raise max_tokens or truncate rows"
+            f"a row of {lengths[order[0]]} tokens exceeds max_tokens={max_tokens}: raise max_tokens or truncate rows"
         )
     groups: list[list[int]] = []
     for i in order:

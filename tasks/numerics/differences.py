@@ -32,9 +32,7 @@ def perturbed(weights: Vector, direction: Vector, step: float) -> Vector:
     return weights | {name: torch.add(weights[name], d, alpha=step) for name, d in direction.items()}
 
 
-def step_size(
-    function: Callable[[Vector], Tensor], weights: Vector, direction: Vector, change: float
-) -> float:
+def step_size(function: Callable[[Vector], Tensor], weights: Vector, direction: Vector, change: float) -> float:
     """Step along `direction` that changes `function` by about `change` (rms), from two evaluations.
 
     1.0 for a zero direction.

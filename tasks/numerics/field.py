@@ -27,9 +27,7 @@ class GradientField:
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.rows):
-            raise ValueError(
-                f"{len(self.tokens)} token counts, {len(self.rows)} row counts: one each per node"
-            )
+            raise ValueError(f"{len(self.tokens)} token counts, {len(self.rows)} row counts: one each per node")
         if not self.tokens or min(self.tokens) <= 0:
             raise ValueError("every node needs a label token: leave out nodes that train on nothing")
 

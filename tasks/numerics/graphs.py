@@ -47,9 +47,7 @@ class GaussNewtonGraph:
         with differentiable_attention():
             self._logits = label_logits(call(self._leaves, batch), batch.labels)
         self._cotangent = torch.zeros_like(self._logits, requires_grad=True)
-        pulled = torch.autograd.grad(
-            self._logits, list(self._leaves.values()), self._cotangent, create_graph=True
-        )
+        pulled = torch.autograd.grad(self._logits, list(self._leaves.values()), self._cotangent, create_graph=True)
         self._pulled = dict(zip(self._leaves, pulled, strict=True))
         self._probabilities = self._logits.detach().softmax(-1)
 

@@ -32,9 +32,7 @@ class MeanEstimate:
     carry: float  # share of a node's deviation from the mean that is left of the one at the base weights
 
 
-def estimate_mean(
-    field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]]
-) -> MeanEstimate:
+def estimate_mean(field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]]) -> MeanEstimate:
     """Mean gradient over the whole field from some nodes' gradients measured elsewhere: a control variate.
 
     mean(theta) ~ mean_S(theta) + carry * (mean(0) - mean_S(0)), with `carry` between 0 and 1: at 1 the subset
@@ -48,9 +46,7 @@ def estimate_mean(
     return MeanEstimate(now, carry)
 
 
-def _carry(
-    field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]], now: Vector
-) -> float:
+def _carry(field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]], now: Vector) -> float:
     """Regression of the nodes' deviations from mean_S on those at the base weights, all weights together."""
     shared = spread = 0.0
     for name in field.names:
@@ -227,6 +223,4 @@ class _Run:
             return mean.add_(self.batches.gradient(step, name)).sub_(self.batches.field.mean(name))
 
         kept = [step for step in self.snapshots if start.step <= step <= end.step]
-        return replay(
-            gradient, self.adapter, self.settings, self.rates, start=state, stop=end.step, snapshots=kept
-        )
+        return replay(gradient, self.adapter, self.settings, self.rates, start=state, stop=end.step, snapshots=kept)

@@ -47,8 +47,7 @@ def tune(
     """
     if lambda_max <= 0.0 or trace <= 0.0 or not 0.0 < tolerance < 1.0:
         raise ValueError(
-            "tune needs lambda_max > 0, trace > 0 and tolerance in (0, 1), "
-            f"got {lambda_max}, {trace}, {tolerance}"
+            f"tune needs lambda_max > 0, trace > 0 and tolerance in (0, 1), got {lambda_max}, {trace}, {tolerance}"
         )
     if (effective_damping is None) == (iterations is None):
         raise ValueError("give either effective_damping or iterations, the other follows")
@@ -58,9 +57,7 @@ def tune(
     else:
         damping = effective_damping / size
         if not 0.0 < damping < 1.0:
-            raise ValueError(
-                f"effective damping {effective_damping} is not between 0 and the scale {size:.4g}"
-            )
+            raise ValueError(f"effective damping {effective_damping} is not between 0 and the scale {size:.4g}")
         iterations = math.ceil(math.log(tolerance) / math.log1p(-damping))
     return LissaPlan(iterations, damping, size, tolerance, math.ceil(trace / lambda_max))
 
@@ -146,9 +143,7 @@ def conjugate_gradient(
         product = axpy(effective_damping, p, matvec(p))
         curvature = dot(p, product)
         if not curvature > 0.0:
-            advice = (
-                f"curvature {curvature:.3g} along a direction: use the Gauss-Newton product or more damping"
-            )
+            advice = f"curvature {curvature:.3g} along a direction: use the Gauss-Newton product or more damping"
             raise DivergedSolve([*residuals, math.inf], advice)
         step = square / curvature
         x, r = axpy(step, p, x), axpy(-step, product, r)
@@ -165,9 +160,7 @@ def conjugate_gradient(
         iterations=len(residuals) - 1,
         products=len(residuals) - 1,
         status="converged" if done else "budget",
-        advice=""
-        if done
-        else f"residual {residuals[-1]:.2g} > {tolerance:.2g}: raise iterations or the damping",
+        advice="" if done else f"residual {residuals[-1]:.2g} > {tolerance:.2g}: raise iterations or the damping",
     )
 
 
@@ -176,9 +169,7 @@ def _scale_along(matvec: Matvec, v: Vector) -> tuple[float, int]:
     ritz = lanczos(matvec, v, SCALE_PRODUCTS)
     largest = ritz.values[-1] + ritz.residuals[-1]
     if not (math.isfinite(largest) and largest > 0.0):
-        raise ValueError(
-            f"largest eigenvalue along v is {largest:.3g}: no positive curvature to scale by, give scale"
-        )
+        raise ValueError(f"largest eigenvalue along v is {largest:.3g}: no positive curvature to scale by, give scale")
     return SAFETY * largest, ritz.products
 
 
@@ -200,9 +191,7 @@ def _divergence_advice(residual: Vector, before: Vector, plan: LissaPlan, size: 
             f"negative curvature {curvature:.3g} against an effective damping of {plan.damping * size:.3g}: "
             "use the Gauss-Newton product or more damping"
         )
-    return (
-        f"scale {size:.4g} is too small for curvature {curvature:.4g}: raise it above, or leave it automatic"
-    )
+    return f"scale {size:.4g} is too small for curvature {curvature:.4g}: raise it above, or leave it automatic"
 
 
 def _depth_advice(residuals: list[float], plan: LissaPlan) -> str:

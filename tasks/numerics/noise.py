@@ -17,9 +17,7 @@ class NoiseScale:
     signal_square: float  # squared norm of the noise-free gradient; can come out negative
 
 
-def gradient_noise_scale(
-    node_squares: Sequence[float], tokens: Sequence[float], mean_square: float
-) -> NoiseScale:
+def gradient_noise_scale(node_squares: Sequence[float], tokens: Sequence[float], mean_square: float) -> NoiseScale:
     """B_simple = tr(Sigma) / |G|^2 (McCandlish et al. 2018, appendix A.1) from nodes of unequal size.
 
     `node_squares` [k]: squared norm of each node's token-mean gradient; `tokens` [k]; `mean_square`: squared

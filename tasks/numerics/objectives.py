@@ -23,8 +23,14 @@ class Objective:
 
     dpo_beta: float | None = None
 
-    def losses(self, call: Call, weights: dict[str, Tensor], batch: Batch, rejected: Batch | None,
-               reference: tuple[Tensor, Tensor] | None = None) -> SampleLosses:
+    def losses(
+        self,
+        call: Call,
+        weights: dict[str, Tensor],
+        batch: Batch,
+        rejected: Batch | None,
+        reference: tuple[Tensor, Tensor] | None = None,
+    ) -> SampleLosses:
         """Losses of one micro-batch in nats; `reference` holds the base model's (chosen, rejected)
         log-probabilities [b] and defaults to the policy's own, which is exact at the base weights."""
         logits = call(weights, batch)

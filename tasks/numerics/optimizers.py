@@ -118,9 +118,7 @@ def _sgd_step(
 
 
 @torch.no_grad()
-def clip_global_norm(
-    gradients: Mapping[str, Tensor], max_norm: float | None
-) -> tuple[dict[str, Tensor], float]:
+def clip_global_norm(gradients: Mapping[str, Tensor], max_norm: float | None) -> tuple[dict[str, Tensor], float]:
     """Gradients scaled so that their global norm is at most `max_norm`, and the norm before scaling.
 
     Equal to `torch.nn.utils.clip_grad_norm_`. None or 0 leaves the gradients alone.

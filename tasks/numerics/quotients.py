@@ -26,9 +26,7 @@ class RayleighQuotients:
     products: int  # products, or backward passes when sampled, over the curvature sample
 
 
-def rayleigh_quotients(
-    operator: CurvatureOperator, gradient: Vector, mode: str = "per_tensor"
-) -> RayleighQuotients:
+def rayleigh_quotients(operator: CurvatureOperator, gradient: Vector, mode: str = "per_tensor") -> RayleighQuotients:
     """K_ii of each module of `gradient`, in the operator's coordinates.
 
     `per_tensor` is exact, one product per module. `shared` reads g_i . (H g)_i / g_i . g_i off a single

@@ -36,14 +36,11 @@ class LoraAdapter:
     def start(self) -> dict[str, Tensor]:
         down = {_a(name): a.to(torch.float32, copy=True) for name, a in self.initial_a.items()}
         up = {
-            _b(name): torch.zeros(self.outputs[name], a.shape[0], device=a.device)
-            for name, a in self.initial_a.items()
+            _b(name): torch.zeros(self.outputs[name], a.shape[0], device=a.device) for name, a in self.initial_a.items()
         }
         return {**down, **up}
 
-    def gradients(
-        self, parameters: Mapping[str, Tensor], batch: BatchGradient, step: int
-    ) -> dict[str, Tensor]:
+    def gradients(self, parameters: Mapping[str, Tensor], batch: BatchGradient, step: int) -> dict[str, Tensor]:
         gradients = {}
         for name in self.initial_a:
             gradient = batch(step, name)
@@ -69,9 +66,7 @@ class FullAdapter:
     def start(self) -> dict[str, Tensor]:
         return {name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.weights.items()}
 
-    def gradients(
-        self, parameters: Mapping[str, Tensor], batch: BatchGradient, step: int
-    ) -> dict[str, Tensor]:
+    def gradients(self, parameters: Mapping[str, Tensor], batch: BatchGradient, step: int) -> dict[str, Tensor]:
         return {name: batch(step, name) for name in parameters}
 
     def delta(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,9 +138,7 @@ def replay(
     state = start or initial_replay_state(adapter, settings)
     stop = len(rates) if stop is None else stop
     if not state.step <= stop <= len(rates):
-        raise ValueError(
-            f"stop={stop} must lie between step {state.step} and {len(rates)}, the schedule's end"
-        )
+        raise ValueError(f"stop={stop} must lie between step {state.step} and {len(rates)}, the schedule's end")
     parameters, optimizer, origin = _copy(state.parameters), state.optimizer.clone(), adapter.decay_origin
     kept = {state.step: _copy(parameters)} if state.step in snapshots else {}
     norms, updates, clipped = [], [], []
@@ -153,9 +146,7 @@ def replay(
         raw = adapter.gradients(parameters, gradient, step)
         gradients, norm = clip_global_norm(raw, settings.max_grad_norm)
         if not norm < float("inf"):
-            raise ValueError(
-                f"gradient norm {norm} at virtual step {step}: lower the learning rate, add anchors"
-            )
+            raise ValueError(f"gradient norm {norm} at virtual step {step}: lower the learning rate, add anchors")
         optimizer, update = advance(settings, optimizer, parameters, gradients, rates[step], origin)
         updates.append(update)
         norms.append(norm)
@@ -167,9 +158,7 @@ def replay(
     return Replay(end, kept, tuple(norms), tuple(updates), tuple(clipped), adapter)
 
 
-def predicted_losses(
-    base_loss: float, held_out_gradient: Mapping[str, Tensor], replayed: Replay
-) -> dict[int, float]:
+def predicted_losses(base_loss: float, held_out_gradient: Mapping[str, Tensor], replayed: Replay) -> dict[int, float]:
     """First-order held-out loss at every snapshot: base_loss + <G_eval, delta_t>, nats per token.
 
     `held_out_gradient` is that of the held-out token-mean loss at the base weights, {name: [out, in]}.

@@ -50,9 +50,7 @@ class LoraSpace:
 
     def zeros(self, weights: Vector) -> Vector:
         return {
-            name: torch.zeros(
-                w.shape[0], self.A[name].shape[0], device=w.device, dtype=coordinate_dtype(w.dtype)
-            )
+            name: torch.zeros(w.shape[0], self.A[name].shape[0], device=w.device, dtype=coordinate_dtype(w.dtype))
             for name, w in weights.items()
         }
 

@@ -38,8 +38,7 @@ def feature_labels(
         named = read_labels(labels, wanted)
         if max(named) >= sae.d_sae:
             raise BadInput(
-                f"labels {labels}: feature {max(named)}, but the SAE has {sae.d_sae}; "
-                "give the labels of this SAE"
+                f"labels {labels}: feature {max(named)}, but the SAE has {sae.d_sae}; give the labels of this SAE"
             )
     missing = [feature for feature in range(sae.d_sae) if feature not in named]
     if missing and loaded is not None:

@@ -62,9 +62,7 @@ def find_release(release: str, sae_id: str) -> ReleasedSae:
     entry = yaml.safe_load(block[0])[release]
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
     if sae_id not in saes:
-        raise BadInput(
-            f"sae.sae_id {sae_id}: not in release {release}; the nearest are {_nearest(sae_id, list(saes))}"
-        )
+        raise BadInput(f"sae.sae_id {sae_id}: not in release {release}; the nearest are {_nearest(sae_id, list(saes))}")
     sae = saes[sae_id]
     return ReleasedSae(
         entry["repo_id"],

@@ -14,9 +14,7 @@ class SaeSettings(BaseModel):
 
     version: Literal[1] = 1
     release: str | None = Field(None, title="Release", description="sae-lens release, or a hub repository")
-    sae_id: str | None = Field(
-        None, title="SAE id", description="within the release, or a folder of the repository"
-    )
+    sae_id: str | None = Field(None, title="SAE id", description="within the release, or a folder of the repository")
     path: str | None = Field(
         None, title="Folder", description="local or s3:// folder in the format of sae-lens or sparsify"
     )

@@ -64,8 +64,7 @@ def load_sparsify(folder: Path, device: torch.device) -> SparsifySae:
     try:
         stored = load_file(folder / "sae.safetensors", device=str(device))
         tensors = {
-            name: stored[name].to(torch.float32)
-            for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+            name: stored[name].to(torch.float32) for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
         }
     except (SafetensorError, KeyError) as error:
         raise BadInput(f"sae {folder}: sae.safetensors is no sparsify SAE ({error}); copy it again") from None

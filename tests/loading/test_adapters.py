@@ -52,9 +52,7 @@ def test_lora_adapts_the_modules_that_peft_adapts(opened, folder_of, family, mod
 def test_lora_starts_where_peft_starts_under_the_same_seed(opened, folder_of, family, modules):
     adapter = AdapterSettings(r=5, target_modules=modules, lora_dropout=0.1)
     expected = peft_factors(peft_model(folder_of(family), adapter, seed=11))
-    shapes = {
-        name: tuple(weight.shape) for name, weight in target_weights(opened(family), adapter.targets).items()
-    }
+    shapes = {name: tuple(weight.shape) for name, weight in target_weights(opened(family), adapter.targets).items()}
     drawn = lora_init(shapes, adapter, seed=11)
     assert list(drawn) == list(expected)
     assert all(torch.equal(drawn[name], expected[name]) for name in expected)
@@ -63,9 +61,7 @@ def test_lora_starts_where_peft_starts_under_the_same_seed(opened, folder_of, fa
 def test_lora_of_a_half_precision_model_starts_rounded_as_in_peft(opened, tiny_llama):
     adapter = AdapterSettings()
     expected = peft_factors(peft_model(tiny_llama, adapter, dtype=torch.bfloat16))
-    shapes = {
-        name: tuple(weight.shape) for name, weight in target_weights(opened("llama"), adapter.targets).items()
-    }
+    shapes = {name: tuple(weight.shape) for name, weight in target_weights(opened("llama"), adapter.targets).items()}
     drawn = lora_init(shapes, adapter, seed=3, dtype=torch.bfloat16)
     assert all(torch.equal(drawn[name], expected[name]) for name in expected)
     assert next(iter(expected.values())).dtype == torch.float32
@@ -103,9 +99,7 @@ def test_a_target_that_matches_nothing_lists_what_there_is_nearest_first(opened)
         target_weights(opened("gpt2"), AdapterTargets())
 
 
-@pytest.mark.parametrize(
-    ("target", "kind"), [("embed_tokens", "Embedding"), ("input_layernorm", "LlamaRMSNorm")]
-)
+@pytest.mark.parametrize(("target", "kind"), [("embed_tokens", "Embedding"), ("input_layernorm", "LlamaRMSNorm")])
 def test_a_target_that_is_not_linear_is_bad_input(opened, target, kind):
     with pytest.raises(BadInput, match=rf"{target} is a {kind}; only linear modules can be simulated"):
         target_weights(opened("llama"), AdapterTargets(target_modules=[target]))
@@ -114,9 +108,7 @@ def test_a_target_that_is_not_linear_is_bad_input(opened, target, kind):
 def test_a_tied_head_is_no_target(opened):
     with pytest.raises(BadInput, match=r"lm_head shares its weight with the embedding, .* leave it out"):
         target_weights(opened("llama"), AdapterTargets(target_modules=["lm_head"]))
-    assert list(target_weights(opened("qwen2"), AdapterTargets(target_modules=["lm_head"]))) == [
-        "lm_head.weight"
-    ]
+    assert list(target_weights(opened("qwen2"), AdapterTargets(target_modules=["lm_head"]))) == ["lm_head.weight"]
 
 
 def test_finding_targets_leaves_the_model_without_adapters(opened):
@@ -127,9 +119,7 @@ def test_finding_targets_leaves_the_model_without_adapters(opened):
 
 def test_targets_do_not_depend_on_rank_and_scale():
     assert AdapterSettings(r=4).targets == AdapterSettings(r=64, lora_alpha=1, use_rslora=True).targets
-    assert (
-        AdapterSettings(method="full").targets == AdapterSettings(method="full", target_modules=["x"]).targets
-    )
+    assert AdapterSettings(method="full").targets == AdapterSettings(method="full", target_modules=["x"]).targets
     assert AdapterSettings(target_modules=["all-linear"]).targets.target_modules == "all-linear"
 
 

@@ -48,9 +48,7 @@ def test_a_checkpoint_holds_what_peft_merges(opened, folder_of, tmp_path, family
         if hasattr(module, "lora_A") and name.startswith("base_model.model."):
             torch.nn.init.normal_(module.lora_B["default"].weight, std=0.1)
             product = module.lora_B["default"].weight @ module.lora_A["default"].weight
-            deltas[f"{name.removeprefix('base_model.model.')}.weight"] = (
-                lora_scale(adapter) * product
-            ).detach()
+            deltas[f"{name.removeprefix('base_model.model.')}.weight"] = (lora_scale(adapter) * product).detach()
     write_checkpoint(tmp_path / "out", opened(family), deltas, folder_of(family))
     merged = tuned.merge_and_unload().eval()
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -67,9 +65,7 @@ def test_keys_dtypes_shapes_and_tokenizer_are_the_base_s(opened, folder_of, tmp_
     write_checkpoint(tmp_path / "out", loaded, random_deltas(loaded, AdapterTargets(method="full")), base)
     check = verify_checkpoint(tmp_path / "out", base, settings(base))
     stored, written = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
-    assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {
-        k: (v.dtype, v.shape) for k, v in written.items()
-    }
+    assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {k: (v.dtype, v.shape) for k, v in written.items()}
     assert check.tensors == len(stored) and check.largest_logit > 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == (
         AutoTokenizer.from_pretrained(base).chat_template
@@ -170,9 +166,7 @@ def test_a_pickled_base_becomes_a_safetensors_checkpoint(tiny_llama, tmp_path):
 
 
 def test_a_delta_of_another_shape_is_refused_with_both(opened, tiny_llama, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"q_proj.weight is \[32, 32\] in the base model, its delta is \[8, 32\]"
-    ):
+    with pytest.raises(ValueError, match=r"q_proj.weight is \[32, 32\] in the base model, its delta is \[8, 32\]"):
         write_checkpoint(
             tmp_path / "out",
             opened("llama"),
@@ -183,17 +177,13 @@ def test_a_delta_of_another_shape_is_refused_with_both(opened, tiny_llama, tmp_p
 
 def test_a_delta_that_is_not_finite_breaks_an_invariant(opened, tiny_llama, tmp_path):
     delta = {"model.norm.weight": torch.full((32,), float("nan"))}
-    with pytest.raises(
-        BrokenInvariant, match=r"model.norm.weight plus its delta is not finite in torch.float32"
-    ):
+    with pytest.raises(BrokenInvariant, match=r"model.norm.weight plus its delta is not finite in torch.float32"):
         write_checkpoint(tmp_path / "out", opened("llama"), delta, tiny_llama)
 
 
 @pytest.fixture
 def written(opened, tiny_llama, tmp_path):
-    write_checkpoint(
-        tmp_path / "out", opened("llama"), random_deltas(opened("llama"), AdapterTargets()), tiny_llama
-    )
+    write_checkpoint(tmp_path / "out", opened("llama"), random_deltas(opened("llama"), AdapterTargets()), tiny_llama)
     return tmp_path / "out"
 
 
@@ -211,9 +201,7 @@ def test_a_lost_tensor_is_seen(written, tiny_llama):
 
 def test_another_dtype_is_seen(written, tiny_llama):
     rewrite(written, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32).half()}))
-    with pytest.raises(
-        BrokenInvariant, match=r"model.norm.weight is F16 \[32\], in the base model F32 \[32\]"
-    ):
+    with pytest.raises(BrokenInvariant, match=r"model.norm.weight is F16 \[32\], in the base model F32 \[32\]"):
         verify_checkpoint(written, tiny_llama)
 
 

@@ -109,9 +109,7 @@ def test_a_converted_model_is_the_same_function(converted, opened, batch):
 def test_a_converted_model_keeps_tokenizer_and_template(converted, tiny_llama):
     ours, original = AutoTokenizer.from_pretrained(converted), AutoTokenizer.from_pretrained(tiny_llama)
     messages = [{"role": "user", "content": "Where is the pump?"}]
-    assert ours.apply_chat_template(messages, tokenize=False) == original.apply_chat_template(
-        messages, tokenize=False
-    )
+    assert ours.apply_chat_template(messages, tokenize=False) == original.apply_chat_template(messages, tokenize=False)
     assert ours("Where is the pump?").input_ids == original("Where is the pump?").input_ids
     assert ours.eos_token == "<|im_end|>"
 

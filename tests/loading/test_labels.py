@@ -43,9 +43,7 @@ def test_a_neuronpedia_export_is_read(tmp_path):
 
 
 def test_of_several_explanations_the_first_counts(tmp_path):
-    assert read_labels(str(export(tmp_path, [explanation(3, "first"), explanation(3, "second")], 1))) == {
-        3: "first"
-    }
+    assert read_labels(str(export(tmp_path, [explanation(3, "first"), explanation(3, "second")], 1))) == {3: "first"}
 
 
 def test_an_export_of_several_layers_needs_one_named(tmp_path):

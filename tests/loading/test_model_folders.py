@@ -31,9 +31,7 @@ def test_the_fingerprint_needs_no_torch(tiny_llama):
         "print(model_fingerprint(resolve_model(ModelSettings(name_or_path=sys.argv[1]))));"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    seen = subprocess.run(
-        [sys.executable, "-c", code, tiny_llama], check=True, capture_output=True, text=True
-    )
+    seen = subprocess.run([sys.executable, "-c", code, tiny_llama], check=True, capture_output=True, text=True)
     assert seen.stdout.strip() == model_fingerprint(tiny_llama)
 
 
@@ -157,9 +155,7 @@ def test_pickled_weights_are_refused_unless_the_request_allows_them(llama_copy, 
     tensors = load_file(llama_copy / "model.safetensors")
     torch.save(tensors, llama_copy / "pytorch_model.bin")
     (llama_copy / "model.safetensors").unlink()
-    with pytest.raises(
-        BadInput, match=r"its weights are pickled \(pytorch_model.bin\), .* model.allow_pickle"
-    ):
+    with pytest.raises(BadInput, match=r"its weights are pickled \(pytorch_model.bin\), .* model.allow_pickle"):
         load_model(llama_copy, settings(llama_copy))
     opened = load_model(llama_copy, settings(llama_copy, allow_pickle=True))
     assert torch.equal(opened.weight("model.norm.weight"), tensors["model.norm.weight"])
@@ -224,9 +220,7 @@ def test_a_missing_tensor_is_named_and_never_made_up(llama_copy):
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(llama_copy):
     def narrow(tensors):
-        tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"][
-            :60
-        ].clone()
+        tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"][:60].clone()
 
     damage(llama_copy, narrow)
     with pytest.raises(BadInput, match=r"up_proj.weight is \[60, 32\], config.json asks for \[64, 32\]"):

@@ -57,9 +57,7 @@ def test_threads_share_tensors_but_not_modules(tiny_llama, batch):
         theirs = load_model(tiny_llama, settings(tiny_llama))
         others.append(theirs)
         while not stop.is_set():
-            run_to_hook(
-                theirs, batch, "blocks.1.hook_resid_pre", {name: torch.zeros_like(theirs.weight(name))}
-            )
+            run_to_hook(theirs, batch, "blocks.1.hook_resid_pre", {name: torch.zeros_like(theirs.weight(name))})
             rounds.append(1)
 
     thread = threading.Thread(target=disturb)
@@ -126,9 +124,7 @@ def test_forward_and_reverse_derivatives_agree_with_differences(opened, family, 
     difference = (logits(weight + step * direction) - logits(weight - step * direction)) / (2 * step)
     assert (forward - difference).norm() < 0.01 * difference.norm()
     torch.testing.assert_close((forward * cotangent).sum(), (reverse * direction).sum(), rtol=1e-3, atol=1e-2)
-    _, curvature = torch.func.jvp(
-        torch.func.grad(lambda w: logits(w).logsumexp(-1).sum()), (weight,), (direction,)
-    )
+    _, curvature = torch.func.jvp(torch.func.grad(lambda w: logits(w).logsumexp(-1).sum()), (weight,), (direction,))
     assert bool(torch.isfinite(curvature).all()) and float(curvature.norm()) > 0
 
 

@@ -82,9 +82,7 @@ def test_derivatives_pass_through_encode(tmp_path, resid):
         direction = torch.randn(resid.shape, generator=torch.Generator().manual_seed(1))
         _, change = torch.func.jvp(sae.encode, (resid,), (direction,))
         step = 1e-4
-        difference = (sae.encode(resid + step * direction) - sae.encode(resid - step * direction)) / (
-            2 * step
-        )
+        difference = (sae.encode(resid + step * direction) - sae.encode(resid - step * direction)) / (2 * step)
         assert (change - difference).norm() < 0.02 * change.norm()
 
 

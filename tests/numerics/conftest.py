@@ -33,12 +33,7 @@ class Toy:
     def label_logits(self, weights: dict[str, Tensor]) -> Tensor:
         logits, labels = self.call(weights, self.batch), self.batch.labels
         return torch.stack(
-            [
-                logits[r, c - 1]
-                for r in range(labels.shape[0])
-                for c in range(1, labels.shape[1])
-                if labels[r, c] >= 0
-            ]
+            [logits[r, c - 1] for r in range(labels.shape[0]) for c in range(1, labels.shape[1]) if labels[r, c] >= 0]
         )
 
     def sample_losses(self, weights: dict[str, Tensor]) -> Tensor:
@@ -57,9 +52,7 @@ class Toy:
 
     def unflat(self, flat: Tensor) -> dict[str, Tensor]:
         parts = flat.split([w.numel() for w in self.weights.values()])
-        return {
-            name: part.reshape(w.shape) for (name, w), part in zip(self.weights.items(), parts, strict=True)
-        }
+        return {name: part.reshape(w.shape) for (name, w), part in zip(self.weights.items(), parts, strict=True)}
 
     def random(self, seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -139,9 +132,7 @@ def make_llama(dtype: torch.dtype, attention: str = "eager") -> Toy:
     )
     model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
     modules = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if name.endswith(("q_proj", "v_proj"))
+        f"{name}.weight": module for name, module in model.named_modules() if name.endswith(("q_proj", "v_proj"))
     }
 
     def call(weights: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -55,8 +55,7 @@ def test_lora_product_is_the_congruence_of_the_full_one(perceptron, build):
     theta = {n: torch.randn(w.shape[0], 2, dtype=torch.float64) for n, w in perceptron.weights.items()}
     full = build(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch])
     expected = {
-        n: 1.7 * g @ space.A[n].T
-        for n, g in full.matvec({n: 1.7 * b @ space.A[n] for n, b in theta.items()}).items()
+        n: 1.7 * g @ space.A[n].T for n, g in full.matvec({n: 1.7 * b @ space.A[n] for n, b in theta.items()}).items()
     }
     product = build(perceptron.call, perceptron.weights, space, [perceptron.batch]).matvec(theta)
     close(perceptron.flat(product), perceptron.flat(expected), 1e-10)
@@ -102,9 +101,7 @@ def test_kept_graphs_run_the_forward_pass_once(perceptron):
         calls.append(batch.rows)
         return perceptron.call(weights, batch)
 
-    operator = gauss_newton(
-        counting, perceptron.weights, FullSpace(), perceptron.split(4, 2), graph_tokens=32
-    )
+    operator = gauss_newton(counting, perceptron.weights, FullSpace(), perceptron.split(4, 2), graph_tokens=32)
     for seed in range(5):
         operator.matvec(perceptron.random(seed))
     assert calls.count(4) == 1 and calls.count(2) == 5
@@ -135,9 +132,7 @@ def test_half_precision_weights_give_float32_products_close_to_float32(half_llam
 
 
 def test_half_precision_differences_are_refused(half_llama):
-    operator = gauss_newton(
-        half_llama.call, half_llama.weights, FullSpace(), [half_llama.batch], jvp="difference"
-    )
+    operator = gauss_newton(half_llama.call, half_llama.weights, FullSpace(), [half_llama.batch], jvp="difference")
     with pytest.raises(ValueError, match=r"finite differences need float32 weights, .* is torch\.bfloat16"):
         operator.matvec(half_llama.random(0))
 
@@ -147,9 +142,7 @@ def test_batches_without_labels_count_for_nothing(perceptron):
     silent = type(silent)(silent.input_ids, silent.attention_mask, torch.full_like(silent.labels, -100))
     v = perceptron.random(12)
     expected = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch]).matvec(v)
-    both = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [silent, perceptron.batch]).matvec(
-        v
-    )
+    both = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [silent, perceptron.batch]).matvec(v)
     close(perceptron.flat(both), perceptron.flat(expected), 1e-12)
     with pytest.raises(ValueError, match="1 curvature batches hold 0 label tokens"):
         gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [silent])

@@ -34,9 +34,7 @@ def test_memory_mapped_bf16_sums_are_read_without_losing_the_fp32_mean(tmp_path)
     sums = (row_gradients(6) * 10).to(torch.bfloat16)
     save_file({f"{node}/w": s.contiguous() for node, s in enumerate(sums)}, tmp_path / "field.safetensors")
     with safe_open(tmp_path / "field.safetensors", "pt") as handle:
-        field = GradientField(
-            ("w",), (10,) * 6, (1,) * 6, read=lambda node, name: handle.get_tensor(f"{node}/{name}")
-        )
+        field = GradientField(("w",), (10,) * 6, (1,) * 6, read=lambda node, name: handle.get_tensor(f"{node}/{name}"))
         torch.testing.assert_close(field.mean("w"), sums.float().sum(0) / 60)
         assert field.group_mean([2], "w").dtype == torch.float32
 

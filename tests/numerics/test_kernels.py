@@ -24,7 +24,5 @@ def test_scores_through_fused_attention_are_those_of_eager_attention(llama, sdpa
 
 def test_the_choice_of_kernels_is_restored(sdpa_llama):
     before = torch.backends.cuda.flash_sdp_enabled()
-    gauss_newton(sdpa_llama.call, sdpa_llama.weights, FullSpace(), [sdpa_llama.batch]).matvec(
-        sdpa_llama.random(0)
-    )
+    gauss_newton(sdpa_llama.call, sdpa_llama.weights, FullSpace(), [sdpa_llama.batch]).matvec(sdpa_llama.random(0))
     assert torch.backends.cuda.flash_sdp_enabled() == before

@@ -174,9 +174,7 @@ def test_conjugate_gradients_refuse_negative_curvature(matrix_with_spectrum):
 
 
 def test_conjugate_gradients_report_an_exhausted_budget(matrix_with_spectrum):
-    solve = conjugate_gradient(
-        operator_of(matrix_with_spectrum(SPECTRUM, 13)), right_side(), 0.01, iterations=2
-    )
+    solve = conjugate_gradient(operator_of(matrix_with_spectrum(SPECTRUM, 13)), right_side(), 0.01, iterations=2)
     assert solve.status == "budget" and solve.iterations == 2 and "raise iterations" in solve.advice
 
 

@@ -53,15 +53,10 @@ def test_sampled_quotients_agree_within_their_standard_errors(llama):
 
 def test_sampled_quotients_hold_in_adapter_coordinates(perceptron):
     generator = torch.Generator().manual_seed(0)
-    factors = {
-        n: torch.randn(2, w.shape[1], generator=generator, dtype=w.dtype)
-        for n, w in perceptron.weights.items()
-    }
+    factors = {n: torch.randn(2, w.shape[1], generator=generator, dtype=w.dtype) for n, w in perceptron.weights.items()}
     space = LoraSpace(factors, 2.0)
     gradient = space.pull(mean_gradient(perceptron))
-    exact = rayleigh_quotients(
-        gauss_newton(perceptron.call, perceptron.weights, space, [perceptron.batch]), gradient
-    )
+    exact = rayleigh_quotients(gauss_newton(perceptron.call, perceptron.weights, space, [perceptron.batch]), gradient)
     sampled = sampled_rayleigh_quotients(
         perceptron.call,
         perceptron.weights,

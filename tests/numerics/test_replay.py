@@ -14,9 +14,7 @@ CASES = {
     "adamw": OptimizerSettings("adamw", 2e-2, max_grad_norm=None),
     "adamw, decay": OptimizerSettings("adamw", 2e-2, weight_decay=0.1, max_grad_norm=None),
     "adamw, clipped": OptimizerSettings("adamw", 2e-2, weight_decay=0.01, max_grad_norm=4.0),
-    "sgd, nesterov, decay": OptimizerSettings(
-        "sgd", 0.02, 0.05, momentum=0.9, nesterov=True, max_grad_norm=None
-    ),
+    "sgd, nesterov, decay": OptimizerSettings("sgd", 0.02, 0.05, momentum=0.9, nesterov=True, max_grad_norm=None),
     "sgd, clipped": OptimizerSettings("sgd", 0.1, max_grad_norm=1.0),
 }
 
@@ -96,9 +94,7 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_lora_replay_equals_real_training_on_a_linear_loss(
-    settings, schedule, weights, initial_a, micro_batches
-):
+def test_lora_replay_equals_real_training_on_a_linear_loss(settings, schedule, weights, initial_a, micro_batches):
     rates = learning_rates(schedule, settings.learning_rate, STEPS, warmup_steps=3)
     model = LinearLoss(initial_a, weights)
     clipped = train(model, [*model.a.values(), *model.b.values()], settings, rates, micro_batches)

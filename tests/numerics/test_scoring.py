@@ -42,9 +42,7 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(perceptron, meth
     direction, base = perceptron.random(2), perceptron.sample_losses(perceptron.weights)
     errors = [
         relative(
-            sample_derivatives(
-                perceptron.call, perceptron.weights, direction, [perceptron.batch], method, base, h
-            ),
+            sample_derivatives(perceptron.call, perceptron.weights, direction, [perceptron.batch], method, base, h),
             exact(perceptron, direction),
         )
         for h in (0.02, 0.01)
@@ -120,9 +118,7 @@ def test_one_sided_differences_need_every_base_loss(llama):
     with pytest.raises(ValueError, match="one base loss per row: no given for 5 rows"):
         sample_derivatives(llama.call, llama.weights, llama.random(1), [llama.batch], "one_sided")
     with pytest.raises(ValueError, match="one base loss per row: 3 given for 5 rows"):
-        sample_derivatives(
-            llama.call, llama.weights, llama.random(1), [llama.batch], "one_sided", torch.zeros(3)
-        )
+        sample_derivatives(llama.call, llama.weights, llama.random(1), [llama.batch], "one_sided", torch.zeros(3))
 
 
 def test_an_unknown_method_names_the_choices(llama):
@@ -131,9 +127,7 @@ def test_an_unknown_method_names_the_choices(llama):
 
 
 def test_token_derivatives_have_no_one_sided_form(llama):
-    with pytest.raises(
-        ValueError, match="'one_sided' has no token derivatives: choose forward or difference"
-    ):
+    with pytest.raises(ValueError, match="'one_sided' has no token derivatives: choose forward or difference"):
         token_derivatives(llama.call, llama.weights, llama.random(1), llama.batch, "one_sided")
 
 

@@ -12,9 +12,7 @@ def random(shapes, seed):
     return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
 
 
-@pytest.mark.parametrize(
-    "space", [FullSpace(), LoraSpace(random({"a": (2, 3), "b": (2, 5)}, 0), 4.0)], ids=str
-)
+@pytest.mark.parametrize("space", [FullSpace(), LoraSpace(random({"a": (2, 3), "b": (2, 5)}, 0), 4.0)], ids=str)
 def test_pull_is_the_adjoint_of_lift(space):
     weights = random(SHAPES, 1)
     theta = random({n: tuple(z.shape) for n, z in space.zeros(weights).items()}, 2)

@@ -77,17 +77,13 @@ def test_lanczos_refuses_a_zero_start():
 
 def test_hutchinson_is_exact_on_a_diagonal_matrix():
     found = hutchinson_trace(matvec_of(torch.diag(torch.tensor(SPECTRUM, dtype=torch.float64))), like(8), 4)
-    assert found.trace == pytest.approx(sum(SPECTRUM)) and found.standard_error == pytest.approx(
-        0.0, abs=1e-12
-    )
+    assert found.trace == pytest.approx(sum(SPECTRUM)) and found.standard_error == pytest.approx(0.0, abs=1e-12)
 
 
 def test_hutchinson_lies_within_its_standard_error(matrix_with_spectrum):
     found = hutchinson_trace(matvec_of(matrix_with_spectrum(SPECTRUM, 7)), like(8), 400)
     assert abs(found.trace - sum(SPECTRUM)) < 3 * found.standard_error < 0.2 * sum(SPECTRUM)
-    assert math.isinf(
-        hutchinson_trace(matvec_of(torch.eye(8, dtype=torch.float64)), like(8), 1).standard_error
-    )
+    assert math.isinf(hutchinson_trace(matvec_of(torch.eye(8, dtype=torch.float64)), like(8), 1).standard_error)
 
 
 def test_a_seed_fixes_every_estimate(matrix_with_spectrum):

@@ -36,9 +36,7 @@ def test_arithmetic_leaves_its_arguments_alone():
 def test_random_vectors_follow_their_seed_and_law():
     like = {"x": torch.zeros(1000, dtype=torch.float64)}
     draw = lambda seed, law: vectors.random_like(like, torch.Generator().manual_seed(seed), law)["x"]  # noqa: E731
-    assert torch.equal(draw(1, "normal"), draw(1, "normal")) and not torch.equal(
-        draw(1, "normal"), draw(2, "normal")
-    )
+    assert torch.equal(draw(1, "normal"), draw(1, "normal")) and not torch.equal(draw(1, "normal"), draw(2, "normal"))
     assert set(draw(1, "signs").tolist()) == {-1.0, 1.0} and draw(1, "signs").dtype == torch.float64
 
 

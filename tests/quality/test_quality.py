@@ -141,9 +141,7 @@ def test_the_summary_counts_what_the_rows_say(samples):
     assert (tokens["total"], tokens["mean"]) == (sum(lengths), np.mean(lengths))
     assert tokens["quantiles"]["p50"] == np.median(lengths) and tokens["quantiles"]["p100"] == max(lengths)
     edges, counted = tokens["histogram"]["edges"], tokens["histogram"]["rows"]
-    inside = [
-        sum(low <= length < high for length in lengths) for low, high in itertools.pairwise(edges)
-    ]
+    inside = [sum(low <= length < high for length in lengths) for low, high in itertools.pairwise(edges)]
     assert counted == inside and sum(counted) == len(rows)
 
 

@@ -143,15 +143,11 @@ def _influence(rng: np.random.Generator, texts: list[str]) -> InfluenceView:
 
 def _preference(rng: np.random.Generator) -> PreferenceView:
     per_token = np.sort(rng.normal(0.15, 0.3, 16))
-    texts = [
-        f"{QUESTIONS[pair % 4]} Chosen: a short, kind answer. Rejected: a curt one." for pair in range(16)
-    ]
+    texts = [f"{QUESTIONS[pair % 4]} Chosen: a short, kind answer. Rejected: a curt one." for pair in range(16)]
     pairs = pd.DataFrame(
         {"margin_raw": per_token * 40, "margin_per_token": per_token, "margin_reference": 0.0, "text": texts}
     )
-    features = pd.DataFrame(
-        {"feature": range(40), "label": _labels()[:40], "change": rng.normal(0, 0.02, 40)}
-    )
+    features = pd.DataFrame({"feature": range(40), "label": _labels()[:40], "change": rng.normal(0, 0.02, 40)})
     return PreferenceView(
         pairs, features, {"pairs": 16, "backwards": int((per_token < 0).sum()), "loss_at_base": 0.6931}
     )
@@ -189,9 +185,7 @@ def _model_diff(rng: np.random.Generator) -> ModelDiffView:
     layers = layers.assign(norm_base=base, norm_new=base + delta * 0.1, delta_norm=delta)
     old = rng.lognormal(3, 0.6, 16)
     texts = [f"Probe {n}: {QUESTIONS[n % 4]}" for n in range(16)]
-    probes = pd.DataFrame(
-        {"text": texts, "perplexity_base": old, "perplexity_new": old * rng.lognormal(-0.1, 0.2, 16)}
-    )
+    probes = pd.DataFrame({"text": texts, "perplexity_base": old, "perplexity_new": old * rng.lognormal(-0.1, 0.2, 16)})
     facts = {
         "held_out_perplexity_base": 38.4,
         "held_out_perplexity_checkpoint": 23.3,
@@ -279,9 +273,7 @@ def example_view(seed: int = 7) -> ReportView:
         sae_diff=sae_diff,
         model_diff=_model_diff(rng),
         timeline=TIMELINE,
-        artifacts={
-            "quality": {"uri": ".foretune/artifacts/quality/4c1d", "sha256": "9f" * 32, "cached": False}
-        },
+        artifacts={"quality": {"uri": ".foretune/artifacts/quality/4c1d", "sha256": "9f" * 32, "cached": False}},
     )
 
 

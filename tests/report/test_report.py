@@ -58,9 +58,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
     def figures(self) -> dict[str, Any]:
-        (position,) = (
-            at for at, attrs in enumerate(self.named("script")) if attrs.get("type") == "application/json"
-        )
+        (position,) = (at for at, attrs in enumerate(self.named("script")) if attrs.get("type") == "application/json")
         return json.loads(self.scripts[position])
 
     def named(self, name: str) -> list[dict[str, str | None]]:
@@ -116,13 +114,9 @@ def test_plotly_is_inlined_once_and_nothing_else_is_fetched(page: Page) -> None:
 def test_the_policy_admits_exactly_the_scripts_of_the_page(page: Page) -> None:
     (policy,) = (attrs["content"] for attrs in page.named("meta") if attrs.get("http-equiv"))
     admitted = set(re.findall(r"'sha256-([^']+)'", policy))
-    run = [
-        code for code, attrs in zip(page.scripts, page.named("script"), strict=True) if not attrs.get("type")
-    ]
+    run = [code for code, attrs in zip(page.scripts, page.named("script"), strict=True) if not attrs.get("type")]
     assert admitted == {base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in run}
-    assert (
-        "default-src 'none'" in policy and "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
-    )
+    assert "default-src 'none'" in policy and "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
 
 
 def test_every_chart_has_a_figure_with_axis_titles(page: Page) -> None:

@@ -98,9 +98,7 @@ def test_people_see_words_and_no_template_marks():
 
 
 def test_tools_and_template_arguments_travel_with_the_row():
-    (row,) = canonical_rows(
-        [{"messages": [USER], "tools": '[{"name": "clock"}]', "chat_template_kwargs": {"a": 1}}]
-    )
+    (row,) = canonical_rows([{"messages": [USER], "tools": '[{"name": "clock"}]', "chat_template_kwargs": {"a": 1}}])
     assert row.tools == [{"name": "clock"}] and row.template_kwargs == {"a": 1}
 
 

@@ -22,9 +22,7 @@ def one(row: dict, tokenizer: ChatTokenizer, **rules: object):
 def read(tokenizer: ChatTokenizer, labelled: Labelled) -> tuple[str, str]:
     """(all tokens, labelled tokens) as text."""
     kept = [i for i, label in zip(labelled.input_ids, labelled.loss_mask, strict=True) if label]
-    return tuple(
-        tokenizer.backend.decode(ids, skip_special_tokens=False) for ids in (labelled.input_ids, kept)
-    )
+    return tuple(tokenizer.backend.decode(ids, skip_special_tokens=False) for ids in (labelled.input_ids, kept))
 
 
 def test_text_trains_on_everything_and_ends(chat):
@@ -95,8 +93,6 @@ def test_text_needs_an_eos_token(chat):
 
 
 def test_a_conversation_that_the_template_refuses_is_named(chat):
-    strict = ChatTokenizer(
-        chat.backend, chat.special_tokens, {"default": "{{ raise_exception('no tools') }}"}
-    )
+    strict = ChatTokenizer(chat.backend, chat.special_tokens, {"default": "{{ raise_exception('no tools') }}"})
     with pytest.raises(BadInput, match=r"row 0: the chat template refuses the conversation .no tools."):
         one({"messages": [{"role": "tool", "content": "x"}]}, strict)

@@ -126,10 +126,7 @@ def test_the_table_is_sorted_by_id_and_remembers_the_rows(chat):
 @given(random=st.randoms(use_true_random=False))
 def test_row_order_changes_nothing_but_the_row_numbers(chat, random):
     shuffled = random.sample(INSTRUCTIONS, len(INSTRUCTIONS))
-    tables = [
-        read_samples(rows, chat, dataset(), "train").drop_columns(["row"])
-        for rows in (INSTRUCTIONS, shuffled)
-    ]
+    tables = [read_samples(rows, chat, dataset(), "train").drop_columns(["row"]) for rows in (INSTRUCTIONS, shuffled)]
     assert tables[0].equals(tables[1])
 
 
@@ -176,9 +173,7 @@ def test_preferences_must_be_pairs(chat):
 
 
 def test_a_dataset_without_a_trained_token_is_refused(chat):
-    with pytest.raises(
-        BadInput, match=r"none of the 40 rows has a trained token; raise dataset.max_length .4."
-    ):
+    with pytest.raises(BadInput, match=r"none of the 40 rows has a trained token; raise dataset.max_length .4."):
         read_samples(INSTRUCTIONS, chat, dataset(max_length=4), "train")
 
 

@@ -42,9 +42,7 @@ def test_a_shards_rows_lie_together(ids, max_rows, max_depth):
 
 @given(IDS, ROWS, DEPTH, st.randoms(use_true_random=False))
 def test_the_order_of_ids_does_not_change_the_shards(ids, max_rows, max_depth, random):
-    assert shard_tree(ids, max_rows, max_depth) == shard_tree(
-        random.sample(ids, len(ids)), max_rows, max_depth
-    )
+    assert shard_tree(ids, max_rows, max_depth) == shard_tree(random.sample(ids, len(ids)), max_rows, max_depth)
 
 
 @given(IDS, ROWS, DEPTH)

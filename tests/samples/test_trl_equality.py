@@ -53,12 +53,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": "plain text"}, {"text": "has its end<|im_end|>"}, {"text": "ünï " * 80}, {"text": ""}],
     "messages": [{"messages": messages(turns)} for turns in TURNS],
     "prompt_completion": [{"prompt": prompt, "completion": completion} for prompt, completion in PAIRS],
-    "chat_prompt_completion": [
-        {"prompt": messages(turns[:-1]), "completion": messages(turns[-1:])} for turns in TURNS
-    ],
-    "sharegpt": [
-        {"conversations": [{"from": role, "value": content} for role, content in turns]} for turns in TURNS
-    ],
+    "chat_prompt_completion": [{"prompt": messages(turns[:-1]), "completion": messages(turns[-1:])} for turns in TURNS],
+    "sharegpt": [{"conversations": [{"from": role, "value": content} for role, content in turns]} for turns in TURNS],
     "pairs": [{"prompt": p, "chosen": c, "rejected": " no"} for p, c in PAIRS],
     "implicit_pairs": [
         {
@@ -81,8 +77,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "implicit_chat_pairs": [
-        {"chosen": messages(turns), "rejected": messages([*turns[:-1], ("assistant", "No.")])}
-        for turns in TURNS
+        {"chosen": messages(turns), "rejected": messages([*turns[:-1], ("assistant", "No.")])} for turns in TURNS
     ],
 }
 SUPERVISED = [name for name in ROWS if "pairs" not in name]
@@ -124,9 +119,7 @@ def training(folder: Path, output: Path, kind: str, rows: list[dict[str, Any]], 
     )
 
 
-def ours(
-    folder: Path, rows: list[dict[str, Any]], role: Any = "train", **settings: Any
-) -> dict[int, dict[str, Any]]:
+def ours(folder: Path, rows: list[dict[str, Any]], role: Any = "train", **settings: Any) -> dict[int, dict[str, Any]]:
     table = read_samples(
         rows,
         load_tokenizer(folder),
@@ -149,9 +142,7 @@ def test_assistant_only_masks_equal_trl(folders, tmp_path, form):
     trained = training(
         folders["marked"], tmp_path, "sft", ROWS[form], max_length=100, assistant_only_loss=True
     ).train_dataset
-    assert_supervised_equal(
-        trained, ours(folders["marked"], ROWS[form], max_length=100, assistant_only_loss=True)
-    )
+    assert_supervised_equal(trained, ours(folders["marked"], ROWS[form], max_length=100, assistant_only_loss=True))
 
 
 def test_training_on_the_prompt_too_equals_trl(folders, tmp_path):

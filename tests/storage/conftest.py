@@ -122,8 +122,7 @@ class FaultyProxy:
         return sum(1 for seen, path in self.requests if seen == method and part in path)
 
 
-STATUS = {"InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "AccessDenied": 403,
-          "NoSuchUpload": 404}
+STATUS = {"InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "AccessDenied": 403, "NoSuchUpload": 404}
 
 
 def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
@@ -159,9 +158,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             answer = upstream.getresponse()
             return answer.status, answer.getheaders(), answer.read()
 
-        def reply(
-            self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None
-        ) -> None:
+        def reply(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int | None = None) -> None:
             # A HEAD announces the length of a body that it does not have.
             lengths = [value for name, value in headers if name.lower() == "content-length"]
             length = lengths[0] if self.command == "HEAD" and lengths else str(len(body))

@@ -184,16 +184,19 @@ def spoil(store: ArtifactStore, name: str, change) -> None:
         file.write_bytes(data)
 
 
-@pytest.mark.parametrize("name, change, complaint", [
-    ("a.txt", lambda data: data[:-1], "has 3 bytes"),
-    ("a.txt", lambda data: data + b"!", "has 5 bytes"),
-    ("deep/b.bin", lambda data: None, "is missing"),
-    ("manifest.json", lambda data: data[:-20], "unreadable manifest"),
-    ("manifest.json", lambda data: b"[]", "unreadable manifest"),
-    ("manifest.json", lambda data: data.replace(b'_version": 1', b'_version": 2'), "unreadable manifest"),
-    ("manifest.json", lambda data: data.replace(b"a.txt", b"../.."), "unreadable manifest"),
-    ("manifest.json", lambda data: data.replace(KEY.encode(), b"f" * 16), "manifest of"),
-])
+@pytest.mark.parametrize(
+    "name, change, complaint",
+    [
+        ("a.txt", lambda data: data[:-1], "has 3 bytes"),
+        ("a.txt", lambda data: data + b"!", "has 5 bytes"),
+        ("deep/b.bin", lambda data: None, "is missing"),
+        ("manifest.json", lambda data: data[:-20], "unreadable manifest"),
+        ("manifest.json", lambda data: b"[]", "unreadable manifest"),
+        ("manifest.json", lambda data: data.replace(b'_version": 1', b'_version": 2'), "unreadable manifest"),
+        ("manifest.json", lambda data: data.replace(b"a.txt", b"../.."), "unreadable manifest"),
+        ("manifest.json", lambda data: data.replace(KEY.encode(), b"f" * 16), "manifest of"),
+    ],
+)
 def test_a_torn_artefact_is_absent_and_heals(store, caplog, name, change, complaint):
     make(store)
     spoil(store, name, change)
@@ -323,15 +326,17 @@ def test_racing_writers_never_mix_their_files(store, monkeypatch, tmp_path):
     assert [stored.key for stored in store.iterate()] == [KEY]
 
 
-def test_a_file_sent_between_ours_and_our_manifest_is_sent_again(
-    faulty_s3, s3_root, s3_client, monkeypatch, tmp_path
-):
+def test_a_file_sent_between_ours_and_our_manifest_is_sent_again(faulty_s3, s3_root, s3_client, monkeypatch, tmp_path):
     monkeypatch.setattr("storage.commits.RACE_SECONDS", 0.2)
     bucket = s3_root.split("/")[2]
 
     def interfere() -> None:
-        s3_client.put_object(Bucket=bucket, Key=f"root/artifacts/landscape/{KEY}/a.txt", Body=b"THEY",
-                             Metadata={"sha256": sha256(b"THEY").hexdigest()})
+        s3_client.put_object(
+            Bucket=bucket,
+            Key=f"root/artifacts/landscape/{KEY}/a.txt",
+            Body=b"THEY",
+            Metadata={"sha256": sha256(b"THEY").hexdigest()},
+        )
 
     faulty_s3.inject(interfere, method="PUT", part="manifest.json")
     store = ArtifactStore(s3_root)

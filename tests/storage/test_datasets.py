@@ -19,7 +19,7 @@ from storage.errors import BadInput
 from storage.places import Place
 
 ROWS = [
-    {"prompt": "Grüße, \"you\"\nand line two", "completion": "a,b"},
+    {"prompt": 'Grüße, "you"\nand line two', "completion": "a,b"},
     {"prompt": "x" * 200_000, "completion": ""},
     {"prompt": "line separator \u2028 inside", "completion": "🙂"},
 ]

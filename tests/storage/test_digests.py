@@ -61,8 +61,13 @@ def test_digests_do_not_depend_on_the_hash_seed():
     code = "from storage.digests import digest_of; print(digest_of({chr(97 + i): i for i in range(26)}))"
     root = str(Path(digests.__file__).parents[1])
     seen = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                       env={"PYTHONPATH": root, "PYTHONHASHSEED": seed}).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONPATH": root, "PYTHONHASHSEED": seed},
+        ).stdout
         for seed in ("0", "1", "2")
     }
     assert len(seen) == 1

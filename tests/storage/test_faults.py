@@ -55,14 +55,25 @@ def die(*args, **kwargs):
 """
 
 
-@pytest.mark.parametrize("module, before, inside", [
-    pytest.param("drafts", "", DIE, id="while computing"),
-    pytest.param("drafts", DIE_IN.format(target="drafts.Draft.write_manifest"), "", id="before the manifest"),
-    pytest.param("artifacts", DIE_IN.format(target="artifacts.commit_on_disk = artifacts.commit_to_s3"), "",
-                 id="before the commit"),
-    pytest.param("commits", DIE_IN.format(target="commits.os.rename = commits.Place.write_bytes"), "",
-                 id="between files and manifest"),
-])
+@pytest.mark.parametrize(
+    "module, before, inside",
+    [
+        pytest.param("drafts", "", DIE, id="while computing"),
+        pytest.param("drafts", DIE_IN.format(target="drafts.Draft.write_manifest"), "", id="before the manifest"),
+        pytest.param(
+            "artifacts",
+            DIE_IN.format(target="artifacts.commit_on_disk = artifacts.commit_to_s3"),
+            "",
+            id="before the commit",
+        ),
+        pytest.param(
+            "commits",
+            DIE_IN.format(target="commits.os.rename = commits.Place.write_bytes"),
+            "",
+            id="between files and manifest",
+        ),
+    ],
+)
 def test_a_killed_writer_leaves_nothing_that_is_accepted(root, module, before, inside):
     killed = child(WRITE.format(root=root, key=KEY, module=module, before=before, inside=inside))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -115,9 +126,7 @@ STUMBLES = ["InternalError", "ServiceUnavailable", "SlowDown", "reset", "hang"]
 
 
 @pytest.mark.parametrize("how", STUMBLES)
-def test_an_artefact_is_stored_and_read_through_a_stumbling_s3(
-    faulty_s3, s3_root, monkeypatch, tmp_path, how
-):
+def test_an_artefact_is_stored_and_read_through_a_stumbling_s3(faulty_s3, s3_root, monkeypatch, tmp_path, how):
     times = 1 if how == "hang" else 2
     if how == "hang":
         monkeypatch.setattr("storage.buckets.READ_TIMEOUT", 1)
@@ -188,13 +197,14 @@ def test_an_object_that_changes_under_a_download_is_not_mixed(faulty_s3, s3_root
 
 
 @pytest.mark.parametrize("how", [*STUMBLES, "error in 200"])
-@pytest.mark.parametrize("use", [
-    pytest.param(lambda place: place.write_bytes(b"1"), id="write"),
-    pytest.param(Place.list, id="list"),
-])
-def test_an_s3_that_never_recovers_ends_in_one_line_after_bounded_tries(
-    faulty_s3, s3_root, monkeypatch, how, use
-):
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda place: place.write_bytes(b"1"), id="write"),
+        pytest.param(Place.list, id="list"),
+    ],
+)
+def test_an_s3_that_never_recovers_ends_in_one_line_after_bounded_tries(faulty_s3, s3_root, monkeypatch, how, use):
     monkeypatch.setattr("storage.buckets.READ_TIMEOUT", 0.5 if how == "hang" else 20)
     faulty_s3.inject(how, times=10**6)
     with pytest.raises(StorageFault, match=r"failed 4 times in \d+ s .*run again") as caught:
@@ -208,8 +218,10 @@ def test_an_s3_that_never_recovers_ends_in_one_line_after_bounded_tries(
 def test_a_commit_that_never_succeeds_leaves_nothing_that_is_accepted(faulty_s3, s3_root):
     faulty_s3.inject("ServiceUnavailable", times=10**6, method="PUT", part="manifest.json")
     store = ArtifactStore(s3_root)
-    with pytest.raises(StorageFault, match=r"manifest\.json: S3 .* failed 4 times"), \
-            store.create("landscape", KEY, {}) as draft:
+    with (
+        pytest.raises(StorageFault, match=r"manifest\.json: S3 .* failed 4 times"),
+        store.create("landscape", KEY, {}) as draft,
+    ):
         draft.path("a.txt").write_text("text")
     assert store.find("landscape", KEY) is None
     assert not draft.folder.exists()
@@ -260,9 +272,16 @@ def guarded(s3_server: str):
     after("inf")
 
 
-@pytest.mark.parametrize("use", [
-    lambda place: place.write_bytes(b"1"), Place.read_bytes, Place.exists, Place.list, Place.open,
-])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda place: place.write_bytes(b"1"),
+        Place.read_bytes,
+        Place.exists,
+        Place.list,
+        Place.open,
+    ],
+)
 def test_a_wrong_credential_is_one_line_at_once(faulty_s3, s3_root, guarded, use):
     with pytest.raises(StorageFault, match=r"S3 denies access \(.+\); check AWS_ACCESS_KEY_ID") as caught:
         use(Place(s3_root) / "a")

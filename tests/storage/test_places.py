@@ -155,19 +155,32 @@ def test_no_local_folder_is_made_of_a_mangled_uri():
         Place(Path("s3://bucket/prefix"))
 
 
-@pytest.mark.parametrize("uri, remedy", [
-    ("gs://bucket/x", "gs:// is not supported; give a local path or s3://"),
-    ("s3:///x", "no bucket named; write s3://bucket/prefix"),
-])
+@pytest.mark.parametrize(
+    "uri, remedy",
+    [
+        ("gs://bucket/x", "gs:// is not supported; give a local path or s3://"),
+        ("s3:///x", "no bucket named; write s3://bucket/prefix"),
+    ],
+)
 def test_other_schemes_are_bad_input(uri, remedy):
     with pytest.raises(BadInput, match=remedy):
         Place(uri)
 
 
-@pytest.mark.parametrize("use", [
-    Place.exists, Place.read_bytes, Place.list, Place.is_folder, Place.open, lambda p: list(p.walk()),
-    lambda p: p.write_bytes(b""), Place.delete, lambda p: localise(p.uri),
-])
+@pytest.mark.parametrize(
+    "use",
+    [
+        Place.exists,
+        Place.read_bytes,
+        Place.list,
+        Place.is_folder,
+        Place.open,
+        lambda p: list(p.walk()),
+        lambda p: p.write_bytes(b""),
+        Place.delete,
+        lambda p: localise(p.uri),
+    ],
+)
 def test_a_missing_bucket_is_named_and_never_created(s3_client, use):
     with pytest.raises(BadInput, match="there is no bucket 'mistyped'") as caught:
         use(Place("s3://mistyped/root"))

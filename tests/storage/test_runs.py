@@ -65,19 +65,29 @@ def test_runs_are_listed_oldest_first(filled):
     assert [run.name for run in list_runs(filled)] == ["tickets", "my-faq", "tickets"]
 
 
-@pytest.mark.parametrize("name, run_id", [
-    (OLD, OLD), ("20261121", OLD), ("latest", NEW), ("tickets", NEW), ("my-faq", OTHER),
-    (f".foretune/runs/{OLD}/", OLD),
-])
+@pytest.mark.parametrize(
+    "name, run_id",
+    [
+        (OLD, OLD),
+        ("20261121", OLD),
+        ("latest", NEW),
+        ("tickets", NEW),
+        ("my-faq", OTHER),
+        (f".foretune/runs/{OLD}/", OLD),
+    ],
+)
 def test_a_run_is_found_by_what_people_type(filled, name, run_id):
     assert resolve_run(filled, name) == Run(Place(filled).uri, run_id)
 
 
-@pytest.mark.parametrize("name, said", [
-    ("20261122", f"may be any of {OTHER}, {NEW}; give more of the id"),
-    ("20261121-090000-ticket-00ab", f"no run .*nearest: {OLD}"),
-    ("", "no run ''"),
-])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("20261122", f"may be any of {OTHER}, {NEW}; give more of the id"),
+        ("20261121-090000-ticket-00ab", f"no run .*nearest: {OLD}"),
+        ("", "no run ''"),
+    ],
+)
 def test_an_unknown_run_is_answered_with_the_nearest(filled, name, said):
     with pytest.raises(BadInput, match=said) as caught:
         resolve_run(filled, name)
