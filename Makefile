@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench bench-caching bench-orchestration server clean
+.PHONY: demo test lint bench bench-simulation bench-caching bench-orchestration server clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): requirements.lock pyproject.toml
@@ -27,7 +27,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-bench: $(STAMP) $(MODEL)
+bench: bench-simulation bench-caching bench-orchestration
+
+bench-simulation: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.simulation
 
 bench-orchestration: $(STAMP)
