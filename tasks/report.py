@@ -128,7 +128,7 @@ def build_report(view: ReportView, settings: ReportSettings | None = None) -> st
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {"number": _number, "signed": _signed}
-    return environment.get_template("report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         view=view,
         settings=settings,
         charts=charts,
@@ -138,3 +138,4 @@ def build_report(view: ReportView, settings: ReportSettings | None = None) -> st
         policy=Markup(_policy(scripts)),
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
     )
+    return page.lstrip()  # what the macros leave before the doctype
