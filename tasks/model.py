@@ -78,7 +78,7 @@ class SaeHandle(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def exclusive(loaded: LoadedModel) -> Iterator[None]:
-    """One heavy computation at a time on a device; swapping weights into a shared module is not re-entrant."""
+    """One heavy computation at a time on a device: two at once would hold two sets of activations."""
     with _registry:
         lock = _device_locks.setdefault(str(loaded.device), threading.RLock())
     with lock:
