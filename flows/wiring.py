@@ -20,6 +20,7 @@ from tasks.model_diff import model_diff
 from tasks.page import RequestLines, report
 from tasks.prediction import prediction
 from tasks.preference import preference
+from tasks.row_gradients import RowCoordinates
 from tasks.rows import ShardRows, SubsetRows
 from tasks.sae_diff import sae_diff
 from tasks.shards import Subset, rows_of_shard, shard_tree, subset_of
@@ -138,6 +139,7 @@ class Wiring:
                 hook_name=self.sources.hook_name,
                 dpo_beta=self.dpo_beta,
                 settings=request.landscape,
+                coordinates=self._row_coordinates(role),
             )
             for node in self.nodes[role]
         ]
@@ -273,6 +275,13 @@ class Wiring:
             pairs=self.tables.get("preferences", self.tables["heldout"] if paired else None),
             settings=self.request.diff,
         )
+
+    def _row_coordinates(self, role: str) -> RowCoordinates | None:
+        """Where rows are kept one by one: training rows of a LoRA fine-tune, while they are few enough."""
+        request, rows = self.request, len(self.indices["train"].ids)
+        if role != "train" or request.adapter.method != "lora" or rows > request.landscape.row_gradients:
+            return None
+        return RowCoordinates(r=request.adapter.r, seed=request.training.seed)
 
     def _curvature_rows(self) -> SubsetRows:
         settings = self.request.curvature

@@ -19,6 +19,7 @@ from tasks.keys import content_task, without_result
 from tasks.loading import AdapterTargets, label_caller, target_weights
 from tasks.minibatches import minibatches
 from tasks.model import ModelHandle, exclusive
+from tasks.row_gradients import RowCoordinates, RowsApart
 from tasks.rows import ShardRows
 
 
@@ -38,6 +39,14 @@ class LandscapeSettings(BaseModel):
         description="padding included",
         json_schema_extra=without_result(),
     )
+    row_gradients: int = Field(
+        2048,
+        ge=0,
+        title="Rows kept one by one",
+        description="up to so many training rows, each row's gradient is kept in LoRA's start coordinates, and the "
+        "prediction follows the trainer's own order of the rows; above, it draws from shards",
+        json_schema_extra=without_result(),
+    )
 
 
 class SignalThresholds(BaseModel):
@@ -50,7 +59,7 @@ class SignalThresholds(BaseModel):
     spike_factor: float = Field(5.0, gt=0, title="Spike", description="mean max norm over factor x max_grad_norm")
 
 
-@content_task(version=1)
+@content_task(version=2)
 def landscape_shard(
     draft: Any,
     run: Run,
@@ -61,8 +70,9 @@ def landscape_shard(
     hook_name: str | None,
     dpo_beta: float | None,
     settings: LandscapeSettings,
+    coordinates: RowCoordinates | None = None,
 ) -> None:
-    """Gradient sums, losses and per-batch norms of one shard."""
+    """Gradient sums, losses and per-batch norms of one shard, and each row's gradient in adapter coordinates."""
     import torch
 
     from tasks.numerics.gradients import GradientSum
@@ -72,13 +82,15 @@ def landscape_shard(
     loaded = model.open(run)
     weights = target_weights(loaded, targets)
     call = label_caller(loaded, list(weights))
-    events = EventLog.of(run)
+    events, dtype = EventLog.of(run), getattr(torch, settings.gradient_dtype)
     total = GradientSum(Objective(dpo_beta), weights)
     steps: list[dict[str, Any]] = []
     losses: dict[int, tuple[float, float]] = {}
-    with exclusive(loaded), captured_residuals(loaded, hook_name) as residuals:
+    rows_apart = RowsApart(loaded, weights, coordinates, len(table), dtype)
+    with exclusive(loaded), rows_apart.taps as taps, captured_residuals(loaded, hook_name) as residuals:
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
-            measured = total.add(call, minibatch.batch, minibatch.rejected, residuals)
+            measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, taps=taps)
+            rows_apart.keep(minibatch.rows, measured.rows)
             losses.update(zip(minibatch.rows, measured.sample_losses, strict=True))
             step = {
                 "loss": measured.loss,
@@ -92,7 +104,8 @@ def landscape_shard(
             steps.append(step)
             still = {"epoch": 0.0, "learning_rate": 0.0, "dead_layers": count_dead(measured.module_norms)}
             events.emit("step", task="landscape", role=role, shard=rows.shard.prefix, step=len(steps), **step, **still)
-    dtype = getattr(torch, settings.gradient_dtype)
+    if coordinates is not None:
+        draft.write_tensors("rows.safetensors", rows_apart.kept)
     draft.write_tensors("gradients.safetensors", {name: g.to(dtype) for name, g in total.sums.items()})
     residual = {} if total.residual_sum is None else {"resid_grad_sum": total.residual_sum}
     draft.write_tensors("residual.safetensors", residual)

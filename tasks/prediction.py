@@ -19,6 +19,7 @@ from tasks.evaluation import RowsAtWeights
 from tasks.keys import content_task, without_result
 from tasks.loading import AdapterSettings
 from tasks.model import ModelHandle, exclusive
+from tasks.row_gradients import row_gradients
 from tasks.rows import ShardRows, SubsetRows
 from tasks.training import TrainingSettings
 from tasks.trajectory import Trajectory, VirtualRun, anchored, planned_anchors, single_anchor
@@ -60,7 +61,7 @@ class PredictionSettings(BaseModel):
     batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
-@content_task(version=1)
+@content_task(version=2)
 def prediction(
     draft: Any,
     run: Run,
@@ -84,7 +85,8 @@ def prediction(
     adapted = adapt(model.open(run), adapter, training.seed)
     field = gradient_field(run, nodes, adapted)
     rows = sum(field.rows)
-    virtual = VirtualRun(adapted, field, training, training.steps(rows))
+    detail = row_gradients(run, nodes, adapted)
+    virtual = VirtualRun(adapted, field, training, training.steps(rows), detail)
     mean = run.store.open(gradient).tensors("gradients.safetensors")
     measured = run.store.open(curvature)
     # A tensor without gradient has no direction to measure K_ii in, and does not move either.
@@ -116,6 +118,7 @@ def prediction(
         "clipped_modules": len(applied.clipped),
         "anchors": len(trajectory.anchor_steps),
         "anchor_steps": trajectory.anchor_steps,
+        "order_of_rows": "the trainer's" if detail else "by shards",
         "gradient_samples_used": rows + trajectory.measured_rows,
         "gradient_samples_real": round(rows * training.epochs),
         **sharpness_summary(measured.json("summary.json"), settings.sharp),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from storage.events import EventLog
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tasks.numerics.field import GradientField
     from tasks.numerics.integrator import AnchorPlan, Integration
     from tasks.numerics.replay import Adapter, Replay
+    from tasks.numerics.row_gradients import RowGradients
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class VirtualRun:
     field: GradientField
     training: TrainingSettings
     steps: int
+    detail: RowGradients | None = None  # the rows' own gradients, where they are stored for this adapter
 
     @property
     def rates(self) -> list[float]:
@@ -73,8 +75,15 @@ class VirtualRun:
 
     def _batches(self) -> Any:
         from tasks.numerics.field import virtual_batches
+        from tasks.numerics.orders import trainer_steps
 
-        return virtual_batches(self.field, self.training.rows_per_step, self.steps, self.training.seed)
+        training, detail = self.training, self.detail
+        batches = virtual_batches(self.field, training.rows_per_step, self.steps, training.seed)
+        if detail is None:
+            return batches
+        size, accumulated = training.batch_size, training.gradient_accumulation_steps
+        rows = trainer_steps(len(detail.tokens), size, accumulated, self.steps, training.seed)
+        return replace(batches, detail=detail, steps=tuple(rows))
 
 
 def moving_adapter(adapted: AdaptedModel) -> Adapter:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tasks.numerics.row_gradients import RowGradients
+
 
 @dataclass(frozen=True)
 class GradientField:
@@ -76,12 +78,20 @@ class VirtualBatches:
     field: GradientField
     groups: tuple[tuple[int, ...], ...]  # nodes of each step
     batch_rows: int  # rows per optimiser step: batch size times accumulated micro-batches
+    detail: RowGradients | None = None  # what each row does to a LoRA adapter, where it was stored
+    steps: tuple[tuple[int, ...], ...] = ()  # rows of each optimiser step, for `detail`
     keep_bytes: int = 2**31  # for gradients kept for later rounds and replays, an equal share per weight
     _kept: dict[tuple[tuple[int, ...], str], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def gradient(self, step: int, name: str) -> Tensor:
-        """Variance-matched gradient of the token-mean loss at 0-based `step`, [out, in] fp32, read-only."""
-        nodes = self.groups[step]
+        """Gradient of the token-mean loss at 0-based `step`, [out, in] fp32, read-only.
+
+        That of a batch of nodes, variance-matched; with `detail`, the batch's own rows in the adapter's row space.
+        """
+        gradient = self._of_nodes(self.groups[step], name)
+        return gradient if self.detail is None else self.detail.imposed(gradient, self.steps[step], name)
+
+    def _of_nodes(self, nodes: tuple[int, ...], name: str) -> Tensor:
         if (nodes, name) in self._kept:
             return self._kept[nodes, name]
         factor = self.field.noise_factor(nodes, self.batch_rows)

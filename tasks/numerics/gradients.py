@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tasks.numerics.batches import Batch
 from tasks.numerics.objectives import Call, Objective
+from tasks.numerics.row_gradients import RowTaps
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class BatchGradient:
     module_norms: list[float]
     global_norm: float
     sample_losses: list[tuple[float, float]]
+    rows: dict[str, Tensor]  # {name: [b, out, r]} gradient of each sample in adapter coordinates, where tapped
 
     @property
     def mean_norm(self) -> float:
@@ -53,12 +55,14 @@ class GradientSum:
         rejected: Batch | None = None,
         residuals: Callable[[], Sequence[Tensor]] = tuple,
         reference: tuple[Tensor, Tensor] | None = None,
+        taps: RowTaps | None = None,
     ) -> BatchGradient:
         """Forward and backward on one micro-batch; `residuals()` yields the tensors captured by the forward."""
         losses = self.objective.losses(call, self.leaves, batch, rejected, reference)
-        captured = list(residuals())
+        captured, tapped = list(residuals()), taps.outputs() if taps else []
         loss_sum, tokens = losses.loss_sum.sum(), float(losses.tokens.sum())
-        gradients = torch.autograd.grad(loss_sum, [*self.leaves.values(), *captured])
+        gradients = torch.autograd.grad(loss_sum, [*self.leaves.values(), *captured, *tapped])
+        gradients, of_outputs = gradients[: len(gradients) - len(tapped)], gradients[len(gradients) - len(tapped) :]
         squares = []
         for (name, total), gradient in zip(self.sums.items(), gradients, strict=False):
             squares.append(float(gradient.double().square().sum()) / tokens**2)
@@ -74,6 +78,7 @@ class GradientSum:
             module_norms=[square**0.5 for square in squares],
             global_norm=sum(squares) ** 0.5,
             sample_losses=list(zip(losses.loss_sum.tolist(), losses.tokens.tolist(), strict=True)),
+            rows=taps.projected(of_outputs) if taps else {},
         )
 
 

@@ -28,6 +28,8 @@ PREDICTION = {"prediction": 1, **AFTER_PREDICTION}
 INFLUENCE = {"influence_solve": 1, "influence_shard": LEAVES, "influence": 1}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2}
 ADAPTER = {"curvature": 1, **INFLUENCE, **PREDICTION}
+# Rows are kept in the coordinates of A0, which the rank and the seed draw.
+START = {"landscape_shard": NODES, "gradient": 1, "landscape": 1, "preference": 1, **ADAPTER}
 
 SETTINGS = {
     "training.learning_rate=2e-3": {"influence": 1, **PREDICTION},
@@ -37,8 +39,8 @@ SETTINGS = {
     "training.optimizer=sgd": PREDICTION,
     "training.max_grad_norm=0.5": {"landscape": 2, **PREDICTION},
     "training.dpo_beta=0.2": {"preference": 1, "report": 1},
-    "training.seed=7": ADAPTER,
-    "adapter.r=4": ADAPTER,
+    "training.seed=7": START,
+    "adapter.r=4": START,
     "adapter.lora_alpha=8": ADAPTER,
     "adapter.target_modules=[q_proj, k_proj]": {**LANDSCAPES, **ADAPTER, "preference": 1},
     "thresholds.dead_layer_norm=1e-3": {"landscape": 2, "report": 1},
@@ -52,6 +54,7 @@ SETTINGS = {
 
 NO_RESULT = [
     "training.objective=sft",
+    "landscape.row_gradients=512",
     "adapter.lora_dropout=0.1",
     "baseline.batch_tokens=64",
     "landscape.batch_tokens=64",

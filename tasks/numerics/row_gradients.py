@@ -1,0 +1,88 @@
+"""Every row's gradient in the coordinates of a LoRA adapter at its start: G_i A0^T, [out, r] instead of [out, in].
+
+It is what the row does to B at first order, a few hundred times smaller than the gradient itself, and falls out
+of the landscape's own forward and backward pass: with x_t the module's input and d_t the gradient of its output at
+token t, G_i A0^T = sum_t d_t (A0 x_t)^T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+
+class RowTaps:
+    """Context manager that records (A0 x) and the output of linear modules in forward passes.
+
+    A preference pair runs every module twice, chosen and rejected: the parts of a row are added.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], factors: Mapping[str, Tensor]) -> None:
+        self._modules, self._factors = modules, factors  # weight name -> module, A0 [r, in]
+        self._seen: list[tuple[str, Tensor, Tensor]] = []  # name, A0 x [b, s, r], output [b, s, out]
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> RowTaps:
+        self._handles = [m.register_forward_hook(self._recorder(name)) for name, m in self._modules.items()]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._seen = []
+
+    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0].detach()
+            self._seen.append((name, nn.functional.linear(x, self._factors[name].to(x.dtype)), output))
+
+        return record
+
+    def outputs(self) -> list[Tensor]:
+        """What the loss is to be differentiated in, since the last `projected`."""
+        return [output for _, _, output in self._seen]
+
+    def projected(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+        """{name: [b, out, r]} fp32 from the gradients of the outputs; forgets what was recorded."""
+        rows: dict[str, Tensor] = {}
+        for (name, inner, _), gradient in zip(self._seen, gradients, strict=True):
+            part = torch.einsum("bso,bsr->bor", gradient.float(), inner.float())
+            rows[name] = rows[name] + part if name in rows else part
+        self._seen = []
+        return rows
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """G_i A0^T of every trained row, in the order in which the trainer numbers the rows.
+
+    `read(row, name)` returns [out, r] of the row's summed loss in any float dtype.
+    """
+
+    factors: Mapping[str, Tensor]  # weight name -> A0 [r, in]
+    tokens: tuple[float, ...]  # label tokens per row (1 per pair for DPO)
+    read: Callable[[int, str], Tensor] = field(repr=False)
+    _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def imposed(self, gradient: Tensor, rows: Sequence[int], name: str) -> Tensor:
+        """`gradient` [out, in] with its part in the row space of A0 replaced by that of the batch `rows`.
+
+        What a batch does outside that space is felt through the motion of A alone: there `gradient`, a batch of
+        the same size but of other rows, stands for it.
+        """
+        down = self.factors[name].to(gradient)
+        total = sum(self.read(row, name).to(gradient) for row in rows)
+        known = total / sum(self.tokens[row] for row in rows) - gradient @ down.T
+        return gradient.addmm(known, self._lift(name, down))
+
+    def _lift(self, name: str, down: Tensor) -> Tensor:
+        """[r, in] with (G A0^T) lift = G projected on the row space of A0."""
+        if name not in self._lifts:
+            self._lifts[name] = torch.linalg.solve(down @ down.T, down)
+        return self._lifts[name]

@@ -1,0 +1,184 @@
+"""How near the predicted checkpoint comes to a real run: direction, size, loss, layers, concepts.
+
+`make bench-prediction` trains what the bank of real runs lacks, simulates every case, and writes
+results/prediction.json. Beside foretune in the same table: the closed form eta T / (K + lambda) x gradient, the
+real run's own first step drawn out to its whole length, and the yardstick, the same run with another shuffle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.request import load_request
+from flows.wiring import Wiring
+from storage.runs import Run
+from tasks.adapted import adapt
+from tasks.dataset import read_table
+from tasks.evaluation import RowsAtWeights
+from tasks.model import SaeHandle
+from tasks.numerics.agreement import cosine, module_spearman, norm_ratio, pearson, share, top_sign_accuracy
+from tasks.numerics.schedules import learning_rates
+from tasks.sae_diff import sample_activations
+from tasks.sources import resolve_sources
+from tests.benchmarks.environment import environment, write_results
+from tests.benchmarks.real_runs import BANK, RERUN, Case, Truth, cases, missing, stored_run, train_case
+from tests.flows.conftest import Called
+
+BATCH_TOKENS = 1024
+CHEAP = ["curvature.quotients=sampled", "curvature.rows=4", "curvature.power_iterations=1"]
+"""K and the sharpness are only read by the closed form here."""
+
+
+@dataclass
+class Simulation:
+    """The passes that a prediction reads, on one case's request."""
+
+    case: Case
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.path = self.folder / "request.yaml"
+        self.path.write_text(yaml.safe_dump(self.case.request(self.folder, str(BANK / "root"))))
+        self.wiring = self.wired()
+
+    def wired(self, *overrides: str) -> Wiring:
+        """The wiring of the request with these settings changed; what is stored is not computed again."""
+        request = load_request(str(self.path), [*CHEAP, *overrides])
+        run = Run(request.runtime.root, "predictions")
+        return Wiring(Called(run), request, resolve_sources(request.dataset, request.model, request.sae))
+
+    def predicted(self, *overrides: str) -> tuple[dict[str, Any], dict[str, Any], float]:
+        """Delta, summary, and seconds of everything that was not stored."""
+        started, wiring = time.perf_counter(), self.wired(*overrides)
+        made = {"landscape": wiring.landscape("train"), "heldout_landscape": wiring.landscape("heldout")}
+        made["curvature"] = wiring.curvature()
+        artifact = wiring.step.run.store.open(wiring.prediction(made))
+        seconds = time.perf_counter() - started
+        return artifact.tensors("delta.safetensors"), artifact.json("summary.json"), seconds
+
+    @cached_property
+    def scored(self) -> Scored:
+        run, request = self.wiring.step.run, self.wiring.request
+        loaded = self.wiring.model.open(run)
+        heldout = read_table(run, self.wiring.tables["heldout"])
+        return Scored(adapt(loaded, request.adapter, request.training.seed), heldout, self.wiring.sources.sae)
+
+
+class Scored:
+    """Held-out loss and mean SAE activations at the base weights plus a delta."""
+
+    def __init__(self, adapted: Any, heldout: Any, sae: SaeHandle) -> None:
+        self.adapted, self.table, self.sae = adapted, heldout, sae.open()
+        self.rows = RowsAtWeights(adapted, heldout, None, BATCH_TOKENS)
+        self.base_loss, self.base_features = self.rows.loss({}), self.features({})
+
+    def features(self, delta: dict[str, Any]) -> Any:
+        """[d_sae] mean activation on held-out label tokens."""
+        from tasks.differences import DiffSettings
+
+        weights = {name: self.adapted.weights[name].data for name in delta}
+        kept = {name: weight.clone() for name, weight in weights.items()}
+        try:
+            for name, change in delta.items():
+                weights[name].add_(change.to(weights[name]))
+            sums, tokens, _ = sample_activations(self.adapted.loaded, self.sae, self.table, DiffSettings())
+        finally:
+            for name, weight in kept.items():
+                weights[name].copy_(weight)
+        return sums.sum(0) / tokens.sum()
+
+    def axes(self, delta: dict[str, Any], truth: Truth) -> dict[str, float]:
+        """The figures of one method against the real run."""
+        real = self.features(truth.delta) - self.base_features
+        moved = self.features(delta) - self.base_features
+        figures = {
+            "cosine": cosine(delta, truth.delta),
+            "norm_ratio": norm_ratio(delta, truth.delta),
+            "share": share(self.base_loss, self.rows.loss(delta), self.real_loss(truth)),
+            "module_spearman": module_spearman(delta, truth.delta),
+            "feature_pearson": pearson(moved, real),
+            "feature_sign50": top_sign_accuracy(moved, real, 50),
+        }
+        return {name: round(float(value), 4) for name, value in figures.items()}
+
+    def real_loss(self, truth: Truth) -> float:
+        """Held-out loss at the trained weights, nats per label token."""
+        return self.rows.loss(truth.delta)
+
+
+def straight_step(case: Case, truth: Truth, request: Any) -> dict[str, Any]:
+    """The real run's first step, as long as the learning rates of the whole run together."""
+    training, rows = request.training, truth.record["rows"]
+    rates = learning_rates(
+        training.lr_scheduler_type, training.learning_rate, truth.record["steps"], training.warmup_steps(rows)
+    )
+    return {name: delta * (sum(rates) / rates[0]) for name, delta in truth.first_step.items()}
+
+
+def measured(case: Case) -> list[dict[str, Any]]:
+    """One row per method; nothing while the bank has no real run of the case."""
+    truth = stored_run(case)
+    if truth is None:
+        return []
+    with tempfile.TemporaryDirectory() as name:
+        simulation = Simulation(case, Path(name))
+        request, scored = simulation.wiring.request, simulation.scored
+        losses = {
+            "heldout_loss_base": round(scored.base_loss, 4),
+            "heldout_loss_trained": round(scored.real_loss(truth), 4),
+        }
+        common = {"data": case.data, "regime": case.regime, "adapter": case.adapter_name, "seed": case.seed}
+        real = {"gradient_samples_real": truth.record["rows"] * request.training.epochs}
+        real |= {"seconds_real": truth.record["seconds"], "steps": truth.record["steps"]}
+        rows = []
+
+        def add(method: str, delta: dict[str, Any], **more: Any) -> None:
+            rows.append({**common, "method": method, **more, **scored.axes(delta, truth), **real, **losses})
+            print(rows[-1], flush=True)
+
+        for anchors in (1,) if case.regime == "short" else (1, "auto"):
+            delta, summary, seconds = simulation.predicted(f"prediction.anchors={anchors}")
+            used = summary["gradient_samples_used"]
+            timing = {"gradient_samples_used": used, "seconds_simulated": round(seconds, 1)}
+            horizon = {"horizon": summary["horizon"], "predicted_loss": round(summary["heldout_loss_predicted"], 4)}
+            add("foretune", delta, anchors=summary["anchors"], asked=anchors, **timing, **horizon)
+        closed, summary, _ = simulation.predicted("prediction.rule=rayleigh", "prediction.anchors=1")
+        add("closed form", closed, anchors=1, gradient_samples_used=summary["gradient_samples_used"])
+        add("first step", straight_step(case, truth, request), anchors=1, gradient_samples_used=case_batch(request))
+        again = stored_run(case, case.seed + RERUN)
+        if again is not None:
+            add("re-run", again.delta, gradient_samples_used=real["gradient_samples_real"])
+    return rows
+
+
+def case_batch(request: Any) -> int:
+    """Rows of one optimizer step."""
+    return request.training.rows_per_step
+
+
+def main() -> None:
+    """Train what is missing, then measure every case, or those whose name holds a word."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="a part of a case's name")
+    parser.add_argument("--stored", action="store_true", help="measure what the bank holds; train nothing")
+    parser.add_argument("--name", default="prediction", help="of the file under results/")
+    chosen = parser.parse_args()
+    started, rows = environment(), []
+    for case, order in [] if chosen.stored else list(missing()):
+        train_case(case, order)
+    for case in cases():
+        if chosen.only in case.name:
+            rows += measured(case)
+            write_results(chosen.name, rows, started)
+
+
+if __name__ == "__main__":
+    main()
