@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.adapted import AdaptedModel
+from tasks.loading import recomputed
 from tasks.minibatches import Minibatch, minibatches
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ class RowsAtWeights:
         from tasks.numerics.gradients import GradientSum
 
         total = GradientSum(self.objective, self._weights(delta))
-        for minibatch, reference in zip(self.batches, self.references, strict=True):
-            total.add(self.adapted.call, minibatch.batch, minibatch.rejected, reference=reference)
+        with recomputed(self.adapted.loaded, total.leaves):
+            for minibatch, reference in zip(self.batches, self.references, strict=True):
+                total.add(self.adapted.call, minibatch.batch, minibatch.rejected, reference=reference)
         return total
 
     def _weights(self, delta: dict[str, Tensor]) -> dict[str, Tensor]:

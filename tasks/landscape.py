@@ -16,7 +16,7 @@ from storage.events import EventLog
 from storage.runs import Run
 from tasks.hooks import captured_residuals
 from tasks.keys import content_task, without_result
-from tasks.loading import AdapterTargets, label_caller, target_weights
+from tasks.loading import AdapterTargets, label_caller, recomputed, target_weights
 from tasks.minibatches import minibatches
 from tasks.model import ModelHandle, exclusive
 from tasks.row_gradients import RowCoordinates, RowsApart
@@ -89,7 +89,8 @@ def landscape_shard(
     rows_apart = RowsApart(loaded, weights, coordinates, len(table), dtype)
     with exclusive(loaded), rows_apart.taps as taps, captured_residuals(loaded, hook_name) as residuals:
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
-            measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, taps=taps)
+            with recomputed(loaded, total.leaves):
+                measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, taps=taps)
             rows_apart.keep(minibatch.rows, measured.rows)
             losses.update(zip(minibatch.rows, measured.sample_losses, strict=True))
             step = {

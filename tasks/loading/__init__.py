@@ -8,6 +8,7 @@ from tasks.loading.adapters import (
     lora_scale,
     target_weights,
 )
+from tasks.loading.checkpointing import recomputed
 from tasks.loading.checkpoints import CheckpointCheck, verify_checkpoint, write_checkpoint
 from tasks.loading.conversion import convert_gguf
 from tasks.loading.folders import (
@@ -53,6 +54,7 @@ __all__ = [
     "model_fingerprint",
     "model_inputs",
     "model_outline",
+    "recomputed",
     "resolve_model",
     "target_weights",
     "token_limits",

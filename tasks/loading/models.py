@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage.errors import BadInput
 from tasks.loading.folders import model_config, model_fingerprint, weight_files
+from tasks.loading.placement import keep_resident, offloaded, placing, stored_value
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +46,21 @@ class ModelSettings(BaseModel):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
         "eager", title="Attention", description="only eager has the forward-mode derivatives that passes use"
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        title="Gradient checkpointing",
+        description="gradients of the landscape and of anchors in less memory: every layer runs twice",
+    )
     trust_remote_code: bool = Field(False, title="Run code that comes with the model")
     allow_pickle: bool = Field(False, title="Open pickled weights")
     device_map: Literal["auto"] | None = Field(
         None, title="Device map", description="auto: spread the layers over GPUs, main memory and disk"
     )
+    cpu_memory_gb: float | None = Field(
+        None, gt=0, title="Main memory for the model", description="GB that device_map fills before it goes to disk"
+    )
     offload_folder: str | None = Field(
-        None, title="Offload folder", description="where device_map puts layers that fit nowhere else"
+        None, title="Offload folder", description="where device_map puts layers that fit nowhere else; none: the cache"
     )
 
 
@@ -68,6 +77,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     transposed: frozenset[str]
+    gradient_checkpointing: bool = False  # see `recomputed`
 
     @property
     def config(self) -> Any:
@@ -85,8 +95,14 @@ class LoadedModel:
             raise BadInput(f"model {self.folder}: no usable tokenizer ({reason}); add its files") from None
 
     def weight(self, name: str) -> Parameter:
-        """The parameter of this name, as in `model.named_parameters`."""
+        """The parameter of this name, as in `model.named_parameters`; from now on it stays on its device."""
+        if self.model.get_parameter(name).is_meta:
+            keep_resident(self.model, name)
         return self.model.get_parameter(name)
+
+    def values(self, name: str) -> Tensor:
+        """The values of this parameter, for once, wherever the device map put it."""
+        return stored_value(self.model, name)
 
     def twin(self) -> LoadedModel:
         """The same tensors in modules of its own, so that hooks and swapped weights stay with one thread."""
@@ -97,7 +113,7 @@ class LoadedModel:
 
 
 RESIDENT_MODELS = 2  # the base and its predicted checkpoint
-_residents: OrderedDict[tuple[str, str], tuple[LoadedModel, dict[int, LoadedModel]]] = OrderedDict()
+_residents: OrderedDict[tuple[str, str, str], tuple[LoadedModel, dict[int, LoadedModel]]] = OrderedDict()
 building = threading.RLock()
 """Held while a model or an adapter is built: transformers and peft patch torch's classes for that long. Held while
 these libraries are first imported too: a thread that comes in between sees them half made."""
@@ -109,7 +125,8 @@ def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
     Raises BadInput for a folder without config or weights, pickled or quantised weights, code that comes with
     the model, missing or NaN tensors, and architectures that are no causal language model.
     """
-    key = (model_fingerprint(folder), settings.model_dump_json(exclude={"name_or_path", "revision"}))
+    read_again = str(folder) if settings.device_map else ""  # the place that offloaded layers are fetched from
+    key = (model_fingerprint(folder), read_again, settings.model_dump_json(exclude={"name_or_path", "revision"}))
     with building:
         if key not in _residents:
             _residents[key] = (_open(folder, settings), {})
@@ -133,9 +150,10 @@ def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
     if settings.device_map is None:
         model.to(device)
     model.eval().requires_grad_(False)
-    transposed = _linear_for_conv1d(model)
+    transposed = _linear_for_conv1d(folder, model)
     _refuse_non_finite(folder, model)
-    return LoadedModel(model, folder, model.device, getattr(torch, settings.dtype), transposed)
+    at = device if model.device.type == "meta" else model.device
+    return LoadedModel(model, folder, at, getattr(torch, settings.dtype), transposed, settings.gradient_checkpointing)
 
 
 def choose_device(name: str) -> torch.device:
@@ -172,9 +190,6 @@ def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> Pr
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
-    placing = {}
-    if settings.device_map is not None:
-        placing = {"device_map": settings.device_map, "offload_folder": settings.offload_folder}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -185,7 +200,7 @@ def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> Pr
             local_files_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **placing,
+            **placing(settings, model_fingerprint(folder)),
         )
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         raise BadInput(f"model {folder}: cannot be opened: {_first_line(error)}") from None
@@ -214,11 +229,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _linear_for_conv1d(model: PreTrainedModel) -> frozenset[str]:
+def _linear_for_conv1d(folder: Path, model: PreTrainedModel) -> frozenset[str]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     replaced = [(name, module) for name, module in model.named_modules() if isinstance(module, Conv1D)]
+    if replaced and offloaded(model):
+        raise BadInput(f"model {folder}: its Conv1D layers cannot be offloaded; set model.device_map to null")
     for name, module in replaced:
         linear = nn.Linear(*module.weight.shape, device="meta")
         linear.weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
@@ -229,7 +246,7 @@ def _linear_for_conv1d(model: PreTrainedModel) -> frozenset[str]:
 
 def _refuse_non_finite(folder: Path, model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
-        if not parameter.is_meta and not all_finite(parameter):
+        if not all_finite(stored_value(model, name) if parameter.is_meta else parameter):
             raise BadInput(
                 f"model {folder}: tensor {name} has NaN or infinite values; "
                 "copy the folder again or give another checkpoint"
@@ -251,9 +268,10 @@ def functional_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[di
     and reverse mode. A weight that is tied is replaced wherever it is used. Rows are padded on the right, so
     positions need not be given. Raises ValueError for names that are no parameters, and for other weights.
     """
+    import torch
     from torch.func import functional_call
 
-    allowed = frozenset(names)
+    allowed, away = frozenset(names), len(offloaded(loaded.model))
     unknown = allowed - {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
     if unknown:
         raise ValueError(f"{min(unknown)} is no parameter of {type(loaded.model).__name__}")
@@ -261,6 +279,11 @@ def functional_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[di
     def call(weights: dict[str, Tensor], batch: Batch) -> Tensor:
         if others := weights.keys() - allowed:
             raise ValueError(f"{min(others)} is not among the {len(allowed)} weights of this caller")
+        if away and torch._C._functorch.peek_interpreter_stack() is not None:
+            raise BadInput(
+                f"model.device_map: {away} tensors are fetched when they are used, which forward-mode derivatives do "
+                "not allow; use more GPUs or a smaller model"
+            )
         return functional_call(loaded.model, weights, (), model_inputs(batch)).logits
 
     return call

@@ -59,6 +59,40 @@ def top_sign_accuracy(predicted: Tensor, real: Tensor, k: int = 50) -> float:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What one fine-tune does, really or by prediction."""
+
+    delta: Vector  # weight change {name: [out, in]}
+    loss: float  # held-out, after it
+    features: Tensor | None = None  # [d_sae] change of the mean feature activation
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far one outcome is another; None where there are no features, not a number where nothing varies."""
+
+    cosine: float
+    norm_ratio: float
+    share: float
+    module_spearman: float
+    feature_pearson: float | None = None
+    feature_spearman: float | None = None
+    feature_sign50: float | None = None
+
+
+def agreement(predicted: Outcome, real: Outcome, base_loss: float) -> Agreement:
+    """The figures of `predicted`, with `real` as the truth and `base_loss` the held-out loss before both."""
+    x, y = predicted.features, real.features
+    return Agreement(
+        cosine(predicted.delta, real.delta),
+        norm_ratio(predicted.delta, real.delta),
+        share(base_loss, predicted.loss, real.loss),
+        module_spearman(predicted.delta, real.delta),
+        *(() if x is None or y is None else (pearson(x, y), spearman(x, y), top_sign_accuracy(x, y))),
+    )
+
+
+@dataclass(frozen=True)
 class DatamodelingScore:
     """Linear datamodeling score (Park et al., arXiv 2303.14186): rank correlation over subsets, mean over queries."""
 

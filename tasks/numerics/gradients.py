@@ -58,6 +58,7 @@ class GradientSum:
         taps: RowTaps | None = None,
     ) -> BatchGradient:
         """Forward and backward on one micro-batch; `residuals()` yields the tensors captured by the forward."""
+        residuals()  # what layers left that were computed again for the batch before
         losses = self.objective.losses(call, self.leaves, batch, rejected, reference)
         captured, tapped = list(residuals()), taps.outputs() if taps else []
         loss_sum, tokens = losses.loss_sum.sum(), float(losses.tokens.sum())

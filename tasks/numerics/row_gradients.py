@@ -49,9 +49,12 @@ class RowTaps:
         return [output for _, _, output in self._seen]
 
     def projected(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-        """{name: [b, out, r]} fp32 from the gradients of the outputs; forgets what was recorded."""
+        """{name: [b, out, r]} fp32 from the gradients of `outputs()`; forgets what was recorded.
+
+        A layer that is computed again on the way back is recorded again, behind what was differentiated.
+        """
         rows: dict[str, Tensor] = {}
-        for (name, inner, _), gradient in zip(self._seen, gradients, strict=True):
+        for (name, inner, _), gradient in zip(self._seen, gradients, strict=False):
             part = torch.einsum("bso,bsr->bor", gradient.float(), inner.float())
             rows[name] = rows[name] + part if name in rows else part
         self._seen = []
