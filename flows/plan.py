@@ -21,6 +21,9 @@ from tasks.keys import work_of
 from tasks.samples import SampleIndex, read_index
 from tasks.sources import Sources, resolve_sources
 
+FIELD = "landscape_shard"
+"""The task whose artefacts are the gradient field."""
+
 
 @dataclass
 class PlannedTask:
@@ -86,16 +89,22 @@ def make_plan(request: Request) -> dict[str, Any]:
     simulation(step, request, sources)
     waiting = [task for task in step.tasks if task.state == "run"]
     shapes = _footprint(step, sources, request)
-    nodes = sum(task.task == "landscape_shard" for task in waiting)
     return {
         "tasks": [vars(task) for task in step.tasks],
         "run": len(waiting),
         "cached": len(step.tasks) - len(waiting),
         "seconds": _total([task.seconds for task in waiting]),
         "bytes": _total([task.bytes for task in waiting]),
-        "field_bytes": shapes and nodes * shapes.field_node_bytes(request.landscape.gradient_dtype),
+        "field_bytes": shapes and sum(_field_bytes(shapes, step.asked[t.key]) for t in waiting if t.task == FIELD),
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
     }
+
+
+def _field_bytes(shapes: Footprint, asked: dict[str, Any]) -> int:
+    """One node of the gradient field, and its rows one by one where they are kept."""
+    dtype, coordinates = asked["settings"].gradient_dtype, asked["coordinates"]
+    apart = asked["rows"].shard.rows * shapes.row_bytes(dtype, coordinates.r) if coordinates else 0
+    return shapes.field_node_bytes(dtype) + apart
 
 
 def _footprint(step: Planned, sources: Sources, request: Request) -> Footprint | None:

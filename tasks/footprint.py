@@ -28,11 +28,16 @@ class Footprint:
 
     parameters: int
     adapted: int  # of the full weights of the adapted modules: a gradient's length
+    outputs: int  # of the adapted modules together: a row's gradient in LoRA's start coordinates is outputs x rank
     graph: int  # kept per token for a backward pass
 
     def field_node_bytes(self, dtype: str) -> int:
         """One node of the gradient field on disk; the field is nodes x adapted numbers x dtype."""
         return self.adapted * BYTES[dtype]
+
+    def row_bytes(self, dtype: str, rank: int) -> int:
+        """One row's own gradient in LoRA's start coordinates on disk."""
+        return self.outputs * rank * BYTES[dtype]
 
     def peak_bytes(self, dtype: str, graph_tokens: int) -> int:
         """Weights of base and predicted checkpoint, gradient sum and one gradient in float32, graph, process."""
@@ -46,7 +51,8 @@ def footprint(folder: Path, targets: AdapterTargets) -> Footprint:
     shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     adapted = [name for name in shapes if _moves(name, shapes[name], targets)]
-    return Footprint(sum(sizes.values()), sum(sizes[name] for name in adapted), graph_numbers(config))
+    outputs = sum(shapes[name][0] for name in adapted)
+    return Footprint(sum(sizes.values()), sum(sizes[name] for name in adapted), outputs, graph_numbers(config))
 
 
 def tensor_shapes(file: Path) -> dict[str, list[int]]:

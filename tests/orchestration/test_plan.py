@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, t
         ("training.learning_rate=2e-3", "prediction", "changed: training.learning_rate"),
         ("training.learning_rate=2e-3", "influence", "changed: schedule.learning_rate"),
         ("training.learning_rate=2e-3", "checkpoint", "changed: prediction"),
-        ("adapter.r=4", "curvature", "changed: adapter.r"),
+        ("adapter.lora_alpha=8", "curvature", "changed: adapter.lora_alpha"),
         ("adapter.r=4", "influence", "changed: shards (4 of 4), solve"),
         ("influence.solver.damping=0.02", "influence_solve", "changed: solver.damping"),
         ("thresholds.spike_factor=2", "landscape", "changed: thresholds.spike_factor"),
@@ -106,10 +107,33 @@ def test_sizes_come_from_the_headers_of_the_weights(tiny_llama):
     assert everything.adapted == 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
 
 
-def test_the_field_is_nodes_times_adapted_numbers_times_dtype(first_run, tmp_path):
-    planned = plan_of(first_run, f"runtime.root={tmp_path / 'empty'}", "landscape.gradient_dtype=float32")
+def test_the_field_is_nodes_and_rows_times_numbers_times_dtype(first_run, tmp_path):
+    empty = f"runtime.root={tmp_path / 'empty'}"
+    planned = plan_of(first_run, empty, "landscape.gradient_dtype=float32", "landscape.row_gradients=0")
     nodes = sum(task["task"] == "landscape_shard" for task in planned["tasks"])
     assert planned["field_bytes"] == nodes * 2 * (32 * 32 + 16 * 32) * 4
+    kept = plan_of(first_run, empty, "landscape.gradient_dtype=float32")["field_bytes"]
+    rows = len((first_run.parent / "train.jsonl").read_text().splitlines())
+    assert kept - planned["field_bytes"] == rows * 2 * (32 + 16) * 8 * 4
+
+
+def test_a_7b_model_with_q_and_v_adapters_has_a_field_that_fits_a_disk(tmp_path):
+    """LLaMA-2-7B's shapes in a header without data: 1.1 GB a node, 4 MB a row."""
+    blocks = range(32)
+    shapes = {f"model.layers.{n}.self_attn.{side}_proj.weight": [4096, 4096] for n in blocks for side in "qkvo"}
+    shapes |= {f"model.layers.{n}.mlp.{side}_proj.weight": [11008, 4096] for n in blocks for side in ("gate", "up")}
+    shapes |= {f"model.layers.{n}.mlp.down_proj.weight": [4096, 11008] for n in blocks}
+    shapes |= {"model.embed_tokens.weight": [32000, 4096], "lm_head.weight": [32000, 4096]}
+    header = json.dumps({n: {"dtype": "BF16", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    config = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
+    config |= {"num_hidden_layers": 32, "num_attention_heads": 32, "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sizes = footprint(tmp_path, AdapterTargets(target_modules=["q_proj", "v_proj"]))
+    assert sizes.parameters == pytest.approx(6.74e9, rel=0.01)
+    assert sizes.field_node_bytes("bfloat16") == 32 * 2 * 4096 * 4096 * 2
+    assert sizes.row_bytes("bfloat16", 8) == 32 * 2 * 4096 * 8 * 2
+    assert sizes.peak_bytes("bfloat16", 1024) < 80e9
 
 
 def test_differences_name_the_innermost_setting():
