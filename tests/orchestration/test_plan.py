@@ -46,7 +46,7 @@ def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, t
         ("training.learning_rate=2e-3", "influence", "changed: schedule.learning_rate"),
         ("training.learning_rate=2e-3", "checkpoint", "changed: prediction"),
         ("adapter.lora_alpha=8", "curvature", "changed: adapter.lora_alpha"),
-        ("adapter.r=4", "influence", "changed: shards (4 of 4), solve"),
+        ("adapter.lora_alpha=8", "influence", "changed: shards (4 of 4), solve"),
         ("influence.solver.damping=0.02", "influence_solve", "changed: solver.damping"),
         ("thresholds.spike_factor=2", "landscape", "changed: thresholds.spike_factor"),
         ("report.top_rows=5", "report", "changed: settings.top_rows"),
@@ -71,7 +71,7 @@ def test_a_new_version_and_a_new_library_are_named(first_run):
     stored = next(each for each in store.iterate() if each.task == "landscape_shard")
     manifest = store.manifest(stored.task, stored.key)
     newer = ContentKey(task="landscape_shard", version=manifest.version + 1, libraries=tuple(manifest.libraries))
-    assert History(store).reason(newer, manifest.inputs) == "changed: version 1 -> 2"
+    assert History(store).reason(newer, manifest.inputs) == "changed: version 2 -> 3"
     other = ContentKey(task="landscape_shard", version=manifest.version, libraries=("torch",))
     assert "transformers" in History(store).reason(other, manifest.inputs)
 
@@ -81,7 +81,8 @@ def test_seconds_grow_with_the_tokens(first_run):
     one, four = (history.cost("landscape_shard", {"rows": 5 * n, "tokens": 400 * n}) for n in (1, 4))
     assert one.seconds > 0
     assert four.seconds == pytest.approx(4 * one.seconds)
-    assert one.bytes == pytest.approx(four.bytes, rel=0.05)
+    stored = {manifest.bytes for manifest in history.manifests("landscape_shard")}
+    assert {one.bytes, four.bytes} <= stored  # those of the nearest in size: a field's node does not grow with rows
     assert history.cost("unheard_of", {}).seconds is None
 
 
@@ -114,7 +115,8 @@ def test_the_field_is_nodes_and_rows_times_numbers_times_dtype(first_run, tmp_pa
     assert planned["field_bytes"] == nodes * 2 * (32 * 32 + 16 * 32) * 4
     kept = plan_of(first_run, empty, "landscape.gradient_dtype=float32")["field_bytes"]
     rows = len((first_run.parent / "train.jsonl").read_text().splitlines())
-    assert kept - planned["field_bytes"] == rows * 2 * (32 + 16) * 8 * 4
+    rank = load_request(str(first_run)).adapter.r
+    assert kept - planned["field_bytes"] == rows * 2 * (32 + 16) * rank * 4
 
 
 def test_a_7b_model_with_q_and_v_adapters_has_a_field_that_fits_a_disk(tmp_path):
