@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench bench-simulation bench-caching bench-orchestration server clean
+.PHONY: demo test lint bench bench-simulation bench-prediction bench-influence bench-caching bench-orchestration server clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): requirements.lock pyproject.toml
@@ -27,21 +27,30 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-bench: bench-simulation bench-caching bench-orchestration
+bench: bench-simulation bench-prediction bench-influence bench-caching bench-orchestration
 
 bench-simulation: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.simulation
+
+bench-prediction: $(STAMP) $(MODEL)
+	$(BIN)/python -m tests.benchmarks.prediction
+
+bench-influence: $(STAMP) $(MODEL)
+	$(BIN)/python -m tests.benchmarks.influence
 
 bench-orchestration: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.orchestration
 
 server: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 server: export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# The server has a session of its own: Ctrl-C stops the worker, which still needs the server to stop in order.
+DETACHED = $(BIN)/python -c 'import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])'
 server: $(STAMP) $(MODEL)
-	trap '$(BIN)/prefect server stop' EXIT; \
-	$(BIN)/prefect server start --background && \
+	trap '$(BIN)/prefect server stop' EXIT; trap : INT; \
+	$(DETACHED) $(BIN)/prefect server start --background && \
+	$(BIN)/prefect server status --wait --timeout 180 && \
 	$(BIN)/prefect --no-prompt work-pool create foretune --type process --overwrite && \
-	$(BIN)/prefect --no-prompt deploy --name simulate --name vet --name compare && \
+	$(BIN)/prefect --no-prompt deploy --name simulate --name vet --name backtest --name compare && \
 	$(BIN)/prefect worker start --pool foretune
 
 bench-caching: $(STAMP) $(MODEL)

@@ -1,0 +1,134 @@
+"""A bank of real retrainings for influence scores: random halves and leave-8-out groups, with every held-out loss.
+
+`python -m tests.benchmarks.retraining` trains what the bank lacks. One row per subset in retraining.parquet:
+kind (half | leave8), the positions kept, and the held-out loss of every query after training on them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from tests.benchmarks.real_runs import BANK, HELD_OUT, MODEL, Q_AND_V, read_pairs
+
+ROWS = 64
+HALVES, GROUPS, LEFT_OUT = 40, 10, 8
+MAX_LENGTH = 64
+TRAINING = {"learning_rate": 5e-4, "epochs": 2, "batch_size": 8, "seed": 1}
+NOISE = 0.1  # share of rows that answer another row's question in the second table
+
+
+class Bank:
+    """One data set's request, rows, and stored retrainings."""
+
+    def __init__(self, data: str, folder: Path, swapped: bool = False) -> None:
+        from flows.request import load_request
+        from flows.wiring import Wiring
+        from storage.runs import Run
+        from tasks.dataset import read_table
+        from tasks.sources import resolve_sources
+        from tests.flows.conftest import Called
+
+        self.data, self.folder = data, folder
+        pairs = read_pairs(data, ROWS + HELD_OUT)
+        self.swapped = swap_answers(pairs[HELD_OUT:]) if swapped else []
+        path = write_request(folder, pairs)
+        self.request = load_request(str(path), [])
+        self.run = Run(self.request.runtime.root, "retraining")
+        sources = resolve_sources(self.request.dataset, self.request.model, None)
+        self.wiring = Wiring(Called(self.run), self.request, sources)
+        self.train, self.heldout = (read_table(self.run, self.wiring.tables[role]) for role in ("train", "heldout"))
+        self.loaded = self.wiring.model.open(self.run)
+
+    @property
+    def path(self) -> Path:
+        return BANK / f"retraining-{self.data}.parquet"
+
+    def stored(self) -> list[dict[str, Any]]:
+        """Subsets that are trained already, in the order of `subsets`."""
+        return pq.read_table(self.path).to_pylist() if self.path.exists() else []
+
+    def subsets(self) -> list[tuple[str, list[int]]]:
+        """Kind and kept positions of every subset."""
+        generator = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(len(self.train), generator=generator).tolist() for _ in range(HALVES + GROUPS)]
+        halves = [("half", sorted(order[: len(order) // 2])) for order in orders[:HALVES]]
+        return halves + [("leave8", sorted(order[LEFT_OUT:])) for order in orders[HALVES:]]
+
+    def retrain(self, kept: list[int]) -> list[float]:
+        """Held-out loss of every query, nats per label token, after training on the kept rows."""
+        from tasks.adapted import adapt
+        from tasks.real_run import train
+
+        request = self.request
+        real = train(
+            self.loaded, self.train, request.adapter, request.training, None, folder=self.folder / "trainer", rows=kept
+        )
+        adapted = adapt(self.loaded, request.adapter, request.training.seed)
+        return query_losses(adapted, self.heldout, real.delta)
+
+
+def query_losses(adapted: Any, table: pa.Table, delta: dict[str, Any]) -> list[float]:
+    """Loss of every row at the base weights plus delta, nats per label token."""
+    from tasks.minibatches import minibatches
+    from tasks.numerics.losses import sample_losses
+
+    weights = adapted.weights | {name: adapted.weights[name] + change for name, change in delta.items()}
+    losses = [0.0] * len(table)
+    with torch.no_grad():
+        for minibatch in minibatches(table, 1024):
+            found = sample_losses(adapted.call(weights, minibatch.batch), minibatch.batch.labels)
+            for row, loss_sum, tokens in zip(minibatch.rows, found.loss_sum, found.tokens, strict=True):
+                losses[row] = float(loss_sum / tokens)
+    return losses
+
+
+def swap_answers(pairs: list[dict[str, str]]) -> list[str]:
+    """Let a tenth of the rows answer each other's questions, in place; the prompts of these rows."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(pairs), generator=generator).tolist()[: max(2, round(NOISE * len(pairs)))]
+    answers = [pairs[row]["completion"] for row in chosen]
+    for row, answer in zip(chosen, answers[1:] + answers[:1], strict=True):
+        pairs[row] = {**pairs[row], "completion": answer}
+    return [pairs[row]["prompt"] for row in chosen]
+
+
+def write_request(folder: Path, pairs: list[dict[str, str]]) -> Path:
+    """request.yaml: the first rows are the held-out queries."""
+    for role, part in (("heldout", pairs[:HELD_OUT]), ("train", pairs[HELD_OUT:])):
+        (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    heldout = {"path": str(folder / "heldout.jsonl")}
+    request = {
+        "name": "retraining",
+        "dataset": {"path": str(folder / "train.jsonl"), "heldout": heldout, "max_length": MAX_LENGTH},
+        "model": {"name_or_path": MODEL},
+        "adapter": Q_AND_V,
+        "training": TRAINING,
+        "runtime": {"root": str(BANK / "root")},
+    }
+    path = folder / "request.yaml"
+    path.write_text(yaml.safe_dump(request))
+    return path
+
+
+def build(data: str) -> None:
+    """Train every subset that is not stored; the file is written again after each."""
+    with tempfile.TemporaryDirectory() as name:
+        bank = Bank(data, Path(name))
+        rows = bank.stored()
+        for kind, kept in bank.subsets()[len(rows) :]:
+            rows.append({"kind": kind, "kept": kept, "losses": bank.retrain(kept)})
+            pq.write_table(pa.Table.from_pylist(rows), bank.path)
+            print(data, len(rows), kind, round(sum(rows[-1]["losses"]) / HELD_OUT, 4), flush=True)
+
+
+if __name__ == "__main__":
+    for each in ("self_instruct", "gsm8k"):
+        build(each)
