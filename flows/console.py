@@ -195,6 +195,33 @@ def print_verdict(console: Console, verdict: dict[str, Any]) -> None:
         console.print(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")
 
 
+def print_backtest(console: Console, result: dict[str, Any], run: Run) -> None:
+    """The axes, the losses behind them, and which signals came true."""
+    found = result["backtest"]
+    table = Table(box=None, header_style="bold")
+    for column in ("axis", "simulation", "first step", "re-run"):
+        table.add_column(column)
+    for axis in found["axes"]:
+        cells = [_spread(axis[method]) for method in ("simulation", "first_step", "rerun")]
+        table.add_row(axis["axis"], axis["absent"] or cells[0], *cells[1:])
+    console.print(table)
+    real = ", ".join(f"{each['heldout_loss']:.3f}" for each in found["runs"])
+    console.print(
+        f"Held-out loss  {found['heldout_loss_base']:.3f} -> {found['heldout_loss_predicted']:.3f} on the predicted "
+        f"weights, {real} really trained"
+    )
+    for row in found["signals"]:
+        console.print(f"  {row['name']:<15} {row['verdict']}  [dim]{escape(row['detail'])}[/dim]")
+    console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
+
+
+def _spread(scores: dict[str, float] | None) -> str:
+    if scores is None:
+        return ""
+    low, mean, high = scores["low"], scores["mean"], scores["high"]
+    return f"{mean:.3f}" if low == high else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+
+
 def one_line(text: str, width: int = 96) -> str:
     """Text on one line, cut with an ellipsis, control characters made visible as spaces."""
     flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -6,12 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from storage.artifacts import ArtifactStore, Stored
+from storage.cache import sweep_cache
 from storage.errors import BadInput
 from storage.ledger import accepted_runs
 from storage.runs import Run, list_runs
 
 GRACE_SECONDS = 3600.0
 """An artefact this young may belong to a run that has not written its result yet."""
+COPY_DAYS = 30.0
+"""A download that nothing has read for this long; it is fetched again when it is needed after all."""
 
 
 def kept_runs(root: str, last: int | None, days: float | None, now: datetime) -> list[Run]:
@@ -58,7 +61,8 @@ def referenced(inputs: Any) -> list[tuple[str, str]]:
 
 
 def collect_garbage(root: str, last: int | None, days: float | None, delete: bool) -> dict[str, Any]:
-    """What would go, or went: runs that are not kept, and artefacts that only they needed."""
+    """What would go, or went: runs that are not kept, artefacts that only they needed, and this machine's old
+    downloads (`cache_bytes`, counted when they go)."""
     now = datetime.now(UTC)
     store, keep = ArtifactStore(root), kept_runs(root, last, days, now)
     marked, kept_ids = reachable(keep, store), {run.run_id for run in keep}
@@ -67,17 +71,20 @@ def collect_garbage(root: str, last: int | None, days: float | None, delete: boo
     loose: list[Stored] = [
         stored for stored in store.iterate() if (stored.task, stored.key) not in marked and stored.modified < young
     ]
+    cache_bytes = 0
     if delete:
         for run in doomed:
             run.place.delete()
         for stored in loose:
             store.delete(stored.task, stored.key)
         store.sweep(older_than=GRACE_SECONDS)
+        cache_bytes = sweep_cache(older_than=COPY_DAYS * 86400)
     return {
         "root": root,
         "deleted": delete,
         "runs": [run.run_id for run in doomed],
         "artifacts": [{"task": s.task, "key": s.key, "bytes": s.bytes} for s in loose],
         "bytes": sum(stored.bytes for stored in loose),
+        "cache_bytes": cache_bytes,
         "kept_runs": len(keep),
     }

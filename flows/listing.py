@@ -12,7 +12,7 @@ from storage.runs import Run, list_runs
 
 
 def list_rows(root: str) -> list[dict[str, Any]]:
-    """One row per run, newest first; runs that never ended are listed with their status."""
+    """One row per run, newest first; runs without a result are listed with their status."""
     return [_row(run) for run in reversed(list_runs(root))]
 
 

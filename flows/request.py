@@ -38,8 +38,13 @@ class RuntimeSettings(BaseModel):
 
     version: Literal[1] = 1
     root: str = Field("./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
-    runner: Literal["threads"] = Field("threads", title="Task runner")
-    max_workers: int = Field(2, ge=1, le=64, title="Tasks at once")
+    runner: Literal["threads", "ray"] = Field("threads", title="Task runner", description="ray: over many machines")
+    max_workers: int = Field(2, ge=1, le=64, title="Tasks at once", description="on this machine")
+    ray_address: str | None = Field(
+        None, title="Ray cluster", description="host:port or ray://host:port; none: RAY_ADDRESS, else this machine"
+    )
+    ray_cpus: float = Field(1, gt=0, title="Processors per task", description="that Ray sets aside for it")
+    ray_gpus: float = Field(0, ge=0, title="GPUs per task", description="that Ray sets aside for one with a model")
 
 
 class Request(BaseModel):

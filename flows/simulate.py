@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import prefect
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.exceptions import TerminationSignal
 
 from flows.request import Request, to_yaml
-from flows.steps import Submitted
+from flows.steps import steps_on
 from flows.wiring import simulation
 from storage.errors import BadInput, Damaged, StorageFault, failure_line
 from storage.events import EventLog
@@ -38,15 +38,20 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     """
     sources = resolve_sources(request.dataset, request.model, request.sae)
     run = Run(request.runtime.root, run_id or new_run_id(datetime.now(UTC), request.run_name))
+    return recorded(run, request, lambda: run_passes(run, request, sources))
+
+
+def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Attempt with the request beside it; bad input leaves no run behind, any other fault is the run's last event."""
     run.write_request(to_yaml(request))
     try:
-        return healing(run, lambda: run_passes(run, request, sources))
+        return healing(run, attempt)
     except BadInput:
         EventLog.of(run).close()
         run.place.delete()
         raise
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
+        stopped = isinstance(error, KeyboardInterrupt | TerminationSignal)  # the latter: cancelled
         said = "stopped by the user" if stopped else failure_line(error)
         with contextlib.suppress(StorageFault), EventLog.of(run) as log:  # a full disk must not hide the fault
             log.emit("run_finished", status="stopped" if stopped else "failed", error=said)
@@ -55,8 +60,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
 
 def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
     """Every pass, run or looked up; the invariants; the published result."""
-    with ThreadPoolTaskRunner(max_workers=request.runtime.max_workers) as runner:
-        step = Submitted(run, runner)
+    with steps_on(run, request.runtime) as step:
         made = simulation(step, request, sources)
         step.finish()
     weights_unchanged()
@@ -64,7 +68,7 @@ def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
         run=run,
         request=request.model_dump(mode="json"),
         made={name: step.ready(artifact) for name, artifact in made.items()},
-        asked=len(step.futures),
+        asked=len(step.asked),
     )
 
 

@@ -1,10 +1,16 @@
-"""Two ways to take a step of the DAG: submit its task to a runner, or ask whether its artefact is stored."""
+"""Two ways to take a step of the DAG by running it: on threads of this process, or on a Ray cluster."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.request import RuntimeSettings
+from flows.runners import OnRay
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.samples import SampleIndex, read_index
@@ -16,11 +22,11 @@ class Submitted:
 
     run: Run
     runner: Any
-    futures: list[Any] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
 
     def __call__(self, task: Any, **inputs: Any) -> Any:
         future = self.runner.submit(task, parameters={"run": self.run, **inputs})
-        self.futures.append(future)
+        self.asked.append(future)
         return future
 
     def ready(self, artifact: Any) -> ArtifactRef:
@@ -31,7 +37,17 @@ class Submitted:
 
     def finish(self) -> None:
         """Wait for everything; the first failed task in the order of submission raises its own error."""
-        for future in self.futures:
+        for future in self.asked:
             future.wait()
-        for future in self.futures:
+        for future in self.asked:
             future.result()
+
+
+@contextlib.contextmanager
+def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[Submitted | OnRay]:
+    """The steps of a run on the runner that its settings name; what was started for them ends with the block."""
+    with contextlib.ExitStack() as stack:
+        if settings.runner == "ray":
+            yield OnRay(run, settings, stack)
+        else:
+            yield Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))

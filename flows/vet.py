@@ -86,7 +86,7 @@ def compared_with(accepted: dict[str, Any] | None, run: Run) -> dict[str, Any] |
     if accepted is None:
         return None
     before = Run(run.root, accepted["run_id"])
-    if before.status == "unfinished":
+    if before.status != "completed":
         return None
     compared = compare_runs(before, run)
     attach_comparison(run, compared)

@@ -50,13 +50,21 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`status` of result.json; "unfinished" without one, "unreadable" when it is torn."""
+        """`status` of result.json, "unreadable" when it is torn; without one "failed" or "stopped" where the events
+        end with that, "completed" where those of a real training run do, else "unfinished".
+        """
+        from storage.events import read_events  # events lie in a run's folder
+
         try:
             return str(self.read_result().get("status", "finished"))
-        except FileNotFoundError:
-            return "unfinished"
         except BadInput:
             return "unreadable"
+        except FileNotFoundError:
+            last = next(reversed(read_events(self)), {})
+        ended = last.get("type") == "run_finished"
+        # A simulation that was killed just before it wrote its result has not completed.
+        real = last.get("source") == "training" or last.get("status") != "completed"
+        return str(last.get("status")) if ended and real else "unfinished"
 
     def write_request(self, text: str) -> None:
         (self.place / REQUEST).write_bytes(text.encode())
@@ -70,6 +78,10 @@ class Run:
 
     def write_comparison(self, compared: dict[str, Any]) -> None:
         (self.place / COMPARISON).write_bytes((to_json(compared, indent=1) + "\n").encode())
+
+    def write_whatif(self, result: dict[str, Any], html: str) -> None:
+        (self.place / "whatif.html").write_bytes(html.encode())
+        (self.place / "whatif.json").write_bytes((to_json(result, indent=1) + "\n").encode())
 
     def read_request(self) -> str:
         """FileNotFoundError when the run never wrote one."""

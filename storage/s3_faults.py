@@ -71,7 +71,8 @@ def is_transient(error: BaseException) -> bool:
 def attempt(call: Callable[[], T], uri: str) -> T:
     """`call()`, again after transient failures; FileNotFoundError where `uri` is missing.
 
-    Raises BadInput for a bucket that does not exist, StorageFault for everything that retries cannot mend.
+    Raises BadInput for a bucket that does not exist and for credentials that are not set, StorageFault for
+    everything else that retries cannot mend.
     """
     started = time.monotonic()
     retrying = tenacity.Retrying(
@@ -100,7 +101,7 @@ def _explained(error: Exception, uri: str, tries: int, seconds: float) -> Except
             "and run again, what is stored is kept"
         )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-        return StorageFault(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return BadInput(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, PermissionError) or status in (401, 403):
         return StorageFault(
             f"{uri}: S3 denies access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they "

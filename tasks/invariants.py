@@ -57,11 +57,15 @@ def witness(model: Any) -> None:
             _witnesses[first] = Witness(model, weights_digest(model))
 
 
-def weights_unchanged() -> None:
-    """Every model opened since the last call holds the weights it was opened with. Raises BrokenInvariant."""
+def weights_unchanged(forget: bool = True) -> None:
+    """Every model opened since the last call holds the weights it was opened with. Raises BrokenInvariant.
+
+    With `forget` off the next call compares with the same beginning.
+    """
     with _lock:
         held = list(_witnesses.values())
-        _witnesses.clear()
+        if forget:
+            _witnesses.clear()
     for each in held:
         after = weights_digest(each.model)
         if after != each.digest:

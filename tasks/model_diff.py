@@ -54,15 +54,15 @@ def model_diff(
 
 def weight_norms(base: LoadedModel, new: LoadedModel) -> list[dict[str, Any]]:
     """Frobenius norms per tensor under both models, and the norm of the difference."""
-    others = dict(new.model.named_parameters())
     rows = []
-    for name, weight in base.model.named_parameters():
-        norm, change = float(weight.norm()), float((others[name] - weight).norm())
+    for name, _ in base.model.named_parameters():
+        weight, other = base.values(name), new.values(name)
+        norm, change = float(weight.norm()), float((other - weight).norm())
         rows.append(
             {
                 "module": name,
                 "norm_base": norm,
-                "norm_new": float(others[name].norm()),
+                "norm_new": float(other.norm()),
                 "delta_norm": change,
                 "relative": change / norm if norm else 0.0,
             }

@@ -15,14 +15,20 @@ from tasks.findings import Findings, collect
 
 @prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
 def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], asked: int) -> dict[str, Any]:
-    """Write result.json last and return it; `asked` is the number of tasks that the wiring asked for."""
+    """Write result.json last and return it; `asked` is the number of tasks that the wiring asked for.
+
+    The run's page is that of its backtest, where there was one.
+    """
     found = collect(run, made)
     events = EventLog.of(run)
     for signal in found.signals:
         events.emit("signal", **signal)
     events.flush()  # on S3 the passes' own events may still be gathered here
-    run.write_report(run.store.open(made["report"]).path("report.html").read_text(encoding="utf-8"))
+    page = made.get("backtest_report", made["report"])
+    run.write_report(run.store.open(page).path("report.html").read_text(encoding="utf-8"))
     result = result_of(run, request, made, found, asked)
+    if "agreement" in made:
+        result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
     events.emit("run_finished", status="completed", answer=found.answer)
     events.close()
     run.write_result(result)
@@ -71,8 +77,15 @@ def verdict_markdown(result: dict[str, Any]) -> str:
     return (
         f"## Should I train? {summary['answer']}\n\n{reasons}\n\n"
         f"Held-out loss {summary['heldout_loss_base']:.3f} → {summary['heldout_loss_evaluated']:.3f} "
-        f"(trusted: {summary['trust']})\n\nRun `{result['run_id']}`\n"
+        f"(trusted: {summary['trust']})\n\n{_axes(result)}Run `{result['run_id']}`\n"
     )
+
+
+def _axes(result: dict[str, Any]) -> str:
+    """What a backtest scored, in a line."""
+    axes = result.get("backtest", {}).get("axes", [])
+    scored = [f"{axis['axis']} {axis['simulation']['mean']:.3f}" for axis in axes if axis["simulation"]]
+    return f"Against real training: {', '.join(scored)}\n\n" if scored else ""
 
 
 def escape(text: str) -> str:

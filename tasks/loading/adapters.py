@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from storage.errors import BadInput
 from tasks.loading.models import building
+from tasks.loading.placement import offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,11 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Pa
     """
     model = loaded.model
     if targets.method == "full":
+        if away := len(offloaded(model)):
+            raise BadInput(
+                f"model.device_map: {away} tensors fit on no device, so a full fine-tune cannot be simulated here; "
+                "set adapter.method: lora or use more GPUs"
+            )
         return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     modules = _adapted_modules(model, targets)
     own = dict(model.named_parameters(remove_duplicate=False))
@@ -108,7 +114,7 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Pa
                 f"adapter.target_modules: {module} shares its weight with the embedding, so "
                 "merging would move both; leave it out"
             )
-    return {f"{module}.weight": own[f"{module}.weight"] for module in modules}
+    return {f"{module}.weight": loaded.weight(f"{module}.weight") for module in modules}
 
 
 def _adapted_modules(model: PreTrainedModel, targets: AdapterTargets) -> list[str]:

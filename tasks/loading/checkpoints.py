@@ -53,7 +53,7 @@ def _by_stored_name(loaded: LoadedModel, deltas: dict[str, Tensor], layout: dict
     for name, delta in deltas.items():
         spelt = {
             form
-            for alias in aliases[id(loaded.weight(name))]
+            for alias in aliases[id(loaded.model.get_parameter(name))]
             for form in (alias, alias.removeprefix(prefix), prefix + alias)
         }
         found = sorted(spelt & layout.keys())

@@ -1,63 +1,57 @@
 """What the engine adds to a pass: seconds per shard on each runner, and from a published event to its verdict.
 
 `make bench-orchestration` writes results/orchestration.json. A shard here stores a few bytes, so that nearly all
-of its time is overhead; what the same body takes without Prefect is subtracted. The event is vetted on the demo
+of its time is overhead; what the same body takes without Prefect is subtracted. `start_seconds` is what a Ray
+cluster takes until its workers are up. The event is vetted on the demo
 by a server and a worker in processes of their own: once with nothing stored, once with every pass stored.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
 import tempfile
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import prefect
-from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.environment import prepare
-from storage.artifacts import ArtifactRef
-from storage.runs import Run
-from tasks.keys import content_task
-from tests.benchmarks.environment import write_results
+from tests.benchmarks.environment import RESULTS, write_results
+from tests.benchmarks.mapped_shards import WORKERS, mapped, runner_row
 from tests.deployments.team import PROJECT, Team, published, running_team
 
 SHARDS = (8, 64, 256)
-WORKERS = 2
 
 
-@content_task(version=1, libraries=())
-def stored_number(draft: Any, run: Run, number: int) -> None:
-    """The smallest pass: one file of a few bytes."""
-    draft.write_json("number.json", number)
+def runner_rows(folder: Path) -> list[dict[str, Any]]:
+    """Mapped shards on threads of this process, and on a Ray cluster of two nodes with a worker each."""
+    with prefect_test_harness(server_startup_timeout=180):
+        mapped(str(folder / "warm-threads"), "threads", WORKERS)
+        rows = [runner_row(folder, "threads", shards) for shards in SHARDS]
+        with warm_cluster(folder) as started:
+            return rows + [{**runner_row(folder, "ray", shards), "start_seconds": started} for shards in SHARDS]
 
 
-@prefect.flow(task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))
-def mapped(run: Run, shards: int) -> list[ArtifactRef]:
-    """One task per shard."""
-    return [future.result() for future in [stored_number.submit(run=run, number=n) for n in range(shards)]]
+@contextlib.contextmanager
+def warm_cluster(folder: Path) -> Iterator[float]:
+    """Joined and with its workers up; yields the seconds that this took."""
+    import ray
+    from ray.cluster_utils import Cluster
 
-
-def runner_row(folder: Path, shards: int) -> dict[str, Any]:
-    """Seconds of the mapped tasks on threads, cold and with every shard stored."""
-    seconds = {}
-    for state in ("computed", "stored"):
-        started = time.perf_counter()
-        mapped(Run(str(folder / f"mapped-{shards}"), "run"), shards)
-        seconds[state] = time.perf_counter() - started
     started = time.perf_counter()
-    for number in range(shards):
-        stored_number.fn(run=Run(str(folder / f"plain-{shards}"), "run"), number=number)
-    plain = time.perf_counter() - started
-    return {
-        "runner": "threads",
-        "shards": shards,
-        "seconds": round(seconds["computed"], 3),
-        "seconds_per_shard": round(seconds["computed"] / shards, 5),
-        "overhead_per_shard": round((seconds["computed"] - plain) / shards, 5),
-        "seconds_stored": round(seconds["stored"], 3),
-    }
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(WORKERS - 1):
+        nodes.add_node(num_cpus=1)
+    ray.init(nodes.address, namespace="prefect", log_to_driver=False)
+    mapped(str(folder / "warm-ray"), "ray", 4 * WORKERS)
+    yield round(time.perf_counter() - started, 1)
+    ray.shutdown()
+    nodes.shutdown()
 
 
 def event_rows(folder: Path) -> list[dict[str, Any]]:
@@ -89,15 +83,30 @@ def seconds_to_verdict(team: Team, root: Path, gate: dict[str, Any] | None) -> f
     return time.perf_counter() - started
 
 
+def stored_rows() -> list[dict[str, Any]]:
+    """The rows of an earlier benchmark; none before the first."""
+    path = RESULTS / "orchestration.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--part", choices=PARTS, help="measure one part, keep the stored rows of the other")
+    part = parser.parse_args().part
     prepare(command_line=True)
-    with tempfile.TemporaryDirectory() as folder:
-        with prefect_test_harness(server_startup_timeout=180):
-            mapped(Run(f"{folder}/warm", "run"), 2)
-            rows = [runner_row(Path(folder), shards) for shards in SHARDS]
-        rows += event_rows(Path(folder))
+    rows = []
+    for name, (column, measure) in PARTS.items():
+        if part in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                measured = measure(Path(folder))
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            rows += [{**row, "date": date} for row in measured]
+        else:
+            rows += [row for row in stored_rows() if column in row]
     write_results("orchestration", rows)
 
+
+PARTS = {"runners": ("runner", runner_rows), "event": ("event_to_verdict_seconds", event_rows)}
 
 if __name__ == "__main__":
     main()

@@ -56,10 +56,12 @@ def test_a_published_dataset_is_vetted(team, request_body, shared_root, tmp_path
     assert event["resource"]["foretune.verdict"] == event["payload"]["verdict"] == "pass"
 
 
-def test_the_nightly_schedule_has_its_next_runs(team):
-    nights = team.until(lambda: team.runs(team.deployment("vet"), ["SCHEDULED"]))
-    assert {run["expected_start_time"][11:16] for run in nights} == {"02:00"}
-    assert all(run["auto_scheduled"] for run in nights)
+@pytest.mark.parametrize(("name", "hour", "days"), [("vet", "02:00", range(7)), ("backtest", "03:00", [6])])
+def test_every_schedule_has_its_next_runs(team, name, hour, days):
+    due = team.until(lambda: team.runs(team.deployment(name), ["SCHEDULED"]))
+    assert {run["expected_start_time"][11:16] for run in due} == {hour}
+    assert {datetime.fromisoformat(run["expected_start_time"]).weekday() for run in due} <= set(days)
+    assert all(run["auto_scheduled"] for run in due)
 
 
 def test_a_schedule_that_is_due_produces_a_run(team, request_body, shared_root):
@@ -82,4 +84,4 @@ def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, tmp_path
     team.until(lambda: list_runs(request_body["runtime"]["root"]))
     team.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
     assert team.ended(run_id)["state_type"] == "CANCELLED", team.tail()
-    assert [stored.status for stored in list_runs(request_body["runtime"]["root"])] == ["unfinished"]
+    assert [stored.status for stored in list_runs(request_body["runtime"]["root"])] == ["stopped"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flows.listing import list_rows
 from flows.request import load_request
 from flows.simulate import simulate
 from storage.runs import Run
@@ -42,7 +43,7 @@ def test_a_diverging_solve_ends_the_run_and_ranks_nothing(prefect_server, tiny_r
         run_with(tiny_request, "influence.solver.scale=1e-3")
     request = load_request(str(tiny_request))
     run = Run(request.runtime.root, "broken")
-    assert run.status == "unfinished"
+    assert list_rows(run.root) == [{"run_id": "broken", "status": "failed"}]
     assert not [stored for stored in run.store.iterate() if stored.task == "influence"]
 
 

@@ -92,14 +92,27 @@ def test_a_missing_bucket_is_bad_input_that_names_it(remote_request, override):
         run_dag(load_request(str(remote_request), [override]))
 
 
-def test_a_missing_bucket_of_the_root_is_one_line_on_the_command_line(remote_request):
-    done = subprocess.run(
-        [str(BINARY), "simulate", str(remote_request), "--root", "s3://nowhere/root", "--quiet"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def assert_refused(words: list[str], fragment: str) -> None:
+    """The command ends as bad input, with one line that says this."""
+    done = subprocess.run([str(BINARY), *words, "--quiet"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "no bucket 'nowhere'" in done.stderr
+    assert fragment in done.stderr
     assert done.stdout == ""
+
+
+def test_a_missing_bucket_of_the_root_is_one_line_on_the_command_line(remote_request):
+    assert_refused(["simulate", str(remote_request), "--root", "s3://nowhere/root"], "no bucket 'nowhere'")
+
+
+@pytest.mark.parametrize("command", ["simulate", "plan", "vet"])
+def test_missing_credentials_are_one_line_on_the_command_line(remote_request, monkeypatch, command):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert_refused([command, str(remote_request)], "no S3 credentials; set AWS_ACCESS_KEY_ID")
+
+
+def test_missing_credentials_are_one_line_for_commands_on_runs(s3_root, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert_refused(["runs", "--root", s3_root], "no S3 credentials; set AWS_ACCESS_KEY_ID")

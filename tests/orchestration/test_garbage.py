@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.garbage import GRACE_SECONDS, collect_garbage
+from flows.garbage import COPY_DAYS, GRACE_SECONDS, collect_garbage
 from flows.lineage import lineage_of
 from flows.plan import make_plan
 from flows.request import load_request
@@ -73,6 +73,21 @@ def test_young_artefacts_of_no_run_are_spared(two_runs, warm_request):
     run_inline(warm_request, "report.top_rows=7")
     found = collect_garbage(str(two_runs), last=None, days=None, delete=True)
     assert found["artifacts"] == []
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_downloads_that_nothing_read_for_long_go_too(two_runs, tmp_path, monkeypatch, delete):
+    monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "cache"))
+    names = {"old": (COPY_DAYS + 1) * 86400, "young": 86400}
+    for name, age in names.items():
+        copy = tmp_path / "cache" / "copies" / name / "model.safetensors"
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(b"12345")
+        os.utime(copy, (time.time() - age,) * 2)
+    found = collect_garbage(str(two_runs), last=None, days=None, delete=delete)
+    assert found["cache_bytes"] == (5 if delete else 0)
+    left = {folder.name for folder in (tmp_path / "cache" / "copies").iterdir()}
+    assert left == ({"young"} if delete else {"old", "young"})
 
 
 def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_request):

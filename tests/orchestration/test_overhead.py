@@ -32,7 +32,7 @@ def ours(root: str) -> list[bool]:
         for number in range(TASKS):
             step(stored, number=number)
         step.finish()
-    return [future.result().cached for future in step.futures]
+    return [future.result().cached for future in step.asked]
 
 
 @prefect.flow

@@ -299,7 +299,7 @@ def test_a_forbidden_bucket_is_one_line(faulty_s3, s3_root):
 def test_no_credentials_is_one_line(s3_root, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(StorageFault, match="no S3 credentials; set AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(BadInput, match="no S3 credentials; set AWS_ACCESS_KEY_ID") as caught:
         (Place(s3_root) / "a").write_bytes(b"1")
     one_line(caught)
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from storage.errors import BadInput
+from storage.events import EventLog
 from storage.places import Place
 from storage.runs import Run, latest, list_runs, new_run_id, resolve_run
 
@@ -48,6 +49,26 @@ def test_what_a_run_wrote_is_read(root):
     assert run.read_result()["summary"] == {"loss": 1.5}
     assert run.place.list() == ["report.html", "request.yaml", "result.json"]
     assert run.store.root == Place(root)
+
+
+@pytest.mark.parametrize(
+    ("source", "ended", "status"),
+    [
+        ("simulation", {"status": "failed", "error": "the disk is full"}, "failed"),
+        ("simulation", {"status": "stopped"}, "stopped"),
+        ("simulation", {"status": "completed"}, "unfinished"),  # killed before the result was written
+        ("training", {"status": "completed"}, "completed"),
+    ],
+)
+def test_without_a_result_the_events_say_how_a_run_ended(root, source, ended, status):
+    run = Run(root, NEW)
+    with EventLog(run, source) as log:
+        log.emit("pass_failed", task="samples")
+        log.emit("run_finished", **ended)
+    assert run.status == status
+    with EventLog(run, source) as log:
+        log.emit("pass_started", task="samples")
+    assert run.status == "unfinished"  # it goes on
 
 
 def test_an_unfinished_run_says_so(filled):
