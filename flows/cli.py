@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flows.environment import prepare
+from flows.options import (
+    DEFAULT_ROOT,
+    Json,
+    Overrides,
+    Quiet,
+    RequestFile,
+    Root,
+    RunName,
+    check_inputs,
+    console_for,
+    finish,
+    named_run,
+    whole_numbers,
+    with_root,
+)
 from storage.errors import BadInput, failure_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from flows.request import Request
-    from storage.runs import Run
 
 app = typer.Typer(
     name="foretune",
@@ -26,14 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RequestFile = Annotated[str, typer.Argument(metavar="REQUEST.yaml", help="the request; local or s3://")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="run id, its beginning, a request's name, or latest")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="change a setting; repeatable")]
-Root = Annotated[str | None, typer.Option("--root", help="storage root: a folder or s3://bucket/prefix")]
-Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is one JSON object")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors (and the JSON object)")]
-
-DEFAULT_ROOT = "./.foretune"
 INTERRUPTED = 130
 
 
@@ -48,17 +48,17 @@ def simulate(
     from flows.request import load_request
     from storage.runs import Run, new_run_id
 
-    wanted = load_request(request, _with_root(overrides, root))
+    wanted = load_request(request, with_root(overrides, root))
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
-    console = _console(quiet)
+    console = console_for(quiet)
     console.print(f"[bold]foretune[/bold]  {wanted.line()}")
-    _check_inputs(wanted, run)
+    check_inputs(wanted, run)
     from flows.simulate import simulate as flow
 
     with LivePasses(run, console):
         result = flow(wanted, run_id=run.run_id)
     print_answer(console, result, run)
-    _finish(result, as_json)
+    finish(result, as_json)
 
 
 @app.command()
@@ -69,9 +69,9 @@ def plan(
     from flows.plan import make_plan, print_plan
     from flows.request import load_request
 
-    planned = make_plan(load_request(request, _with_root(overrides, root)))
-    print_plan(_console(quiet), planned)
-    _finish(planned, as_json)
+    planned = make_plan(load_request(request, with_root(overrides, root)))
+    print_plan(console_for(quiet), planned)
+    finish(planned, as_json)
 
 
 @app.command()
@@ -85,21 +85,21 @@ def export(
     """Copy a run's predicted checkpoint into a local folder that transformers opens."""
     from flows.exports import export_checkpoint
 
-    found = _run(run, root)
+    found = named_run(run, root)
     files = export_checkpoint(found, folder)
-    _console(quiet).print(f"{len(files)} files of {found.run_id} in {folder}", soft_wrap=True)
-    _finish({"run_id": found.run_id, "folder": folder, "files": files}, as_json)
+    console_for(quiet).print(f"{len(files)} files of {found.run_id} in {folder}", soft_wrap=True)
+    finish({"run_id": found.run_id, "folder": folder, "files": files}, as_json)
 
 
 @app.command()
 def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Print where a run's report lies."""
-    found = _run(run, root)
+    found = named_run(run, root)
     place = found.place / "report.html"
     if not place.exists():
         raise BadInput(f"run {found.run_id} has no report ({found.status}); run it again")
-    _console(quiet).print(place.uri, soft_wrap=True)
-    _finish({"run_id": found.run_id, "report": place.uri}, as_json)
+    console_for(quiet).print(place.uri, soft_wrap=True)
+    finish({"run_id": found.run_id, "report": place.uri}, as_json)
 
 
 @app.command()
@@ -108,8 +108,8 @@ def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None
     from flows.listing import list_rows, print_rows
 
     rows = list_rows(root or DEFAULT_ROOT)
-    print_rows(_console(quiet), rows)
-    _finish({"root": root or DEFAULT_ROOT, "runs": rows}, as_json)
+    print_rows(console_for(quiet), rows)
+    finish({"root": root or DEFAULT_ROOT, "runs": rows}, as_json)
 
 
 @app.command()
@@ -118,11 +118,11 @@ def compare(run_a: RunName, run_b: RunName, root: Root = None, as_json: Json = F
     from flows.compare import attach_comparison, compare_runs
     from flows.console import print_comparison
 
-    a, b = _run(run_a, root), _run(run_b, root)
+    a, b = named_run(run_a, root), named_run(run_b, root)
     compared = compare_runs(a, b)
     attach_comparison(b, compared)
-    print_comparison(_console(quiet), compared)
-    _finish(compared, as_json)
+    print_comparison(console_for(quiet), compared)
+    finish(compared, as_json)
 
 
 @app.command()
@@ -142,10 +142,16 @@ def vet(
     from flows.gate import Gate, load_gate
     from flows.request import load_request
     from storage.runs import Run, new_run_id
+    from storage.versions import newest_version
 
-    wanted, rules = load_request(request, _with_root(overrides, root)), load_gate(gate) if gate else Gate()
+    wanted, rules = load_request(request, with_root(overrides, root)), load_gate(gate) if gate else Gate()
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
-    console = _console(quiet)
+    console = console_for(quiet)
+    dataset = newest_version(dataset or wanted.dataset.path)
+    check_inputs(
+        wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})}),
+        run,
+    )
     from flows.vet import REFUSED
     from flows.vet import vet as flow
 
@@ -153,9 +159,41 @@ def vet(
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
     verdict = state.result(raise_on_failure=state.name != REFUSED)
     print_verdict(console, verdict)
-    _finish(verdict, as_json)
+    finish(verdict, as_json)
     if verdict["verdict"] == "fail":
         raise typer.Exit(3)
+
+
+@app.command()
+def backtest(
+    request: RequestFile,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="S,S", help="orders of the rows to train on")] = None,
+    retrain: Annotated[int, typer.Option("--retrain", min=0, help="random halves to retrain on; 0 or 4 and more")] = 0,
+    overrides: Overrides = None,
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate, really train, and score the simulation on six axes."""
+    from datetime import UTC, datetime
+
+    from flows.console import LivePasses, print_backtest
+    from flows.request import load_request
+    from storage.runs import Run, new_run_id
+
+    wanted, orders = load_request(request, with_root(overrides, root)), whole_numbers("--seeds", seeds)
+    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), f"{wanted.run_name}-backtest"))
+    console = console_for(quiet)
+    console.print(f"[bold]foretune backtest[/bold]  {wanted.line()}")
+    check_inputs(wanted, run)
+    from flows.backtest import backtest as flow
+    from flows.backtest import checked_seeds
+
+    orders = checked_seeds(orders or [wanted.training.seed], retrain)
+    with LivePasses(run, console):
+        result = flow(wanted, orders, retrain, run_id=run.run_id)
+    print_backtest(console, result, run)
+    finish(result, as_json)
 
 
 @app.command()
@@ -171,14 +209,14 @@ def clean(
     """Write the dataset of a run without its most harmful or its flagged samples."""
     from flows.exports import cleaned_rows, write_rows
 
-    found = _run(run, root)
+    found = named_run(run, root)
     cleaned = cleaned_rows(found, drop_harmful, drop_flagged or [])
     write_rows(cleaned["kept"], output)
-    console = _console(quiet)
+    console = console_for(quiet)
     for row in cleaned["dropped"]:
         console.print(f"  row {row['row']}  {row['why']}", markup=False)
     console.print(f"{len(cleaned['kept'])} rows in {output}, {len(cleaned['dropped'])} dropped", soft_wrap=True)
-    _finish(
+    finish(
         {"run_id": found.run_id, "file": output, "rows": len(cleaned["kept"]), "dropped": cleaned["dropped"]}, as_json
     )
 
@@ -189,10 +227,10 @@ def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet =
     from flows.console import LivePasses
     from storage.events import read_events
 
-    found = _run(run, root)
-    with LivePasses(found, _console(quiet)) as live:
+    found = named_run(run, root)
+    with LivePasses(found, console_for(quiet)) as live:
         live.until_finished()
-    _finish({"run_id": found.run_id, "status": found.status, "events": len(read_events(found))}, as_json)
+    finish({"run_id": found.run_id, "status": found.status, "events": len(read_events(found))}, as_json)
 
 
 @app.command()
@@ -200,13 +238,13 @@ def lineage(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet
     """Which inputs made which artefact of a run."""
     from flows.lineage import lineage_of
 
-    traced = lineage_of(_run(run, root))
-    console = _console(quiet)
+    traced = lineage_of(named_run(run, root))
+    console = console_for(quiet)
     for name, node in traced["artifacts"].items():
         console.print(f"{name}  {node['created']}  {node['seconds']:.1f} s  commit {(node['git_commit'] or '-')[:12]}")
         for parent in node["reads"]:
             console.print(f"    reads {parent}")
-    _finish(traced, as_json)
+    finish(traced, as_json)
 
 
 @app.command()
@@ -223,41 +261,31 @@ def gc(
 
     found = collect_garbage(root or DEFAULT_ROOT, keep_last, keep_days, delete)
     verb = "deleted" if delete else "would be deleted (add --delete)"
-    _console(quiet).print(
+    console_for(quiet).print(
         f"{len(found['runs'])} runs and {len(found['artifacts'])} artefacts, {found['bytes'] / 1e6:,.1f} MB, {verb}; "
         f"{found['kept_runs']} runs kept"
     )
-    _finish(found, as_json)
+    finish(found, as_json)
 
 
-def _check_inputs(request: Request, run: Run) -> None:
-    """Find bad input, a missing bucket of the root's too, before an engine is started for it."""
-    from tasks.sources import resolve_sources
+@app.command()
+def whatif(
+    run: RunName,
+    grid: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C,D", help="values to try; repeatable")
+    ] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="spend forward passes on every setting")] = False,
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict other settings from the gradients that a run has stored."""
+    from flows.whatif import print_whatif
+    from flows.whatif import whatif as tried
 
-    run.place.exists()
-    resolve_sources(request.dataset, request.model, request.sae)
-
-
-def _with_root(overrides: list[str] | None, root: str | None) -> list[str]:
-    return [*(overrides or []), *([f"runtime.root={root}"] if root else [])]
-
-
-def _run(name: str, root: str | None) -> Run:
-    from storage.runs import resolve_run
-
-    return resolve_run(root or DEFAULT_ROOT, name)
-
-
-def _console(quiet: bool) -> Console:
-    from rich.console import Console
-
-    return Console(quiet=quiet, highlight=False)
-
-
-def _finish(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        sys.stdout.flush()
-        print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+    result = tried(named_run(run, root), grid or [], evaluate)
+    print_whatif(console_for(quiet), result)
+    finish(result, as_json)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from tasks.preference import preference
 from tasks.row_gradients import RowCoordinates
 from tasks.rows import ShardRows, SubsetRows
 from tasks.sae_diff import sae_diff
-from tasks.shards import Subset, rows_of_shard, shard_tree, subset_of
+from tasks.shards import Shard, Subset, rows_of_shard, shard_tree, subset_of
 from tasks.sources import Sources
 
 
@@ -214,7 +214,7 @@ class Wiring:
             gradient=self.gradients["train"],
             heldout_gradient=self.gradients["heldout"],
             curvature=made["curvature"],
-            evaluation=self._subset("heldout", request.prediction.evaluation_rows, "evaluation"),
+            evaluation=self.evaluation_rows(),
             model=self.model,
             adapter=request.adapter,
             training=request.training,
@@ -222,10 +222,14 @@ class Wiring:
             settings=request.prediction,
         )
 
+    def evaluation_rows(self) -> SubsetRows:
+        """The held-out rows whose loss is taken along the predicted path."""
+        return self.subset("heldout", self.request.prediction.evaluation_rows, "evaluation")
+
     def concepts(self, made: dict[str, Any]) -> dict[str, Any]:
         """What reads the SAE after the prediction: features and SAE diff."""
         request, sae, concepts = self.request, self.sources.sae, {}
-        compared = self._subset("heldout", request.diff.rows, "diff")
+        compared = self.subset("heldout", request.diff.rows, "diff")
         scores = self.step(
             feature_scores,
             gradient=self.gradients["train"],
@@ -270,7 +274,7 @@ class Wiring:
             model_diff,
             model=self.model,
             checkpoint=made["checkpoint"],
-            rows=self._subset("heldout", self.request.diff.rows, "diff"),
+            rows=self.subset("heldout", self.request.diff.rows, "diff"),
             probes=self.tables.get("probes"),
             pairs=self.tables.get("preferences", self.tables["heldout"] if paired else None),
             settings=self.request.diff,
@@ -288,26 +292,28 @@ class Wiring:
         short = self.indices["train"].short_ids(settings.max_row_tokens)
         return self._rows("train", subset_of(short, settings.rows, "curvature"))
 
-    def _subset(self, role: str, rows: int, salt: str) -> SubsetRows:
+    def subset(self, role: str, rows: int, salt: str) -> SubsetRows:
+        """At most `rows` of a role's trained rows, chosen by id."""
         return self._rows(role, subset_of(self.indices[role].trained_ids, rows, salt))
 
     def _rows(self, role: str, subset: Subset) -> SubsetRows:
         tokens = self.indices[role].tokens_of(subset.ids)
         return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role), tokens=tokens)
 
+    def whole(self, role: str) -> ShardRows:
+        """All rows of a role as one shard."""
+        ids = self.indices[role].ids
+        return self._shard(role, *shard_tree(ids, len(ids), 0))
+
     def _shards(self, role: str, bounded: bool = False) -> list[ShardRows]:
         cut = self.request.shards
         depth = min(cut.node_depth, cut.max_depth) if bounded else cut.max_depth
+        return [self._shard(role, leaf) for leaf in shard_tree(self.indices[role].ids, cut.max_rows, depth)]
+
+    def _shard(self, role: str, shard: Shard) -> ShardRows:
         index, encoding = self.indices[role], self._encoding(role)
-        return [
-            ShardRows(
-                samples=self.tables[role],
-                shard=leaf,
-                encoding=encoding,
-                tokens=index.tokens_of(index.ids[row] for row in rows_of_shard(index.ids, leaf)),
-            )
-            for leaf in shard_tree(index.ids, cut.max_rows, depth)
-        ]
+        tokens = index.tokens_of(index.ids[row] for row in rows_of_shard(index.ids, shard))
+        return ShardRows(samples=self.tables[role], shard=shard, encoding=encoding, tokens=tokens)
 
     def _encoding(self, role: str) -> str:
         return encoding_of(self.tokenizer, self.request.dataset, role)

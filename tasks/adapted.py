@@ -106,15 +106,19 @@ def curvature_operator(adapted: AdaptedModel, table: pa.Table, settings: Curvatu
 
 def gradient_field(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> GradientField:
     """The stored gradient sums of all nodes with a trained token, memory-mapped."""
+    return stored_field(run, nodes, tuple(adapted.weights), adapted.loaded.device)
+
+
+def stored_field(run: Run, nodes: list[ArtifactRef], names: tuple[str, ...], device: Any = "cpu") -> GradientField:
+    """`gradient_field` without a model at hand."""
     from tasks.numerics.field import GradientField
 
     opened = [run.store.open(node) for node in nodes]
     kept = [(node, node.json("shard.json")) for node in opened]
     kept = [(node, counts) for node, counts in kept if counts["tokens"]]
     files = [node.tensor_file("gradients.safetensors") for node, _ in kept]
-    device = adapted.loaded.device
     return GradientField(
-        names=tuple(adapted.weights),
+        names=names,
         tokens=tuple(counts["tokens"] for _, counts in kept),
         rows=tuple(counts["rows"] for _, counts in kept),
         read=lambda node, name: files[node].get_tensor(name).to(device),

@@ -22,7 +22,7 @@ from tasks.model import ModelHandle, exclusive
 from tasks.row_gradients import row_gradients
 from tasks.rows import ShardRows, SubsetRows
 from tasks.training import TrainingSettings
-from tasks.trajectory import Trajectory, VirtualRun, anchored, planned_anchors, single_anchor
+from tasks.trajectory import Trajectory, VirtualRun, anchored, moving_adapter, planned_anchors, single_anchor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,7 @@ def prediction(
     field = gradient_field(run, nodes, adapted)
     rows = sum(field.rows)
     detail = row_gradients(run, nodes, adapted)
-    virtual = VirtualRun(adapted, field, training, training.steps(rows), detail)
+    virtual = VirtualRun(moving_adapter(adapted), field, training, training.steps(rows), detail)
     mean = run.store.open(gradient).tensors("gradients.safetensors")
     measured = run.store.open(curvature)
     # A tensor without gradient has no direction to measure K_ii in, and does not move either.
@@ -100,6 +100,7 @@ def prediction(
         at = path_steps(virtual.steps, settings.path_points)
         path = closed_form if settings.rule == "rayleigh" else virtual.replayed(at)
         trajectory = single_anchor(path, at, heldout, heldout_mean, events)
+        draft.write_table("single_anchor.parquet", trajectory.points)
         plan = anchor_plan(virtual, trajectory, settings)
         if plan is not None:
             tables = [r.read(run) for r, tokens in zip(node_rows, node_tokens(run, nodes), strict=True) if tokens]
@@ -169,7 +170,7 @@ def layer_map(
     """Per adapted tensor: K_ii, eta_eff, the norm of its delta, and what the closed form would have moved it."""
     rows = []
     for name, weight in adapted.weights.items():
-        norm = applied.norms[name]
+        norm, size = applied.norms[name], float(weight.norm())
         rows.append(
             {
                 "module": name,
@@ -177,7 +178,8 @@ def layer_map(
                 "eta_eff": rates[name],
                 "clipped": name in applied.clipped,
                 "norm": norm,
-                "relative": norm / size if (size := float(weight.norm())) else 0.0,
+                "weight_norm": size,
+                "relative": norm / size if size else 0.0,
                 "closed_form_norm": float(closed_form.final[name].norm()),
             }
         )

@@ -56,11 +56,21 @@ class RowsApart:
 
 def row_gradients(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> RowGradients | None:
     """Every row with a label, in the order of its id; None for a full fine-tune, or where nothing is stored."""
-    from tasks.numerics.row_gradients import RowGradients
     from tasks.numerics.spaces import LoraSpace
 
+    if not isinstance(adapted.space, LoraSpace):
+        return None
+    return stored_rows(run, nodes, adapted.space.A, adapted.loaded.device)
+
+
+def stored_rows(
+    run: Run, nodes: list[ArtifactRef], factors: dict[str, Tensor], device: Any = "cpu"
+) -> RowGradients | None:
+    """`row_gradients` without a model at hand; `factors` are the A0 [r, in] in whose coordinates rows were kept."""
+    from tasks.numerics.row_gradients import RowGradients
+
     opened = [run.store.open(node) for node in nodes]
-    if not isinstance(adapted.space, LoraSpace) or not all(FILE in node.names() for node in opened):
+    if not all(FILE in node.names() for node in opened):
         return None
     rows, tokens = [], []
     for node in opened:
@@ -69,7 +79,7 @@ def row_gradients(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> 
         rows += [(file, position) for position, count in enumerate(counts) if count]
         tokens += [count for count in counts if count]
     return RowGradients(
-        factors=adapted.space.A,
+        factors=factors,
         tokens=tuple(tokens),
-        read=lambda row, name: rows[row][0].get_slice(name)[rows[row][1]].to(adapted.loaded.device),
+        read=lambda row, name: rows[row][0].get_slice(name)[rows[row][1]].to(device),
     )

@@ -14,7 +14,7 @@ from tasks.training import TrainingSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.numerics.field import GradientField
+    from tasks.numerics.field import GradientField, VirtualBatches
     from tasks.numerics.integrator import AnchorPlan, Integration
     from tasks.numerics.replay import Adapter, Replay
     from tasks.numerics.row_gradients import RowGradients
@@ -25,7 +25,7 @@ class Trajectory:
     """Where the weights end, and what forward passes found on the way."""
 
     delta: dict[str, Tensor]  # {name: [out, in]} after the last step, before clipping
-    points: list[dict[str, Any]]  # step, predicted_loss, evaluated_loss; step 0 first
+    points: list[dict[str, Any]]  # step, predicted_loss, evaluated_loss, distance = |delta|; step 0 first
     anchor_steps: list[int]  # where gradients were measured; 0 is the base
     measured_rows: int  # rows whose gradients were measured again
     clipped_steps: int
@@ -35,7 +35,7 @@ class Trajectory:
 class VirtualRun:
     """The run that is predicted: its schedule, its optimizer and the measured field it is advanced over."""
 
-    adapted: AdaptedModel
+    adapter: Adapter
     field: GradientField
     training: TrainingSettings
     steps: int
@@ -54,16 +54,16 @@ class VirtualRun:
         """The optimizer's recursion over the frozen field, kept at the steps `at`."""
         from tasks.numerics.replay import replay
 
-        batches, optimizer = self._batches(), self.training.optimizer_settings()
-        return replay(batches.gradient, moving_adapter(self.adapted), optimizer, self.rates, snapshots=at)
+        optimizer = self.training.optimizer_settings()
+        return replay(self.batches().gradient, self.adapter, optimizer, self.rates, snapshots=at)
 
     def integrated(self, stops: Sequence[int], nodes_per_anchor: int, measure: Any) -> Integration:
         """The recursion with the field measured again at the predicted weights of every stop."""
         from tasks.numerics.integrator import integrate
 
         return integrate(
-            self._batches(),
-            moving_adapter(self.adapted),
+            self.batches(),
+            self.adapter,
             self.training.optimizer_settings(),
             self.rates,
             measure,
@@ -73,7 +73,8 @@ class VirtualRun:
             snapshots=stops,
         )
 
-    def _batches(self) -> Any:
+    def batches(self) -> VirtualBatches:
+        """The gradient of every step's batch: the trainer's own batches where the rows are known, else nodes."""
         from tasks.numerics.field import virtual_batches
         from tasks.numerics.orders import trainer_steps
 
@@ -101,13 +102,16 @@ def single_anchor(
     path: Any, at: Sequence[int], rows: RowsAtWeights, gradient: dict[str, Tensor], events: EventLog
 ) -> Trajectory:
     """A path from base gradients alone. Predicted loss is first order: base loss + <gradient, delta>."""
+    from tasks.numerics.vectors import norm
+
     base = rows.loss({})
-    points = [{"step": 0, "predicted_loss": base, "evaluated_loss": base}]
+    points = [{"step": 0, "predicted_loss": base, "evaluated_loss": base, "distance": 0.0}]
     delta: dict[str, Tensor] = {}
     for done, step in enumerate(at, start=1):
         delta = path.delta_at(step)
         predicted = base + inner(gradient, delta)
-        points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": rows.loss(delta)})
+        evaluated = rows.loss(delta)
+        points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": norm(delta)})
         events.emit("progress", task="prediction", done=done, total=len(at))
     return Trajectory(delta, points, [0], 0, len(getattr(path, "clipped_steps", ())))
 
@@ -126,6 +130,8 @@ def anchored(
     The predicted loss of a segment is its start's evaluated loss plus the trapezoid of the held-out gradients at
     both ends, so that it errs by the third derivative of the path alone.
     """
+    from tasks.numerics.vectors import norm
+
     done = 0
 
     def measure(delta: dict[str, Tensor], nodes: Sequence[int]) -> list[dict[str, Tensor]]:
@@ -136,7 +142,7 @@ def anchored(
 
     integration = virtual.integrated(stops, nodes_per_anchor, measure)
     loss, gradient = base
-    points = [{"step": 0, "predicted_loss": loss, "evaluated_loss": loss}]
+    points = [{"step": 0, "predicted_loss": loss, "evaluated_loss": loss, "distance": 0.0}]
     before: dict[str, Tensor] = {}
     for stop in stops:
         delta = integration.delta_at(stop)
@@ -145,7 +151,7 @@ def anchored(
         moved = {name: change - before[name] if before else change for name, change in delta.items()}
         predicted = loss + (inner(gradient, moved) + inner(ahead, moved)) / 2
         loss, gradient, before = reached.loss_sum / reached.tokens, ahead, delta
-        points.append({"step": stop, "predicted_loss": predicted, "evaluated_loss": loss})
+        points.append({"step": stop, "predicted_loss": predicted, "evaluated_loss": loss, "distance": norm(delta)})
     clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
     return Trajectory(delta, points, [0, *stops], integration.measured_rows, clipped)
 

@@ -1,0 +1,51 @@
+"""Runs replayed side by side are the runs replayed alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tasks.numerics.optimizers import OptimizerSettings
+from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
+from tasks.numerics.sweep import Member, sweep
+from tasks.numerics.vectors import norm
+
+SHAPES = {"first": (6, 5), "second": (4, 7)}
+
+
+def lora(rank, scale, names=tuple(SHAPES), seed=0):
+    torch.manual_seed(seed)
+    initial = {name: torch.randn(rank, SHAPES[name][1]) for name in names}
+    return LoraAdapter(initial, scale, {name: SHAPES[name][0] for name in names})
+
+
+def gradients(step, name):
+    generator = torch.Generator().manual_seed(100 * step + len(name))
+    return torch.randn(SHAPES[name], generator=generator)
+
+
+MEMBERS = [
+    Member(lora(2, 2.0), OptimizerSettings("adamw", max_grad_norm=1.0), [1e-2] * 5, (2, 5)),
+    Member(lora(3, 0.5, seed=1), OptimizerSettings("adamw", weight_decay=0.1), [3e-2] * 8, (4, 8)),
+    Member(lora(2, 1.0, names=("second",)), OptimizerSettings("sgd", momentum=0.9), [1e-2] * 6, (6,)),
+    Member(FullAdapter({n: torch.randn(s) for n, s in SHAPES.items()}), OptimizerSettings("adamw"), [1e-3] * 3, (3,)),
+]
+
+
+def test_side_by_side_is_each_alone():
+    for member, swept in zip(MEMBERS, sweep(gradients, list(SHAPES), MEMBERS), strict=True):
+        alone = replay(gradients, member.adapter, member.settings, member.rates, snapshots=member.kept)
+        assert swept.fault is None
+        assert set(swept.deltas) == set(member.kept)
+        for step, delta in swept.deltas.items():
+            torch.testing.assert_close(delta, alone.delta_at(step), rtol=1e-6, atol=1e-7)
+        assert swept.distances[-1] == pytest.approx(norm(alone.delta), rel=1e-4)
+        assert len(swept.distances) == len(member.rates)
+
+
+def test_a_run_that_leaves_the_numbers_stops_and_the_others_go_on():
+    wild = Member(lora(2, 2.0), OptimizerSettings("sgd", max_grad_norm=None), [1e18] * 5, (5,))
+    stopped, fine = sweep(gradients, list(SHAPES), [wild, MEMBERS[0]])
+    assert "gradient norm" in stopped.fault
+    assert not stopped.deltas
+    assert fine.fault is None and 5 in fine.deltas
