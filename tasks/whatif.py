@@ -193,15 +193,18 @@ def _outcome(
     steps = setting.training.steps(sum(stored.field.rows))
     if swept.fault is not None:
         return Outcome(setting.changed, steps, f"diverges: {swept.fault}", 0, None, None, None, None, None)
-    losses = {step: stored.base_loss + inner(stored.heldout, delta) for step, delta in sorted(swept.deltas.items())}
-    evaluated = {step: evaluate(setting, delta) for step, delta in swept.deltas.items()} if evaluate else {}
+    losses, evaluated, final = {}, {}, {}
+    for step in sorted(swept.snapshots):
+        final = swept.delta_at(step)
+        losses[step] = stored.base_loss + inner(stored.heldout, final)
+        if evaluate:
+            evaluated[step] = evaluate(setting, final)
     if evaluate:
         parted = [step for step in losses if abs(losses[step] - evaluated[step]) > prediction.tolerance]
         trusted = max((step for step in losses if not parted or step < parted[0]), default=0)
     else:
         reach = stored.trusted_distance * (1 + REACH)
         trusted = next((n for n, distance in enumerate(swept.distances) if distance > reach), steps)
-    final = swept.deltas[steps]
     moved = {
         name: float(d.norm()) / stored.weight_norms[name] for name, d in final.items() if stored.weight_norms[name]
     }

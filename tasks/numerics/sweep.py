@@ -27,9 +27,14 @@ class Member:
 class Swept:
     """Where one run came to; after a fault, the steps before it."""
 
-    deltas: dict[int, Vector] = field(default_factory=dict)  # steps taken -> {name: [out, in]}
+    adapter: Adapter
+    snapshots: dict[int, Vector] = field(default_factory=dict)  # steps taken -> parameters at that moment
     distances: list[float] = field(default_factory=list)  # norm of the merged delta after every step
     fault: str | None = None
+
+    def delta_at(self, step: int) -> Vector:
+        """Merged weight change {name: [out, in]} once `step` steps are taken; one of the member's `kept`."""
+        return self.adapter.delta(self.snapshots[step])
 
 
 @torch.no_grad()
@@ -39,74 +44,93 @@ def sweep(gradient: Callable[[int, str], Tensor], names: Sequence[str], members:
     A member may adapt fewer modules than `names`, and take fewer steps than the longest. One whose gradient is no
     longer finite stops there, and says so.
     """
-    running = [_Running(member, Swept()) for member in members]
+    running = [_Running(member, Swept(member.adapter)) for member in members]
     for step in range(max((len(member.rates) for member in members), default=0)):
-        active = [run for run in running if run.wants(step)]
-        gradients = _gradients(gradient, names, step, active)
-        for run, own in zip(active, gradients, strict=True):
-            run.step(step, own)
+        active = [run for run in running if run.swept.fault is None and step < len(run.member.rates)]
+        _measure(gradient, names, step, active)
+        for run in active:
+            run.step(step)
     return [run.swept for run in running]
 
 
 class _Running:
+    """One member in motion. Its parameters, and their gradients, are views of one vector each: the optimizer's
+    arithmetic is then a dozen operations a step, whatever the number of modules."""
+
     def __init__(self, member: Member, swept: Swept) -> None:
         self.member, self.swept = member, swept
-        self.parameters = member.adapter.start()
-        self.state: OptimizerState = initial_state(member.settings, self.parameters)
-        self.moved = [name.removesuffix(".lora_A") for name in self.parameters if not name.endswith(".lora_B")]
+        started = member.adapter.start()
+        self.flat = {"": torch.cat([parameter.flatten() for parameter in started.values()])}
+        self.parameters = _views(self.flat[""], started)
+        self.gradient = torch.zeros_like(self.flat[""])
+        self.gradients = _views(self.gradient, started)
+        self.moved = [name.removesuffix(".lora_A") for name in started if not name.endswith(".lora_B")]
+        origin = member.adapter.decay_origin
+        self.origin = origin and {"": torch.cat([origin[name].flatten() for name in started])}
+        self.state: OptimizerState = initial_state(member.settings, self.flat)
 
-    def wants(self, step: int) -> bool:
-        return self.swept.fault is None and step < len(self.member.rates)
-
-    def step(self, step: int, raw: Vector) -> None:
-        member = self.member
-        gradients, norm = clip_global_norm(raw, member.settings.max_grad_norm)
+    def step(self, step: int) -> None:
+        settings = self.member.settings
+        gradients, norm = clip_global_norm({"": self.gradient}, settings.max_grad_norm)
         if not norm < float("inf"):
             self.swept.fault = f"gradient norm {norm} at step {step + 1}"
             return
-        origin = member.adapter.decay_origin
-        self.state, _ = advance(member.settings, self.state, self.parameters, gradients, member.rates[step], origin)
+        self.state, _ = advance(settings, self.state, self.flat, gradients, self.member.rates[step], self.origin)
         self.swept.distances.append(self.distance())
-        if step + 1 in member.kept:
-            self.swept.deltas[step + 1] = member.adapter.delta(self.parameters)
+        if step + 1 in self.member.kept:
+            self.swept.snapshots[step + 1] = {name: view.clone() for name, view in self.parameters.items()}
 
     def distance(self) -> float:
         """|delta|; of a LoRA product by its r x r Gram matrices, without forming it."""
         if isinstance(self.member.adapter, FullAdapter):
-            squares = [p.square().sum() for p in self.parameters.values()]
-            return float(torch.stack(squares).sum().sqrt())
-        squares = []
-        for name in self.moved:
-            down, up = self.parameters[f"{name}.lora_A"], self.parameters[f"{name}.lora_B"]
-            squares.append(((up.T @ up) * (down @ down.T)).sum())
-        return abs(self.member.adapter.scale) * float(torch.stack(squares).sum().clamp_min(0).sqrt())
+            return float(torch.linalg.vector_norm(self.flat[""]))
+        downs = _grams([self.parameters[f"{name}.lora_A"] for name in self.moved])
+        ups = _grams([self.parameters[f"{name}.lora_B"].T for name in self.moved])
+        return abs(self.member.adapter.scale) * float((downs * ups).sum().clamp_min(0).sqrt())
 
 
-def _gradients(
+def _views(flat: Tensor, like: Vector) -> Vector:
+    """Parts of `flat` in the shapes of `like`, in its order."""
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
+
+
+def _grams(factors: list[Tensor]) -> Tensor:
+    """[n, r, r] F F^T of n factors [r, any], those of one shape in one product."""
+    shapes: dict[torch.Size, list[int]] = {}
+    for place, factor in enumerate(factors):
+        shapes.setdefault(factor.shape, []).append(place)
+    rank = factors[0].shape[0]
+    grams = factors[0].new_empty(len(factors), rank, rank)
+    for places in shapes.values():
+        stacked = torch.stack([factors[place] for place in places])
+        grams[places] = stacked @ stacked.mT
+    return grams
+
+
+def _measure(
     gradient: Callable[[int, str], Tensor], names: Sequence[str], step: int, active: Sequence[_Running]
-) -> list[Vector]:
-    """Every active member's gradient in its own coordinates; LoRA factors of all members share two products."""
-    made: list[Vector] = [{} for _ in active]
+) -> None:
+    """Fill every active member's gradient; the LoRA factors of all members share two products a module."""
     for name in names:
-        members = [number for number, run in enumerate(active) if name in run.moved]
+        members = [run for run in active if name in run.moved]
         if not members:
             continue
         batch = gradient(step, name)
-        lora = [number for number in members if isinstance(active[number].member.adapter, LoraAdapter)]
-        for number in set(members) - set(lora):
-            made[number][name] = batch
+        lora = [run for run in members if isinstance(run.member.adapter, LoraAdapter)]
+        for run in members:
+            if run not in lora:
+                run.gradients[name].copy_(batch)
         if lora:
-            _of_factors(batch, name, [(active[number], made[number]) for number in lora])
-    return [{key: own[key] for key in run.parameters} for run, own in zip(active, made, strict=True)]
+            _of_factors(batch, name, lora)
 
 
-def _of_factors(batch: Tensor, name: str, members: Sequence[tuple[_Running, Vector]]) -> None:
+def _of_factors(batch: Tensor, name: str, members: Sequence[_Running]) -> None:
     """dL/dB = scale G A^T and dL/dA = scale B^T G, the factors of all members stacked."""
-    downs = [run.parameters[f"{name}.lora_A"] for run, _ in members]
-    ups = [run.parameters[f"{name}.lora_B"] for run, _ in members]
-    ranks = [down.shape[0] for down in downs]
-    to_up = (batch @ torch.cat(downs).T).split(ranks, dim=1)
-    to_down = (torch.cat(ups, dim=1).T @ batch).split(ranks)
-    for (run, own), up, down in zip(members, to_up, to_down, strict=True):
-        scale = run.member.adapter.scale
-        own[f"{name}.lora_B"], own[f"{name}.lora_A"] = up * scale, down * scale
+    down, up = f"{name}.lora_A", f"{name}.lora_B"
+    ranks = [run.parameters[down].shape[0] for run in members]
+    to_up = (batch @ torch.cat([run.parameters[down] for run in members]).T).split(ranks, dim=1)
+    to_down = (torch.cat([run.parameters[up] for run in members], dim=1).T @ batch).split(ranks)
+    for run, for_up, for_down in zip(members, to_up, to_down, strict=True):
+        torch.mul(for_up, run.member.adapter.scale, out=run.gradients[up])
+        torch.mul(for_down, run.member.adapter.scale, out=run.gradients[down])
