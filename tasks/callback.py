@@ -21,10 +21,23 @@ class TrainingEvents(TrainerCallback):
 
     Gradient norms are per trainable parameter, averaged over the micro-batches of a step and taken back to what
     they were before clipping. With `logging_steps` above 1 a step's loss is the mean since the last one.
+    With `within`, the training is a pass of that run, called `task`: it writes its steps and signals there, and
+    leaves the run's beginning and end to the run.
     """
 
-    def __init__(self, root: str, name: str = "training", thresholds: SignalThresholds | None = None) -> None:
-        self.run = Run(root, new_run_id(datetime.now(UTC), name))
+    def __init__(
+        self,
+        root: str,
+        name: str = "training",
+        thresholds: SignalThresholds | None = None,
+        *,
+        within: Run | None = None,
+        task: str = "training",
+    ) -> None:
+        self.run = within or Run(root, new_run_id(datetime.now(UTC), name))
+        self.whole, self.task = within is None, task
+        self.layers: list[dict[str, Any]] = []
+        self.signals: list[dict[str, Any]] = []
         self.thresholds = thresholds or SignalThresholds()
         self.modules: list[str] = []
         self.norms: list[float] = []
@@ -37,7 +50,8 @@ class TrainingEvents(TrainerCallback):
     ) -> None:
         self.modules = [name for name, p in kwargs["model"].named_parameters() if p.requires_grad]
         self.started = time.perf_counter()
-        self.events.emit("pass_started", task="training", label="training", modules=self.modules)
+        if self.whole:
+            self.events.emit("pass_started", task=self.task, label=self.task, modules=self.modules)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,7 +79,7 @@ class TrainingEvents(TrainerCallback):
         self.steps.append(step)
         self.events.emit(
             "step",
-            task="training",
+            task=self.task,
             step=state.global_step,
             epoch=state.epoch or 0.0,
             learning_rate=logs.get("learning_rate", 0.0),
@@ -77,12 +91,14 @@ class TrainingEvents(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.steps:
-            layers = layer_table(self.modules, self.steps, self.norms, self.thresholds.dead_layer_norm)
-            for signal in landscape_signals("train", layers, self.steps, args.max_grad_norm, self.thresholds):
-                self.events.emit("signal", **signal)
-        seconds = round(time.perf_counter() - self.started, 3)
-        self.events.emit("pass_finished", task="training", label="training", cached=False, seconds=seconds)
-        self.events.emit("run_finished", status="completed")
+            self.layers = layer_table(self.modules, self.steps, self.norms, self.thresholds.dead_layer_norm)
+            self.signals = landscape_signals("train", self.layers, self.steps, args.max_grad_norm, self.thresholds)
+        for signal in self.signals:
+            self.events.emit("signal", **signal)
+        if self.whole:
+            seconds = round(time.perf_counter() - self.started, 3)
+            self.events.emit("pass_finished", task=self.task, label=self.task, cached=False, seconds=seconds)
+            self.events.emit("run_finished", status="completed")
         self.events.close()
 
 

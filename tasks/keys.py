@@ -163,21 +163,24 @@ def content_task(
     version: int,
     libraries: tuple[str, ...] = NUMERICS,
     retries: int = 1,
+    trains: bool = False,
 ) -> Callable[[Callable[..., None]], prefect.Task[..., ArtifactRef]]:
     """Turn `compute(draft, run, **inputs)` into a Prefect task `(run, **inputs) -> ArtifactRef`.
 
     `compute` writes the artefact's files into `draft`; the manifest is written when it returns. `version` is
-    raised whenever the numbers that `compute` writes would change for the same inputs.
+    raised whenever the numbers that `compute` writes would change for the same inputs. `trains` is for the real
+    runs of a backtest alone: in any other pass an optimizer that steps is a broken invariant.
     """
 
     def decorate(compute: Callable[..., None]) -> prefect.Task[..., ArtifactRef]:
         policy = ContentKey(task=compute.__name__, version=version, libraries=libraries)
+        guard = contextlib.nullcontext if trains else functools.partial(_no_training, policy)
         signature = inspect.signature(compute)
 
         @functools.wraps(compute)
         def body(*args: Any, **kwargs: Any) -> ArtifactRef:
             arguments = body.__signature__.bind(*args, **kwargs).arguments
-            return _produce(policy, compute, arguments)
+            return _produce(policy, compute, arguments, guard)
 
         parameters = [p for name, p in signature.parameters.items() if name != "draft"]
         body.__signature__ = signature.replace(parameters=parameters, return_annotation=ArtifactRef)
@@ -196,7 +199,12 @@ def content_task(
     return decorate
 
 
-def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[str, Any]) -> ArtifactRef:
+def _produce(
+    policy: ContentKey,
+    compute: Callable[..., None],
+    arguments: dict[str, Any],
+    guard: Callable[[], contextlib.AbstractContextManager[None]],
+) -> ArtifactRef:
     run: Run = arguments["run"]
     inputs = policy.inputs_of(arguments)
     key = policy.key_of_inputs(inputs)
@@ -209,7 +217,7 @@ def _produce(policy: ContentKey, compute: Callable[..., None], arguments: dict[s
     events.emit("pass_started", task=policy.task, label=label, key=key)
     try:
         with (
-            _no_training(policy),  # first, because it imports torch one thread at a time
+            guard(),  # first, because it imports torch one thread at a time
             _device_slot(arguments),
             run.store.create(
                 policy.task,

@@ -182,6 +182,7 @@ def _sft_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
 
 def _dpo_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
     try:
+        from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
     except ImportError as missing:
@@ -190,7 +191,7 @@ def _dpo_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
     class Tokenised(DPOTrainer):
         """The rows come tokenised: what the simulation read is what is trained on."""
 
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
             return dataset
 
     pad = loaded.tokenizer.pad_token_id
@@ -198,8 +199,8 @@ def _dpo_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
         model=model,
         # LoRA's reference is the model with its adapter at the initialisation; a full fine-tune needs the base itself.
         ref_model=None if run.adapter.method == "lora" else copy.deepcopy(loaded.model),
-        args=DPOConfig(**run.arguments(), beta=run.dpo_beta, max_length=None, gradient_checkpointing=False),
-        train_dataset=run.examples,
+        args=DPOConfig(**run.arguments(), beta=run.dpo_beta, max_length=None, bf16=False, gradient_checkpointing=False),
+        train_dataset=Dataset.from_list(run.examples),
         data_collator=DataCollatorForPreference(pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad),
         processing_class=loaded.tokenizer,
     )

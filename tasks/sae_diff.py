@@ -7,11 +7,10 @@ from typing import Any
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.differences import DiffSettings
-from tasks.hooks import run_to_hook
 from tasks.keys import NUMERICS, content_task
-from tasks.minibatches import minibatches, token_masks
 from tasks.model import ModelHandle, SaeHandle
 from tasks.rows import SubsetRows
+from tasks.sae_activations import sample_activations
 
 
 @content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
@@ -56,25 +55,3 @@ def sae_diff(
             "features_moved": int((result.z.abs() > 3).sum()),
         },
     )
-
-
-def sample_activations(loaded: Any, autoencoder: Any, table: Any, settings: DiffSettings) -> tuple[Any, Any, float]:
-    """Activation sums per sample [n, d_sae], label tokens per sample [n], explained variance on them."""
-    import torch
-
-    from tasks.numerics.activations import ReconstructionSums
-
-    sums = torch.zeros(len(table), autoencoder.d_sae, dtype=torch.float64)
-    tokens = torch.zeros(len(table), dtype=torch.float64)
-    quality = ReconstructionSums()
-    for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
-        _, trained = token_masks(minibatch.batch)
-        with torch.no_grad():
-            resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name)
-            for position, row in enumerate(minibatch.rows):
-                chosen = resid[position][trained[position]]
-                acts = autoencoder.encode(chosen)
-                sums[row] = acts.sum(dim=0, dtype=torch.float64).cpu()
-                tokens[row] = chosen.shape[0]
-                quality.add(autoencoder.target(chosen), autoencoder.decode(acts))
-    return sums, tokens, quality.explained_variance

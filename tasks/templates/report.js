@@ -23,7 +23,7 @@
       if (plot.clientWidth < 420) {
         layout.font = { size: 11 };
         // Names explain themselves, and a narrow screen needs the room.
-        if (layout.yaxis.ticktext) layout.yaxis.title = {};
+        if (layout.yaxis?.ticktext) layout.yaxis.title = {};
       }
       // A drag on a touch screen scrolls the page.
       if (touch) layout.dragmode = false;

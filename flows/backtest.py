@@ -1,0 +1,113 @@
+"""How good was the simulation? The same request simulated, then really trained, and both compared."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import prefect
+
+from flows.request import Request
+from flows.simulate import recorded
+from flows.steps import steps_on
+from flows.wiring import Wiring, simulation
+from storage.errors import BadInput
+from storage.runs import Run, new_run_id
+from tasks.backtest import agreement, real_run, trainer_of
+from tasks.backtest_axes import MIN_HALVES
+from tasks.backtest_page import backtest_report
+from tasks.invariants import weights_unchanged
+from tasks.publish import publish
+from tasks.sources import Sources, resolve_sources
+
+
+@prefect.flow(name="foretune-backtest", validate_parameters=True, log_prints=False)
+def backtest(
+    request: Request, seeds: list[int] | None = None, retrain: int = 0, run_id: str | None = None
+) -> dict[str, Any]:
+    """Test a simulation against real training.
+
+    1. Simulate: the same passes as `simulate`, looked up where they are stored.
+    2. Train for real, once per seed of the rows' order (default: the request's own), and on `retrain` random halves.
+    3. Score the simulation, the real first step and re-runs on six axes; see which signals came true.
+    4. Check that the base weights are what they were.
+    5. Publish as `simulate` does, with the backtest as the run's page.
+    """
+    seeds = checked_seeds(seeds or [request.training.seed], retrain)
+    sources = resolve_sources(request.dataset, request.model, request.sae)
+    run = Run(request.runtime.root, run_id or new_run_id(datetime.now(UTC), f"{request.run_name}-backtest"))
+    return recorded(run, request, lambda: run_backtest(run, request, sources, seeds, retrain))
+
+
+def checked_seeds(seeds: list[int], retrain: int) -> list[int]:
+    """The seeds; BadInput for one that is negative or there twice, or for a negative number of halves."""
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise BadInput(f"seeds {', '.join(map(str, seeds))}: give different whole numbers, none below 0; as in 1,2,3")
+    if retrain < 0:
+        raise BadInput(f"retrain {retrain}: give 0, or at least {MIN_HALVES} halves")
+    return seeds
+
+
+def run_backtest(run: Run, request: Request, sources: Sources, seeds: list[int], retrain: int) -> dict[str, Any]:
+    """Every pass and every real run, run or looked up; the published result."""
+    with steps_on(run, request.runtime) as step:
+        wiring = Wiring(step, request, sources)
+        trainer = trainer_of(wiring.dpo_beta)
+        made = simulation(step, request, sources)
+        step.finish()  # while a pass of the simulation runs, no optimizer may step
+        made |= against_training(wiring, made, trainer, seeds, retrain)
+        step.finish()
+    weights_unchanged()
+    return publish(
+        run=run,
+        request=request.model_dump(mode="json"),
+        made={name: step.ready(artifact) for name, artifact in made.items()},
+        asked=len(step.asked),
+    )
+
+
+def against_training(
+    wiring: Wiring, made: dict[str, Any], trainer: str, seeds: list[int], retrain: int
+) -> dict[str, Any]:
+    """The real runs, the agreement with them, and its page."""
+    step, request = wiring.step, wiring.request
+    rows = len(wiring.indices["train"].trained_ids)
+    halves = range(retrain if retrain >= MIN_HALVES else 0)
+    half_rows = [wiring.subset("train", max(1, rows // 2), f"half {half}") for half in halves]
+    lines = wiring.lines()
+
+    def trained(role: str, rows: Any, order: int) -> Any:
+        return step(
+            real_run,
+            role=role,
+            rows=rows,
+            model=wiring.model,
+            adapter=request.adapter,
+            training=request.training,
+            dpo_beta=wiring.dpo_beta,
+            order=order,
+            trainer=trainer,
+            thresholds=request.thresholds,
+        )
+
+    scored = step(
+        agreement,
+        prediction=made["prediction"],
+        landscape=made["landscape"],
+        influence=made["influence"],
+        seeds=seeds,
+        real=[trained(f"seed {seed}", wiring.whole("train"), seed) for seed in seeds],
+        halves=[trained(f"half {half}", half_rows[half], seeds[0]) for half in halves],
+        half_rows=half_rows,
+        retrain=retrain,
+        heldout=wiring.whole("heldout"),
+        evaluation=wiring.subset("heldout", request.prediction.evaluation_rows, "evaluation"),
+        compared=wiring.subset("heldout", request.diff.rows, "diff"),
+        model=wiring.model,
+        sae=wiring.sources.sae,
+        adapter=request.adapter,
+        training=request.training,
+        dpo_beta=wiring.dpo_beta,
+        settings=request.diff,
+    )
+    return {"agreement": scored, "backtest_report": step(backtest_report, agreement=scored, lines=lines)}
