@@ -158,18 +158,6 @@ def replay(
     return Replay(end, kept, tuple(norms), tuple(updates), tuple(clipped), adapter)
 
 
-def predicted_losses(base_loss: float, held_out_gradient: Mapping[str, Tensor], replayed: Replay) -> dict[int, float]:
-    """First-order held-out loss at every snapshot: base_loss + <G_eval, delta_t>, nats per token.
-
-    `held_out_gradient` is that of the held-out token-mean loss at the base weights, {name: [out, in]}.
-    """
-    losses = {}
-    for step in sorted(replayed.snapshots):
-        delta = replayed.delta_at(step)
-        losses[step] = base_loss + sum(float((held_out_gradient[n] * d).sum()) for n, d in delta.items())
-    return losses
-
-
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 

@@ -5,7 +5,7 @@ import torch
 
 from tasks.numerics.field import GradientField, virtual_batches
 from tasks.numerics.optimizers import OptimizerSettings
-from tasks.numerics.replay import FullAdapter, LoraAdapter, predicted_losses, replay
+from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from tasks.numerics.schedules import learning_rates
 
 SHAPES = {"first": (6, 5), "second": (4, 7)}
@@ -144,16 +144,6 @@ def test_snapshots_are_the_run_stopped_there(initial_a, micro_batches):
     assert sorted(whole.snapshots) == [0, 3, STEPS]
     assert all(torch.equal(whole.delta_at(3)[name], delta) for name, delta in stopped.delta.items())
     assert all(torch.equal(whole.delta_at(STEPS)[name], delta) for name, delta in whole.delta.items())
-
-
-def test_predicted_losses_are_exact_on_a_linear_loss(weights, initial_a, micro_batches):
-    settings = CASES["adamw"]
-    rates = learning_rates("linear", settings.learning_rate, STEPS)
-    replayed = replay(averaged(micro_batches), lora(initial_a), settings, rates, snapshots=(0, 5, STEPS))
-    losses = predicted_losses(3.0, weights, replayed)
-    assert losses[0] == 3.0
-    expected = 3.0 + sum(float((weights[n] * d).sum()) for n, d in replayed.delta.items())
-    assert losses[STEPS] == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_node_per_batch_replays_the_batches_themselves(initial_a, micro_batches):
