@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,12 +55,14 @@ class Simulation:
         return Wiring(Called(run), request, resolve_sources(request.dataset, request.model, request.sae))
 
     def predicted(self, *overrides: str) -> tuple[dict[str, Any], dict[str, Any], float]:
-        """Delta, summary, and seconds of everything that was not stored."""
-        started, wiring = time.perf_counter(), self.wired(*overrides)
+        """Delta, summary, and the seconds that the passes behind it took when they ran."""
+        wiring = self.wired(*overrides)
         made = {"landscape": wiring.landscape("train"), "heldout_landscape": wiring.landscape("heldout")}
         made["curvature"] = wiring.curvature()
-        artifact = wiring.step.run.store.open(wiring.prediction(made))
-        seconds = time.perf_counter() - started
+        store, prediction = wiring.step.run.store, wiring.prediction(made)
+        passes = [*wiring.fields["train"], *wiring.fields["heldout"], *wiring.gradients.values(), *made.values()]
+        seconds = sum(store.manifest(ref.task, ref.key).seconds for ref in [*passes, prediction])
+        artifact = store.open(prediction)
         return artifact.tensors("delta.safetensors"), artifact.json("summary.json"), seconds
 
     @cached_property
