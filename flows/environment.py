@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 QUIET = {
@@ -26,3 +27,6 @@ def prepare(command_line: bool = False) -> None:
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
         # The ephemeral server writes tracebacks to our stderr when it is stopped while it still records events.
         os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "CRITICAL")  # its database library does the same
+        for room in ("flows", "tasks", "storage"):
+            logging.getLogger(room).setLevel(logging.WARNING)

@@ -53,11 +53,14 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
     """Predict every setting of the grid that `options` ("training.epochs=1,3") span, and write whatif.json and
     whatif.html beside the run's report. BadInput for a setting that stored gradients cannot answer for."""
     grid = [parsed(option) for option in options]
+    paths = [path for path, _ in grid]
+    if len(set(paths)) < len(paths):
+        raise BadInput(f"--set {max(paths, key=paths.count)}: given twice; put its values into one list")
     content = yaml.safe_load(run.read_request())
     content.setdefault("runtime", {})["root"] = run.root
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
-    settings = [_setting(content, dict(zip([p for p, _ in grid], values, strict=True))) for values in _product(grid)]
+    settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _product(grid)]
     measured = _evaluator(wiring, request) if evaluate else None
     outcomes = predicted_outcomes(stored, settings, request.prediction, measured)
     result = {

@@ -6,6 +6,7 @@ from the base weights at which its own single-anchor path still agreed with forw
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ class StoredGradients:
     base_loss: float
     trusted_distance: float  # |delta| up to which the run's own path agreed with forward passes
     weight_norms: dict[str, float] = field(repr=False)
+    everything: bool  # whether these are all linear modules
     dtype: str = "float32"  # of the model: peft rounds A to it
 
     @classmethod
@@ -107,6 +109,7 @@ class StoredGradients:
             base_loss=points[0]["evaluated_loss"],
             trusted_distance=trusted_distance(points, tolerance),
             weight_norms={row["module"]: row["weight_norm"] for row in layers},
+            everything=isinstance(adapter.target_modules, str),
             dtype=dtype,
         )
 
@@ -166,16 +169,21 @@ def _adapter(stored: StoredGradients, setting: Setting) -> Adapter:
         if setting.training.weight_decay:
             raise BadInput("training.weight_decay of a full fine-tune pulls at the weights; simulate it instead")
         return FullAdapter({name: torch.zeros(shape) for name, shape in stored.shapes.items()})
-    shapes = {name: stored.shapes[name] for name in adapted_names(stored.shapes, adapter)}
+    shapes = {name: stored.shapes[name] for name in adapted_names(stored.shapes, adapter, stored.everything)}
     outputs = {name: shape[0] for name, shape in shapes.items()}
     initial = lora_init(shapes, adapter, setting.training.seed, getattr(torch, stored.dtype))
     return LoraAdapter(initial, lora_scale(adapter), outputs)
 
 
-def adapted_names(measured: dict[str, Any], adapter: AdapterSettings) -> list[str]:
-    """The measured weights that these target modules name. BadInput for a target that was not measured."""
+def adapted_names(measured: dict[str, Any], adapter: AdapterSettings, everything: bool) -> list[str]:
+    """The measured weights that these target modules name; `everything` says that all-linear was measured.
+
+    BadInput for a target that was not.
+    """
     targets = adapter.target_modules
     if isinstance(targets, str):
+        if not everything:
+            raise BadInput(f"adapter.target_modules: the run did not measure {targets}; simulate it")
         return list(measured)
     modules = {name: f".{name.removesuffix('.weight')}" for name in measured}
     for target in targets:
@@ -199,6 +207,8 @@ def _outcome(
         losses[step] = stored.base_loss + inner(stored.heldout, final)
         if evaluate:
             evaluated[step] = evaluate(setting, final)
+    if not all(math.isfinite(loss) for loss in (*losses.values(), *evaluated.values())):
+        return Outcome(setting.changed, steps, "diverges: the loss is no number", 0, None, None, None, None, None)
     if evaluate:
         parted = [step for step in losses if abs(losses[step] - evaluated[step]) > prediction.tolerance]
         trusted = max((step for step in losses if not parted or step < parted[0]), default=0)

@@ -41,8 +41,8 @@ class Swept:
 def sweep(gradient: Callable[[int, str], Tensor], names: Sequence[str], members: Sequence[Member]) -> list[Swept]:
     """Replay every member over `gradient(step, name)` [out, in], as `replay` would each alone.
 
-    A member may adapt fewer modules than `names`, and take fewer steps than the longest. One whose gradient is no
-    longer finite stops there, and says so.
+    A member may adapt fewer modules than `names`, and take fewer steps than the longest. One whose gradient or
+    weights are no longer finite stops there, and says so.
     """
     running = [_Running(member, Swept(member.adapter)) for member in members]
     for step in range(max((len(member.rates) for member in members), default=0)):
@@ -76,7 +76,11 @@ class _Running:
             self.swept.fault = f"gradient norm {norm} at step {step + 1}"
             return
         self.state, _ = advance(settings, self.state, self.flat, gradients, self.member.rates[step], self.origin)
-        self.swept.distances.append(self.distance())
+        distance = self.distance()
+        if not distance < float("inf"):
+            self.swept.fault = f"weights beyond all numbers after step {step + 1}"
+            return
+        self.swept.distances.append(distance)
         if step + 1 in self.member.kept:
             self.swept.snapshots[step + 1] = {name: view.clone() for name, view in self.parameters.items()}
 

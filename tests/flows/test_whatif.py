@@ -69,7 +69,7 @@ def test_evaluating_spends_forward_passes_and_ranks_by_them(simulated_run):
 def test_a_setting_that_leaves_the_numbers_is_a_row(simulated_run):
     wild = ["training.optimizer=sgd", "training.max_grad_norm=0", "training.learning_rate=1e30,1e-3"]
     diverged, fine = whatif(simulated_run, wild)["settings"]
-    assert diverged["status"].startswith("diverges: gradient norm")
+    assert diverged["status"].startswith("diverges: ")
     assert diverged["predicted_loss"] is None
     assert fine["best"]
 
@@ -81,6 +81,7 @@ def test_a_setting_that_leaves_the_numbers_is_a_row(simulated_run):
         ("dataset.max_length=64", "needs a simulation of its own"),
         ("training.epochs", "not of the form"),
         ("training.epochs=-1", "--set: training.epochs: input should be greater than 0"),
+        ("adapter.target_modules=all-linear", "the run did not measure all-linear; simulate it"),
         ("adapter.target_modules=[gate_proj]", "gate_proj has no stored gradients; the run measured q_proj, v_proj"),
     ],
 )
@@ -88,6 +89,11 @@ def test_what_stored_gradients_cannot_answer_is_one_line(simulated_run, option, 
     with pytest.raises(BadInput, match=None) as fault:
         whatif(simulated_run, [option])
     assert said in str(fault.value)
+
+
+def test_a_path_given_twice_is_one_line(simulated_run):
+    with pytest.raises(BadInput, match="training.epochs: given twice"):
+        whatif(simulated_run, ["training.epochs=1", "training.epochs=3"])
 
 
 def test_a_run_whose_gradients_are_gone_says_so(simulated_run):
