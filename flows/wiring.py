@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from flows.request import Request
 from storage.artifacts import ArtifactRef
+from storage.errors import BadInput
 from tasks.baseline import baseline, baseline_shard
 from tasks.checkpoint import checkpoint
 from tasks.curvature import curvature
@@ -13,7 +14,12 @@ from tasks.dataset import TokenizerHandle, encoding_of, role_settings, samples
 from tasks.dataset_quality import quality, quality_shard
 from tasks.features import feature_scores, features
 from tasks.gradient import gradient
-from tasks.influence import influence, influence_shard, influence_solve
+from tasks.influence import RankingSettings, influence
+from tasks.influence_derivatives import influence_directions, influence_shard
+from tasks.influence_replays import influence_replays
+from tasks.influence_solve import influence_solve
+from tasks.influence_targets import influence_targets
+from tasks.influence_tokens import influence_tokens
 from tasks.landscape import landscape, landscape_shard
 from tasks.model import model
 from tasks.model_diff import model_diff
@@ -25,6 +31,9 @@ from tasks.rows import ShardRows, SubsetRows
 from tasks.sae_diff import sae_diff
 from tasks.shards import Shard, Subset, rows_of_shard, shard_tree, subset_of
 from tasks.sources import Sources
+from tasks.target_gradient import feature_gradient, margin_gradient
+
+REPLAYED_ROWS = 8  # fewer rows have too few halves to tell one from another
 
 
 class Step(Protocol):
@@ -56,7 +65,7 @@ def simulation(step: Step, request: Request, sources: Sources) -> dict[str, Any]
     made["landscape"] = wiring.landscape("train")
     made["heldout_landscape"] = wiring.landscape("heldout")
     made["curvature"] = wiring.curvature()
-    made["influence"] = wiring.influence()
+    made |= wiring.influence()
     made["prediction"] = wiring.prediction(made)
     made["checkpoint"] = step(
         checkpoint, model=wiring.model, prediction=made["prediction"], settings=request.checkpoint
@@ -166,43 +175,120 @@ class Wiring:
             settings=request.curvature,
         )
 
-    def influence(self) -> Any:
-        request, train = self.request, self.tables["train"]
-        seed = request.training.seed
-        solve = self.step(
+    def influence(self) -> dict[str, Any]:
+        """The ranking of the training rows, and the tokens of one of them where they are asked for.
+
+        Where the landscape kept the rows one by one, no model is opened to score them.
+        """
+        request, settings = self.request, self.request.influence
+        adapter, seed, training = request.adapter, request.training.seed, request.training
+        kept = self._row_coordinates("train") is not None
+        targets = self._influence_targets()
+        solve = self._influence_solve(targets)
+        directions = self.step(
+            influence_directions,
+            targets=targets,
+            nodes=self.fields["train"],
+            adapter=adapter,
+            seed=seed,
+            dtype=request.model.dtype,
+            optimizer=training.optimizer,
+            rows_per_step=training.rows_per_step,
+            adam_epsilon=training.adam_epsilon,
+        )
+        shared = {"solve": solve, "directions": directions, "adapter": adapter, "seed": seed, "dpo_beta": self.dpo_beta}
+        shared["settings"] = settings.scoring
+        if kept:
+            sources = zip(self.nodes["train"], self.fields["train"], strict=True)
+            shards = [self.step(influence_shard, rows=rows, node=node, **shared) for rows, node in sources]
+        else:
+            shards = [self.step(influence_shard, rows=leaf, model=self.model, **shared) for leaf in self.leaves]
+        replays = None
+        if kept and training.optimizer == "adamw" and len(self.indices["train"].trained_ids) >= REPLAYED_ROWS:
+            replays = self.step(
+                influence_replays,
+                nodes=self.fields["train"],
+                targets=targets,
+                shards=shards,
+                adapter=adapter,
+                training=training.model_copy(update={"learning_rate": 1.0, "weight_decay": 0.0}),
+                settings=settings.replays,
+            )
+        made = {
+            "influence": self.step(
+                influence,
+                samples=self.tables["train"],
+                shards=shards,
+                gradient=self.gradients["train"],
+                solve=solve,
+                targets=targets,
+                schedule=training.schedule,
+                settings=RankingSettings(**settings.model_dump(include=set(RankingSettings.model_fields))),
+                replays=replays,
+            )
+        }
+        if settings.tokens_of is not None:
+            made["influence_tokens"] = self.step(
+                influence_tokens,
+                rows=self._rows("train", self.indices["train"].one(settings.tokens_of)),
+                directions=directions,
+                model=self.model,
+                adapter=adapter,
+                seed=seed,
+            )
+        return made
+
+    def _influence_targets(self) -> Any:
+        """What influence is measured on, as gradients in adapter coordinates."""
+        request, heldout = self.request, self.indices["heldout"]
+        return self.step(
+            influence_targets,
+            gradient=self._target_gradient(),
+            nodes=self.fields["heldout"],
+            samples=self.tables["heldout"],
+            rows=subset_of(heldout.trained_ids, request.influence.target.rows, "targets"),
+            adapter=request.adapter,
+            seed=request.training.seed,
+            dtype=request.model.dtype,
+        )
+
+    def _target_gradient(self) -> Any:
+        """Gradient of the ranking target in the full weights."""
+        request, target = self.request, self.request.influence.target
+        if target.of == "margin":
+            pairs = self._pairs()
+            if pairs is None:
+                raise BadInput("influence.target.of is margin, but there are no pairs; give dataset.preferences")
+            return self.step(margin_gradient, pairs=pairs, model=self.model, targets=request.adapter.targets)
+        if target.of == "heldout":
+            return self.gradients["heldout"]
+        if self.sources.sae is None:
+            raise BadInput("influence.target.of is feature, but there is no SAE; give sae.path or sae.release")
+        return self.step(
+            feature_gradient,
+            rows=self.evaluation_rows(),
+            model=self.model,
+            sae=self.sources.sae,
+            labels=self.sources.labels,
+            feature=target.feature,
+            targets=request.adapter.targets,
+        )
+
+    def _influence_solve(self, targets: Any) -> Any:
+        request, solver = self.request, self.request.influence.solver
+        own = {}
+        if solver.preconditioner == "adam":
+            own = {"nodes": self.fields["train"], "rows_per_step": request.training.rows_per_step}
+        return self.step(
             influence_solve,
             rows=self._curvature_rows(),
-            nodes=self.fields["train"],
-            heldout_gradient=self.gradients["heldout"],
+            targets=targets,
             model=self.model,
             adapter=request.adapter,
-            seed=seed,
-            rows_per_step=request.training.rows_per_step,
-            adam_epsilon=request.training.adam_epsilon,
+            seed=request.training.seed,
             curvature=request.curvature,
-            solver=request.influence.solver,
-        )
-        shards = [
-            self.step(
-                influence_shard,
-                rows=leaf,
-                solve=solve,
-                model=self.model,
-                adapter=request.adapter,
-                seed=seed,
-                dpo_beta=self.dpo_beta,
-                settings=request.influence.scoring,
-            )
-            for leaf in self.leaves
-        ]
-        return self.step(
-            influence,
-            samples=train,
-            shards=shards,
-            gradient=self.gradients["train"],
-            solve=solve,
-            schedule=request.training.schedule,
-            settings=request.influence,
+            solver=solver,
+            **own,
         )
 
     def prediction(self, made: dict[str, Any]) -> Any:
@@ -253,8 +339,7 @@ class Wiring:
 
     def preference(self, made: dict[str, Any]) -> Any:
         """The pairs of the preference file, or the training rows where these are pairs; None without pairs."""
-        request, own = self.request, self.dpo_beta is not None
-        pairs = self.tables.get("preferences", self.tables["train"] if own else None)
+        request, own, pairs = self.request, self.dpo_beta is not None, self._pairs()
         if pairs is None:
             return None
         return self.step(
@@ -267,6 +352,9 @@ class Wiring:
             dpo_beta=request.training.dpo_beta,
             settings=request.preference,
         )
+
+    def _pairs(self) -> Any:
+        return self.tables.get("preferences", self.tables["train"] if self.dpo_beta is not None else None)
 
     def model_diff(self, made: dict[str, Any]) -> Any:
         paired = self.indices["heldout"].form == "preference"
@@ -281,9 +369,9 @@ class Wiring:
         )
 
     def _row_coordinates(self, role: str) -> RowCoordinates | None:
-        """Where rows are kept one by one: training rows of a LoRA fine-tune, while they are few enough."""
-        request, rows = self.request, len(self.indices["train"].ids)
-        if role != "train" or request.adapter.method != "lora" or rows > request.landscape.row_gradients:
+        """Where rows are kept one by one: those of a LoRA fine-tune, while they are few enough."""
+        request, rows = self.request, len(self.indices[role].ids)
+        if request.adapter.method != "lora" or rows > request.landscape.row_gradients:
             return None
         return RowCoordinates(r=request.adapter.r, seed=request.training.seed)
 

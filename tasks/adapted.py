@@ -76,16 +76,22 @@ class AdaptedModel:
 
 def adapt(loaded: LoadedModel, adapter: AdapterSettings, seed: int) -> AdaptedModel:
     """The adapter at its initialisation: for LoRA B = 0 and A as peft draws it under `seed`."""
+    weights = target_weights(loaded, adapter.targets)
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    space = space_of(shapes, adapter, seed, loaded.dtype, loaded.device)
+    return AdaptedModel(loaded, weights, space, label_caller(loaded, list(weights)))
+
+
+def space_of(
+    shapes: dict[str, tuple[int, int]], adapter: AdapterSettings, seed: int, dtype: Any, device: Any = "cpu"
+) -> Space:
+    """The adapter's coordinates without a model at hand; `shapes` in the model's order, `dtype` that of the model."""
     from tasks.numerics.spaces import FullSpace, LoraSpace
 
-    weights = target_weights(loaded, adapter.targets)
     if adapter.method == "full":
-        space: Space = FullSpace()
-    else:
-        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-        initial = {n: a.to(loaded.device) for n, a in lora_init(shapes, adapter, seed, loaded.dtype).items()}
-        space = LoraSpace(initial, lora_scale(adapter))
-    return AdaptedModel(loaded, weights, space, label_caller(loaded, list(weights)))
+        return FullSpace()
+    initial = lora_init(shapes, adapter, seed, dtype)
+    return LoraSpace({name: a.to(device) for name, a in initial.items()}, lora_scale(adapter))
 
 
 def curvature_batches(adapted: AdaptedModel, table: pa.Table, settings: CurvatureSettings) -> list[Batch]:

@@ -65,7 +65,7 @@ def encoding_of(tokenizer: TokenizerHandle, settings: DatasetSettings, role: Rol
     )
 
 
-@content_task(version=VERSION, libraries=("tokenizers", "jinja2"))
+@content_task(version=2, libraries=("tokenizers", "jinja2"))
 def samples(
     draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: str, settings: DatasetSettings
 ) -> None:
@@ -125,5 +125,6 @@ def preview_index(
         return index_of(read_samples(rows, load_tokenizer(tokenizer.folder(run)), settings, role))
     identified = identify(canonical_rows(rows, settings.columns))
     kept = split(identified, settings.heldout, "train" if role == "train" else "heldout")
-    ids = sorted(row.sample_id for row in kept)
-    return SampleIndex(ids, [0] * len(ids), [True] * len(ids), kept[0].canonical.form)
+    kept = sorted(kept, key=lambda row: row.sample_id)
+    ids, numbers = [row.sample_id for row in kept], [row.canonical.row for row in kept]
+    return SampleIndex(ids, numbers, [0] * len(ids), [True] * len(ids), kept[0].canonical.form)

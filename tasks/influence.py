@@ -1,8 +1,8 @@
-"""Pass 2b: what every sample does to the held-out loss. One solve, then one pass over all samples.
+"""Pass 2b: what every sample does to the held-out loss, or to another target, and what to read from it.
 
-score_i = -<u, d loss_i / d theta> / tokens, in nats of held-out loss: negative helps, positive harms.
-`lissa`: u = (H + dI)^-1 g_heldout. `preconditioned`: u = sum of learning rates x g_heldout / (sqrt(E[g^2]) + eps),
-the first-order effect through AdamW's own normalisation.
+Three scores, each the change of the target that training on the sample causes:
+`lissa` -<(H + dI)^-1 g, d loss_i> / tokens; `preconditioned` the same along the derivative of the optimizer's own
+expected step, times the learning rates; `replayed` a linear datamodel over the surrogate retrained on random halves.
 """
 
 from __future__ import annotations
@@ -12,195 +12,54 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.artifacts import ArtifactRef
-from storage.events import EventLog
 from storage.runs import Run
-from tasks.adapted import AdaptedModel, CurvatureSettings, adapt, curvature_operator, gradient_field
-from tasks.invariants import BrokenInvariant
-from tasks.keys import content_task, without_result
-from tasks.loading import AdapterSettings
-from tasks.minibatches import Minibatch, minibatches
-from tasks.model import ModelHandle, exclusive
-from tasks.rows import ShardRows, SubsetRows
+from tasks.influence_derivatives import ScoringSettings
+from tasks.influence_replays import ReplaySettings
+from tasks.influence_solve import SolverSettings
+from tasks.influence_targets import TargetSettings
+from tasks.keys import content_task
 from tasks.training import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.numerics.batches import Batch
-    from tasks.numerics.lissa import Solve
-
-METHODS = ("lissa", "preconditioned")
-
-
-class SolverSettings(BaseModel):
-    """The inverse-curvature solve."""
-
-    model_config = ConfigDict(extra="forbid", title="LiSSA")
-
-    version: Literal[1] = 1
-    iterations: int = Field(10, ge=1, title="Iterations")
-    damping: float = Field(0.01, gt=0, lt=1, title="Damping", description="effective damping = damping x scale")
-    scale: float | None = Field(None, gt=0, title="Scale", description="none: from the largest eigenvalue")
-    tolerance: float = Field(0.0, ge=0, title="Stop at residual", description="0: use all iterations")
-
-
-class ScoringSettings(BaseModel):
-    """How the pass over all samples is run."""
-
-    model_config = ConfigDict(extra="forbid", title="Scoring pass")
-
-    version: Literal[1] = 1
-    batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+NEAREST = 3  # held-out rows named beside a sample
 
 
 class InfluenceSettings(BaseModel):
-    """Which score ranks the samples, and how they are read."""
+    """Which score ranks the samples, on what, and how they are read."""
 
     model_config = ConfigDict(extra="forbid", title="Influence")
 
     version: Literal[1] = 1
-    method: Literal["lissa", "preconditioned"] = Field("lissa", title="Ranking score")
+    method: Literal["auto", "replayed", "preconditioned", "lissa"] = Field(
+        "auto",
+        title="Ranking score",
+        description="auto: replayed where rows were kept one by one (LoRA, AdamW, at most landscape.row_gradients "
+        "rows), else preconditioned",
+    )
+    target: TargetSettings = Field(TargetSettings(), title="Target")
     solver: SolverSettings = Field(SolverSettings(), title="LiSSA solver")
+    replays: ReplaySettings = Field(ReplaySettings(), title="Replays")
     neutral: float = Field(0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation")
+    outlier: float = Field(3.0, gt=0, title="Outlier beyond", description="standard deviations from the mean score")
+    tokens_of: int | None = Field(
+        None, ge=0, title="Tokens of row", description="number of a training row whose tokens are scored one by one"
+    )
     scoring: ScoringSettings = Field(ScoringSettings(), title="Pass over all samples")
 
 
-@content_task(version=1)
-def influence_solve(
-    draft: Any,
-    run: Run,
-    rows: SubsetRows,
-    nodes: list[ArtifactRef],
-    heldout_gradient: ArtifactRef,
-    model: ModelHandle,
-    adapter: AdapterSettings,
-    seed: int,
-    rows_per_step: int,
-    adam_epsilon: float,
-    curvature: CurvatureSettings,
-    solver: SolverSettings,
-) -> None:
-    """Both directions u in adapter coordinates, and the solver's record."""
-    from tasks.numerics.preconditioner import adam_direction, second_moment
+class RankingSettings(BaseModel):
+    """The part of the settings that words a ranking and moves no score."""
 
-    adapted = adapt(model.open(run), adapter, seed)
-    mean = run.store.open(heldout_gradient).tensors("gradients.safetensors")
-    target = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
-    with exclusive(adapted.loaded):
-        operator = curvature_operator(adapted, rows.read(run), curvature)
-        solve = solved(operator.matvec, target, solver, EventLog.of(run))
-    moments = second_moment(gradient_field(run, nodes, adapted), adapted.space, rows_per_step)
-    directions = {"lissa": solve.solution, "preconditioned": adam_direction(target, moments, adam_epsilon)}
-    draft.write_tensors(
-        "directions.safetensors",
-        {f"{method}/{name}": u.contiguous() for method, theta in directions.items() for name, u in theta.items()},
-    )
-    draft.write_json(
-        "solver.json",
-        {
-            "method": "lissa",
-            "residuals": solve.residuals,
-            "scale": solve.scale,
-            "damping": solve.damping,
-            "effective_damping": solve.effective_damping,
-            "iterations": solve.iterations,
-            "budget": solver.iterations,
-            "products": solve.products,
-            "status": solve.status,
-            "advice": solve.advice,
-            "curvature": curvature.curvature,
-            "curvature_rows": rows.subset.rows,
-            "curvature_tokens": operator.tokens,
-        },
-    )
+    model_config = ConfigDict(extra="forbid")
+
+    method: Literal["auto", "replayed", "preconditioned", "lissa"]
+    neutral: float
+    outlier: float
 
 
-def solved(matvec: Any, target: dict[str, Tensor], settings: SolverSettings, events: EventLog) -> Solve:
-    """LiSSA within its budget; a diverged solve breaks the run, it never ranks. Zero solves for zero."""
-    from tasks.numerics.lissa import LissaPlan, Solve, lissa
-    from tasks.numerics.vectors import norm
-
-    if norm(target) == 0.0:
-        scale, damping = settings.scale or 1.0, settings.damping
-        advice = "no adapted weight has a gradient on the held-out rows: every score is 0"
-        return Solve(target, [0.0], scale, damping, damping * scale, 0, 0, "converged", advice)
-    products = 0
-
-    def counted(theta: dict[str, Tensor]) -> dict[str, Tensor]:
-        nonlocal products
-        products += 1
-        events.emit("progress", task="influence_solve", done=products, total=None)
-        return matvec(theta)
-
-    plan = LissaPlan(settings.iterations, settings.damping, settings.scale, settings.tolerance)
-    try:
-        solve = lissa(counted, target, plan)
-    except ValueError as fault:
-        raise BrokenInvariant(f"influence: {fault}") from fault
-    if solve.iterations > settings.iterations or solve.residuals[-1] > solve.residuals[0]:
-        raise BrokenInvariant(
-            f"influence: LiSSA used {solve.iterations} of {settings.iterations} iterations and ended at residual "
-            f"{solve.residuals[-1]:.3g} after {solve.residuals[0]:.3g}; raise influence.solver.damping"
-        )
-    return solve
-
-
-@content_task(version=1)
-def influence_shard(
-    draft: Any,
-    run: Run,
-    rows: ShardRows,
-    solve: ArtifactRef,
-    model: ModelHandle,
-    adapter: AdapterSettings,
-    seed: int,
-    dpo_beta: float | None,
-    settings: ScoringSettings,
-) -> None:
-    """Derivative of every sample's summed loss along both directions, from one forward and backward."""
-    import torch
-
-    table = rows.read(run)
-    adapted = adapt(model.open(run), adapter, seed)
-    stored = run.store.open(solve).tensors("directions.safetensors")
-    directions = [
-        adapted.space.lift({name: stored[f"{method}/{name}"].to(w.device) for name, w in adapted.weights.items()})
-        for method in METHODS
-    ]
-    derivatives = torch.zeros(len(table), len(METHODS), dtype=torch.float64)
-    with exclusive(adapted.loaded):
-        for minibatch in minibatches(table, settings.batch_tokens, adapted.loaded.device):
-            derivatives[list(minibatch.rows)] = directional(adapted, directions, minibatch, dpo_beta).cpu()
-    ids = table["sample_id"].to_pylist()
-    draft.write_table(
-        "derivatives.parquet",
-        [
-            {"sample_id": sample_id, **dict(zip(METHODS, row, strict=True))}
-            for sample_id, row in zip(ids, derivatives.tolist(), strict=True)
-        ],
-    )
-
-
-def directional(
-    adapted: AdaptedModel, directions: list[dict[str, Tensor]], minibatch: Minibatch, dpo_beta: float | None
-) -> Tensor:
-    """[b, k] d loss_i along each direction; a DPO pair's is beta/2 (chosen - rejected) at the base weights."""
-    import torch
-
-    from tasks.numerics.scoring import sample_derivatives, sample_dots
-
-    def dots(batch: Batch) -> Tensor:
-        if adapted.modules is not None:
-            return sample_dots(adapted.call, adapted.weights, directions, [batch], adapted.modules)
-        columns = [sample_derivatives(adapted.call, adapted.weights, d, [batch]) for d in directions]
-        return torch.stack(columns, dim=-1)
-
-    if dpo_beta is None or minibatch.rejected is None:
-        return dots(minibatch.batch)
-    return dpo_beta / 2 * (dots(minibatch.batch) - dots(minibatch.rejected))
-
-
-@content_task(version=1, libraries=())
+@content_task(version=2, libraries=("torch",))
 def influence(
     draft: Any,
     run: Run,
@@ -208,19 +67,65 @@ def influence(
     shards: list[ArtifactRef],
     gradient: ArtifactRef,
     solve: ArtifactRef,
+    targets: ArtifactRef,
     schedule: Schedule,
-    settings: InfluenceSettings,
+    settings: RankingSettings,
+    replays: ArtifactRef | None = None,
 ) -> None:
-    """Scores in nats of held-out loss, ranked from the most harmful, with verdicts."""
+    """influence.parquet: ranked from the most harmful; targets.parquet: every further target's score of each sample."""
     known = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "row"]).to_pylist()
     rows = {sample["sample_id"]: sample["row"] for sample in known}
+    described = run.store.open(targets).json("targets.json")
     counts = run.store.open(gradient).json("counts.json")
-    units = {"lissa": 1.0, "preconditioned": rate_sum(schedule, counts["rows"])}
-    derivatives = [d for shard in shards for d in run.store.open(shard).arrow("derivatives.parquet").to_pylist()]
-    scores = {m: [-units[m] * d[m] / counts["tokens"] for d in derivatives] for m in METHODS}
-    ids = [d["sample_id"] for d in derivatives]
-    draft.write_table("influence.parquet", ranked(ids, rows, scores, settings.method, settings.neutral))
-    draft.write_json("solver.json", run.store.open(solve).json("solver.json"))
+    ids, scores = sample_scores(run, shards, replays, counts, schedule)
+    method = chosen_method(settings.method, scores)
+    by_target = scores["lissa" if method == "lissa" else method]
+    apart = scores["replayed" if "replayed" in scores else "preconditioned"]
+    table = ranked(ids, rows, {name: s[:, 0].tolist() for name, s in scores.items()}, method, described[0], settings)
+    nearest = nearest_rows(apart, described)
+    place = {sample_id: n for n, sample_id in enumerate(ids)}
+    for entry in table:
+        entry |= nearest[place[entry["sample_id"]]]
+    draft.write_table("influence.parquet", table)
+    draft.write_table("targets.parquet", target_table(ids, rows, apart, described))
+    draft.write_json("targets.json", described)
+    record = run.store.open(solve).json("solver.json") | {"ranked_by": method, "target": described[0]["name"]}
+    record |= {"unit": described[0]["unit"], "spread": spread_of(by_target[:, 0].tolist())[1]}
+    if replays is not None:
+        record |= {f"replays_{name}": value for name, value in run.store.open(replays).json("replays.json").items()}
+    draft.write_json("solver.json", record)
+
+
+def chosen_method(asked: str, scores: dict[str, Tensor]) -> str:
+    """The ranking score: what was asked for where it could be had, else the best there is."""
+    best = "replayed" if "replayed" in scores else "preconditioned"
+    return asked if asked in scores else best
+
+
+def sample_scores(
+    run: Run, shards: list[ArtifactRef], replays: ArtifactRef | None, counts: dict[str, Any], schedule: Schedule
+) -> tuple[list[str], dict[str, Tensor]]:
+    """Sample ids, and per method [n, targets] float64 change of every target; `lissa` has the first target alone."""
+    import torch
+
+    parts = [run.store.open(shard) for shard in shards]
+    ids = [sample_id for part in parts for sample_id in part.json("samples.json")]
+    tensors = [part.tensors("derivatives.safetensors") for part in parts]
+    tokens = counts["tokens"]
+    lissa = torch.cat([t["lissa"] for t in tensors]).unsqueeze(1)
+    first_order = torch.cat([t["preconditioned"] for t in tensors])
+    scores = {
+        "lissa": -lissa / tokens,
+        "preconditioned": -rate_sum(schedule, counts["rows"]) / tokens * first_order,
+    }
+    if replays is not None:
+        opened = run.store.open(replays)
+        place = {sample_id: n for n, sample_id in enumerate(ids)}
+        replayed = torch.zeros_like(first_order)  # a row without a label does nothing
+        positions = [place[sample_id] for sample_id in opened.json("samples.json")]
+        replayed[positions] = opened.tensors("scores.safetensors")["replayed"] * schedule.learning_rate
+        scores["replayed"] = replayed
+    return ids, scores
 
 
 def rate_sum(schedule: Schedule, rows: int) -> float:
@@ -231,29 +136,78 @@ def rate_sum(schedule: Schedule, rows: int) -> float:
     return sum(learning_rates(schedule.lr_scheduler_type, schedule.learning_rate, steps, warmup))
 
 
+def spread_of(scores: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    mean = sum(scores) / len(scores)
+    return mean, (sum((s - mean) ** 2 for s in scores) / max(len(scores) - 1, 1)) ** 0.5
+
+
 def ranked(
-    ids: list[str], rows: dict[str, int], scores: dict[str, list[float]], method: str, neutral: float
+    ids: list[str],
+    rows: dict[str, int],
+    scores: dict[str, list[float]],
+    method: str,
+    target: dict[str, Any],
+    settings: RankingSettings,
 ) -> list[dict[str, Any]]:
-    """Rank 1 harms most. `z` is the score over the scores' standard deviation; verdict `neutral` when
-    |score| is below `neutral` standard deviations, else `harms` (positive) or `helps` (negative)."""
+    """Rank 1 does most harm to the target, or raises a concept most.
+
+    `z` is the score's distance from the mean in standard deviations, `outlier` says whether it lies beyond
+    `settings.outlier`. Verdict `neutral` when |score| is below `settings.neutral` standard deviations; else `harms`
+    or `helps`, and for a concept, where neither is better, `raises` or `lowers`.
+    """
     chosen = scores[method]
-    mean = sum(chosen) / len(chosen)
-    spread = (sum((s - mean) ** 2 for s in chosen) / max(len(chosen) - 1, 1)) ** 0.5
-    order = sorted(range(len(ids)), key=lambda i: (-chosen[i], ids[i]))
+    mean, spread = spread_of(chosen)
+    way = -1.0 if target["better"] == "higher" else 1.0
+    words = ("raises", "lowers") if target["better"] is None else ("harms", "helps")
+    order = sorted(range(len(ids)), key=lambda i: (-way * chosen[i], ids[i]))
     table = []
     for rank, i in enumerate(order, start=1):
-        quiet = abs(chosen[i]) <= neutral * spread
-        verdict = "neutral" if quiet else "harms" if chosen[i] > 0 else "helps"
+        z = (chosen[i] - mean) / spread if spread else 0.0
+        quiet = abs(chosen[i]) <= settings.neutral * spread
         table.append(
             {
                 "sample_id": ids[i],
                 "row": rows[ids[i]],
                 "score": chosen[i],
                 "rank": rank,
-                "verdict": verdict,
-                "z": (chosen[i] - mean) / spread if spread else 0.0,
+                "verdict": "neutral" if quiet else words[0] if way * chosen[i] > 0 else words[1],
+                "z": z,
+                "outlier": abs(z) > settings.outlier,
                 "method": method,
                 **{f"{name}_score": values[i] for name, values in scores.items()},
             }
         )
     return table
+
+
+def nearest_rows(scores: Tensor, described: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per sample the held-out rows whose loss it moves most, by number, and by how many nats."""
+    columns = [n for n, target in enumerate(described) if target["kind"] == "row"]
+    if not columns:
+        return [{"nearest_rows": [], "nearest_scores": []} for _ in range(len(scores))]
+    of_rows = scores[:, columns]
+    top = of_rows.abs().topk(min(NEAREST, len(columns)), dim=1).indices
+    return [
+        {
+            "nearest_rows": [described[columns[n]]["row"] for n in chosen.tolist()],
+            "nearest_scores": of_rows[sample, chosen].tolist(),
+        }
+        for sample, chosen in enumerate(top)
+    ]
+
+
+def target_table(ids: list[str], rows: dict[str, int], scores: Tensor, described: list[dict[str, Any]]) -> Any:
+    """One row per sample and target: sample_id, row, target, kind, score."""
+    import pyarrow as pa
+
+    samples, targets = scores.shape
+    return pa.table(
+        {
+            "sample_id": [sample_id for sample_id in ids for _ in range(targets)],
+            "row": pa.array([rows[sample_id] for sample_id in ids for _ in range(targets)], pa.int64()),
+            "target": [target["name"] for _ in range(samples) for target in described],
+            "kind": [target["kind"] for _ in range(samples) for target in described],
+            "score": scores.flatten().tolist(),
+        }
+    )

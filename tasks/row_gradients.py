@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -83,3 +84,38 @@ def stored_rows(
         tokens=tuple(tokens),
         read=lambda row, name: rows[row][0].get_slice(name)[rows[row][1]].to(device),
     )
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Every row with a label, in the order of its id, whole modules at a time: what scores are made of.
+
+    `block(name)` is [n, out * r] fp32, scale x G_i A0^T: the row's summed loss in the coordinates B of LoRA.
+    """
+
+    ids: list[str]
+    tokens: list[float]  # label tokens per row (1 per pair for DPO)
+    names: list[str]
+    scale: float  # alpha / r, or alpha / sqrt(r)
+    _files: list[tuple[Any, list[int]]]  # rows.safetensors of a node, and its positions that have a label
+
+    def block(self, name: str) -> Tensor:
+        import torch
+
+        parts = [file.get_tensor(name)[kept].flatten(1).float() for file, kept in self._files]
+        return torch.cat(parts).mul_(self.scale)
+
+
+def whole_rows(run: Run, nodes: list[ArtifactRef], scale: float) -> StoredRows | None:
+    """The rows that the landscape kept one by one at these nodes; None where it kept none."""
+    opened = [run.store.open(node) for node in nodes]
+    if not all(FILE in node.names() for node in opened):
+        return None
+    ids, tokens, files = [], [], []
+    for node in opened:
+        rows = node.arrow("samples.parquet", columns=["sample_id", "tokens"]).to_pylist()
+        kept = [position for position, row in enumerate(rows) if row["tokens"]]
+        ids += [rows[position]["sample_id"] for position in kept]
+        tokens += [rows[position]["tokens"] for position in kept]
+        files.append((node.tensor_file(FILE), kept))
+    return StoredRows(ids, tokens, list(files[0][0].keys()), scale, files)

@@ -15,7 +15,7 @@ from storage.errors import BadInput
 from tasks.forms import CanonicalRow, ColumnNames, Form, as_plain_text, canonical_rows, shown_texts
 from tasks.heldout import HeldoutSettings, split
 from tasks.sample_ids import IdentifiedRow, identify
-from tasks.shards import bottom_k
+from tasks.shards import Subset, bottom_k, subset_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,6 +63,9 @@ class DatasetSettings(BaseModel):
         1024, ge=2, title="Longest row", description="tokens; the rest is cut off at the end; null: never"
     )
     columns: ColumnNames = ColumnNames()
+    group_column: str | None = Field(
+        None, title="Group column", description="of the held-out rows; influence is also scored per value of it"
+    )
     assistant_only_loss: bool = Field(
         False,
         title="Assistant only",
@@ -76,6 +79,7 @@ class DatasetSettings(BaseModel):
         """These settings with defaults for what only other roles read: a role's key is made of its own."""
         own_file = role == "preferences" or (role == "probes" and self.probes is not None)
         changes: dict[str, Any] = {} if role == "probes" else {"probes": None, "probe_count": 0}
+        changes |= {} if role == "heldout" else {"group_column": None}
         if own_file:
             changes |= {
                 "heldout": HeldoutSettings(),
@@ -121,13 +125,22 @@ def read_samples(
         as_plain_text(row.canonical) if row.canonical.adaptable and not tokenizer.has_template else row.canonical
         for row in kept
     ]
-    table = _table(kept, adapted, tokenizer, settings.loss_rules(role))
+    groups = [_group(rows[row.canonical.row], settings.group_column) for row in kept]
+    table = _table(kept, adapted, groups, tokenizer, settings.loss_rules(role))
     if not any(any(mask[1:]) for mask in table["loss_mask"].to_pylist()):
         raise BadInput(
             f"{role}: none of the {len(kept)} rows has a trained token; raise dataset.max_length "
             f"({settings.max_length}), or give rows with a completion"
         )
     return table
+
+
+def _group(row: Mapping[str, Any], column: str | None) -> str | None:
+    if column is None:
+        return None
+    if column not in row:
+        raise BadInput(f"dataset.group_column: a held-out row has no {column!r}; its columns are {', '.join(row)}")
+    return str(row[column])
 
 
 def _kept(rows: list[IdentifiedRow], settings: DatasetSettings, role: Role) -> list[IdentifiedRow]:
@@ -164,6 +177,7 @@ def samples_schema() -> pa.Schema:
             "row": pa.int64(),  # position in the file, from 0
             "occurrence": pa.int32(),  # number among equal rows
             "form": pa.string(),
+            "group": pa.string(),  # value of dataset.group_column, of held-out rows
             "prompt": pa.string(),  # as a person reads it, without the template's marks
             "completion": pa.string(),  # the chosen answer of a preference row
             "rejected": pa.string(),
@@ -178,27 +192,32 @@ def samples_schema() -> pa.Schema:
 
 
 def _table(
-    kept: Sequence[IdentifiedRow], rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules
+    kept: Sequence[IdentifiedRow],
+    rows: Sequence[CanonicalRow],
+    groups: Sequence[str | None],
+    tokenizer: ChatTokenizer,
+    rules: LossRules,
 ) -> pa.Table:
     import pyarrow as pa
 
     from tasks.columns import record_batch
     from tasks.loss_masks import labelled_rows
 
-    labelled = zip(kept, labelled_rows(rows, tokenizer, rules), strict=True)
+    labelled = zip(kept, groups, labelled_rows(rows, tokenizer, rules), strict=True)
     batches = []
     while chunk := list(islice(labelled, _BATCH_ROWS)):
-        batches.append(record_batch([_record(*pair) for pair in chunk], samples_schema()))
+        batches.append(record_batch([_record(*each) for each in chunk], samples_schema()))
     return pa.Table.from_batches(batches, schema=samples_schema())
 
 
-def _record(row: IdentifiedRow, labelled: LabelledRow) -> dict[str, Any]:
+def _record(row: IdentifiedRow, group: str | None, labelled: LabelledRow) -> dict[str, Any]:
     prompt, completion, rejected = shown_texts(row.canonical)
     record = {
         "sample_id": row.sample_id,
         "row": row.canonical.row,
         "occurrence": row.occurrence,
         "form": row.canonical.form,
+        "group": group,
         "prompt": prompt,
         "completion": completion,
         "rejected": rejected,
@@ -220,6 +239,7 @@ class SampleIndex:
     """What the wiring of the passes needs to know of a `samples` artefact."""
 
     ids: list[str]  # sorted
+    rows: list[int]  # position of each sample in its file, from 0
     tokens: list[int]  # of each sample, after truncation
     trained: list[bool]  # whether the sample has a label at all
     form: Form
@@ -234,6 +254,13 @@ class SampleIndex:
         short = {i for i, tokens in zip(self.ids, self.tokens, strict=True) if tokens <= max_tokens}
         return [i for i in self.trained_ids if i in short] or self.trained_ids
 
+    def one(self, row: int) -> Subset:
+        """The sample at this position of its file, as a subset. BadInput where there is none, or none with a label."""
+        found = [i for i, r, trained in zip(self.ids, self.rows, self.trained, strict=True) if r == row and trained]
+        if not found:
+            raise BadInput(f"influence.tokens_of is {row}: no training row of that number has a trained token")
+        return subset_of(found, 1, "one")
+
     def tokens_of(self, ids: Iterable[str]) -> int:
         """Tokens of these samples together."""
         return sum(self.tokens[bisect_left(self.ids, sample_id)] for sample_id in ids)
@@ -241,7 +268,7 @@ class SampleIndex:
 
 def read_index(run: Any, samples: Any) -> SampleIndex:
     """Index of a stored `samples` artefact."""
-    columns = ["sample_id", "form", "loss_mask"]
+    columns = ["sample_id", "row", "form", "loss_mask"]
     return index_of(run.store.open(samples).arrow("samples.parquet", columns=columns))
 
 
@@ -254,4 +281,5 @@ def index_of(table: pa.Table) -> SampleIndex:
     labelled = set(pc.unique(pc.list_parent_indices(tails).filter(pc.list_flatten(tails))).to_pylist())
     trained = [row in labelled for row in range(len(table))]
     tokens = pc.list_value_length(masks).to_pylist()
-    return SampleIndex(table["sample_id"].to_pylist(), tokens, trained, table["form"][0].as_py())
+    ids, rows = table["sample_id"].to_pylist(), table["row"].to_pylist()
+    return SampleIndex(ids, rows, tokens, trained, table["form"][0].as_py())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,3 +99,16 @@ def mean_gradient(node_sums: Sequence[Tensor], node_tokens: Sequence[float]) -> 
         total += node
         squares.append(float(node.double().square().sum()) / tokens**2 if tokens else 0.0)
     return MeanGradient(total / sum(node_tokens), squares)
+
+
+def value_gradients(
+    weights: dict[str, Tensor], values: Iterable[Callable[[dict[str, Tensor]], Tensor]]
+) -> dict[str, Tensor]:
+    """{name: [out, in]} fp32 gradient of the sum of scalar functions of the weights; 0 where none depends on one."""
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
+    for value in values:
+        found = torch.autograd.grad(value(leaves), list(leaves.values()), materialize_grads=True, allow_unused=True)
+        for name, gradient in zip(total, found, strict=True):
+            total[name] += gradient
+    return total

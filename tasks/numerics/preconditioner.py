@@ -1,33 +1,55 @@
-"""Adam's diagonal at the base weights: the second moment that the first steps of a run will divide by."""
+"""Adam's diagonal at the base weights: what its normalisation makes of one more row's gradient."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tasks.numerics.field import GradientField
 from tasks.numerics.spaces import Space
-from tasks.numerics.vectors import Vector
 
 
-def second_moment(field: GradientField, space: Space, batch_rows: int, names: list[str] | None = None) -> Vector:
-    """E[g^2] of a batch gradient in adapter coordinates: mean^2 + variance over batches of `batch_rows` rows.
+@dataclass(frozen=True)
+class Moments:
+    """A batch gradient's first two moments over the draw of its rows, in adapter coordinates of one module."""
 
-    The variance between nodes is that of node-sized batches; `noise_factor` rescales it to the real batch size.
-    One weight of the field is in memory at a time.
+    mean: Tensor
+    variance: Tensor
+
+    def adam(self, gradient: Tensor, epsilon: float) -> Tensor:
+        """What Adam's expected step does along `gradient` per unit of a coordinate's mean gradient.
+
+        The step g / sqrt(E[g^2]) with E[g^2] = mean^2 + variance has the derivative variance / E[g^2]^1.5 in the
+        mean: where the sign of a coordinate is certain already, a row cannot change its step.
+        """
+        second = self.mean.square() + self.variance
+        return gradient * self.variance / (second * (second.sqrt() + epsilon) + torch.finfo(second.dtype).tiny)
+
+
+def node_moments(field: GradientField, space: Space, batch_rows: int, name: str) -> Moments:
+    """Moments of batches of `batch_rows` rows from the scatter between the field's nodes.
+
+    `noise_factor` rescales it to the batch's size. A batch of all rows has no scatter, and one of half of them
+    stands for it.
     """
-    moments: dict[str, Tensor] = {}
-    factors = [field.noise_factor([node], batch_rows) ** 2 for node in range(field.nodes)]
-    for name in names or field.names:
-        mean = space.pull({name: field.mean(name)})[name]
-        variance = torch.zeros_like(mean)
-        for node, factor in enumerate(factors):
-            node_gradient = space.pull({name: field.group_mean([node], name)})[name]
-            variance += factor * (node_gradient - mean).square()
-        moments[name] = mean.square() + variance / field.nodes
-    return moments
+    batch_rows = max(1, min(batch_rows, sum(field.rows) // 2))
+    mean = space.pull({name: field.mean(name)})[name]
+    variance = torch.zeros_like(mean)
+    for node in range(field.nodes):
+        factor = field.noise_factor([node], batch_rows) ** 2
+        node_gradient = space.pull({name: field.group_mean([node], name)})[name]
+        variance += factor / field.nodes * (node_gradient - mean).square()
+    return Moments(mean, variance)
 
 
-def adam_direction(gradient: Vector, moments: Vector, epsilon: float) -> Vector:
-    """gradient / (sqrt(E[g^2]) + epsilon), coordinate by coordinate: what Adam makes of a small extra gradient."""
-    return {name: g / (moments[name].sqrt() + epsilon) for name, g in gradient.items()}
+def row_moments(rows: Tensor, tokens: Tensor, batch_rows: int) -> Moments:
+    """Moments of the token-mean gradient of `batch_rows` random rows, from each row's summed [n, d] and tokens [n].
+
+    The ratio estimator's variance, b / n^2 sum (g_i - t_i mean)^2 / N over batches of b rows with n tokens.
+    """
+    batch_rows = max(1, min(batch_rows, len(rows) // 2))
+    mean = rows.sum(0) / tokens.sum()
+    scatter = (rows - tokens[:, None] * mean).square().mean(0)
+    return Moments(mean, scatter / (batch_rows * tokens.mean() ** 2))

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from tests.benchmarks.real_runs import BANK, HELD_OUT, MODEL, Q_AND_V, read_pairs
+from tests.benchmarks.real_runs import BANK, HELD_OUT, MAX_LENGTH, MODEL, Q_AND_V, read_pairs
 
+RETRAINED = Path(__file__).with_name("results")  # committed: 50 real runs are an hour of this machine
 ROWS = 64
 HALVES, GROUPS, LEFT_OUT = 40, 10, 8
-MAX_LENGTH = 64
 TRAINING = {"learning_rate": 5e-4, "epochs": 2, "batch_size": 8, "seed": 1}
 NOISE = 0.1  # share of rows that answer another row's question in the second table
 
@@ -28,7 +28,7 @@ NOISE = 0.1  # share of rows that answer another row's question in the second ta
 class Bank:
     """One data set's request, rows, and stored retrainings."""
 
-    def __init__(self, data: str, folder: Path, swapped: bool = False) -> None:
+    def __init__(self, data: str, folder: Path, rows: int = ROWS, swapped: bool = False) -> None:
         from flows.request import load_request
         from flows.wiring import Wiring
         from storage.runs import Run
@@ -37,9 +37,10 @@ class Bank:
         from tests.flows.conftest import Called
 
         self.data, self.folder = data, folder
-        pairs = read_pairs(data, ROWS + HELD_OUT)
-        self.swapped = swap_answers(pairs[HELD_OUT:]) if swapped else []
-        path = write_request(folder, pairs)
+        pairs = read_pairs(data, rows + HELD_OUT)
+        queries, pairs = pairs[:HELD_OUT], pairs[HELD_OUT:]
+        self.swapped = swap_answers(pairs) if swapped else []
+        path = write_request(folder, queries, pairs)
         self.request = load_request(str(path), [])
         self.run = Run(self.request.runtime.root, "retraining")
         sources = resolve_sources(self.request.dataset, self.request.model, None)
@@ -49,7 +50,7 @@ class Bank:
 
     @property
     def path(self) -> Path:
-        return BANK / f"retraining-{self.data}.parquet"
+        return RETRAINED / f"retraining-{self.data}.parquet"
 
     def stored(self) -> list[dict[str, Any]]:
         """Subsets that are trained already, in the order of `subsets`."""
@@ -100,9 +101,9 @@ def swap_answers(pairs: list[dict[str, str]]) -> list[str]:
     return [pairs[row]["prompt"] for row in chosen]
 
 
-def write_request(folder: Path, pairs: list[dict[str, str]]) -> Path:
-    """request.yaml: the first rows are the held-out queries."""
-    for role, part in (("heldout", pairs[:HELD_OUT]), ("train", pairs[HELD_OUT:])):
+def write_request(folder: Path, queries: list[dict[str, str]], pairs: list[dict[str, str]]) -> Path:
+    """request.yaml with its two files of rows."""
+    for role, part in (("heldout", queries), ("train", pairs)):
         (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     heldout = {"path": str(folder / "heldout.jsonl")}
     request = {

@@ -70,3 +70,11 @@ def run_dag(request: Request) -> Simulated:
 def simulated(tiny_request: Path) -> Callable[..., Simulated]:
     """`simulated("a.b=c", ...)` runs the whole DAG of the tiny request with these settings changed."""
     return lambda *overrides: run_dag(load_request(str(tiny_request), list(overrides)))
+
+
+@pytest.fixture
+def reference(tiny_llama: Path) -> Any:
+    """The tiny model, opened by transformers alone."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").requires_grad_(False)

@@ -13,38 +13,7 @@ import yaml
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from tests.flows.conftest import Simulated
-
-EXACT = ("landscape.gradient_dtype=float32", "sae=null", "dataset.preferences=null", "dataset.probes=null")
-
-
-@pytest.fixture
-def reference(tiny_llama: Path) -> Any:
-    """The tiny model, opened by transformers alone."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").requires_grad_(False)
-
-
-def rows_of(simulated: Simulated, role: str = "samples") -> list[dict[str, Any]]:
-    return sorted(simulated.table(role, "samples"), key=lambda row: row["sample_id"])
-
-
-def label_losses(model: Any, ids: list[int], mask: list[bool]) -> torch.Tensor:
-    """[n] nats of the label tokens of one row, without padding or batch."""
-    logits = model(torch.tensor([ids])).logits[0, :-1]
-    losses = cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
-    return losses[torch.tensor(mask[1:])]
-
-
-def adapted(model: Any) -> dict[str, torch.nn.Parameter]:
-    named = dict(model.named_parameters())
-    return {n: named[n].requires_grad_() for n in named if n.endswith(("q_proj.weight", "v_proj.weight"))}
-
-
-def mean_gradient(model: Any, losses: Iterator[torch.Tensor]) -> dict[str, torch.Tensor]:
-    weights = adapted(model)
-    values = torch.cat(list(losses))
-    return dict(zip(weights, torch.autograd.grad(values.mean(), list(weights.values())), strict=True))
+from tests.flows.dense import EXACT, label_losses, lora_start, mean_gradient, role_rows, rows_of
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -103,23 +72,6 @@ def test_neither_batches_nor_row_order_nor_shards_move_a_score(simulated, tiny_r
     assert scores(other, "lissa") == pytest.approx(scores(usual, "lissa"), rel=1e-4, abs=1e-9)
 
 
-def lora_start(reference: Any, r: int, alpha: int, seed: int) -> tuple[Any, dict[str, torch.Tensor]]:
-    """peft's own model right after its initialisation, and {weight name: A [r, in]}."""
-    import copy
-
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(reference), config)
-    factors = {
-        name.removeprefix("base_model.model.").replace("lora_A.default.", ""): p.detach()
-        for name, p in model.named_parameters()
-        if "lora_A" in name
-    }
-    return model, factors
-
-
 def test_scores_are_those_of_the_dense_damped_inverse(simulated, reference):
     """A LiSSA run to its end, against (J^T H J / tokens + d I)^-1 formed entry by entry in double precision."""
     solver = {"iterations": 800, "damping": 0.05, "scale": None}
@@ -161,7 +113,7 @@ def test_scores_are_those_of_the_dense_damped_inverse(simulated, reference):
         return total / tokens
 
     train = rows_of(done)
-    heldout = _role(done, "heldout")
+    heldout = role_rows(done, "heldout")
     from tasks.shards import subset_of
 
     chosen = set(subset_of([row["sample_id"] for row in train], 2, "curvature").ids)
@@ -176,15 +128,6 @@ def test_scores_are_those_of_the_dense_damped_inverse(simulated, reference):
     actual = {row["sample_id"]: row["lissa_score"] for row in done.table("influence", "influence")}
     largest = max(abs(score) for score in expected.values())
     assert actual == pytest.approx(expected, rel=1e-3, abs=1e-3 * largest)
-
-
-def _role(done: Simulated, role: str) -> list[dict[str, Any]]:
-    """Rows of a role that the result does not name."""
-    for stored in done.store.iterate():
-        manifest = done.store.manifest(stored.task, stored.key) if stored.task == "samples" else None
-        if manifest is not None and manifest.inputs["role"] == role:
-            return done.store.open(done.store.find("samples", stored.key)).arrow("samples.parquet").to_pylist()
-    raise LookupError(role)
 
 
 ONE_STEP = ("shards.max_rows=100", "training.batch_size=100", "training.epochs=1", "prediction.max_relative_change=10")

@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from tasks.numerics.datamodel import FirstOrder, HalfRuns, first_order, fit_datamodel, half_runs, replayed_changes
+from tasks.numerics.optimizers import OptimizerSettings
+from tasks.numerics.preconditioner import Moments, row_moments
+
+ROWS, WIDTHS = 10, {"a": 6, "b": 3}
+TOKENS = [3.0, 5.0, 2.0, 7.0, 4.0, 6.0, 1.0, 2.0, 8.0, 3.0]
+
+
+def problem(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = {name: torch.randn(ROWS, width, generator=generator) * 0.1 for name, width in WIDTHS.items()}
+    targets = {name: torch.randn(2, width, generator=generator) for name, width in WIDTHS.items()}
+    return rows, targets
+
+
+def halves(runs=5, epochs=2):
+    return half_runs(ROWS, 2, epochs, runs, seed=1, rates=lambda steps: [1.0 - t / steps for t in range(steps)])
+
+
+def trained(rows, targets, runs, make_optimizer, max_norm):
+    """The truth by torch's own optimizer on a loss that is linear in the weights, one run after another."""
+    outcomes = []
+    for steps in runs.steps:
+        weights = {name: torch.zeros(width, requires_grad=True) for name, width in WIDTHS.items()}
+        optimizer = make_optimizer(weights.values())
+        for step, rate in zip(steps, runs.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            items = sum(TOKENS[row] for row in step)
+            sum((rows[n][list(step)].sum(0) / items * w).sum() for n, w in weights.items()).backward()
+            if max_norm:
+                torch.nn.utils.clip_grad_norm_(weights.values(), max_norm)
+            optimizer.step()
+        outcomes.append(sum(targets[name] @ w.detach() for name, w in weights.items()))
+    return torch.stack(outcomes).double()
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.02])
+def test_a_replay_is_what_torchs_adamw_does_on_a_linear_loss(max_norm):
+    rows, targets = problem()
+    runs = halves()
+    changes = replayed_changes(
+        rows.__getitem__, list(WIDTHS), TOKENS, targets.__getitem__, runs, OptimizerSettings(max_grad_norm=max_norm)
+    )
+    expected = trained(rows, targets, runs, lambda w: torch.optim.AdamW(w, weight_decay=0.0), max_norm)
+    torch.testing.assert_close(changes, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_run_takes_half_of_the_rows_once_an_epoch():
+    runs = halves(runs=7, epochs=3)
+    assert runs.inclusion(ROWS).sum(1).tolist() == [5.0] * 7
+    for steps in runs.steps:
+        seen = [row for step in steps for row in step]
+        assert len(steps) == len(runs.rates) == 9
+        assert all(seen.count(row) == 3 for row in seen)
+    assert (runs.weights(TOKENS).gather(2, torch.tensor([[[steps[0][0]]] for steps in runs.steps]))[:, 0] > 0).all()
+
+
+def test_first_order_sums_the_rows_that_take_part():
+    rows, targets = problem()
+    derivatives = sum(rows[name] @ targets[name].T for name in WIDTHS)
+    runs = HalfRuns((((0, 1), (2, 3)),), (1.0, 0.5))
+    order = first_order(derivatives, TOKENS, runs, momentum=0.0)
+    size = 2 * sum(TOKENS) / ROWS
+    expected = -(derivatives[[0, 1]].sum(0) + 0.5 * derivatives[[2, 3]].sum(0)) / size
+    torch.testing.assert_close(order.changes[0], expected.double())
+    torch.testing.assert_close(order.scores, -derivatives.double() * 0.75 / size)
+
+
+def test_momentum_spreads_a_batch_over_later_steps_and_keeps_the_sum():
+    derivatives = torch.ones(ROWS, 1)
+    runs = HalfRuns((((0,), (1,), (2,)),), (1.0, 1.0, 1.0))
+    spread = first_order(derivatives, [1.0] * ROWS, runs, momentum=0.9)
+    # Every step's mean of equal gradients is that gradient, whatever the momentum.
+    torch.testing.assert_close(spread.changes, torch.tensor([[-3.0]], dtype=torch.float64))
+
+
+def test_the_fit_recovers_planted_effects_from_noisy_halves():
+    generator = torch.Generator().manual_seed(3)
+    runs = half_runs(40, 4, 1, 400, seed=0, rates=lambda steps: [1.0] * steps)
+    truth = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    guess = truth + 0.5 * torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    taken = runs.inclusion(40)
+    changes = taken @ truth + 0.5 * torch.randn(400, 1, generator=generator, dtype=torch.float64)
+    fitted = fit_datamodel(taken, changes, FirstOrder(guess, taken @ guess))
+    centred = truth - truth.mean()
+    error = (fitted.scores - fitted.scores.mean() - centred).norm() / centred.norm()
+    assert error < 0.12 < (guess - guess.mean() - centred).norm() / centred.norm()
+
+
+def test_without_a_guess_the_fit_shrinks_to_zero_where_halves_say_nothing():
+    generator = torch.Generator().manual_seed(3)
+    runs = half_runs(12, 4, 1, 64, seed=0, rates=lambda steps: [1.0] * steps)
+    taken, noise = runs.inclusion(12), torch.randn(64, 1, generator=generator, dtype=torch.float64)
+    fitted = fit_datamodel(taken, noise, FirstOrder(torch.zeros(12, 1).double(), torch.zeros(64, 1).double()))
+    assert fitted.scores.abs().max() < 0.15
+    assert fitted.explained.item() == 0.0
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match="3 rows: a datamodel needs at least 4"):
+        half_runs(3, 2, 1, 4, seed=0, rates=lambda steps: [1.0] * steps)
+
+
+def test_adams_direction_is_the_derivative_of_its_expected_step():
+    mean = torch.tensor([0.3, -0.02, 0.0], dtype=torch.float64, requires_grad=True)
+    variance = torch.tensor([0.01, 0.04, 0.09], dtype=torch.float64)
+    step = mean / (mean.square() + variance).sqrt()
+    expected = torch.autograd.grad(step.sum(), mean)[0]
+    found = Moments(mean.detach(), variance).adam(torch.ones(3, dtype=torch.float64), 0.0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_row_moments_are_those_of_drawn_batches():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 3, generator=generator) + 1.0
+    tokens = torch.full((400,), 4.0)
+    moments = row_moments(rows, tokens, 8)
+    drawn = torch.stack([rows[torch.randint(400, (8,), generator=generator)].sum(0) / 32 for _ in range(20000)])
+    torch.testing.assert_close(moments.mean, drawn.mean(0), rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(moments.variance, drawn.var(0), rtol=0.05, atol=1e-6)
+
+
+def test_a_batch_of_all_rows_still_has_a_direction():
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    moments = row_moments(rows, torch.ones(6), 6)
+    assert (moments.variance > 0).all()
