@@ -23,7 +23,7 @@ from storage.errors import BadInput
 from storage.events import EventLog
 from storage.places import Place
 from storage.runs import Run
-from tasks.invariants import weights_unchanged
+from tasks.invariants import BrokenInvariant, watch, weights_unchanged
 from tasks.samples import SampleIndex, read_index
 
 LOST_WORKERS = 3
@@ -137,12 +137,17 @@ def worker_pass(module: str, name: str, folder: str, run: Run, inputs: dict[str,
     were when they were opened, after every pass.
     """
     prepare()
+    watch(run)
     with contextlib.suppress(OSError):
         os.chdir(folder)  # the request's relative paths, where machines share a file system
     try:
         made = getattr(import_module(module), name).fn(run=run, **inputs)
         if "model" in inputs:
-            weights_unchanged(forget=False)
+            try:
+                weights_unchanged(run)
+            except BrokenInvariant:
+                run.store.delete(made.task, made.key)
+                raise
         return made
     finally:
         EventLog.of(run).flush()

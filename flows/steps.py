@@ -12,7 +12,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.request import RuntimeSettings
 from flows.runners import OnRay
 from storage.artifacts import ArtifactRef
+from storage.events import EventLog, read_events
 from storage.runs import Run
+from tasks.invariants import BrokenInvariant, unwatch, watch, weights_unchanged
+from tasks.loading import close_models
 from tasks.samples import SampleIndex, read_index
 
 
@@ -45,9 +48,32 @@ class Submitted:
 
 @contextlib.contextmanager
 def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[Submitted | OnRay]:
-    """The steps of a run on the runner that its settings name; what was started for them ends with the block."""
-    with contextlib.ExitStack() as stack:
-        if settings.runner == "ray":
-            yield OnRay(run, settings, stack)
-        else:
-            yield Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
+    """The steps of a run on the runner that its settings name; what was started for them ends with the block.
+
+    However the block ends, the base weights must then be what they were when the run opened them (BrokenInvariant).
+    """
+    watch(run)
+    try:
+        with contextlib.ExitStack() as stack:
+            if settings.runner == "ray":
+                yield OnRay(run, settings, stack)
+            else:
+                yield Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
+    finally:
+        _compare_weights(run)
+
+
+def _compare_weights(run: Run) -> None:
+    """BrokenInvariant where a base weight moved. What the run computed is deleted then: the next run would find it
+    under the key of other numbers."""
+    try:
+        weights_unchanged(run)
+    except BrokenInvariant:
+        close_models()
+        EventLog.of(run).flush()
+        for event in read_events(run):
+            if event["type"] == "pass_finished" and not event.get("cached"):
+                run.store.delete(event["task"], event["key"])
+        raise
+    finally:
+        unwatch(run)

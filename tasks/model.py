@@ -16,7 +16,7 @@ from storage.places import localise
 from storage.runs import Run
 from tasks.invariants import witness
 from tasks.keys import NUMERICS, Fingerprint, content_task, identity
-from tasks.loading import ModelSettings, choose_device, convert_gguf, load_model
+from tasks.loading import ModelSettings, choose_device, close_models, convert_gguf, load_model
 from tasks.saes import SaeSettings, load_sae
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _device_locks: dict[str, threading.RLock] = {}
 _registry = threading.Lock()
+_split_models = threading.Lock()
 
 
 class ModelHandle(BaseModel, frozen=True):
@@ -50,15 +51,23 @@ class ModelHandle(BaseModel, frozen=True):
             return run.store.open(self.source).folder()
         return localise(self.source.uri)
 
-    def slot(self) -> contextlib.AbstractContextManager[None]:
-        """A slot of the global concurrency limit `gpu` for a model on a GPU; without such a limit it is free."""
-        on_gpu = choose_device(self.settings.device).type == "cuda"
-        return concurrency("gpu", occupy=1) if on_gpu else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Held while a pass computes: a slot of the global concurrency limit `gpu` for a model on a GPU, without such
+        a limit free; for a split model its turn, since layers that come and go cannot be shared by threads."""
+        with contextlib.ExitStack() as held:
+            if choose_device(self.settings.device).type == "cuda":
+                held.enter_context(concurrency("gpu", occupy=1))
+            if self.settings.device_map:
+                held.enter_context(_split_models)
+            yield
 
     def open(self, run: Run) -> LoadedModel:
         """The loaded model, one instance per process."""
         loaded = load_model(self.folder(run), self.settings)
-        witness(loaded.model)
+        while not witness(run, loaded.model, loaded.digest):
+            close_models()
+            loaded = load_model(self.folder(run), self.settings)
         return loaded
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.errors import BadInput
+from tasks.invariants import weights_digest
 from tasks.loading.folders import model_config, model_fingerprint, weight_files
 from tasks.loading.placement import keep_resident, offloaded, placing, stored_value
 
@@ -77,6 +78,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     transposed: frozenset[str]
+    digest: str  # of the weights as they were read, see `weights_digest`
     gradient_checkpointing: bool = False  # see `recomputed`
 
     @property
@@ -140,6 +142,12 @@ def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
         return twins[thread]
 
 
+def close_models() -> None:
+    """Forget the open models: the next `load_model` reads its folder again."""
+    with building:
+        _residents.clear()
+
+
 def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
     import torch
 
@@ -153,7 +161,8 @@ def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
     transposed = _linear_for_conv1d(folder, model)
     _refuse_non_finite(folder, model)
     at = device if model.device.type == "meta" else model.device
-    return LoadedModel(model, folder, at, getattr(torch, settings.dtype), transposed, settings.gradient_checkpointing)
+    dtype, digest = getattr(torch, settings.dtype), weights_digest(model)
+    return LoadedModel(model, folder, at, dtype, transposed, digest, settings.gradient_checkpointing)
 
 
 def choose_device(name: str) -> torch.device:

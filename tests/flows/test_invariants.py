@@ -9,7 +9,18 @@ from flows.listing import list_rows
 from flows.request import load_request
 from flows.simulate import simulate
 from storage.runs import Run
-from tasks.invariants import BrokenInvariant, no_optimizer_steps, weights_unchanged, witness
+from tasks.invariants import (
+    BrokenInvariant,
+    no_optimizer_steps,
+    unwatch,
+    watch,
+    weights_digest,
+    weights_unchanged,
+    witness,
+)
+from tasks.keys import Fingerprint
+from tasks.loading import ModelSettings
+from tasks.model import ModelHandle
 from tasks.numerics.bounds import bounded
 
 
@@ -27,15 +38,68 @@ def test_no_optimizer_may_step_during_a_simulation():
     optimizer.step()  # outside the block it may
 
 
-def test_a_changed_base_weight_is_noticed():
-    model = torch.nn.Linear(3, 3)
-    witness(model)
-    weights_unchanged()
-    witness(model)
+def moved(model: torch.nn.Module) -> None:
     with torch.no_grad():
-        model.weight[0, 0] += 1e-6
+        next(model.parameters())[0, 0] += 1e-6
+
+
+@pytest.fixture
+def during():
+    run = Run("root", "during")
+    watch(run)
+    yield run
+    unwatch(run)
+
+
+def test_a_changed_base_weight_is_noticed(during):
+    model = torch.nn.Linear(3, 3)
+    assert witness(during, model, weights_digest(model))
+    weights_unchanged(during)
+    moved(model)
+    weights_unchanged(Run("root", "another"))
     with pytest.raises(BrokenInvariant, match="base weights changed during simulate"):
-        weights_unchanged()
+        weights_unchanged(during)
+
+
+def test_a_model_that_moved_before_the_run_is_read_again(during, tiny_llama):
+    handle = ModelHandle(
+        source=Fingerprint(uri=str(tiny_llama), digest=""), settings=ModelSettings(name_or_path=str(tiny_llama))
+    )
+    before = handle.open(Run("root", "before"))
+    moved(before.model)
+    again = handle.open(during)
+    assert weights_digest(again.model) == again.digest == before.digest != weights_digest(before.model)
+    weights_unchanged(during)
+
+
+def test_a_weight_that_moves_during_a_run_fails_it_and_deletes_what_it_computed(
+    prefect_server, tiny_request, monkeypatch
+):
+    opened = ModelHandle.open
+
+    def disturbed(handle: ModelHandle, run: Run):
+        loaded = opened(handle, run)
+        moved(loaded.model)
+        return loaded
+
+    monkeypatch.setattr(ModelHandle, "open", disturbed)
+    with pytest.raises(BrokenInvariant, match="base weights changed during simulate"):
+        run_with(tiny_request)
+    run = Run(load_request(str(tiny_request)).runtime.root, "broken")
+    assert list_rows(run.root) == [{"run_id": "broken", "status": "failed"}]
+    assert list(run.store.iterate()) == []
+    monkeypatch.undo()
+    result = simulate(load_request(str(tiny_request)), run_id="after")
+    assert result["tasks"]["cached"] == 0 and all(result["invariants"].values())
+
+
+def test_a_model_whose_layers_wait_on_disk_is_simulated_by_the_flow(
+    prefect_server, tiny_request, tmp_path, monkeypatch
+):
+    """The weights that a fine-tune moves are fetched for good: other places, the same values."""
+    monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "cache"))
+    result = run_with(tiny_request, "model.device_map=auto", "model.cpu_memory_gb=8e-5")
+    assert all(result["invariants"].values())
 
 
 def test_a_diverging_solve_ends_the_run_and_ranks_nothing(prefect_server, tiny_request):
