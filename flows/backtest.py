@@ -34,7 +34,8 @@ def backtest(
     """
     seeds = checked_seeds(seeds or [request.training.seed], retrain)
     sources = resolve_sources(request.dataset, request.model, request.sae)
-    run = Run(request.runtime.root, run_id or new_run_id(datetime.now(UTC), f"{request.run_name}-backtest"))
+    run_id = run_id or new_run_id(datetime.now(UTC), f"{request.run_name}-backtest")
+    run = Run(request.runtime.root, run_id, request.runtime.verify)
     return recorded(run, request, lambda: run_backtest(run, request, sources, seeds, retrain))
 
 

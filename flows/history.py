@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
+from storage.rates import Took, remembered_rates
 from tasks.keys import ContentKey, library_versions
 
 LOOKED_AT = 200  # manifests of one task, the newest
@@ -18,10 +19,11 @@ LOOKED_AT = 200  # manifests of one task, the newest
 
 @dataclass(frozen=True)
 class Cost:
-    """What a task is expected to take; None: nothing like it was ever run under this root."""
+    """What a task is expected to take, and from what; None: nothing like it was ever run, here or on this machine."""
 
     seconds: float | None = None
     bytes: int | None = None
+    basis: Literal["this root", "this machine", "another model"] | None = None
 
 
 class History:
@@ -44,19 +46,16 @@ class History:
         newest = sorted(self._stored.get(task, []), reverse=True)[:LOOKED_AT]
         return [manifest for _, key in newest if (manifest := self.store.manifest(task, key))]
 
-    def cost(self, task: str, work: dict[str, int]) -> Cost:
-        """Seconds: the median rate of the stored artefacts times this one's tokens (or rows, or parts); their
-        median where sizes are not known. Bytes: those of the artefact that is nearest in size."""
-        known = self.manifests(task)
-        if not known:
-            return Cost()
-        unit = next((unit for unit in ("tokens", "rows", "parts") if work.get(unit)), None)
-        sized = [manifest for manifest in known if unit and manifest.work.get(unit)]
-        if not sized:
-            return Cost(median(m.seconds for m in known), round(median(m.bytes for m in known)))
-        size = work[unit]
-        nearest = min(sized, key=lambda manifest: abs(manifest.work[unit] - size))
-        return Cost(size * median(m.seconds / m.work[unit] for m in sized), nearest.bytes)
+    def cost(self, task: str, work: dict[str, int], model: Any = None) -> Cost:
+        """From what the task took with the same model: under this root, else on this machine under any root; else
+        with another model under this root. `model` is its identity in keys, None for a pass without one."""
+        stored = self.manifests(task)
+        same = [Took.of(manifest) for manifest in stored if manifest.inputs.get("model") == model]
+        if same:
+            return _expected(same, work, "this root")
+        if here := remembered_rates(task, model):
+            return _expected(here, work, "this machine")
+        return _expected([Took.of(manifest) for manifest in stored], work, "another model") if stored else Cost()
 
     def reason(self, policy: ContentKey, inputs: dict[str, Any]) -> str:
         """What differs between these inputs and those of the most similar stored artefact of the task."""
@@ -66,6 +65,18 @@ class History:
         nearest = min(known, key=lambda manifest: _distance(differences(inputs, manifest.inputs)))
         changed = differences(inputs, nearest.inputs)
         return f"changed: {', '.join(changed)}" if changed else _code_changes(policy, nearest)
+
+
+def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:
+    """Seconds: the median rate of what is known times this one's tokens (or rows, or parts); their median where
+    sizes are not known. Bytes: those of the artefact that is nearest in size."""
+    unit = next((unit for unit in ("tokens", "rows", "parts") if work.get(unit)), None)
+    sized = [took for took in known if unit and took.work.get(unit)]
+    if not sized:
+        return Cost(median(took.seconds for took in known), round(median(took.bytes for took in known)), basis)
+    size = work[unit]
+    nearest = min(sized, key=lambda took: abs(took.work[unit] - size))
+    return Cost(size * median(took.seconds / took.work[unit] for took in sized), nearest.bytes, basis)
 
 
 def _code_changes(policy: ContentKey, manifest: Manifest) -> str:

@@ -34,8 +34,9 @@ class PlannedTask:
     key: str
     state: str  # cached | run
     why: str
-    seconds: float | None = None  # None: nothing like it was ever run under this root
+    seconds: float | None = None  # None: nothing like it was ever run, under this root or on this machine
     bytes: int | None = None
+    basis: str | None = None  # where seconds and bytes come from: this root | this machine | another model
 
 
 @dataclass
@@ -56,8 +57,8 @@ class Planned:
         planned = PlannedTask(policy.task, shard, key, "cached" if hit else "run", "stored" if hit else "")
         if hit is None:
             planned.why = self.history.reason(policy, declared)
-            cost = self.history.cost(policy.task, work_of(inputs))
-            planned.seconds, planned.bytes = cost.seconds, cost.bytes
+            cost = self.history.cost(policy.task, work_of(inputs), declared.get("model"))
+            planned.seconds, planned.bytes, planned.basis = cost.seconds, cost.bytes, cost.basis
         self.tasks.append(planned)
         self.asked[key] = inputs
         return hit or ArtifactRef(task=policy.task, key=key, uri="", sha256="")
@@ -80,7 +81,9 @@ def _with_defaults(function: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 def make_plan(request: Request) -> dict[str, Any]:
     """Every task with its state and cost, and the totals.
 
-    `seconds` and `bytes` are sums over the tasks to run, None while one of them was never run here.
+    `seconds` and `bytes` are sums over the tasks to run, as if one ran after the other: from past manifests of this
+    root, else from what the same task with the same model took on this machine, else with another model under this
+    root. No model is loaded to calibrate, so both are None while one of the tasks, named in `unknown`, never ran.
     `field_bytes` and `memory_bytes` come from the model's shapes; None for a GGUF file not yet converted.
     """
     sources = resolve_sources(request.dataset, request.model, request.sae)
@@ -95,6 +98,8 @@ def make_plan(request: Request) -> dict[str, Any]:
         "cached": len(step.tasks) - len(waiting),
         "seconds": _total([task.seconds for task in waiting]),
         "bytes": _total([task.bytes for task in waiting]),
+        "unknown": sorted({task.task for task in waiting if task.seconds is None}),
+        "basis": sorted({task.basis for task in waiting if task.basis}),
         "field_bytes": shapes and sum(_field_bytes(shapes, step.asked[t.key]) for t in waiting if t.task == FIELD),
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
     }
@@ -143,11 +148,19 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
 
 
 def _costs(planned: dict[str, Any]) -> str:
-    known = planned["seconds"] is not None
-    words = [
-        f"about {planned['seconds']:.0f} s, {planned['bytes'] / 1e6:,.0f} MB" if known else "time not yet known here"
-    ]
+    words = [_estimate(planned)]
     if planned["memory_bytes"] is not None:
         words.append(f"gradient field {planned['field_bytes'] / 1e6:,.0f} MB")
         words.append(f"memory about {planned['memory_bytes'] / 1e9:.1f} GB")
     return "; ".join(words)
+
+
+def _estimate(planned: dict[str, Any]) -> str:
+    """The sums, and what they rest on."""
+    known = [task for task in planned["tasks"] if task["seconds"] is not None]
+    if not known and planned["run"]:
+        return "time not known until something like it has run on this machine"
+    seconds, size = sum(task["seconds"] for task in known), sum(task["bytes"] for task in known)
+    basis = f" (measured on {' and '.join(planned['basis'])})" if planned["basis"] else ""
+    about = f"about {seconds:.0f} s of passes, {size / 1e6:,.0f} MB{basis}"
+    return f"{about}; not known: {', '.join(planned['unknown'])}" if planned["unknown"] else about

@@ -38,6 +38,11 @@ class RuntimeSettings(BaseModel):
 
     version: Literal[1] = 1
     root: str = Field("./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
+    verify: Literal["sizes", "full"] = Field(
+        "sizes",
+        title="Check of what is stored",
+        description="before it counts as stored; full: every file is read and hashed, else when it is opened",
+    )
     runner: Literal["threads", "ray"] = Field("threads", title="Task runner", description="ray: over many machines")
     max_workers: int = Field(2, ge=1, le=64, title="Tasks at once", description="on this machine")
     ray_address: str | None = Field(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -47,7 +47,7 @@ class OnRay:
     _runner: Any = None
 
     def __post_init__(self) -> None:
-        self.run = Run(Place(self.run.root).uri, self.run.run_id)  # a worker has another working directory
+        self.run = replace(self.run, root=Place(self.run.root).uri)  # a worker has another working directory
 
     def __call__(self, task: Any, **inputs: Any) -> Any:
         policy = task.cache_policy

@@ -13,8 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +32,6 @@ from storage.places import Place, read_once
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_LOOKUPS = 16  # artefacts asked of S3 at once
 
 
 class ArtifactRef(BaseModel):
@@ -60,10 +58,13 @@ class Stored:
 
 
 class ArtifactStore:
-    """The artefacts under a storage root, a local folder or s3://bucket/prefix."""
+    """The artefacts under a storage root, a local folder or s3://bucket/prefix.
 
-    def __init__(self, root_uri: str | os.PathLike[str]):
-        self.root = Place(root_uri)
+    With `full`, every `find` is a full one.
+    """
+
+    def __init__(self, root_uri: str | os.PathLike[str], *, full: bool = False):
+        self.root, self.full = Place(root_uri), full
         self._artifacts = self.root / "artifacts"
 
     def place(self, task: str, key: str) -> Place:
@@ -108,22 +109,12 @@ class ArtifactStore:
         `full` also hashes every file: an artefact that is damaged loses its manifest and counts as absent.
         """
         manifest = self.whole(task, key)
-        if manifest and full:
+        if manifest and (full or self.full):
             try:
                 Artifact(self.place(task, key), manifest).folder()
             except Damaged:
                 return None
         return self._ref(manifest, cached=True) if manifest else None
-
-    def find_many(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], ArtifactRef]:
-        """`find` for many (task, key), side by side on S3; only what is there is in the result."""
-        pairs = list(dict.fromkeys(wanted))
-        if self.root.is_local:
-            found = [self.find(*pair) for pair in pairs]
-        else:
-            with ThreadPoolExecutor(_LOOKUPS) as pool:
-                found = list(pool.map(lambda pair: self.find(*pair), pairs))
-        return {pair: ref for pair, ref in zip(pairs, found, strict=True) if ref}
 
     @contextlib.contextmanager
     def create(

@@ -1,4 +1,4 @@
-"""The user's cache folder: downloads and digest memos. Everything in it can be deleted at any time."""
+"""The user's cache folder: downloads, digest memos and rates. Everything in it can be deleted at any time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sweep_cache(older_than: float) -> int:
     """Delete cached downloads, drafts and memos not touched for `older_than` seconds; bytes freed."""
     before = time.time() - older_than
     freed = 0
-    for kind in ("artifacts", "copies", "digests", "drafts", "manifests", "offload"):
+    for kind in ("artifacts", "copies", "digests", "drafts", "manifests", "offload", "rates"):
         folder = cache_dir() / kind
         for entry in folder.iterdir() if folder.is_dir() else ():
             freed += _drop_if_old(entry, before)

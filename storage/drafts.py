@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class Draft:
     """Files under `folder`, written by the pass; the store sets `stored` once they are an artefact."""
 
+    manifest: Manifest | None = None  # written last
+
     def __init__(self, folder: Path):
         self.folder = folder
         self.stored: ArtifactRef | None = None
@@ -101,6 +103,7 @@ class Draft:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """The last file of the draft."""
+        self.manifest = manifest
         path = self.folder / MANIFEST
         path.write_bytes(manifest.to_bytes())
         sync_file(path)

@@ -6,9 +6,9 @@ import difflib
 import json
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from storage.artifacts import ArtifactStore
 from storage.drafts import to_json
@@ -33,6 +33,7 @@ class Run:
 
     root: str
     run_id: str
+    verify: Literal["sizes", "full"] = field(default="sizes", compare=False)  # of artefacts that are looked up
 
     @property
     def place(self) -> Place:
@@ -40,7 +41,7 @@ class Run:
 
     @property
     def store(self) -> ArtifactStore:
-        return ArtifactStore(self.root)
+        return ArtifactStore(self.root, full=self.verify == "full")
 
     @property
     def name(self) -> str:

@@ -29,6 +29,7 @@ from storage.artifacts import ArtifactRef
 from storage.digests import digest_of
 from storage.errors import BadInput, failure_line
 from storage.events import EventLog
+from storage.rates import remember_rate
 from storage.runs import Run
 from tasks.invariants import no_optimizer_steps
 from tasks.memory import within_memory
@@ -234,6 +235,7 @@ def _produce(
         events.emit("pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
         raise
+    remember_rate(draft.manifest)
     events.emit(
         "pass_finished",
         task=policy.task,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+_cache = tempfile.TemporaryDirectory(prefix="foretune-cache-")
+os.environ["FORETUNE_CACHE"] = _cache.name  # what tests download and measure is no business of the user's
 
 CHATML = (
     "{% for message in messages %}"

@@ -132,6 +132,19 @@ def test_a_flipped_bit_heals_within_the_run_and_is_said(prefect_server, warm_req
     assert result["status"] == "completed"
 
 
+def test_with_full_verification_a_flipped_bit_is_found_before_it_is_a_hit(prefect_server, warm_request):
+    """The last artefact of the DAG is opened by nobody: sizes alone would let it pass."""
+    file = stored_file(warm_request, "checkpoint", "model.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    damage(file, bytes(content))
+    assert simulate(load_request(str(warm_request)), run_id="sizes")["tasks"]["run"] == 0
+    request = load_request(str(warm_request), ["runtime.verify=full"])
+    assert simulate(request, run_id="full")["tasks"]["run"] == 1
+    assert [task for task, _ in finished(Run(str(warm_request.parent / "root"), "full"))] == ["checkpoint"]
+    assert ArtifactStore(warm_request.parent / "root").find("checkpoint", file.parent.name, full=True)
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path):
     disk = tmp_path / "disk"

@@ -14,6 +14,8 @@ from flows.history import History, differences
 from flows.plan import make_plan, print_plan
 from flows.request import load_request
 from storage.artifacts import ArtifactStore
+from storage.cache import cache_dir
+from storage.rates import KEPT, remember_rate, remembered_rates
 from tasks.footprint import footprint, tensor_shapes
 from tasks.keys import ContentKey
 from tasks.loading import AdapterTargets
@@ -28,15 +30,58 @@ def reasons(planned: dict) -> dict[str, str]:
     return {task["task"]: task["why"] for task in planned["tasks"] if task["state"] == "run"}
 
 
-def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, tmp_path):
+def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, tmp_path, new_machine):
     request = write_tiny_request(tmp_path)
     planned = plan_of(request)
-    assert planned["seconds"] is None
+    assert planned["seconds"] is planned["bytes"] is None
+    assert planned["unknown"] == sorted({task["task"] for task in planned["tasks"]})
     assert set(reasons(planned).values()) == {"never run here"}
     assert not (tmp_path / "root").exists()
     step, _ = run_inline(request)
     assert [(task["task"], task["key"]) for task in planned["tasks"]] == [(r.task, r.key) for _, r in step.steps]
     assert {task["state"] for task in plan_of(request)["tasks"]} == {"cached"}
+
+
+@pytest.fixture
+def new_machine(tmp_path, monkeypatch) -> None:
+    """One that has never run anything."""
+    monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "new-machine"))
+
+
+def test_a_new_root_is_estimated_from_what_ran_on_this_machine(write_tiny_request, tmp_path, new_machine):
+    request = write_tiny_request(tmp_path)
+    elsewhere = f"runtime.root={tmp_path / 'elsewhere'}"
+    run_inline(request)
+    planned = plan_of(request, elsewhere)
+    assert planned["unknown"] == [] and planned["basis"] == ["this machine"]
+    measured = ArtifactStore(tmp_path / "root")
+    took = sum(measured.manifest(each.task, each.key).seconds for each in measured.iterate())
+    assert took / 3 < planned["seconds"] < 3 * took
+    sdpa = plan_of(request, elsewhere, "model.attn_implementation=sdpa")  # the model as passes would open it
+    assert "landscape_shard" in sdpa["unknown"] and "quality_shard" not in sdpa["unknown"]
+    assert sdpa["seconds"] is None
+
+
+def test_another_model_under_the_same_root_is_a_last_resort_and_named(first_run, new_machine):
+    planned = plan_of(first_run, "model.attn_implementation=sdpa")
+    basis = {task["task"]: task["basis"] for task in planned["tasks"] if task["state"] == "run"}
+    assert basis["landscape_shard"] == "another model" and basis["gradient"] == "this root"
+    assert planned["basis"] == ["another model", "this root"]
+
+
+def test_rates_are_bounded_and_a_torn_line_is_left_out(new_machine, first_run):
+    store = ArtifactStore(first_run.parent / "root")
+    manifest = next(store.manifest(s.task, s.key) for s in store.iterate() if s.task == "landscape_shard")
+    for seconds in range(1000):
+        remember_rate(manifest.model_copy(update={"seconds": float(seconds)}))
+    (file,) = (cache_dir() / "rates").iterdir()
+    assert file.stat().st_size < 500 * KEPT
+    with open(file, "a") as stream:
+        stream.write('{"seconds": 1')
+    rates = remembered_rates("landscape_shard", manifest.inputs["model"])
+    assert [took.seconds for took in rates] == [float(n) for n in range(1000 - len(rates), 1000)]
+    assert len(rates) == KEPT - 1 and rates[-1].work == manifest.work
+    assert remembered_rates("landscape_shard", None) == []
 
 
 @pytest.mark.parametrize(
@@ -78,7 +123,8 @@ def test_a_new_version_and_a_new_library_are_named(first_run):
 
 def test_seconds_grow_with_the_tokens(first_run):
     history = History(ArtifactStore(first_run.parent / "root"))
-    one, four = (history.cost("landscape_shard", {"rows": 5 * n, "tokens": 400 * n}) for n in (1, 4))
+    model = history.manifests("landscape_shard")[0].inputs["model"]
+    one, four = (history.cost("landscape_shard", {"rows": 5 * n, "tokens": 400 * n}, model) for n in (1, 4))
     assert one.seconds > 0
     assert four.seconds == pytest.approx(4 * one.seconds)
     stored = {manifest.bytes for manifest in history.manifests("landscape_shard")}
@@ -164,7 +210,7 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
     printed = capsys.readouterr().out
     assert "changed: training.learning_rate" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
-    assert "8 to run" in printed
+    assert "8 to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
 
 
 def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):

@@ -368,13 +368,6 @@ def test_a_listing_tells_sizes_ages_and_what_is_half_written(store):
     assert abs(listed["aa"].modified - time.time()) < 60
 
 
-def test_many_are_found_at_once(store):
-    make(store, key="aa")
-    make(store, key="bb")
-    found = store.find_many(("landscape", key) for key in ("aa", "missing", "bb", "aa"))
-    assert found == {("landscape", key): store.find("landscape", key) for key in ("aa", "bb")}
-
-
 def test_a_known_artefact_costs_one_request(faulty_s3, s3_root):
     store = ArtifactStore(s3_root)
     make(store)
