@@ -25,19 +25,20 @@ AFTER_PREDICTION = {
     "report": 1,
 }
 PREDICTION = {"prediction": 1, **AFTER_PREDICTION}
-INFLUENCE = {"influence_solve": 1, "influence_shard": LEAVES, "influence": 1}
+SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1}
+INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2}
 ADAPTER = {"curvature": 1, **INFLUENCE, **PREDICTION}
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
-START = {"landscape_shard": NODES, "gradient": 1, "landscape": 1, "preference": 1, **ADAPTER}
+START = {**LANDSCAPES, "preference": 1, **ADAPTER}
 
 SETTINGS = {
     "training.learning_rate=2e-3": {"influence": 1, **PREDICTION},
-    "training.epochs=3": {"influence": 1, **PREDICTION},
-    "training.lr_scheduler_type=cosine": {"influence": 1, **PREDICTION},
+    "training.epochs=3": {"influence_replays": 1, "influence": 1, **PREDICTION},
+    "training.lr_scheduler_type=cosine": {"influence_replays": 1, "influence": 1, **PREDICTION},
     "training.weight_decay=0.1": PREDICTION,
-    "training.optimizer=sgd": PREDICTION,
-    "training.max_grad_norm=0.5": {"landscape": 2, **PREDICTION},
+    "training.optimizer=sgd": {**{k: v for k, v in SCORES.items() if k != "influence_replays"}, **PREDICTION},
+    "training.max_grad_norm=0.5": {"landscape": 2, "influence_replays": 1, "influence": 1, **PREDICTION},
     "training.dpo_beta=0.2": {"preference": 1, "report": 1},
     "training.seed=7": START,
     "adapter.r=4": START,
@@ -47,6 +48,10 @@ SETTINGS = {
     "thresholds.spike_factor=2": {"landscape": 2, "report": 1},
     "quality.min_completion_words=4": {"quality_shard": LEAVES, "quality": 1, "report": 1},
     "influence.neutral=0.5": {"influence": 1, "report": 1},
+    "influence.replays.runs=16": {"influence_replays": 1, "influence": 1, "report": 1},
+    "influence.solver.preset=seed": {"influence_solve": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1, "report": 1},
+    "influence.target.rows=3": {**INFLUENCE, "report": 1},
+    "influence.tokens_of=5": {"influence_tokens": 1, "report": 1},
     "checkpoint.max_shard_size=1GB": {"checkpoint": 1, "sae_diff": 1, "model_diff": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
