@@ -240,6 +240,9 @@ def lineage(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet
 
     traced = lineage_of(named_run(run, root))
     console = console_for(quiet)
+    dataset, model = traced["sources"]["dataset"], traced["sources"]["model"]
+    revision = f" at {model['revision']}" if model["revision"] else ""
+    console.print(f"dataset {dataset['path']}  model {model['name_or_path']}{revision}", soft_wrap=True)
     for name, node in traced["artifacts"].items():
         console.print(f"{name}  {node['created']}  {node['seconds']:.1f} s  commit {(node['git_commit'] or '-')[:12]}")
         for parent in node["reads"]:

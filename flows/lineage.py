@@ -10,8 +10,10 @@ from storage.runs import Run
 
 
 def lineage_of(run: Run) -> dict[str, Any]:
-    """Every artefact behind the run's result, each with its declared inputs and the artefacts it read."""
-    waiting = [(ref.task, ref.key) for ref in (artifact_of(run, name) for name in run.read_result()["artifacts"])]
+    """Every artefact behind the run's result, each with its declared inputs and the artefacts it read; and the names
+    that the request gave to what lies outside the root, whose digests are among the inputs."""
+    result = run.read_result()
+    waiting = [(ref.task, ref.key) for ref in (artifact_of(run, name) for name in result["artifacts"])]
     nodes: dict[str, dict[str, Any]] = {}
     while waiting:
         task, key = waiting.pop()
@@ -31,4 +33,5 @@ def lineage_of(run: Run) -> dict[str, Any]:
             "created": manifest.created,
             "seconds": manifest.seconds,
         }
-    return {"run_id": run.run_id, "artifacts": dict(sorted(nodes.items()))}
+    named = {name: result["request"].get(name) for name in ("dataset", "model", "sae")}
+    return {"run_id": run.run_id, "sources": named, "artifacts": dict(sorted(nodes.items()))}

@@ -27,7 +27,8 @@ def two_runs(warm_request: Path) -> Path:
     for number, overrides in enumerate(([], [CHANGE]), start=1):
         step, made = run_inline(warm_request, *overrides)
         artifacts = {name: {"uri": ref.uri, "sha256": ref.sha256} for name, ref in made.items()}
-        result = {"status": "completed", "artifacts": artifacts}
+        wanted = load_request(str(warm_request), overrides).model_dump(mode="json")
+        result = {"status": "completed", "request": wanted, "artifacts": artifacts}
         Run(str(root), f"2026010{number}-000000-tiny-0000").write_result(result)
     Run(str(root), step.run.run_id).place.delete()
     old = time.time() - 2 * GRACE_SECONDS
@@ -91,7 +92,10 @@ def test_downloads_that_nothing_read_for_long_go_too(two_runs, tmp_path, monkeyp
 
 
 def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_request):
-    traced = lineage_of(Run(str(two_runs), "20260102-000000-tiny-0000"))["artifacts"]
+    found = lineage_of(Run(str(two_runs), "20260102-000000-tiny-0000"))
+    traced, wanted = found["artifacts"], load_request(str(warm_request))
+    assert found["sources"]["dataset"]["path"] == wanted.dataset.path
+    assert found["sources"]["model"] == wanted.model.model_dump(mode="json")
     assert len(traced) == sum(stored.complete for stored in ArtifactStore(two_runs).iterate()) - 8
     train = next(each for each in traced.values() if each["task"] == "samples" and each["inputs"]["role"] == "train")
     assert train["inputs"]["source"]["digest"] == dataset_digest(str(warm_request.parent / "train.jsonl"))
