@@ -32,6 +32,7 @@ OPEN = {
         "gradient_accumulation_steps",
         "lr_scheduler_type",
         "warmup_ratio",
+        "warmup_steps",
         "optimizer",
         "weight_decay",
         "adam_beta1",
@@ -133,6 +134,7 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
         request.training,
         request.prediction.tolerance,
         request.model.dtype,
+        wiring.dpo_beta is not None,
     )
     return wiring, stored
 

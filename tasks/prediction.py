@@ -61,7 +61,7 @@ class PredictionSettings(BaseModel):
     batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
-@content_task(version=2)
+@content_task(version=3)
 def prediction(
     draft: Any,
     run: Run,
@@ -86,7 +86,7 @@ def prediction(
     field = gradient_field(run, nodes, adapted)
     rows = sum(field.rows)
     detail = row_gradients(run, nodes, adapted)
-    virtual = VirtualRun(moving_adapter(adapted), field, training, training.steps(rows), detail)
+    virtual = VirtualRun(moving_adapter(adapted), field, training, training.steps(rows), detail, dpo_beta is not None)
     mean = run.store.open(gradient).tensors("gradients.safetensors")
     measured = run.store.open(curvature)
     # A tensor without gradient has no direction to measure K_ii in, and does not move either.

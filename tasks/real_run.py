@@ -126,6 +126,35 @@ def _example(row: dict[str, Any]) -> dict[str, list[int]]:
     return {"prompt_ids": ids[:prompt], "chosen_ids": ids[prompt:], "rejected_ids": rejected}
 
 
+def trainer_arguments(training: TrainingSettings, order: int, folder: str) -> dict[str, Any]:
+    """Keyword arguments of transformers' TrainingArguments; `order` alone decides the order of the rows."""
+    momentum = f"momentum={training.momentum},nesterov={training.nesterov}"
+    sgd = {"optim": "sgd", "optim_args": momentum}
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "num_train_epochs": training.epochs,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_ratio,
+        "weight_decay": training.weight_decay,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
+        "max_grad_norm": training.max_grad_norm,
+        "seed": training.seed,
+        "data_seed": order,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        **(sgd if training.optimizer == "sgd" else {"optim": "adamw_torch"}),
+    }
+
+
 @dataclass(frozen=True)
 class _Settings:
     """One training, in the trainers' own words."""
@@ -137,35 +166,6 @@ class _Settings:
     folder: str
     examples: list[dict[str, list[int]]]
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of TrainingArguments; `data_seed` alone decides the order of the rows."""
-        training = self.training
-        momentum = f"momentum={training.momentum},nesterov={training.nesterov}"
-        sgd = {"optim": "sgd", "optim_args": momentum}
-        return {
-            "output_dir": self.folder,
-            "per_device_train_batch_size": training.batch_size,
-            "gradient_accumulation_steps": training.gradient_accumulation_steps,
-            "num_train_epochs": training.epochs,
-            "learning_rate": training.learning_rate,
-            "lr_scheduler_type": training.lr_scheduler_type,
-            "warmup_steps": training.warmup_ratio,
-            "weight_decay": training.weight_decay,
-            "adam_beta1": training.adam_beta1,
-            "adam_beta2": training.adam_beta2,
-            "adam_epsilon": training.adam_epsilon,
-            "max_grad_norm": training.max_grad_norm,
-            "seed": training.seed,
-            "data_seed": self.seed,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": [],
-            "disable_tqdm": True,
-            "remove_unused_columns": False,
-            "dataloader_pin_memory": False,
-            **(sgd if training.optimizer == "sgd" else {"optim": "adamw_torch"}),
-        }
-
 
 def _sft_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
     from transformers import Trainer, TrainingArguments
@@ -176,7 +176,7 @@ def _sft_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
         batch = collate([(row["input_ids"], row["labels"]) for row in rows])
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
 
-    arguments = TrainingArguments(**run.arguments())
+    arguments = TrainingArguments(**trainer_arguments(run.training, run.seed, run.folder))
     return Trainer(model=model, args=arguments, train_dataset=run.examples, data_collator=collated)
 
 
@@ -199,7 +199,13 @@ def _dpo_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
         model=model,
         # LoRA's reference is the model with its adapter at the initialisation; a full fine-tune needs the base itself.
         ref_model=None if run.adapter.method == "lora" else copy.deepcopy(loaded.model),
-        args=DPOConfig(**run.arguments(), beta=run.dpo_beta, max_length=None, bf16=False, gradient_checkpointing=False),
+        args=DPOConfig(
+            **trainer_arguments(run.training, run.seed, run.folder),
+            beta=run.dpo_beta,
+            max_length=None,
+            bf16=False,
+            gradient_checkpointing=False,
+        ),
         train_dataset=Dataset.from_list(run.examples),
         data_collator=DataCollatorForPreference(pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad),
         processing_class=loaded.tokenizer,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from storage.errors import BadInput
 from tasks.keys import without_result
@@ -27,7 +27,29 @@ class Schedule(BaseModel):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", title="Schedule"
     )
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, title="Warm-up", description="share of all steps")
+    warmup_ratio: float = Field(
+        0.0,
+        ge=0,
+        title="Warm-up",
+        description="share of all steps; from 1 on a number of steps, which may also be given as warmup_steps",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warmup_steps(cls, content: Any) -> Any:
+        """transformers' other name, `warmup_steps`: it goes before the ratio, as it does there."""
+        if not isinstance(content, dict) or "warmup_steps" not in content:
+            return content
+        kept = {name: value for name, value in content.items() if name != "warmup_steps"}
+        steps = content["warmup_steps"]
+        return kept if steps is None else kept | {"warmup_ratio": steps}
+
+    @field_validator("warmup_ratio")
+    @classmethod
+    def _whole_steps(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("give a share below 1, or a whole number of steps")
+        return value
 
     @property
     def rows_per_step(self) -> int:
@@ -42,7 +64,7 @@ class Schedule(BaseModel):
 
     def warmup_steps(self, rows: int) -> int:
         """Steps over which the learning rate rises linearly from zero."""
-        return math.ceil(self.steps(rows) * self.warmup_ratio)
+        return int(self.warmup_ratio) if self.warmup_ratio >= 1 else math.ceil(self.steps(rows) * self.warmup_ratio)
 
 
 class TrainingSettings(Schedule):
@@ -60,7 +82,9 @@ class TrainingSettings(Schedule):
         json_schema_extra=without_result(),
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", title="Optimizer")
-    weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="decoupled for adamw")
+    weight_decay: float = Field(
+        0.0, ge=0, title="Weight decay", description="decoupled for adamw; norms and biases have none"
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, title="Adam beta 1", description="decay of the gradient's mean")
     adam_beta2: float = Field(0.999, ge=0, lt=1, title="Adam beta 2", description="decay of its square's mean")
     adam_epsilon: float = Field(1e-8, gt=0, title="Adam epsilon", description="added to the denominator")

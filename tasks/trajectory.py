@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from storage.events import EventLog
 from tasks.adapted import AdaptedModel
 from tasks.evaluation import RowsAtWeights
+from tasks.loading import undecayed_weights
 from tasks.training import TrainingSettings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class VirtualRun:
     training: TrainingSettings
     steps: int
     detail: RowGradients | None = None  # the rows' own gradients, where they are stored for this adapter
+    paired: bool = False  # whether the run is a DPO run, whose trainer averages over micro-batches
 
     @property
     def rates(self) -> list[float]:
@@ -76,26 +78,30 @@ class VirtualRun:
     def batches(self) -> VirtualBatches:
         """The gradient of every step's batch: the trainer's own batches where the rows are known, else nodes."""
         from tasks.numerics.field import virtual_batches
-        from tasks.numerics.orders import trainer_steps
+        from tasks.numerics.orders import row_shares, trainer_steps
 
         training, detail = self.training, self.detail
         batches = virtual_batches(self.field, training.rows_per_step, self.steps, training.seed)
         if detail is None:
             return batches
         size, accumulated = training.batch_size, training.gradient_accumulation_steps
-        rows = trainer_steps(len(detail.tokens), size, accumulated, self.steps, training.seed)
-        return replace(batches, detail=detail, steps=tuple(rows))
+        steps = trainer_steps(len(detail.tokens), size, accumulated, self.steps, training.seed)
+        shares = tuple(row_shares(step, detail.tokens, by_micro_batch=self.paired) for step in steps)
+        return replace(batches, detail=detail, shares=shares)
 
 
 def moving_adapter(adapted: AdaptedModel) -> Adapter:
-    """The adapter as the recursion moves it: both LoRA factors, or the weights themselves."""
+    """The adapter as the recursion moves it: both LoRA factors, or the weights themselves.
+
+    The Trainer decays both factors, but neither norms nor biases.
+    """
     from tasks.numerics.replay import FullAdapter, LoraAdapter
     from tasks.numerics.spaces import LoraSpace
 
     if isinstance(adapted.space, LoraSpace):
         outputs = {name: weight.shape[0] for name, weight in adapted.weights.items()}
         return LoraAdapter(adapted.space.A, adapted.space.scale, outputs)
-    return FullAdapter(adapted.weights)
+    return FullAdapter(adapted.weights, undecayed_weights(adapted.loaded.model))
 
 
 def single_anchor(

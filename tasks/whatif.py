@@ -75,6 +75,7 @@ class StoredGradients:
     weight_norms: dict[str, float] = field(repr=False)
     everything: bool  # whether these are all linear modules
     dtype: str = "float32"  # of the model: peft rounds A to it
+    paired: bool = False  # a DPO run
 
     @classmethod
     def of(
@@ -87,6 +88,7 @@ class StoredGradients:
         training: TrainingSettings,
         tolerance: float,
         dtype: str,
+        paired: bool,
     ) -> StoredGradients:
         """`adapter` and `training` are the run's own: they tell in which coordinates its rows were kept."""
         import torch
@@ -111,6 +113,7 @@ class StoredGradients:
             weight_norms={row["module"]: row["weight_norm"] for row in layers},
             everything=isinstance(adapter.target_modules, str),
             dtype=dtype,
+            paired=paired,
         )
 
 
@@ -150,7 +153,7 @@ def _replayed(stored: StoredGradients, settings: list[Setting], prediction: Pred
 
     rows = sum(stored.field.rows)
     runs = [
-        VirtualRun(_adapter(stored, s), stored.field, s.training, s.training.steps(rows), stored.detail)
+        VirtualRun(_adapter(stored, s), stored.field, s.training, s.training.steps(rows), stored.detail, stored.paired)
         for s in settings
     ]
     points = 1 if settings[0].adapter.method == "full" else prediction.path_points

@@ -7,6 +7,7 @@ from tasks.loading.adapters import (
     lora_init,
     lora_scale,
     target_weights,
+    undecayed_weights,
 )
 from tasks.loading.checkpointing import recomputed
 from tasks.loading.checkpoints import CheckpointCheck, verify_checkpoint, write_checkpoint
@@ -60,6 +61,7 @@ __all__ = [
     "resolve_model",
     "target_weights",
     "token_limits",
+    "undecayed_weights",
     "verify_checkpoint",
     "write_checkpoint",
 ]

@@ -55,7 +55,7 @@ class AdapterSettings(AdapterTargets):
         ge=0,
         lt=1,
         title="Dropout",
-        description="of a real run; not predicted",
+        description="in expectation: no value of it moves a prediction; a real run of backtest drops out",
         json_schema_extra={"affects_result": False},
     )
     use_rslora: bool = Field(False, title="Rank-stabilised", description="scale by alpha / sqrt(r)")
@@ -115,6 +115,14 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Pa
                 "merging would move both; leave it out"
             )
     return {f"{module}.weight": loaded.weight(f"{module}.weight") for module in modules}
+
+
+def undecayed_weights(model: Module) -> frozenset[str]:
+    """Names of the parameters that transformers' Trainer leaves out of weight decay: norms and biases."""
+    from transformers import Trainer
+
+    decayed = Trainer.get_decay_parameter_names(None, model)  # reads nothing of a trainer
+    return frozenset(name for name, _ in model.named_parameters()) - frozenset(decayed)
 
 
 def _adapted_modules(model: PreTrainedModel, targets: AdapterTargets) -> list[str]:

@@ -79,7 +79,7 @@ class VirtualBatches:
     groups: tuple[tuple[int, ...], ...]  # nodes of each step
     batch_rows: int  # rows per optimiser step: batch size times accumulated micro-batches
     detail: RowGradients | None = None  # what each row does to a LoRA adapter, where it was stored
-    steps: tuple[tuple[int, ...], ...] = ()  # rows of each optimiser step, for `detail`
+    shares: tuple[Mapping[int, float], ...] = ()  # of each step's rows, for `detail`; see orders.row_shares
     keep_bytes: int = 2**31  # for gradients kept for later rounds and replays, an equal share per weight
     _kept: dict[tuple[tuple[int, ...], str], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -89,7 +89,7 @@ class VirtualBatches:
         That of a batch of nodes, variance-matched; with `detail`, the batch's own rows in the adapter's row space.
         """
         gradient = self._of_nodes(self.groups[step], name)
-        return gradient if self.detail is None else self.detail.imposed(gradient, self.steps[step], name)
+        return gradient if self.detail is None else self.detail.imposed(gradient, self.shares[step], name)
 
     def _of_nodes(self, nodes: tuple[int, ...], name: str) -> Tensor:
         if (nodes, name) in self._kept:

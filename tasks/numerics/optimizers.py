@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,21 +64,23 @@ def advance(
     gradients: Mapping[str, Tensor],
     learning_rate: float,
     origin: Mapping[str, Tensor] | None = None,
+    undecayed: Collection[str] = (),
 ) -> tuple[OptimizerState, float]:
     """One optimiser step: moves `parameters` and the moments in place.
 
     Returns the state with its count raised, and the global norm of the parameters' change.
 
     `origin` is for parameters that are stored as differences: weight decay then acts on origin + parameter,
-    which is the weight itself. AdamW is Loshchilov & Hutter, arXiv 1711.05101, algorithm 2 (decay scaled by
-    the learning rate); SGD is Sutskever et al. 2013 in torch's form (the rate multiplies the buffer).
+    which is the weight itself. Parameters named in `undecayed` have none. AdamW is Loshchilov & Hutter, arXiv
+    1711.05101, algorithm 2 (decay scaled by the learning rate); SGD is Sutskever et al. 2013 in torch's form (the
+    rate multiplies the buffer).
     """
     step = _adamw_step if settings.name == "adamw" else _sgd_step
     norms = []
     for name, parameter in parameters.items():
-        decayed = settings.weight_decay and origin is not None
-        weight = origin[name] + parameter if decayed else parameter
-        change = step(settings, state, name, weight, gradients[name], learning_rate)
+        decay = 0.0 if name in undecayed else settings.weight_decay
+        weight = origin[name] + parameter if decay and origin is not None else parameter
+        change = step(settings, state, name, weight, gradients[name], learning_rate, decay)
         norms.append(torch.linalg.vector_norm(change))
         parameter.add_(change)
     return OptimizerState(state.steps + 1, state.first, state.second), float(_joint_norm(norms))
@@ -91,6 +93,7 @@ def _adamw_step(
     weight: Tensor,
     gradient: Tensor,
     rate: float,
+    decay: float,
 ) -> Tensor:
     beta1, beta2 = settings.betas
     count = state.steps + 1
@@ -98,7 +101,7 @@ def _adamw_step(
     second = state.second[name].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     denominator = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(settings.eps)
     change = first.div(denominator).mul_(-rate / (1 - beta1**count))
-    return change.sub_(weight, alpha=rate * settings.weight_decay) if settings.weight_decay else change
+    return change.sub_(weight, alpha=rate * decay) if decay else change
 
 
 def _sgd_step(
@@ -108,9 +111,10 @@ def _sgd_step(
     weight: Tensor,
     gradient: Tensor,
     rate: float,
+    decay: float,
 ) -> Tensor:
-    if settings.weight_decay:
-        gradient = gradient.add(weight, alpha=settings.weight_decay)
+    if decay:
+        gradient = gradient.add(weight, alpha=decay)
     if settings.momentum:
         buffer = state.first[name].mul_(settings.momentum).add_(gradient)
         gradient = gradient.add(buffer, alpha=settings.momentum) if settings.nesterov else buffer

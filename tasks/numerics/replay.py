@@ -56,12 +56,18 @@ class LoraAdapter:
         """The factors are stored themselves, so decay acts on them as they are."""
         return None
 
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Decay acts on both factors."""
+        return frozenset()
+
 
 @dataclass(frozen=True)
 class FullAdapter:
     """W = W0 + D: every weight moves with its own gradient. D is stored: small moves keep their digits."""
 
     weights: Mapping[str, Tensor]  # W0 by name, [out, in]; weight decay pulls W0 + D
+    undecayed: frozenset[str] = frozenset()  # names that weight decay leaves alone
 
     def start(self) -> dict[str, Tensor]:
         return {name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.weights.items()}
@@ -147,7 +153,7 @@ def replay(
         gradients, norm = clip_global_norm(raw, settings.max_grad_norm)
         if not norm < float("inf"):
             raise ValueError(f"gradient norm {norm} at virtual step {step}: lower the learning rate, add anchors")
-        optimizer, update = advance(settings, optimizer, parameters, gradients, rates[step], origin)
+        optimizer, update = advance(settings, optimizer, parameters, gradients, rates[step], origin, adapter.undecayed)
         updates.append(update)
         norms.append(norm)
         if settings.max_grad_norm and norm > settings.max_grad_norm:

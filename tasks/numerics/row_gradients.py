@@ -73,15 +73,17 @@ class RowGradients:
     read: Callable[[int, str], Tensor] = field(repr=False)
     _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def imposed(self, gradient: Tensor, rows: Sequence[int], name: str) -> Tensor:
-        """`gradient` [out, in] with its part in the row space of A0 replaced by that of the batch `rows`.
+    def imposed(self, gradient: Tensor, shares: Mapping[int, float], name: str) -> Tensor:
+        """`gradient` [out, in] with its part in the row space of A0 replaced by that of a batch: the rows' own
+        gradients, each times its share.
 
         What a batch does outside that space is felt through the motion of A alone: there `gradient`, a batch of
         the same size but of other rows, stands for it.
         """
         down = self.factors[name].to(gradient)
-        total = sum(self.read(row, name).to(gradient) for row in rows)
-        known = total / sum(self.tokens[row] for row in rows) - gradient @ down.T
+        known = (gradient @ down.T).neg_()
+        for row, share in shares.items():
+            known.add_(self.read(row, name).to(known), alpha=share)
         return gradient.addmm(known, self._lift(name, down))
 
     def _lift(self, name: str, down: Tensor) -> Tensor:

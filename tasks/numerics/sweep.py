@@ -65,8 +65,8 @@ class _Running:
         self.gradient = torch.zeros_like(self.flat[""])
         self.gradients = _views(self.gradient, started)
         self.moved = [name.removesuffix(".lora_A") for name in started if not name.endswith(".lora_B")]
-        origin = member.adapter.decay_origin
-        self.origin = origin and {"": torch.cat([origin[name].flatten() for name in started])}
+        if member.settings.weight_decay and member.adapter.decay_origin is not None:
+            raise ValueError("weight decay of a full fine-tune acts on the weights themselves: replay it alone")
         self.state: OptimizerState = initial_state(member.settings, self.flat)
 
     def step(self, step: int) -> None:
@@ -75,7 +75,7 @@ class _Running:
         if not norm < float("inf"):
             self.swept.fault = f"gradient norm {norm} at step {step + 1}"
             return
-        self.state, _ = advance(settings, self.state, self.flat, gradients, self.member.rates[step], self.origin)
+        self.state, _ = advance(settings, self.state, self.flat, gradients, self.member.rates[step])
         distance = self.distance()
         if not distance < float("inf"):
             self.swept.fault = f"weights beyond all numbers after step {step + 1}"

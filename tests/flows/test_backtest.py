@@ -134,6 +134,18 @@ def test_preference_pairs_are_trained_with_dpo(request_file):
     assert found["runs"][0]["heldout_loss"] < found["heldout_loss_base"]
 
 
+def test_pairs_are_averaged_by_micro_batch_as_trl_averages_them(request_file):
+    """One step of 4 and 2 pairs, so short that the loss is linear: the prediction is the step itself."""
+    pytest.importorskip("trl")
+    pairs = str(request_file.parent / "preferences.jsonl")
+    settings = [f"dataset.path={pairs}", f"dataset.heldout.path={pairs}", "dataset.preferences=null", "sae=null"]
+    one_step = ["training.gradient_accumulation_steps=2", "training.epochs=1", "training.optimizer=sgd"]
+    found, *_ = called(load_request(str(request_file), [*settings, *one_step, "training.learning_rate=1e-4"]), [42])
+    assert found["runs"][0]["steps"] == 1
+    assert found["runs"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert found["runs"][0]["norm_ratio"] == pytest.approx(1, abs=5e-3)
+
+
 def test_a_full_fine_tune_is_tested_on_the_same_axes(request_file):
     settings = ["adapter.method=full", "training.learning_rate=1e-4", "sae=null", "dataset.preferences=null"]
     found, _, _ = called(load_request(str(request_file), settings), [42])
