@@ -44,7 +44,7 @@ class RequestLines(BaseModel, frozen=True):
     spike_norm: float | None
 
 
-@content_task(version=1, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=2, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -111,6 +111,7 @@ def _numbers(found: Findings) -> list[Number]:
         Number("evaluated", summary["heldout_loss_evaluated"], "on the predicted weights"),
         Number("Trusted", summary["trust"], f"tolerance {summary['tolerance']} nats"),
         Number("Sharpness", summary["sharpness"], summary["sharpness_label"]),
+        Number("Noise scale", summary["noise_scale_tokens"], "tokens: from that batch on, more signal than noise"),
         Number("Gradient samples", summary["gradient_samples_used"], f"a real run: {summary['gradient_samples_real']}"),
     ]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.charts import dataset, features, layers, losses, samples, timeline
+from tasks.charts import dataset, features, layers, losses, samples, settings, timeline
 from tasks.charts.look import HARMS, HELPS, hover, label, visible
 from tasks.views import ReportView
 
@@ -133,3 +133,22 @@ def test_a_task_mapped_over_shards_shares_one_line() -> None:
     shards = [{"task": "landscape", "start": n, "seconds": 1.0, "cached": False} for n in range(8)]
     (run,) = timeline.timeline(shards).figure.data
     assert set(run.y) == {0} and run.text is None
+
+
+def test_a_what_if_draws_loss_trust_and_movement_of_every_setting_that_does_not_diverge() -> None:
+    def setting(loss, trusted, best=False, evaluated=None):
+        common = {"changed": {"training.epochs": "1"}, "steps": 8, "status": "", "largest_module": "m"}
+        losses = {"predicted_loss": loss, "evaluated_loss": evaluated, "largest_movement": 0.02}
+        return common | losses | {"trusted_steps": trusted, "best": best}
+
+    drawn = settings.losses_by_setting(
+        [setting(2.0, 8), setting(None, 0), setting(1.5, 4), setting(1.8, 8, True, 1.9)], 2.5
+    )
+    traces = {trace.name: trace for trace in drawn.figure.data if trace.name}
+    assert list(traces["trusted for the whole run"].x) == [2.0, 1.8]
+    assert list(traces["beyond what the run's gradients tell"].x) == [1.5]
+    assert (list(traces["best"].x), list(traces["best"].y)) == ([1.9], [2])  # at the loss that it is best by
+    trust, movement = (trace for trace in drawn.figure.data if trace.type == "bar")
+    assert list(trust.x) == [100, 50, 100] and list(movement.x) == [2, 2, 2]
+    assert len(drawn.figure.layout.yaxis.ticktext) == 3
+    assert settings.losses_by_setting([setting(None, 0)], 2.5) is None
