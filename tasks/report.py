@@ -44,7 +44,7 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
         yield features.moving_features(view.features.features, top)
     if view.influence:
         yield samples.solver_residual(view.influence.residuals, view.influence.status)
-        yield samples.influence_ranking(view.influence.rows)
+        yield samples.influence_ranking(view.influence.rows, view.influence.target, view.influence.unit)
     if view.preference:
         yield samples.preference_margins(view.preference.pairs)
         if view.preference.features is not None:

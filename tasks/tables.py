@@ -73,13 +73,22 @@ def influential_rows(rows: DataFrame, top: int) -> Table | None:
     columns = (
         Column("rank", "rank"),
         Column("row", "row"),
-        Column("nats", "score", "signed"),
+        Column("score", "score", "signed"),
         Column("z", "z", "signed"),
         Column("verdict", "verdict", "verdict"),
+        Column("outlier", "outlier", "code"),
+        Column("moves held-out rows", "nearest", "text"),
         Column("text", "text", "text"),
     )
     records = _both_ends(rows, "score", top)
     return _table(f"{len(records):,} of {len(rows):,} rows, most harmful first", columns, records)
+
+
+def scored_tokens(tokens: DataFrame) -> Table | None:
+    """The label tokens of one sample with their share of its score, in order."""
+    columns = (Column("position", "position"), Column("token", "token", "code"), Column("share", "share", "signed"))
+    labels = tokens[tokens["label"]]
+    return _table(f"{len(labels):,} tokens of the chosen row", columns, labels.to_dict("records"))
 
 
 def moving_features(features: DataFrame, top: int) -> Table | None:
@@ -180,10 +189,12 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
     top_features, top_rows = settings.top_features, settings.top_rows
     long = 2 * top_rows
     probes = view.model_diff.probes if view.model_diff else None
+    tokens = view.influence.tokens if view.influence else None
     return {
         "flagged-rows": view.quality and flagged_rows(view.quality.samples, long),
         "moving-features": view.features and moving_features(view.features.features, top_features),
         "influential-rows": view.influence and influential_rows(view.influence.rows, top_rows),
+        "scored-tokens": scored_tokens(tokens) if tokens is not None else None,
         "preference-pairs": view.preference and preference_pairs(view.preference.pairs, long),
         "moved-modules": view.prediction and moved_modules(view.prediction.layers, long),
         "changed-features": view.sae_diff and changed_features(view.sae_diff.features, top_features),

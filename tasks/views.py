@@ -83,10 +83,13 @@ class FeaturesView(_Section):
 @dataclass(frozen=True)
 class InfluenceView(_Section):
     rows: DataFrame = field(
-        metadata=_columns("row", "score", "z", "rank", "verdict", "text")
-    )  # score: nats, negative helps
+        metadata=_columns("row", "score", "z", "rank", "verdict", "outlier", "nearest", "text")
+    )  # score: in `unit` of `target`, for a loss negative helps; nearest: the held-out rows it moves most, in words
     residuals: Sequence[float]  # one per LiSSA iteration
     status: str
+    target: str = "held-out loss"
+    unit: str = "nats per token"
+    tokens: DataFrame | None = field(default=None, metadata=_columns("position", "token", "label", "share"))
     summary: Mapping[str, Any] = field(default_factory=dict)  # scale, damping, effective_damping, method
 
 

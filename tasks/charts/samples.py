@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Beyond this many bars the middle of a ranking is thinned out; both ends stay complete.
 _MAX_BARS = 600
-_VERDICT_COLORS = {"helps": HELPS, "harms": HARMS}
+_VERDICT_COLORS = {"helps": HELPS, "lowers": HELPS, "harms": HARMS, "raises": HARMS}
 
 
 def solver_residual(residuals: Sequence[float], status: str) -> Chart | None:
@@ -64,22 +64,22 @@ def _ranked_bars(
     return plot([bars], x=x, y=y, height=340, hovermode="closest")
 
 
-def influence_ranking(rows: DataFrame) -> Chart | None:
-    """Every row's influence on held-out loss, most harmful first; columns as `InfluenceView.rows`."""
+def influence_ranking(rows: DataFrame, target: str = "held-out loss", unit: str = "nats per token") -> Chart | None:
+    """Every row's influence on a target, most harmful first; columns as `InfluenceView.rows`."""
     if rows.empty:
         return None
     at = _thinned(len(rows))
-    drawn = rows.sort_values("score", ascending=False, kind="stable").iloc[at]
+    drawn = rows.sort_values("rank", kind="stable").iloc[at]
     colors = [_VERDICT_COLORS.get(verdict, NEUTRAL) for verdict in drawn["verdict"]]
     details = [
-        f"<b>row {row.row}</b> {label(row.verdict)}: {row.score:+.3g} nats<br>{hover(row.text)}"
+        f"<b>row {row.row}</b> {label(row.verdict)}: {row.score:+.3g}<br>{hover(row.text)}"
         for row in drawn.itertuples()
     ]
-    x, y = "rank (1 = most harmful)", "influence (nats per row)"
+    x, y = "rank (1 = most harmful)", f"change of {label(target)} by the row ({label(unit)})"
     return Chart(
         "influence-ranking",
-        "Influence of every row",
-        "negative = helps: removing the row raises held-out loss; positive = harms.",
+        f"Influence of every row on {one_line(target, 60)}",
+        "What training on the row adds. Of a loss, negative helps: removing the row raises it; positive harms.",
         _ranked_bars(at, drawn["score"], colors, details, x, y),
     )
 

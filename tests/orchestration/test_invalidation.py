@@ -30,6 +30,7 @@ SCORED_AGAIN = {name: count for name, count in SCORES.items() if name != "influe
 INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2}
 ADAPTER = {"curvature": 1, **INFLUENCE, **PREDICTION}
+WITHOUT_ROWS = {name: count for name, count in ADAPTER.items() if name != "influence_replays"}
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
 START = {**LANDSCAPES, "preference": 1, **ADAPTER}
 
@@ -47,7 +48,7 @@ SETTINGS = {
     "adapter.r=4": START,
     "adapter.lora_alpha=8": ADAPTER,
     "adapter.target_modules=[q_proj, k_proj]": {**LANDSCAPES, **ADAPTER, "preference": 1},
-    "adapter.method=full": {**LANDSCAPES, **ADAPTER, "preference": 1},
+    "adapter.method=full": {**LANDSCAPES, **WITHOUT_ROWS, "preference": 1},
     "thresholds.dead_layer_norm=1e-3": {"landscape": 2, "report": 1},
     "thresholds.spike_factor=2": {"landscape": 2, "report": 1},
     "quality.min_completion_words=4": {"quality_shard": LEAVES, "quality": 1, "report": 1},
@@ -151,6 +152,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
     assert touched["landscape_shard"] < LEAVES
     shards_now = counts.pop("influence_shard")
     assert shards_now <= LEAVES  # the direction that every row is scored along is made from all rows
+    assert counts.pop("influence_solve", 0) <= 1  # only where a row of the curvature sample is gone
     assert counts == {
         "samples": 1,
         "quality": 1,
@@ -158,7 +160,8 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
         "gradient": 1,
         "landscape": 1,
         "curvature": 1,
-        "influence_solve": 1,
+        "influence_directions": 1,
+        "influence_replays": 1,
         "influence": 1,
         "preference": 1,
         **PREDICTION,

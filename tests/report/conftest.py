@@ -130,6 +130,7 @@ def _influence(rng: np.random.Generator, texts: list[str]) -> InfluenceView:
     verdict = np.where(z > 1.5, "harms", np.where(z < -0.7, "helps", "neutral"))
     rows = pd.DataFrame({"row": range(ROWS), "score": scores, "z": z, "verdict": verdict, "text": texts})
     rows["rank"] = rows["score"].rank(ascending=False).astype(int)
+    rows["outlier"], rows["nearest"] = z > 3, "3 (-0.0021), 7 (+0.0004)"
     residuals = [0.9 * 0.7**step + 0.01 for step in range(9)]
     facts = {
         "method": "LiSSA",

@@ -195,7 +195,8 @@ def test_a_duplicate_names_the_row_that_it_repeats(page: Page, view: ReportView)
 def test_ten_thousand_long_rows_stay_under_six_megabytes(view: ReportView) -> None:
     count = 10_000
     rows = pd.DataFrame({"row": range(count), "score": [(n - 5000) / 1e6 for n in range(count)], "z": 0.0,
-                         "rank": range(count), "verdict": "neutral", "text": "word " * 5000})  # fmt: skip
+                         "rank": range(count), "verdict": "neutral", "outlier": False, "nearest": "",
+                         "text": "word " * 5000})  # fmt: skip
     influence = InfluenceView(rows, [0.5, 0.1], "converged")
     page = build_report(dataclasses.replace(view, influence=influence))
     assert len(page.encode()) < 6_000_000
