@@ -49,7 +49,8 @@ def test_influence_is_drawn_from_harm_to_help_in_the_colours_of_the_verdicts(vie
 def test_a_long_ranking_is_thinned_in_the_middle_and_covers_every_rank() -> None:
     count = 50_000
     scores = np.linspace(1, -1, count)
-    rows = pd.DataFrame({"row": range(count), "score": scores, "rank": range(1, count + 1), "verdict": "neutral", "text": ""})
+    ranks = range(1, count + 1)
+    rows = pd.DataFrame({"row": range(count), "score": scores, "rank": ranks, "verdict": "neutral", "text": ""})
     bars = samples.influence_ranking(rows).figure.data[0]
     assert len(bars.x) == 600 and list(bars.x[:200]) == list(range(1, 201)) and bars.x[-1] == count
     assert np.sum(bars.width) / 0.85 == pytest.approx(count, rel=0.01)
