@@ -1,6 +1,6 @@
 """A bank of real retrainings for influence scores: random halves and leave-8-out groups, with every held-out loss.
 
-`python -m tests.benchmarks.retraining` trains what the bank lacks. One row per subset in retraining.parquet:
+`python -m tests.benchmarks.retraining` trains what the bank lacks. One row per subset in results/:
 kind (half | leave8), the positions kept, and the held-out loss of every query after training on them.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ NOISE = 0.1  # share of rows that answer another row's question in the second ta
 class Bank:
     """One data set's request, rows, and stored retrainings."""
 
-    def __init__(self, data: str, folder: Path, rows: int = ROWS, swapped: bool = False) -> None:
+    def __init__(
+        self,
+        data: str,
+        folder: Path,
+        rows: int = ROWS,
+        swapped: bool = False,
+        root: str = str(BANK / "root"),
+        overrides: Sequence[str] = (),
+    ) -> None:
         from flows.request import load_request
         from flows.wiring import Wiring
         from storage.runs import Run
@@ -40,8 +49,8 @@ class Bank:
         pairs = read_pairs(data, rows + HELD_OUT)
         queries, pairs = pairs[:HELD_OUT], pairs[HELD_OUT:]
         self.swapped = swap_answers(pairs) if swapped else []
-        path = write_request(folder, queries, pairs)
-        self.request = load_request(str(path), [])
+        path = write_request(folder, queries, pairs, root)
+        self.request = load_request(str(path), list(overrides))
         self.run = Run(self.request.runtime.root, "retraining")
         sources = resolve_sources(self.request.dataset, self.request.model, None)
         self.wiring = Wiring(Called(self.run), self.request, sources)
@@ -101,7 +110,7 @@ def swap_answers(pairs: list[dict[str, str]]) -> list[str]:
     return [pairs[row]["prompt"] for row in chosen]
 
 
-def write_request(folder: Path, queries: list[dict[str, str]], pairs: list[dict[str, str]]) -> Path:
+def write_request(folder: Path, queries: list[dict[str, str]], pairs: list[dict[str, str]], root: str) -> Path:
     """request.yaml with its two files of rows."""
     for role, part in (("heldout", queries), ("train", pairs)):
         (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -112,7 +121,7 @@ def write_request(folder: Path, queries: list[dict[str, str]], pairs: list[dict[
         "model": {"name_or_path": MODEL},
         "adapter": Q_AND_V,
         "training": TRAINING,
-        "runtime": {"root": str(BANK / "root")},
+        "runtime": {"root": root},
     }
     path = folder / "request.yaml"
     path.write_text(yaml.safe_dump(request))
