@@ -13,6 +13,8 @@ from storage.errors import BadInput
 from storage.places import Place
 from storage.runs import Run
 
+MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality's
+
 
 def artifact_of(run: Run, name: str) -> ArtifactRef:
     """The reference that a run's result keeps under `name`. BadInput when the run has none."""
@@ -58,13 +60,18 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     for row in ranked[:drop_harmful]:
         dropped.setdefault(row["row"], []).append(f"rank {row['rank']}, {row['verdict']}, {row['score']:+.5f} nats")
     quality = run.store.open(artifact_of(run, "quality"))
-    known = quality.json("summary.json")["counts"]
+    known = [*quality.json("summary.json")["counts"], MISMATCH]
     for flag in drop_flagged:
         if flag not in known:
             raise BadInput(f"--drop-flagged {flag}: no such rule; known are {', '.join(sorted(known))}")
     for row in quality.arrow("samples.parquet", columns=["row", "flags"]).to_pylist():
         for flag in set(row["flags"]) & set(drop_flagged):
             dropped.setdefault(row["row"], []).append(f"flagged {flag}")
+    if MISMATCH in drop_flagged:
+        gains = run.store.open(artifact_of(run, "prompt_gain")).arrow("prompt_gain.parquet").to_pylist()
+        for row in gains:
+            if row["mismatched"]:
+                dropped.setdefault(row["row"], []).append(f"{MISMATCH}, gain {row['gain']:+.2f} nats")
     rows = read_rows(uri)
     return {
         "kept": [row for number, row in enumerate(rows) if number not in dropped],

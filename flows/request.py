@@ -23,6 +23,7 @@ from tasks.landscape import LandscapeSettings, SignalThresholds
 from tasks.loading import AdapterSettings, ModelSettings
 from tasks.prediction import PredictionSettings
 from tasks.preference import PreferenceSettings
+from tasks.prompt_gain import PromptGainSettings
 from tasks.quality import QualitySettings
 from tasks.report import ReportSettings
 from tasks.saes import SaeSettings
@@ -70,6 +71,7 @@ class Request(BaseModel):
     landscape: LandscapeSettings = LandscapeSettings()
     thresholds: SignalThresholds = Field(SignalThresholds(), title="Signals of the landscape")
     features: FeatureSettings = FeatureSettings()
+    prompt_gain: PromptGainSettings = PromptGainSettings()
     curvature: CurvatureSettings = CurvatureSettings()
     influence: InfluenceSettings = InfluenceSettings()
     preference: PreferenceSettings = PreferenceSettings()

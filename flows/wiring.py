@@ -26,6 +26,7 @@ from tasks.model_diff import model_diff
 from tasks.page import RequestLines, report
 from tasks.prediction import prediction
 from tasks.preference import preference
+from tasks.prompt_gain import AnswerPass, prompt_gain, prompt_gain_shard
 from tasks.row_gradients import RowCoordinates
 from tasks.rows import ShardRows, SubsetRows
 from tasks.sae_diff import sae_diff
@@ -55,7 +56,7 @@ def simulation(step: Step, request: Request, sources: Sources) -> dict[str, Any]
     1. samples of every role, and their shards        5. the prediction and its checkpoint
     2. quality per shard                              6. concepts: features, preference, SAE diff
     3. landscape per shard, train and held-out        7. model diff, side by side with the SAE diff
-    4. curvature and influence                        8. the report, from all of the above
+    4. prompt gain, curvature and influence           8. the report, from all of the above
     """
     wiring = Wiring(step, request, sources)
     made: dict[str, Any] = {"samples": wiring.tables["train"]}
@@ -64,6 +65,9 @@ def simulation(step: Step, request: Request, sources: Sources) -> dict[str, Any]
         made["baseline"] = wiring.baseline()
     made["landscape"] = wiring.landscape("train")
     made["heldout_landscape"] = wiring.landscape("heldout")
+    gain = wiring.prompt_gain(made)
+    if gain is not None:
+        made["prompt_gain"] = gain
     made["curvature"] = wiring.curvature()
     made |= wiring.influence()
     made["prediction"] = wiring.prediction(made)
@@ -162,6 +166,15 @@ class Wiring:
             max_grad_norm=request.training.max_grad_norm,
             thresholds=request.thresholds,
         )
+
+    def prompt_gain(self, made: dict[str, Any]) -> Any:
+        """How much each answer gains from its prompt; None for a run whose losses are those of pairs."""
+        if self.dpo_beta is not None:
+            return None
+        settings = self.request.prompt_gain
+        forward = AnswerPass(batch_tokens=settings.batch_tokens)
+        shards = [self.step(prompt_gain_shard, rows=leaf, model=self.model, settings=forward) for leaf in self.leaves]
+        return self.step(prompt_gain, shards=shards, landscape=made["landscape"], settings=settings)
 
     def curvature(self) -> Any:
         request = self.request

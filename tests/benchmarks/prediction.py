@@ -32,7 +32,10 @@ from tests.benchmarks.real_runs import BANK, RERUN, Case, Truth, cases, missing,
 from tests.flows.conftest import Called
 
 BATCH_TOKENS = 1024
-CHEAP = ["curvature.quotients=sampled", "curvature.rows=4", "curvature.power_iterations=1"]
+CHEAP = {
+    "lora": ["curvature.quotients=sampled", "curvature.rows=4", "curvature.power_iterations=1"],
+    "full": ["curvature.quotient_rows=1", "curvature.rows=1", "curvature.power_iterations=1"],
+}
 """K and the sharpness are only read by the closed form here."""
 
 
@@ -50,7 +53,8 @@ class Simulation:
 
     def wired(self, *overrides: str) -> Wiring:
         """The wiring of the request with these settings changed; what is stored is not computed again."""
-        request = load_request(str(self.path), [*CHEAP, *overrides])
+        cheap = CHEAP[self.case.adapter.get("method", "lora")]
+        request = load_request(str(self.path), [*cheap, *overrides])
         run = Run(request.runtime.root, "predictions")
         return Wiring(Called(run), request, resolve_sources(request.dataset, request.model, request.sae))
 

@@ -28,7 +28,7 @@ PREDICTION = {"prediction": 1, **AFTER_PREDICTION}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1}
 SCORED_AGAIN = {name: count for name, count in SCORES.items() if name != "influence_directions"}
 INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
-LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2}
+LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2, "prompt_gain": 1}
 ADAPTER = {"curvature": 1, **INFLUENCE, **PREDICTION}
 WITHOUT_ROWS = {name: count for name, count in ADAPTER.items() if name != "influence_replays"}
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
@@ -42,16 +42,17 @@ SETTINGS = {
     "training.batch_size=8": {**SCORES, **PREDICTION},
     "training.weight_decay=0.1": PREDICTION,
     "training.optimizer=sgd": {"influence_directions": 1, "influence_shard": NODES, "influence": 1, **PREDICTION},
-    "training.max_grad_norm=0.5": {"landscape": 2, "influence_replays": 1, "influence": 1, **PREDICTION},
+    "training.max_grad_norm=0.5": {"landscape": 2, "prompt_gain": 1, "influence_replays": 1, "influence": 1, **PREDICTION},
     "training.dpo_beta=0.2": {"preference": 1, "report": 1},
     "training.seed=7": START,
     "adapter.r=4": START,
     "adapter.lora_alpha=8": ADAPTER,
     "adapter.target_modules=[q_proj, k_proj]": {**LANDSCAPES, **ADAPTER, "preference": 1},
     "adapter.method=full": {**LANDSCAPES, **WITHOUT_ROWS, "preference": 1},
-    "thresholds.dead_layer_norm=1e-3": {"landscape": 2, "report": 1},
-    "thresholds.spike_factor=2": {"landscape": 2, "report": 1},
+    "thresholds.dead_layer_norm=1e-3": {"landscape": 2, "prompt_gain": 1, "report": 1},
+    "thresholds.spike_factor=2": {"landscape": 2, "prompt_gain": 1, "report": 1},
     "quality.min_completion_words=4": {"quality_shard": LEAVES, "quality": 1, "report": 1},
+    "prompt_gain.mismatch=3.0": {"prompt_gain": 1, "report": 1},
     "influence.neutral=0.5": {"influence": 1, "report": 1},
     "influence.method=preconditioned": {"influence": 1, "report": 1},
     "influence.replays.runs=16": {"influence_replays": 1, "influence": 1, "report": 1},
@@ -63,6 +64,8 @@ SETTINGS = {
     "name=other": {"report": 1},
 }
 
+MAPPED = ("quality_shard", "baseline_shard", "landscape_shard", "prompt_gain_shard")
+
 NO_RESULT = [
     "training.objective=sft",
     "landscape.row_gradients=512",
@@ -70,6 +73,7 @@ NO_RESULT = [
     "baseline.batch_tokens=64",
     "landscape.batch_tokens=64",
     "influence.scoring.batch_tokens=64",
+    "prompt_gain.batch_tokens=64",
     "prediction.batch_tokens=64",
     "diff.batch_tokens=64",
     "model.device=cpu",
@@ -147,7 +151,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
     rows = read_lines(warm_request, "train.jsonl")
     write_lines(warm_request, "train.jsonl", rows[:4] + rows[5:9] + rows[10:14] + rows[15:])
     counts = executed(warm_request)
-    touched = {name: counts.pop(name, 0) for name in ("quality_shard", "baseline_shard", "landscape_shard")}
+    touched = {name: counts.pop(name, 0) for name in MAPPED}
     assert all(1 <= count <= 3 for count in touched.values())
     assert touched["landscape_shard"] < LEAVES
     shards_now = counts.pop("influence_shard")
@@ -159,6 +163,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
         "baseline": 1,
         "gradient": 1,
         "landscape": 1,
+        "prompt_gain": 1,
         "curvature": 1,
         "influence_directions": 1,
         "influence_replays": 1,
@@ -170,7 +175,14 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
 
 def test_the_order_of_the_rows_runs_only_what_prints_row_numbers(warm_request):
     write_lines(warm_request, "train.jsonl", read_lines(warm_request, "train.jsonl")[::-1])
-    assert executed(warm_request) == {"samples": 1, "quality": 1, "landscape": 1, "influence": 1, "report": 1}
+    assert executed(warm_request) == {
+        "samples": 1,
+        "quality": 1,
+        "landscape": 1,
+        "prompt_gain": 1,
+        "influence": 1,
+        "report": 1,
+    }
 
 
 def test_other_pairs_and_probes_run_what_reads_them(warm_request):
