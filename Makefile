@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RIVALS := .bench/rivals
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench bench-simulation bench-prediction bench-influence bench-caching bench-orchestration server clean
+.PHONY: demo test lint bench bench-simulation bench-prediction bench-influence bench-caching bench-orchestration bench-rivals-venv server clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): requirements.lock pyproject.toml
@@ -40,6 +41,15 @@ bench-influence: $(STAMP) $(MODEL)
 
 bench-orchestration: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.orchestration
+
+# The libraries that the influence benchmark is compared with have an environment of their own.
+bench-rivals-venv: $(RIVALS)/.installed
+
+$(RIVALS)/.installed: tests/benchmarks/rivals/requirements.txt
+	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --requirement $<
+	$(RIVALS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+	touch $@
 
 server: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 server: export PREFECT_SERVER_ANALYTICS_ENABLED := false
