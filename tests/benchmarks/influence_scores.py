@@ -22,7 +22,7 @@ from tests.benchmarks.retraining import Bank
 
 FIRST_ORDER = ("preconditioned", "replayed")
 LISSA = {"lissa seed": {"preset": "seed"}, "lissa tuned": {"preset": "tuned"}}
-RULES = ("random", "length", "loss", "gradient dot", "gradient cosine", "representation similarity")
+RULES = ("random", "length", "loss", "prompt gain", "gradient dot", "gradient cosine", "representation similarity")
 METHODS = (*RULES, *LISSA, *FIRST_ORDER)
 EPOCH = "epoch"
 FIRST_ORDER_TASKS = ("landscape_shard", "gradient", "influence_targets", "influence_directions", "influence_shard")
@@ -139,6 +139,8 @@ class Bench:
             scores = -counts[:, None].expand(-1, len(held))
         elif method == "loss":
             scores = -torch.tensor(self.base_losses())[:, None].expand(-1, len(held))
+        elif method == "prompt gain":
+            scores = -torch.tensor(self.prompt_gains())[:, None].expand(-1, len(held))
         elif method == "representation similarity":
             ours, theirs = (torch.nn.functional.normalize(self.representations(t), dim=1) for t in (train, held))
             scores = -ours @ theirs.T
@@ -150,6 +152,13 @@ class Bench:
             scores = -ours @ theirs.T
         seconds = time.perf_counter() - started
         return scores.contiguous(), seconds, seconds
+
+    def prompt_gains(self) -> list[float]:
+        """Nats that each row's prompt gives its answer: a rule of its own for swapped answers, no influence."""
+        made = {"landscape": self.wiring.landscape("train")}
+        found = self.store.open(self.wiring.prompt_gain(made)).arrow("prompt_gain.parquet").to_pylist()
+        gains = {row["sample_id"]: row["gain"] or 0.0 for row in found}
+        return [gains[sample_id] for sample_id in self.bank.train["sample_id"].to_pylist()]
 
     def base_losses(self) -> list[float]:
         from tasks.adapted import adapt

@@ -149,7 +149,8 @@ def measured(case: Case) -> list[dict[str, Any]]:
             rows.append({**common, "method": method, **more, **scored.axes(delta, truth), **real, **losses})
             print(rows[-1], flush=True)
 
-        for anchors in (1,) if case.regime == "short" else (1, "auto"):
+        linear = case.regime == "short" and "method" not in case.adapter  # a full fine-tune leaves the base sooner
+        for anchors in (1,) if linear else (1, "auto"):
             delta, summary, seconds = simulation.predicted(f"prediction.anchors={anchors}")
             used = summary["gradient_samples_used"]
             timing = {"gradient_samples_used": used, "seconds_simulated": round(seconds, 1)}

@@ -26,6 +26,7 @@ AFTER_PREDICTION = {
 }
 PREDICTION = {"prediction": 1, **AFTER_PREDICTION}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1}
+REPLAYED = {"influence_replays": 1, "influence": 1}
 SCORED_AGAIN = {name: count for name, count in SCORES.items() if name != "influence_directions"}
 INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2, "prompt_gain": 1}
@@ -36,13 +37,13 @@ START = {**LANDSCAPES, "preference": 1, **ADAPTER}
 
 SETTINGS = {
     "training.learning_rate=2e-3": {"influence": 1, **PREDICTION},
-    "training.epochs=3": {"influence_replays": 1, "influence": 1, **PREDICTION},
-    "training.lr_scheduler_type=cosine": {"influence_replays": 1, "influence": 1, **PREDICTION},
-    "training.warmup_ratio=0.2": {"influence_replays": 1, "influence": 1, **PREDICTION},
+    "training.epochs=3": {**REPLAYED, **PREDICTION},
+    "training.lr_scheduler_type=cosine": {**REPLAYED, **PREDICTION},
+    "training.warmup_ratio=0.2": {**REPLAYED, **PREDICTION},
     "training.batch_size=8": {**SCORES, **PREDICTION},
     "training.weight_decay=0.1": PREDICTION,
     "training.optimizer=sgd": {"influence_directions": 1, "influence_shard": NODES, "influence": 1, **PREDICTION},
-    "training.max_grad_norm=0.5": {"landscape": 2, "prompt_gain": 1, "influence_replays": 1, "influence": 1, **PREDICTION},
+    "training.max_grad_norm=0.5": {"landscape": 2, "prompt_gain": 1, **REPLAYED, **PREDICTION},
     "training.dpo_beta=0.2": {"preference": 1, "report": 1},
     "training.seed=7": START,
     "adapter.r=4": START,
@@ -55,7 +56,7 @@ SETTINGS = {
     "prompt_gain.mismatch=3.0": {"prompt_gain": 1, "report": 1},
     "influence.neutral=0.5": {"influence": 1, "report": 1},
     "influence.method=preconditioned": {"influence": 1, "report": 1},
-    "influence.replays.runs=16": {"influence_replays": 1, "influence": 1, "report": 1},
+    "influence.replays.runs=16": {**REPLAYED, "report": 1},
     "influence.solver.preset=seed": {**SCORED_AGAIN, "influence_solve": 1, "report": 1},
     "influence.target.rows=3": {**INFLUENCE, "report": 1},
     "influence.tokens_of=5": {"influence_tokens": 1, "report": 1},
