@@ -34,7 +34,9 @@ def columns_of(artifact: Artifact) -> dict[str, list[float]]:
             for tensor, values in artifact.tensors(name).items():
                 found[f"{name} {tensor}"] = values.double().flatten().tolist()
         elif name.endswith(".json") and "tokenizer" not in name:
-            found |= {f"{name} {key}": flat([value]) for key, value in artifact.json(name).items()}
+            content = artifact.json(name)
+            items = content.items() if isinstance(content, dict) else enumerate(content)
+            found |= {f"{name} {key}": flat([value]) for key, value in items}
     return {name: values for name, values in found.items() if values}
 
 
