@@ -5,7 +5,7 @@ every method, each in a process of its own, and writes results/influence.json. R
 `make bench-rivals-venv` makes; without it their rows are left as they were.
 
 LDS: mean over held-out rows of the rank correlation, over random halves, of the really retrained loss with the summed
-scores of the rows kept; 95 % interval by resampling halves. Noise: a tenth of the rows answer another row's question;
+scores of the rows kept; 95 % interval by resampling halves. Noise: a tenth of 128 GSM8K rows answer another's question;
 the score against the mean held-out loss should rank them worst. `cpu_seconds_process` is the processor time of the
 whole process, imports and opening the model included: unlike the other seconds it does not depend on what else runs.
 """
@@ -37,7 +37,7 @@ RIVALS = {
     "bergson": ("ekfac", "trackstar"),
     "dattri": ("logra", "logra_identity"),
 }
-NOISE_ROWS = 128
+NOISE_DATA, NOISE_ROWS = "gsm8k", 128  # as many self-instruct rows of this length there are not
 COSTS = ("seconds_total", "seconds_scoring", "cpu_seconds_process", "peak_mb", "threads")
 SCORES = BANK / "influence_scores"
 
@@ -133,7 +133,7 @@ def main() -> None:
         wanted += [(library, method) for library, methods in RIVALS.items() for method in methods]
     with tempfile.TemporaryDirectory() as clean, tempfile.TemporaryDirectory() as noisy:
         bank = exchange(chosen.data, ROWS, False, Path(clean))
-        planted = None if chosen.no_noise else planted_rows(exchange(chosen.data, NOISE_ROWS, True, Path(noisy)))
+        planted = None if chosen.no_noise else planted_rows(exchange(NOISE_DATA, NOISE_ROWS, True, Path(noisy)))
         retrained = bank.stored()
         floor = score("foretune", EPOCH, chosen.data, ROWS, False, Path(clean)) or {}
         common = {"data": chosen.data, "queries": len(bank.heldout), "rows": ROWS, "left_out": LEFT_OUT}
@@ -148,7 +148,7 @@ def main() -> None:
                 continue
             row = {"method": method, "library": library, **common, **agreement(found.pop("scores"), retrained)}
             if planted is not None:
-                noise = score(library, method, chosen.data, NOISE_ROWS, True, Path(noisy))
+                noise = score(library, method, NOISE_DATA, NOISE_ROWS, True, Path(noisy))
                 row |= found_noise(noise["scores"], planted) if noise else {}
             row |= {name: found[name] for name in COSTS}
             rows.append(row)

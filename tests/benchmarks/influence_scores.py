@@ -48,12 +48,21 @@ class Bench:
             self.wiring.landscape(role)
 
     def rows(self, role: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, d] summed gradients in adapter coordinates, in the order of the role's table, and tokens [n]."""
+        """[n, d] summed gradients in adapter coordinates, in the order of the role's table, and tokens [n].
+
+        A row whose answer is cut off has no gradient and counts one token.
+        """
         from tasks.loading import lora_scale
         from tasks.row_gradients import whole_rows
 
         kept = whole_rows(self.bank.run, self.wiring.fields[role], lora_scale(self.bank.request.adapter))
-        return torch.cat([kept.block(name) for name in kept.names], dim=1), torch.tensor(kept.tokens)
+        table = self.bank.train if role == "train" else self.bank.heldout
+        place = {sample_id: n for n, sample_id in enumerate(table["sample_id"].to_pylist())}
+        at = [place[sample_id] for sample_id in kept.ids]
+        found = torch.cat([kept.block(name) for name in kept.names], dim=1)
+        gradients, tokens = torch.zeros(len(table), found.shape[1]), torch.ones(len(table))
+        gradients[at], tokens[at] = found, torch.tensor(kept.tokens, dtype=torch.float32)
+        return gradients, tokens
 
     def scored(self, method: str) -> tuple[torch.Tensor, float, float]:
         """Scores, seconds in all, seconds of the scoring alone."""
@@ -146,7 +155,8 @@ class Bench:
             scores = -ours @ theirs.T
         else:
             self.landscapes()
-            ours, theirs = self.rows("train")[0], self.rows("heldout")[0] / self.rows("heldout")[1][:, None]
+            ours, (theirs, tokens) = self.rows("train")[0], self.rows("heldout")
+            theirs = theirs / tokens[:, None]
             if method == "gradient cosine":
                 ours, theirs = (torch.nn.functional.normalize(g, dim=1) for g in (ours, theirs))
             scores = -ours @ theirs.T

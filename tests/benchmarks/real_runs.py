@@ -100,7 +100,7 @@ def chat_row(row: dict[str, str]) -> dict[str, Any]:
 def cases() -> list[Case]:
     """Every case of the benchmark, what it stands on first."""
     ordinary = {"rows": 96, "chat": True, "training": ORDINARY}
-    both, sgd = ("self_instruct", "gsm8k"), {"optimizer": "sgd", "learning_rate": 0.1}
+    both, sgd = ("self_instruct", "gsm8k"), {"optimizer": "sgd", "learning_rate": 0.02}
     listed = [Case(data, "short", seed=seed) for seed in (1, 2, 3) for data in both]
     listed += [Case(data, "ordinary", seed=seed, **ordinary) for seed in (1, 2, 3) for data in both]
     listed += [Case("self_instruct", "short", "all-linear r=16", adapter=ALL_LINEAR)]
