@@ -16,7 +16,7 @@ from flows.wiring import simulation
 from storage.artifacts import ArtifactRef
 from storage.runs import Run
 from tasks.dataset import preview_index
-from tasks.footprint import Footprint, footprint
+from tasks.footprint import BYTES, Footprint, footprint
 from tasks.keys import work_of
 from tasks.samples import SampleIndex, read_index
 from tasks.sources import Sources, resolve_sources
@@ -84,7 +84,8 @@ def make_plan(request: Request) -> dict[str, Any]:
     `seconds` and `bytes` are sums over the tasks to run, as if one ran after the other: from past manifests of this
     root, else from what the same task with the same model took on this machine, else with another model under this
     root. No model is loaded to calibrate, so both are None while one of the tasks, named in `unknown`, never ran.
-    `field_bytes` and `memory_bytes` come from the model's shapes; None for a GGUF file not yet converted.
+    `field_bytes`, with its terms under `field`, and `memory_bytes` come from the model's shapes; None for a GGUF file
+    not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
     """
     sources = resolve_sources(request.dataset, request.model, request.sae)
     run = Run(request.runtime.root, "plan")
@@ -92,6 +93,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     simulation(step, request, sources)
     waiting = [task for task in step.tasks if task.state == "run"]
     shapes = _footprint(step, sources, request)
+    field = shapes and _field(shapes, [step.asked[task.key] for task in step.tasks if task.task == FIELD])
     return {
         "tasks": [vars(task) for task in step.tasks],
         "run": len(waiting),
@@ -100,16 +102,29 @@ def make_plan(request: Request) -> dict[str, Any]:
         "bytes": _total([task.bytes for task in waiting]),
         "unknown": sorted({task.task for task in waiting if task.seconds is None}),
         "basis": sorted({task.basis for task in waiting if task.basis}),
-        "field_bytes": shapes and sum(_field_bytes(shapes, step.asked[t.key]) for t in waiting if t.task == FIELD),
+        "field": field,
+        "field_bytes_whole": field and field_bytes(**field),
+        "field_bytes": shapes
+        and field_bytes(**_field(shapes, [step.asked[task.key] for task in waiting if task.task == FIELD])),
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
     }
 
 
-def _field_bytes(shapes: Footprint, asked: dict[str, Any]) -> int:
-    """One node of the gradient field, and its rows one by one where they are kept."""
-    dtype, coordinates = asked["settings"].gradient_dtype, asked["coordinates"]
-    apart = asked["rows"].shard.rows * shapes.row_bytes(dtype, coordinates.r) if coordinates else 0
-    return shapes.field_node_bytes(dtype) + apart
+def field_bytes(nodes: int, node_numbers: int, rows: int, row_numbers: int, bytes_per_number: int) -> int:
+    """Storage of a gradient field: a whole gradient per node, and the rows that are kept one by one."""
+    return (nodes * node_numbers + rows * row_numbers) * bytes_per_number
+
+
+def _field(shapes: Footprint, asked: list[dict[str, Any]]) -> dict[str, int]:
+    """The terms of `field_bytes` for these nodes, of training and held-out rows."""
+    apart = [node for node in asked if node["coordinates"]]
+    return {
+        "nodes": len(asked),
+        "node_numbers": shapes.adapted,
+        "rows": sum(node["rows"].shard.rows for node in apart),
+        "row_numbers": shapes.outputs * apart[0]["coordinates"].r if apart else 0,
+        "bytes_per_number": BYTES[asked[0]["settings"].gradient_dtype] if asked else 0,
+    }
 
 
 def _footprint(step: Planned, sources: Sources, request: Request) -> Footprint | None:
@@ -145,12 +160,13 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, why)
     console.print(table)
     console.print(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", soft_wrap=True)
+    if planned["field"] is not None:
+        console.print(f"gradient field {_formula(planned)}", soft_wrap=True)
 
 
 def _costs(planned: dict[str, Any]) -> str:
     words = [_estimate(planned)]
     if planned["memory_bytes"] is not None:
-        words.append(f"gradient field {planned['field_bytes'] / 1e6:,.0f} MB")
         words.append(f"memory about {planned['memory_bytes'] / 1e9:.1f} GB")
     return "; ".join(words)
 
@@ -164,3 +180,15 @@ def _estimate(planned: dict[str, Any]) -> str:
     basis = f" (measured on {' and '.join(planned['basis'])})" if planned["basis"] else ""
     about = f"about {seconds:.0f} s of passes, {size / 1e6:,.0f} MB{basis}"
     return f"{about}; not known: {', '.join(planned['unknown'])}" if planned["unknown"] else about
+
+
+def _formula(planned: dict[str, Any]) -> str:
+    """As in `8 nodes x 13.27 M numbers x 2 bytes + 96 rows x 0.1843 M numbers x 2 bytes`."""
+    field = planned["field"]
+    parts = [
+        f"{field[count]:,} {count} x {field[numbers] / 1e6:,.4g} M numbers x {field['bytes_per_number']} bytes"
+        for count, numbers in (("nodes", "node_numbers"), ("rows", "row_numbers"))
+        if field[count]
+    ]
+    whole, new = (planned[name] / 1e6 for name in ("field_bytes_whole", "field_bytes"))
+    return f"{' + '.join(parts)} = {whole:,.0f} MB, {new:,.0f} MB of it to be written"

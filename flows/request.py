@@ -186,7 +186,10 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         at = at.setdefault(parent, {})
         if not isinstance(at, dict):
             raise BadInput(f"--set {override}: {parent} is not a section; give the path of a setting")
-    at[last] = _scalar(value)
+    try:
+        at[last] = _scalar(value)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {override}: the value is not valid YAML; as in a.b=[q_proj, v_proj]") from None
 
 
 def _scalar(text: str) -> Any:

@@ -91,6 +91,10 @@ def parsed(option: str) -> tuple[str, list[str]]:
             values.append("")
         else:
             values[-1] += sign
+    if "" in values:
+        raise BadInput(f"--set {option}: a value is empty; for example {path}=1,2")
+    if len(set(values)) < len(values):
+        raise BadInput(f"--set {option}: {max(values, key=values.count)} is there twice; give different values")
     return path, values
 
 

@@ -31,14 +31,6 @@ class Footprint:
     outputs: int  # of the adapted modules together: a row's gradient in LoRA's start coordinates is outputs x rank
     graph: int  # kept per token for a backward pass
 
-    def field_node_bytes(self, dtype: str) -> int:
-        """One node of the gradient field on disk; the field is nodes x adapted numbers x dtype."""
-        return self.adapted * BYTES[dtype]
-
-    def row_bytes(self, dtype: str, rank: int) -> int:
-        """One row's own gradient in LoRA's start coordinates on disk."""
-        return self.outputs * rank * BYTES[dtype]
-
     def peak_bytes(self, dtype: str, graph_tokens: int) -> int:
         """Weights of base and predicted checkpoint, gradient sum and one gradient in float32, graph, process."""
         weights, sums = 2 * self.parameters * BYTES[dtype], 2 * self.adapted * BYTES["float32"]

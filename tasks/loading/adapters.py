@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -39,9 +39,11 @@ class AdapterTargets(BaseModel):
         description="module names or their last parts, as in peft; all-linear: all linear ones but the head",
     )
 
-    @field_validator("target_modules")
+    @field_validator("target_modules", mode="before")
     @classmethod
-    def _shorthand(cls, value: list[str] | str) -> list[str] | str:
+    def _list_or_all_linear(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != ALL_LINEAR:
+            raise ValueError("give a list, as in [q_proj, v_proj], or all-linear")
         return ALL_LINEAR if value == [ALL_LINEAR] else value
 
 

@@ -87,7 +87,7 @@ class RowGradients:
         return gradient.addmm(known, self._lift(name, down))
 
     def _lift(self, name: str, down: Tensor) -> Tensor:
-        """[r, in] with (G A0^T) lift = G projected on the row space of A0."""
+        """[r, in] with (G A0^T) lift = G projected on the row space of A0; the rank may exceed the input width."""
         if name not in self._lifts:
-            self._lifts[name] = torch.linalg.solve(down @ down.T, down)
+            self._lifts[name] = torch.linalg.pinv(down.T)
         return self._lifts[name]

@@ -85,3 +85,10 @@ def test_the_order_is_the_trainers_own(tmp_path):
     Trainer(model=model, args=arguments, train_dataset=rows).train()
     steps = trainer_steps(rows=10, batch_size=3, accumulation=1, steps=12, seed=7)
     assert model.seen == [batch for step in steps for batch in step]
+
+
+def test_a_rank_above_the_input_width_spans_everything():
+    torch.manual_seed(2)
+    factor, row = torch.randn(9, 6), torch.randn(4, 6)
+    detail = RowGradients({"w": factor}, (1.0,), lambda *_: row @ factor.T)
+    torch.testing.assert_close(detail.imposed(torch.randn(4, 6), {0: 1.0}, "w"), row, rtol=1e-4, atol=1e-4)

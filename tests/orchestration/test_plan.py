@@ -149,7 +149,6 @@ def test_sizes_come_from_the_headers_of_the_weights(tiny_llama):
     sizes = footprint(tiny_llama, AdapterTargets(target_modules=["q_proj", "v_proj"]))
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert sizes.adapted == 2 * (32 * 32 + 16 * 32)
-    assert sizes.field_node_bytes("bfloat16") == 2 * sizes.adapted
     everything = footprint(tiny_llama, AdapterTargets(target_modules="all-linear"))
     assert everything.adapted == 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
 
@@ -160,28 +159,57 @@ def test_the_field_is_nodes_and_rows_times_numbers_times_dtype(first_run, tmp_pa
     nodes = sum(task["task"] == "landscape_shard" for task in planned["tasks"])
     assert planned["field_bytes"] == nodes * 2 * (32 * 32 + 16 * 32) * 4
     kept = plan_of(first_run, empty, "landscape.gradient_dtype=float32")["field_bytes"]
+    assert planned["field"]["rows"] == 0 and planned["field_bytes_whole"] == planned["field_bytes"]
     rows = len((first_run.parent / "train.jsonl").read_text().splitlines())
     rank = load_request(str(first_run)).adapter.r
     assert kept - planned["field_bytes"] == rows * 2 * (32 + 16) * rank * 4
 
 
-def test_a_7b_model_with_q_and_v_adapters_has_a_field_that_fits_a_disk(tmp_path):
-    """LLaMA-2-7B's shapes in a header without data: 1.1 GB a node, 4 MB a row."""
+def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, tmp_path, capsys):
+    """LLaMA-2-7B's shapes in a header without data: 2.1 GB a node, 4.2 MB a row, printed as a formula."""
+    from rich.console import Console
+
     blocks = range(32)
     shapes = {f"model.layers.{n}.self_attn.{side}_proj.weight": [4096, 4096] for n in blocks for side in "qkvo"}
     shapes |= {f"model.layers.{n}.mlp.{side}_proj.weight": [11008, 4096] for n in blocks for side in ("gate", "up")}
     shapes |= {f"model.layers.{n}.mlp.down_proj.weight": [4096, 11008] for n in blocks}
     shapes |= {"model.embed_tokens.weight": [32000, 4096], "lm_head.weight": [32000, 4096]}
     header = json.dumps({n: {"dtype": "BF16", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    folder = tmp_path / "llama-7b"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     config = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
     config |= {"num_hidden_layers": 32, "num_attention_heads": 32, "architectures": ["LlamaForCausalLM"]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    sizes = footprint(tmp_path, AdapterTargets(target_modules=["q_proj", "v_proj"]))
-    assert sizes.parameters == pytest.approx(6.74e9, rel=0.01)
-    assert sizes.field_node_bytes("bfloat16") == 32 * 2 * 4096 * 4096 * 2
-    assert sizes.row_bytes("bfloat16", 8) == 32 * 2 * 4096 * 8 * 2
-    assert sizes.peak_bytes("bfloat16", 1024) < 80e9
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tiny_llama / name).read_bytes())
+    settings = ["sae=null", f"model.name_or_path={folder}", "model.dtype=bfloat16", "adapter.r=8"]
+    planned = plan_of(first_run, *settings, f"runtime.root={tmp_path / 'empty'}")
+    field = planned["field"]
+    assert field["node_numbers"] == 32 * 2 * 4096 * 4096  # 2.1 GB in bfloat16
+    assert field["row_numbers"] == 32 * 2 * 4096 * 8  # 4.2 MB
+    assert field["nodes"] == sum(task["task"] == "landscape_shard" for task in planned["tasks"])
+    rows = len((first_run.parent / "train.jsonl").read_text().splitlines())
+    assert planned["field_bytes"] == field["nodes"] * 2 * 32 * 2 * 4096**2 + rows * 2 * 32 * 2 * 4096 * 8
+    # Two models of 13.5 GB, two float32 sums of 4.3 GB, and the graph of a micro-batch of 1,024 tokens.
+    assert 27e9 + 8.6e9 < planned["memory_bytes"] < 48e9
+    assert footprint(folder, AdapterTargets()).parameters == pytest.approx(6.74e9, rel=0.01)
+    print_plan(Console(width=200), planned)
+    printed = capsys.readouterr().out
+    assert f"gradient field {field['nodes']} nodes x 1,074 M numbers x 2 bytes + {rows} rows x 2.097 M" in printed
+
+
+def test_the_nodes_of_the_field_are_bounded_whatever_the_number_of_rows(first_run, tmp_path):
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n} {'.' * (n % 7)}"} for n in range(300)]
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    many = ["sae=null", f"dataset.path={path}", "shards.max_rows=2", f"runtime.root={tmp_path / 'empty'}"]
+    planned = plan_of(first_run, *many, "shards.node_depth=3")
+    train = [t for t in planned["tasks"] if t["task"] == "landscape_shard"]
+    heldout = plan_of(first_run, f"runtime.root={tmp_path / 'empty'}", "shards.max_rows=2", "shards.node_depth=3")
+    assert planned["field"]["nodes"] == len(train) <= 2**3 + 2**3
+    assert sum(t["task"] == "influence_shard" for t in planned["tasks"]) > 64
+    assert heldout["field"]["nodes"] <= 2**3 + 2**3
 
 
 def test_differences_name_the_innermost_setting():
