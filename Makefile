@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 RIVALS := .bench/rivals
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench bench-simulation bench-prediction bench-influence bench-caching bench-orchestration bench-rivals-venv server clean
+.PHONY: demo test lint bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
+	bench-orchestration bench-rivals-venv server clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): requirements.lock pyproject.toml
@@ -28,7 +29,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-bench: bench-simulation bench-prediction bench-influence bench-caching bench-orchestration
+bench: bench-simulation bench-prediction bench-influence bench-caching bench-overheads bench-orchestration
 
 bench-simulation: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.simulation
@@ -65,6 +66,9 @@ server: $(STAMP) $(MODEL)
 
 bench-caching: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.caching
+
+bench-overheads: $(STAMP) $(MODEL)
+	$(BIN)/python -m tests.benchmarks.overheads
 
 clean:
 	rm -rf .foretune build *.egg-info

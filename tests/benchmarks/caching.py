@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -150,23 +150,36 @@ def place(storage: str, folder: Path) -> Iterator[str]:
         yield str(folder / "root")
         return
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.environ |= {
-        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "benchmark",
         "AWS_SECRET_ACCESS_KEY": "benchmark",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    boto3.client("s3").create_bucket(Bucket="caching")
     try:
+        answering(port)
+        boto3.client("s3").create_bucket(Bucket="caching")
         yield "s3://caching/root"
     finally:
-        server.stop()
+        server.terminate()
+        server.wait()
+
+
+def answering(port: int, seconds: float = 60.0) -> None:
+    """Wait until something listens on a port of this machine; ConnectionError when nothing does in time."""
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if time.monotonic() > until:
+            raise ConnectionError(f"nothing listens on port {port} after {seconds:.0f} s")
+        time.sleep(0.2)
 
 
 def measure(storage: str, rows: int, model: str, sae: str | None) -> list[dict[str, Any]]:
