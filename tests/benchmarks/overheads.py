@@ -124,6 +124,8 @@ def requests_counted(storage: str) -> Iterator[dict[str, int]]:
         aiobotocore.client.AioBaseClient._make_api_call = call
 
 
+FORETUNE = "from flows.cli import main; main()"
+
 EMPTY = """
 import sys
 from flows.environment import prepare
@@ -147,9 +149,9 @@ def simulation_row(model: str, sae: str | None, rows: int) -> dict[str, Any]:
     """A fully cached `foretune simulate`, and a flow of as many empty cached tasks, as commands in turns."""
     with tempfile.TemporaryDirectory() as name:
         request = str(caching.write_request(Path(name), str(Path(name) / "root"), rows, model, sae))
-        command([str(Path(sys.executable).with_name("foretune")), "simulate", request, "--quiet"])
+        words = [sys.executable, "-c", FORETUNE, "simulate", request]
+        command(words)
         tasks, heavy = json.loads(command([sys.executable, "-c", CACHED, request])[1].splitlines()[-1])
-        words = [str(Path(sys.executable).with_name("foretune")), "simulate", request]
         count = str(tasks["cached"])
         command([sys.executable, "-c", EMPTY, count])
         taken = [(command(words)[0], command([sys.executable, "-c", EMPTY, count])[0]) for _ in range(TURNS)]
