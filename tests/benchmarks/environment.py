@@ -41,6 +41,14 @@ def write_results(name: str, rows: list[dict[str, Any]], started: dict[str, Any]
     return path
 
 
+def with_earlier(name: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """`rows`, and behind them the stored ones that were not measured again; `keys` say what one row is about."""
+    path = RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    done = {tuple(str(row.get(key)) for key in keys) for row in rows}
+    return rows + [row for row in earlier if tuple(str(row.get(key)) for key in keys) not in done]
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.numerics.agreement import datamodeling_score, spearman
-from tests.benchmarks.environment import RESULTS, environment, write_results
+from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.influence_scores import EPOCH, METHODS
 from tests.benchmarks.real_runs import BANK
 from tests.benchmarks.retraining import LEFT_OUT, ROWS, Bank, build
@@ -153,15 +153,7 @@ def main() -> None:
             row |= {name: found[name] for name in COSTS}
             rows.append(row)
             print(row, flush=True)
-            write_results("influence", rows + kept_rows(rows), started)
-
-
-def kept_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of an earlier run that were not measured again."""
-    path = RESULTS / "influence.json"
-    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
-    done = {(row["data"], row["library"], row["method"]) for row in rows}
-    return [row for row in earlier if (row["data"], row["library"], row["method"]) not in done]
+            write_results("influence", with_earlier("influence", rows, ("data", "library", "method")), started)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from tasks.numerics.agreement import cosine, module_spearman, norm_ratio, pearso
 from tasks.numerics.schedules import learning_rates
 from tasks.sae_diff import sample_activations
 from tasks.sources import resolve_sources
-from tests.benchmarks.environment import environment, write_results
+from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.real_runs import BANK, RERUN, Case, Truth, cases, missing, stored_run, train_case
 from tests.flows.conftest import Called
 
 BATCH_TOKENS = 1024
+SUBJECT = ("data", "regime", "adapter", "seed", "method", "asked")
 CHEAP = {
     "lora": ["curvature.quotients=sampled", "curvature.rows=4", "curvature.power_iterations=1"],
     "full": ["curvature.quotient_rows=1", "curvature.rows=1", "curvature.power_iterations=1"],
@@ -182,8 +183,8 @@ def main() -> None:
         train_case(case, order)
     for case in cases():
         if chosen.only in case.name:
-            rows += measured(case)
-            write_results(chosen.name, rows, started)
+            rows += [{**row, "date": started["date"]} for row in measured(case)]
+            write_results(chosen.name, with_earlier(chosen.name, rows, SUBJECT), started)
 
 
 if __name__ == "__main__":
