@@ -47,9 +47,9 @@ def node_moments(field: GradientField, space: Space, batch_rows: int, name: str)
 def row_moments(rows: Tensor, tokens: Tensor, batch_rows: int) -> Moments:
     """Moments of the token-mean gradient of `batch_rows` random rows, from each row's summed [n, d] and tokens [n].
 
-    The ratio estimator's variance, b / n^2 sum (g_i - t_i mean)^2 / N over batches of b rows with n tokens.
+    The ratio estimator's variance, b / n^2 sum (g_i - t_i mean)^2 / N over batches of b rows with n tokens. Rows are
+    drawn with replacement, so that a batch of all rows has a scatter too.
     """
-    batch_rows = max(1, min(batch_rows, len(rows) // 2))
     mean = rows.sum(0) / tokens.sum()
     scatter = (rows - tokens[:, None] * mean).square().mean(0)
     return Moments(mean, scatter / (batch_rows * tokens.mean() ** 2))
