@@ -29,7 +29,14 @@ def noisy_request(tiny_request: Path, tiny_rows: list[dict[str, str]]) -> Path:
 
 
 def test_dropping_the_worst_rows_drops_the_noise_and_lowers_the_predicted_loss(prefect_server, noisy_request, tmp_path):
-    overrides = ["training.epochs=4", "dataset.preferences=null", "dataset.probes=null", "sae=null"]
+    overrides = [
+        "training.epochs=4",
+        "training.learning_rate=1e-2",
+        "training.batch_size=2",
+        "dataset.preferences=null",
+        "dataset.probes=null",
+        "sae=null",
+    ]
     request = load_request(str(noisy_request), overrides)
     before = simulate(request)
     root = request.runtime.root
