@@ -7,6 +7,8 @@ from typing import Any
 
 import prefect
 
+from flows.history import History
+from flows.plan import Planned, PlannedTask
 from flows.request import Request
 from flows.simulate import recorded
 from flows.steps import steps_on
@@ -16,6 +18,7 @@ from storage.runs import Run, new_run_id
 from tasks.backtest import agreement, real_run, trainer_of
 from tasks.backtest_axes import MIN_HALVES
 from tasks.backtest_page import backtest_report
+from tasks.keys import identity, work_of
 from tasks.publish import publish
 from tasks.sources import Sources, resolve_sources
 
@@ -46,6 +49,29 @@ def checked_seeds(seeds: list[int], retrain: int) -> list[int]:
     if retrain < 0:
         raise BadInput(f"retrain {retrain}: give 0, or at least {MIN_HALVES} halves")
     return seeds
+
+
+def training_plan(run: Run, request: Request, seeds: list[int], retrain: int) -> dict[str, Any]:
+    """How many real runs there are, how many of them are to be trained, and the seconds that these would take.
+
+    From real runs of the past where there are any, else from the landscape's forward and backward pass over the same
+    rows, once per epoch; None where neither ever ran on this machine. Nothing is run, and no torch imported.
+    BadInput where the trainer's library is missing.
+    """
+    step, sources = Planned(run, History(run.store)), resolve_sources(request.dataset, request.model, request.sae)
+    wiring = Wiring(step, request, sources)
+    trainer = trainer_of(wiring.dpo_beta)
+    against_training(wiring, simulation(step, request, sources), trainer, seeds, retrain)
+    asked = [planned for planned in step.tasks if planned.task == "real_run"]
+    waiting = [planned for planned in asked if planned.state == "run"]
+    seconds = [planned.seconds or _by_landscape(step, planned, request.training.epochs) for planned in waiting]
+    return {"real_runs": len(asked), "to_train": len(waiting), "seconds": None if None in seconds else sum(seconds)}
+
+
+def _by_landscape(step: Planned, planned: PlannedTask, epochs: float) -> float | None:
+    inputs = step.asked[planned.key]
+    pass_over_rows = step.history.cost("landscape_shard", work_of(inputs), identity(inputs["model"]))
+    return None if pass_over_rows.seconds is None else epochs * pass_over_rows.seconds
 
 
 def run_backtest(run: Run, request: Request, sources: Sources, seeds: list[int], retrain: int) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def backtest(
     """Simulate, really train, and score the simulation on six axes."""
     from datetime import UTC, datetime
 
-    from flows.console import LivePasses, print_backtest
+    from flows.console import LivePasses, print_backtest, print_training_plan
     from flows.request import load_request
     from storage.runs import Run, new_run_id
 
@@ -187,9 +187,10 @@ def backtest(
     console.print(f"[bold]foretune backtest[/bold]  {wanted.line()}")
     check_inputs(wanted, run)
     from flows.backtest import backtest as flow
-    from flows.backtest import checked_seeds
+    from flows.backtest import checked_seeds, training_plan
 
     orders = checked_seeds(orders or [wanted.training.seed], retrain)
+    print_training_plan(console, training_plan(run, wanted, orders, retrain))
     with LivePasses(run, console):
         result = flow(wanted, orders, retrain, run_id=run.run_id)
     print_backtest(console, result, run)

@@ -37,6 +37,7 @@ class LivePasses:
         self._seen = 0
         self._ended = False
         self._running: dict[str, Any] = {}
+        self._steps: dict[str, int] = {}  # of a real training, by task
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -94,12 +95,14 @@ class LivePasses:
         self.console.print(f"  [yellow]damaged[/yellow] {escape(event['error'])}")
 
     def _on_step(self, event: dict[str, Any]) -> None:
-        self._note(
-            event["task"],
-            f"batch {event['step']}: loss {event['loss']:.3f}, max gradient norm {event['max_grad_norm']:.2f}",
-        )
+        total = self._steps.get(event["task"])
+        place = f"step {event['step']} of {total}" if total else f"batch {event['step']}"
+        note = f"{place}: loss {event['loss']:.3f}, max gradient norm {event['max_grad_norm']:.2f}"
+        self._note(event["task"], note)
 
     def _on_progress(self, event: dict[str, Any]) -> None:
+        if event["source"] == "training":
+            self._steps[event["task"]] = event["total"]
         total = f" of {event['total']}" if event.get("total") else ""
         self._note(event["task"], f"{event['done']}{total}")
 
@@ -193,6 +196,18 @@ def print_verdict(console: Console, verdict: dict[str, Any]) -> None:
         )
     if verdict["skipped"]:
         console.print(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")
+
+
+def print_training_plan(console: Console, planned: dict[str, Any]) -> None:
+    """How much real training a backtest is about to do."""
+    runs, waiting, seconds = planned["real_runs"], planned["to_train"], planned["seconds"]
+    if not waiting:
+        time = "none to train"
+    elif seconds is None:
+        time = "time not known until something like it has run on this machine"
+    else:
+        time = f"about {seconds:.0f} s of training"
+    console.print(f"real runs  {runs}, {runs - waiting} of them stored; {time}")
 
 
 def print_backtest(console: Console, result: dict[str, Any], run: Run) -> None:

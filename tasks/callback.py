@@ -17,7 +17,8 @@ from tasks.landscape import SignalThresholds, count_dead, landscape_signals, lay
 
 
 class TrainingEvents(TrainerCallback):
-    """Writes `pass_started`, a `step` per logged optimizer step, `signal`s and `run_finished` of one training.
+    """Writes `pass_started`, the number of steps as `progress`, a `step` per logged optimizer step, `signal`s and
+    `run_finished` of one training.
 
     Gradient norms are per trainable parameter, averaged over the micro-batches of a step and taken back to what
     they were before clipping. With `logging_steps` above 1 a step's loss is the mean since the last one.
@@ -52,6 +53,7 @@ class TrainingEvents(TrainerCallback):
         self.started = time.perf_counter()
         if self.whole:
             self.events.emit("pass_started", task=self.task, label=self.task, modules=self.modules)
+        self.events.emit("progress", task=self.task, done=state.global_step, total=state.max_steps)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

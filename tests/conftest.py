@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,30 +48,70 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
+SHAPE = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 257,
+    "eos_token_id": 258,
+    "initializer_range": 0.2,
+}
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """transformers' configuration of a two-layer model of a family: llama, gpt2, qwen2, gemma2 or gpt_neox."""
+    import transformers as t
+
+    grouped = SHAPE | {"num_key_value_heads": 2}
+    gpt2 = {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 256,
+        **{name: SHAPE[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "initializer_range")},
+    }
+    llama = {"max_position_embeddings": 512, "tie_word_embeddings": True, "pad_token_id": 256}
+    config, own = {
+        "llama": (t.LlamaConfig, grouped | llama),
+        "gpt2": (t.GPT2Config, gpt2),
+        "qwen2": (t.Qwen2Config, grouped | {"tie_word_embeddings": False}),
+        "gemma2": (t.Gemma2Config, grouped | {"head_dim": 8, "sliding_window": 16}),
+        "gpt_neox": (t.GPTNeoXConfig, SHAPE),
+    }[family]
+    return config(**own | changes)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer Llama (vocab 259, d_model 32, tied embeddings, fp32), the same in every run."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny_llama")
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=257,
-        eos_token_id=258,
-        pad_token_id=256,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(tiny_config("llama")).save_pretrained(folder)
     write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Callable[[str], Path]:
+    """Folder of a tiny model of a family, with the tiny Llama's tokenizer, made on first use."""
+    made: dict[str, Path] = {"llama": tiny_llama}
+
+    def folder(family: str) -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        if family not in made:
+            torch.manual_seed(1)
+            made[family] = tmp_path_factory.mktemp(family)
+            AutoModelForCausalLM.from_config(tiny_config(family)).save_pretrained(made[family])
+            write_tokenizer(made[family])
+        return made[family]
+
     return folder
 
 

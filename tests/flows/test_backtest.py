@@ -9,9 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from flows.backtest import against_training, backtest
+from flows.backtest import against_training, backtest, training_plan
 from flows.request import Request, load_request
 from flows.wiring import Wiring, simulation
+from storage.errors import BadInput
 from storage.events import event_schema, read_events
 from storage.runs import Run
 from tasks.backtest import trainer_of
@@ -89,6 +90,7 @@ def test_real_training_writes_its_own_events_into_the_run(finished):
     real = [event for event in events if event["source"] == "training"]
     steps = [event for event in real if event["type"] == "step"]
     assert len(steps) == 2 * 10 + 4 * 6  # 18 rows by 4 and 9 rows by 4, two epochs
+    assert [event["total"] for event in real if event["type"] == "progress"] == [10, 10, 6, 6, 6, 6]
     assert all(event["task"] == "real_run" and event["learning_rate"] > 0 for event in steps)
     assert [event["type"] for event in events].count("run_finished") == 1 and events[-1]["type"] == "run_finished"
 
@@ -100,6 +102,33 @@ def test_a_repeat_trains_nothing_and_more_seeds_train_only_the_missing(finished,
     found, computed, _ = called(request, [42, 43, 44], retrain=4)
     assert computed == ["real_run", "agreement", "backtest_report"]
     assert [run["seed"] for run in found["runs"]] == [42, 43, 44]
+
+
+def test_the_time_of_training_is_told_before_it_starts(finished, request_file, tmp_path):
+    request, (_, run) = load_request(str(request_file)), finished
+    assert training_plan(run, request, [42, 43], 4) == {"real_runs": 6, "to_train": 0, "seconds": 0}
+    more = training_plan(run, request, [42, 43, 44, 45], 0)
+    assert (more["real_runs"], more["to_train"]) == (4, 2) and more["seconds"] > 0
+    longer = request.model_copy(update={"model": request.model.model_copy(update={"dtype": "bfloat16"})})
+    assert training_plan(Run(str(tmp_path / "empty"), "plan"), longer, [42], 0)["to_train"] == 1
+
+
+def test_pairs_without_trl_are_one_line_before_anything_runs(request_file, monkeypatch, tmp_path):
+    from importlib import metadata
+
+    def without_trl(name: str) -> str:
+        if name == "trl":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    known = metadata.version
+    monkeypatch.setattr("tasks.backtest.metadata.version", without_trl)
+    pairs = str(request_file.parent / "preferences.jsonl")
+    settings = [f"dataset.path={pairs}", f"dataset.heldout.path={pairs}", "dataset.preferences=null", "sae=null"]
+    request = load_request(str(request_file), [*settings, f"runtime.root={tmp_path}"])
+    with pytest.raises(BadInput, match="trl's DPOTrainer; pip install trl"):
+        training_plan(Run(str(tmp_path), "plan"), request, [42], 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_half_is_a_real_run_on_half_of_the_rows(finished, request_file):

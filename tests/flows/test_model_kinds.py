@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,21 +17,12 @@ from storage.errors import BadInput
 from storage.events import read_events
 from storage.runs import Run
 from tasks.invariants import BrokenInvariant
-from tests.conftest import write_tokenizer
 
 
-def model_folder(folder: Path, model: Any) -> str:
-    model.save_pretrained(folder)
-    write_tokenizer(folder)
-    return str(folder)
+def test_gpt2_and_its_transposed_weights(simulated, folder_of):
+    from transformers import AutoModelForCausalLM
 
-
-def test_gpt2_and_its_transposed_weights(simulated, tmp_path):
-    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2)
-    folder = model_folder(tmp_path / "gpt2", GPT2LMHeadModel(config))
+    folder = folder_of("gpt2")
     done = simulated("sae=null", f"model.name_or_path={folder}", "adapter.target_modules=[c_attn]")
     base = AutoModelForCausalLM.from_pretrained(folder)
     new = AutoModelForCausalLM.from_pretrained(done.store.open(done.made["checkpoint"]).folder())
@@ -41,22 +31,11 @@ def test_gpt2_and_its_transposed_weights(simulated, tmp_path):
         assert torch.allclose(moved.T, delta, atol=1e-6) and float(delta.norm()) > 0
 
 
-def test_a_full_fine_tune_moves_norms_biases_and_embeddings(simulated, tmp_path):
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def test_a_full_fine_tune_moves_norms_biases_and_embeddings(simulated, folder_of):
+    from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
-    model = Qwen2ForCausalLM(config)
-    folder = model_folder(tmp_path / "qwen", model)
+    folder = folder_of("qwen2")
+    model = AutoModelForCausalLM.from_pretrained(folder)
     done = simulated("sae=null", f"model.name_or_path={folder}", "adapter.method=full")
     layers = {row["module"]: row for row in done.table("prediction", "layers")}
     assert layers.keys() == dict(model.named_parameters()).keys()

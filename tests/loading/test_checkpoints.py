@@ -130,7 +130,7 @@ def test_stored_names_without_the_model_s_prefix_are_kept(opened, folder_of, tmp
     """The hub's GPT-2 stores `h.0.attn...` without `transformer.`, and a mask that is no parameter."""
     base = shutil.copytree(folder_of("gpt2"), tmp_path / "base")
     tensors = {k.removeprefix("transformer."): t for k, t in load_file(base / "model.safetensors").items()}
-    tensors["h.0.attn.bias"] = torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64)
+    tensors["h.0.attn.bias"] = torch.tril(torch.ones(256, 256)).view(1, 1, 256, 256)
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     loaded = load_model(base, settings(base))
     deltas = random_deltas(loaded, AdapterTargets(target_modules=["c_attn"]))

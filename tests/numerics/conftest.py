@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.numerics.batches import Batch
+from tests.conftest import tiny_config
 
 
 @dataclass(frozen=True)
@@ -116,20 +117,12 @@ def perceptron() -> Toy:
 
 
 def make_llama(dtype: torch.dtype, attention: str = "eager") -> Toy:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=13,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        initializer_range=0.4,
-        attn_implementation=attention,
-    )
+    small = {"vocab_size": 13, "hidden_size": 8, "intermediate_size": 12, "bos_token_id": 1, "eos_token_id": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": None, "initializer_range": 0.4}
+    config = tiny_config("llama", **small, **heads, attn_implementation=attention)
     model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
     modules = {
         f"{name}.weight": module for name, module in model.named_modules() if name.endswith(("q_proj", "v_proj"))

@@ -26,6 +26,11 @@ def plan_of(request: Path, *overrides: str) -> dict:
     return make_plan(load_request(str(request), list(overrides)))
 
 
+def rows_of(request: Path) -> int:
+    """Training and held-out rows."""
+    return sum(len((request.parent / f"{role}.jsonl").read_text().splitlines()) for role in ("train", "heldout"))
+
+
 def reasons(planned: dict) -> dict[str, str]:
     return {task["task"]: task["why"] for task in planned["tasks"] if task["state"] == "run"}
 
@@ -160,7 +165,7 @@ def test_the_field_is_nodes_and_rows_times_numbers_times_dtype(first_run, tmp_pa
     assert planned["field_bytes"] == nodes * 2 * (32 * 32 + 16 * 32) * 4
     kept = plan_of(first_run, empty, "landscape.gradient_dtype=float32")["field_bytes"]
     assert planned["field"]["rows"] == 0 and planned["field_bytes_whole"] == planned["field_bytes"]
-    rows = len((first_run.parent / "train.jsonl").read_text().splitlines())
+    rows = rows_of(first_run)
     rank = load_request(str(first_run)).adapter.r
     assert kept - planned["field_bytes"] == rows * 2 * (32 + 16) * rank * 4
 
@@ -189,7 +194,7 @@ def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, t
     assert field["node_numbers"] == 32 * 2 * 4096 * 4096  # 2.1 GB in bfloat16
     assert field["row_numbers"] == 32 * 2 * 4096 * 8  # 4.2 MB
     assert field["nodes"] == sum(task["task"] == "landscape_shard" for task in planned["tasks"])
-    rows = len((first_run.parent / "train.jsonl").read_text().splitlines())
+    rows = rows_of(first_run)
     assert planned["field_bytes"] == field["nodes"] * 2 * 32 * 2 * 4096**2 + rows * 2 * 32 * 2 * 4096 * 8
     # Two models of 13.5 GB, two float32 sums of 4.3 GB, and the graph of a micro-batch of 1,024 tokens.
     assert 27e9 + 8.6e9 < planned["memory_bytes"] < 48e9
@@ -208,7 +213,7 @@ def test_the_nodes_of_the_field_are_bounded_whatever_the_number_of_rows(first_ru
     train = [t for t in planned["tasks"] if t["task"] == "landscape_shard"]
     heldout = plan_of(first_run, f"runtime.root={tmp_path / 'empty'}", "shards.max_rows=2", "shards.node_depth=3")
     assert planned["field"]["nodes"] == len(train) <= 2**3 + 2**3
-    assert sum(t["task"] == "influence_shard" for t in planned["tasks"]) > 64
+    assert sum(t["task"] == "quality_shard" for t in planned["tasks"]) > 64
     assert heldout["field"]["nodes"] <= 2**3 + 2**3
 
 
