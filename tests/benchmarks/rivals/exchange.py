@@ -31,6 +31,7 @@ class Exchange:
     out: Path
     setting: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_arguments(cls, methods: tuple[str, ...]) -> Exchange:
@@ -53,28 +54,32 @@ class Exchange:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the wall-clock seconds of the block to `part`."""
-        started = time.perf_counter()
+        """Add the wall-clock and processor seconds of the block to `part`."""
+        started, started_cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+            self.cpu_seconds[part] = self.cpu_seconds.get(part, 0.0) + time.process_time() - started_cpu
 
-    def write(self, library: str, scores: torch.Tensor, **stated: Any) -> None:
+    def write(self, library: str, scores: torch.Tensor) -> None:
         """Scores [train, heldout], negative where training on the row lowers the held-out row's mean token loss."""
         if not torch.isfinite(scores).all():
             raise ValueError(f"{library} {self.method}: {int((~scores.isfinite()).sum())} scores are not finite")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         save_file({"scores": scores.float().contiguous()}, self.out)
+        spent = {
+            f"{clock}_{part}": round(seconds[part] - seconds.get(loading, 0.0), 2)
+            for clock, seconds in (("seconds", self.seconds), ("cpu_seconds", self.cpu_seconds))
+            for part, loading in (("total", "loading"), ("scoring", "loading while scoring"))
+        }
         record = {
             "method": self.method,
             "library": library,
             "version": importlib.metadata.version(library),
-            "seconds_total": round(self.seconds["total"] - self.seconds.get("loading", 0.0), 2),
-            "seconds_scoring": round(self.seconds["scoring"] - self.seconds.get("loading while scoring", 0.0), 2),
+            **spent,
             "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),  # Linux counts in kB
             "threads": torch.get_num_threads(),
-            **stated,
         }
         self.out.with_suffix(".json").write_text(json.dumps(record) + "\n")
 
