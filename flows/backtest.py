@@ -7,6 +7,7 @@ from typing import Any
 
 import prefect
 
+from flows.failures import ending_in_one_line
 from flows.history import History
 from flows.plan import Planned, PlannedTask
 from flows.request import Request
@@ -24,6 +25,7 @@ from tasks.sources import Sources, resolve_sources
 
 
 @prefect.flow(name="foretune-backtest", validate_parameters=True, log_prints=False)
+@ending_in_one_line("foretune.backtest.failed")
 def backtest(
     request: Request, seeds: list[int] | None = None, retrain: int = 0, run_id: str | None = None
 ) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import prefect
 from prefect.artifacts import create_markdown_artifact
 
 from flows.exports import artifact_of
+from flows.failures import ending_in_one_line
 from storage.errors import BadInput
 from storage.runs import Run, resolve_run
 from tasks.comparison import comparison_section, with_comparison
+from tasks.publish import escape
 
 NUMBERS = (
     "heldout_loss_base",
@@ -27,6 +29,7 @@ LISTED = 20
 
 
 @prefect.flow(name="foretune-compare", validate_parameters=True, log_prints=False)
+@ending_in_one_line("foretune.comparison.failed")
 def compare(run_a: str, run_b: str = "latest", root: str = "./.foretune") -> dict[str, Any]:
     """Compare two saved runs.
 
@@ -37,7 +40,7 @@ def compare(run_a: str, run_b: str = "latest", root: str = "./.foretune") -> dic
     a, b = (resolve_run(root, name) for name in (run_a, run_b))
     compared = compare_runs(a, b)
     attach_comparison(b, compared)
-    create_markdown_artifact(key="foretune-comparison", markdown=numbers_table(compared), description=b.run_id)
+    create_markdown_artifact(key="foretune-comparison", markdown=comparison_markdown(compared), description=b.run_id)
     return compared
 
 
@@ -64,13 +67,48 @@ def attach_comparison(run: Run, compared: dict[str, Any]) -> None:
     run.write_report(with_comparison(run.read_report(), comparison_section(compared)))
 
 
-def numbers_table(compared: dict[str, Any]) -> str:
-    """The numbers as Prefect's UI shows them; dataset text is kept out of it."""
-    lines = [f"| | `{compared['a']}` | `{compared['b']}` |", "|---|---|---|"]
-    for name, pair in compared["numbers"].items():
-        cells = ["-" if value is None else f"{value:.5g}" for value in (pair["a"], pair["b"])]
-        lines.append(f"| {name.replace('_', ' ')} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
+def comparison_markdown(compared: dict[str, Any]) -> str:
+    """Everything that the comparison found as Prefect's UI shows it, foreign text escaped."""
+    samples, signals = compared["samples"], compared["signals"]
+    numbers = {**compared["numbers"], "horizon": compared["horizon"]}
+    parts = [
+        _table(["", compared["a"], compared["b"]], [(n.replace("_", " "), p["a"], p["b"]) for n, p in numbers.items()]),
+        f"Rows: {len(samples['added'])} added, {len(samples['removed'])} removed, {len(samples['flipped'])} flipped "
+        "between helping and harming.",
+        *(f"Signals {word}: {', '.join(signals[word])}." for word in ("appeared", "vanished") if signals[word]),
+        _table(
+            ["row before", "row after", "before", "after", "score before", "score after"],
+            [
+                tuple(row[name] for name in ("row_a", "row_b", "verdict_a", "verdict_b", "score_a", "score_b"))
+                for row in samples["flipped"][:LISTED]
+            ],
+        ),
+        _table(["rule", "before", "after"], [(rule, p["a"], p["b"]) for rule, p in compared["quality"].items()]),
+        _table(
+            ["feature", "score before", "score after", "label"],
+            [(row["feature"], row["score_a"], row["score_b"], row["label"] or "") for row in compared["features"]],
+        ),
+        _table(
+            ["tensor", "eta_eff before", "eta_eff after", "delta before", "delta after"],
+            [
+                tuple(row[name] for name in ("module", "eta_eff_a", "eta_eff_b", "norm_a", "norm_b"))
+                for row in compared["layers"]
+            ],
+        ),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(titles: list[str], rows: list[tuple[Any, ...]]) -> str:
+    """A Markdown table; nothing without rows."""
+    lines = [titles, ["---"] * len(titles), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else escape(" ".join(str(value).split()))
 
 
 def _result(run: Run) -> dict[str, Any]:

@@ -160,15 +160,16 @@ def print_comparison(console: Console, compared: dict[str, Any]) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("", compared["a"], compared["b"]):
         table.add_column(column)
-    for name, pair in compared["numbers"].items():
-        if pair["a"] is not None and pair["b"] is not None:
-            table.add_row(name.replace("_", " "), f"{pair['a']:.5g}", f"{pair['b']:.5g}")
+    for name, pair in {**compared["numbers"], "horizon": compared["horizon"]}.items():
+        if pair["a"] is not None or pair["b"] is not None:
+            table.add_row(name.replace("_", " "), *("-" if v is None else f"{v:.5g}" for v in (pair["a"], pair["b"])))
+    for rule, pair in compared["quality"].items():
+        table.add_row(f"flagged {rule}", str(pair["a"]), str(pair["b"]))
     console.print(table)
     samples, signals = compared["samples"], compared["signals"]
-    console.print(
-        f"rows added {len(samples['added'])}, removed {len(samples['removed'])}, "
-        f"flipped between helping and harming {len(samples['flipped'])}"
-    )
+    for word in ("added", "removed"):
+        console.print(f"rows {word} {len(samples[word])}{_first_rows(samples[word])}")
+    console.print(f"rows flipped between helping and harming {len(samples['flipped'])}")
     for row in samples["flipped"][:LISTED]:
         console.print(
             f"  row {row['row_a']} -> {row['row_b']}  {row['verdict_a']} {row['score_a']:+.5f} -> "
@@ -182,6 +183,21 @@ def print_comparison(console: Console, compared: dict[str, Any]) -> None:
             f"  {row['feature']:<6} {row['score_a']:+.3e} -> {row['score_b']:+.3e}  "
             f"{escape(one_line(row['label'] or 'unnamed', 60))}"
         )
+    if compared["layers"]:
+        console.print("tensors whose effective learning rate moved most")
+    for row in most_moved(compared["layers"])[:LISTED]:
+        console.print(f"  {row['module']}  {row['eta_eff_a']:.3e} -> {row['eta_eff_b']:.3e}", markup=False)
+
+
+def most_moved(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tensors with an effective learning rate in both runs, the largest change first."""
+    both = [row for row in layers if row["eta_eff_a"] is not None and row["eta_eff_b"] is not None]
+    return sorted(both, key=lambda row: -abs(row["eta_eff_b"] - row["eta_eff_a"]))
+
+
+def _first_rows(rows: list[int]) -> str:
+    shown = ", ".join(str(row) for row in rows[:LISTED])
+    return f": {shown}{' …' if len(rows) > LISTED else ''}" if rows else ""
 
 
 def print_verdict(console: Console, verdict: dict[str, Any]) -> None:

@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from flows.form import in_declared_order
 from storage.errors import BadInput
 from storage.places import Place
 from tasks.findings import SEVERITIES
@@ -62,6 +65,15 @@ class Gate(BaseModel):
         title="Rules",
         description="every rule is applied; the worst verdict counts",
     )
+    accepts: Literal["pass", "warn"] = Field(
+        "pass",
+        title="Accepts",
+        description="worst verdict with which a version becomes the one that later versions are compared with",
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return in_declared_order(core_schema, handler)
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,10 @@ class GateVerdict:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def accepted_by(self, gate: Gate) -> bool:
+        """Whether this version is the one that later versions are compared with."""
+        return self.verdict == "pass" or (self.verdict == "warn" and gate.accepts == "warn")
 
 
 def apply_gate(gate: Gate, result: dict[str, Any], accepted: dict[str, Any] | None = None) -> GateVerdict:

@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from flows.form import in_declared_order
 from storage.errors import BadInput
 from storage.places import Place
 from tasks.adapted import CurvatureSettings
@@ -46,6 +49,9 @@ class RuntimeSettings(BaseModel):
     )
     runner: Literal["threads", "ray"] = Field("threads", title="Task runner", description="ray: over many machines")
     max_workers: int = Field(2, ge=1, le=64, title="Tasks at once", description="on this machine")
+    pass_minutes: float | None = Field(
+        None, gt=0, title="Time limit", description="minutes that one task may compute; none: no limit"
+    )
     ray_address: str | None = Field(
         None, title="Ray cluster", description="host:port or ray://host:port; none: RAY_ADDRESS, else this machine"
     )
@@ -80,6 +86,10 @@ class Request(BaseModel):
     diff: DiffSettings = Field(DiffSettings(), title="Base and predicted model")
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return in_declared_order(core_schema, handler)
 
     @model_validator(mode="after")
     def _sampled_quotients_need_linear_modules(self) -> Request:

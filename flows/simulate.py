@@ -11,12 +11,14 @@ from typing import Any
 import prefect
 from prefect.exceptions import TerminationSignal
 
+from flows.failures import ending_in_one_line
 from flows.request import Request, to_yaml
 from flows.steps import steps_on
 from flows.wiring import simulation
 from storage.errors import BadInput, Damaged, StorageFault, failure_line
 from storage.events import EventLog
 from storage.runs import Run, new_run_id
+from tasks.announcements import announce
 from tasks.publish import publish
 from tasks.sources import Sources, resolve_sources
 
@@ -27,6 +29,7 @@ DAMAGES = 8
 
 
 @prefect.flow(name="foretune-simulate", validate_parameters=True, log_prints=False)
+@ending_in_one_line("foretune.simulation.failed")
 def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     """Simulate a fine-tune.
 
@@ -53,8 +56,8 @@ def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) 
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | TerminationSignal)  # the latter: cancelled
         said = "stopped by the user" if stopped else failure_line(error)
-        with contextlib.suppress(StorageFault), EventLog.of(run) as log:  # a full disk must not hide the fault
-            log.emit("run_finished", status="stopped" if stopped else "failed", error=said)
+        with contextlib.suppress(StorageFault), EventLog.of(run):  # a full disk must not hide the fault
+            announce(run, "run_finished", status="stopped" if stopped else "failed", error=said)
         raise
 
 

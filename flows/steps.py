@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.progress import progress_shown
 from flows.request import RuntimeSettings
 from flows.runners import OnRay
 from storage.artifacts import ArtifactRef
@@ -17,6 +19,7 @@ from storage.runs import Run
 from tasks.invariants import BrokenInvariant, unwatch, watch, weights_unchanged
 from tasks.loading import close_models
 from tasks.samples import SampleIndex, read_index
+from tasks.time_limits import pass_minutes
 
 
 @dataclass
@@ -26,9 +29,11 @@ class Submitted:
     run: Run
     runner: Any
     asked: list[Any] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)  # of the tasks, in the order of `asked`
 
     def __call__(self, task: Any, **inputs: Any) -> Any:
         future = self.runner.submit(task, parameters={"run": self.run, **inputs})
+        self._names.append(task.name)
         self.asked.append(future)
         return future
 
@@ -37,6 +42,12 @@ class Submitted:
 
     def index(self, samples: Any) -> SampleIndex:
         return read_index(self.run, self.ready(samples))
+
+    def counts(self) -> tuple[Counter[str], Counter[str]]:
+        """Tasks by name: asked for, and ended."""
+        pairs = list(zip(self._names, self.asked, strict=False))  # another thread may be adding one
+        ended = (name for name, future in pairs if future.wrapped_future.done())
+        return Counter(name for name, _ in pairs), Counter(ended)
 
     def finish(self) -> None:
         """Wait for everything; the first failed task in the order of submission raises its own error."""
@@ -55,10 +66,13 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[Submitted | OnRay]
     watch(run)
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(pass_minutes(settings.pass_minutes))
             if settings.runner == "ray":
-                yield OnRay(run, settings, stack)
+                step = OnRay(run, settings, stack)
             else:
-                yield Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
+                step = Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
+            stack.enter_context(progress_shown(step))
+            yield step
     finally:
         _compare_weights(run)
 

@@ -11,7 +11,8 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed, State
 
 from flows.compare import attach_comparison, compare_runs
-from flows.gate import Gate, GateVerdict, apply_gate
+from flows.failures import ending_in_one_line, said_by_its_state
+from flows.gate import Gate, apply_gate
 from flows.request import Request, RuntimeSettings
 from flows.simulate import simulate
 from storage.digests import digest_of
@@ -23,10 +24,11 @@ from tasks.publish import escape
 from tasks.sources import Sources, resolve_sources
 
 EVENT = "foretune.vetting.finished"
-ACCEPTED, REFUSED = "Accepted", "Refused"
+ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
 
 
 @prefect.flow(name="foretune-vet", validate_parameters=True, log_prints=False)
+@ending_in_one_line("foretune.vetting.failed")
 def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, run_id: str | None = None) -> State:
     """Vet the newest version of a dataset.
 
@@ -35,9 +37,11 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     3. Simulate.
     4. Compare with the last accepted run.
     5. Apply the gate; without one, critical signals fail.
-    6. Publish: artifact, event, ledger. The accepted pointer moves unless the verdict is `fail`.
+    6. Publish: artifact, event, ledger. The accepted pointer moves only on `pass`, or also on `warn` where the
+       gate accepts that.
 
-    Ends in the state Accepted, or Refused (a failure, so that what waits for this run stops too).
+    Ends in the state Accepted, in Warned (trained on if you like, but not what later versions are measured by), or
+    in Refused (a failure, so that what waits for this run stops too).
     """
     gate, ledger = gate or Gate(), Ledger(request.runtime.root, request.run_name)
     version = newest_version(dataset or request.dataset.path)
@@ -59,11 +63,12 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "repeated": False,
         **judged.as_dict(),
+        "accepted": judged.accepted_by(gate),
         "answer": result["summary"]["answer"],
         "accepted_before": accepted and accepted["run_id"],
         "comparison": compared and changes(compared),
     }
-    keep(ledger, key, judged, verdict, result["summary"])
+    keep(ledger, key, verdict, result["summary"])
     return announced(ledger.name, verdict)
 
 
@@ -100,9 +105,9 @@ def changes(compared: dict[str, Any]) -> dict[str, Any]:
     return {"with": compared["a"], **counts, "signals": compared["signals"]}
 
 
-def keep(ledger: Ledger, key: str, judged: GateVerdict, verdict: dict[str, Any], summary: dict[str, Any]) -> None:
+def keep(ledger: Ledger, key: str, verdict: dict[str, Any], summary: dict[str, Any]) -> None:
     """Move the pointer, then store the verdict: a crash in between only means that the version is vetted again."""
-    if judged.verdict != "fail":
+    if verdict["accepted"]:
         kept = {name: verdict[name] for name in ("run_id", "dataset", "digest", "time")}
         ledger.accept({**kept, "summary": summary})
     ledger.keep(key, verdict)
@@ -115,9 +120,21 @@ def announced(name: str, verdict: dict[str, Any]) -> State:
     emit_event(event=EVENT, resource={**resource, "foretune.verdict": verdict["verdict"]}, payload=verdict)
     line = f"{verdict['dataset']}: {verdict['verdict']}"
     if verdict["verdict"] == "fail":
-        reasons = "; ".join(c["reason"] for c in verdict["crossings"] if c["verdict"] == "fail")
-        return Failed(name=REFUSED, message=f"{line} ({reasons})", data=verdict)
-    return Completed(name=ACCEPTED, message=line, data=verdict)
+        said_by_its_state()
+        return Failed(name=REFUSED, message=f"{line} ({reasons(verdict, 'fail')})", data=verdict)
+    if verdict["verdict"] == "warn":
+        line = f"{line} ({reasons(verdict, 'warn')})"
+    return Completed(name=ACCEPTED if verdict["accepted"] else WARNED, message=line, data=verdict)
+
+
+def reasons(verdict: dict[str, Any], grade: str) -> str:
+    """What was crossed, with its value and the reason for the threshold."""
+    crossed = [crossing for crossing in verdict["crossings"] if crossing["verdict"] == grade]
+    return "; ".join(f"{each['subject']} {_number(each['value'])}: {each['reason']}" for each in crossed)
+
+
+def _number(value: float | str | None) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def verdict_table(verdict: dict[str, Any]) -> str:

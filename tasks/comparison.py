@@ -43,6 +43,9 @@ def _tables(compared: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
     numbers = {**compared["numbers"], "horizon": compared["horizon"]}
     flipped, features = compared["samples"]["flipped"], compared["features"]
     return {
+        "rows": [
+            (word, _listed(compared["samples"][word])) for word in ("added", "removed") if compared["samples"][word]
+        ],
         "numbers": [(name.replace("_", " "), pair["a"], pair["b"]) for name, pair in numbers.items()],
         "flipped": [
             tuple(row[key] for key in ("row_a", "row_b", "verdict_a", "verdict_b", "score_a", "score_b"))
@@ -55,6 +58,11 @@ def _tables(compared: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
             for row in compared["layers"]
         ],
     }
+
+
+def _listed(rows: list[int]) -> str:
+    more = len(rows) - SHOWN_ROWS
+    return ", ".join(str(row) for row in rows[:SHOWN_ROWS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shown(value: Any) -> str:

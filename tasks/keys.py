@@ -27,17 +27,24 @@ from pydantic import BaseModel
 
 from storage.artifacts import ArtifactRef
 from storage.digests import digest_of
-from storage.errors import BadInput, failure_line
-from storage.events import EventLog
+from storage.errors import failure_line
 from storage.rates import remember_rate
 from storage.runs import Run
+from tasks.announcements import announce
 from tasks.invariants import no_optimizer_steps
 from tasks.memory import within_memory
+from tasks.time_limits import within_time
 
 logger = logging.getLogger("foretune")
 
 NUMERICS = ("torch", "transformers", "safetensors")
 """The libraries whose version is part of every key that involves a model."""
+
+BACK_OFF = (2.0, 8.0, 30.0)
+"""Seconds before each further attempt of a pass that the outside world failed; storage has tried for longer by then."""
+
+LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""Faults of the outside world that are there again however long one waits."""
 
 
 class Fingerprint(BaseModel, frozen=True):
@@ -163,7 +170,7 @@ def content_task(
     *,
     version: int,
     libraries: tuple[str, ...] = NUMERICS,
-    retries: int = 1,
+    retries: int = len(BACK_OFF),
     trains: bool = False,
 ) -> Callable[[Callable[..., None]], prefect.Task[..., ArtifactRef]]:
     """Turn `compute(draft, run, **inputs)` into a Prefect task `(run, **inputs) -> ArtifactRef`.
@@ -192,7 +199,8 @@ def content_task(
             persist_result=True,
             result_serializer="json",
             retries=retries,
-            retry_delay_seconds=2,
+            retry_delay_seconds=list(BACK_OFF[:retries]),
+            retry_jitter_factor=0.5,  # shards that failed together do not come back together
             retry_condition_fn=_is_transient,
             log_prints=False,
         )
@@ -214,8 +222,7 @@ def _produce(
         return hit
     started = time.perf_counter()
     label = _label(policy.task, arguments)
-    events = EventLog.of(run)
-    events.emit("pass_started", task=policy.task, label=label, key=key)
+    announce(run, "pass_started", task=policy.task, label=label, key=key)
     try:
         with (
             guard(),  # first, because it imports torch one thread at a time
@@ -230,13 +237,14 @@ def _produce(
                 work=work_of(arguments),
             ) as draft,
         ):
-            within_memory(lambda sized: compute(draft, **sized), arguments, label)
+            within_time(lambda: within_memory(lambda sized: compute(draft, **sized), arguments, label))
     except Exception as error:
-        events.emit("pass_failed", task=policy.task, label=label, error=failure_line(error))
+        announce(run, "pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
         raise
     remember_rate(draft.manifest)
-    events.emit(
+    announce(
+        run,
         "pass_finished",
         task=policy.task,
         label=label,
@@ -268,4 +276,4 @@ def _label(task: str, arguments: dict[str, Any]) -> str:
 def _is_transient(task: prefect.Task[..., Any], task_run: Any, state: Any) -> bool:
     """Retry faults of the outside world only: bad input and a broken invariant stay what they are."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError | ConnectionError | TimeoutError) and not isinstance(error, BadInput)
+    return isinstance(error, OSError) and not isinstance(error, LASTING)

@@ -18,6 +18,7 @@ from tasks.invariants import witness
 from tasks.keys import NUMERICS, Fingerprint, content_task, identity
 from tasks.loading import ModelSettings, choose_device, close_models, convert_gguf, load_model
 from tasks.saes import SaeSettings, load_sae
+from tasks.time_limits import uncounted
 
 if TYPE_CHECKING:
     from tasks.loading import LoadedModel
@@ -90,8 +91,14 @@ def exclusive(loaded: LoadedModel) -> Iterator[None]:
     """One heavy computation at a time on a device: two at once would hold two sets of activations."""
     with _registry:
         lock = _device_locks.setdefault(str(loaded.device), threading.RLock())
-    with lock:
+    held = False
+    try:
+        with uncounted():
+            held = lock.acquire()
         yield
+    finally:
+        if held:
+            lock.release()
 
 
 @content_task(version=1, libraries=(*NUMERICS, "gguf"))

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from storage.artifacts import ArtifactRef
 from storage.events import EventLog, read_events
 from storage.runs import Run
+from tasks.announcements import announce
 from tasks.findings import Findings, collect
 
 
@@ -22,14 +23,14 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
     found = collect(run, made)
     events = EventLog.of(run)
     for signal in found.signals:
-        events.emit("signal", **signal)
+        announce(run, "signal", **signal)
     events.flush()  # on S3 the passes' own events may still be gathered here
     page = made.get("backtest_report", made["report"])
     run.write_report(run.store.open(page).path("report.html").read_text(encoding="utf-8"))
     result = result_of(run, request, made, found, asked)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
-    events.emit("run_finished", status="completed", answer=found.answer)
+    announce(run, "run_finished", status="completed", answer=found.answer)
     events.close()
     run.write_result(result)
     create_markdown_artifact(key="foretune-verdict", markdown=verdict_markdown(result), description=run.run_id)
