@@ -11,7 +11,7 @@ from flows.exports import artifact_of
 from flows.failures import ending_in_one_line
 from storage.errors import BadInput
 from storage.runs import Run, resolve_run
-from tasks.comparison import comparison_section, with_comparison
+from tasks.comparison import comparison_section, first_rows, with_comparison
 from tasks.publish import escape
 
 NUMBERS = (
@@ -73,8 +73,8 @@ def comparison_markdown(compared: dict[str, Any]) -> str:
     numbers = {**compared["numbers"], "horizon": compared["horizon"]}
     parts = [
         _table(["", compared["a"], compared["b"]], [(n.replace("_", " "), p["a"], p["b"]) for n, p in numbers.items()]),
-        f"Rows: {len(samples['added'])} added, {len(samples['removed'])} removed, {len(samples['flipped'])} flipped "
-        "between helping and harming.",
+        *(f"Rows {word}: {first_rows(samples[word]) or 'none'}." for word in ("added", "removed")),
+        f"Rows flipped between helping and harming: {len(samples['flipped'])}.",
         *(f"Signals {word}: {', '.join(signals[word])}." for word in ("appeared", "vanished") if signals[word]),
         _table(
             ["row before", "row after", "before", "after", "score before", "score after"],

@@ -14,6 +14,7 @@ from rich.table import Table
 from storage.errors import BadInput, StorageFault
 from storage.events import read_events
 from storage.runs import Run
+from tasks.comparison import first_rows
 
 POLL_SECONDS = 0.25
 LISTED = 8
@@ -168,7 +169,7 @@ def print_comparison(console: Console, compared: dict[str, Any]) -> None:
     console.print(table)
     samples, signals = compared["samples"], compared["signals"]
     for word in ("added", "removed"):
-        console.print(f"rows {word} {len(samples[word])}{_first_rows(samples[word])}")
+        console.print(f"rows {word}: {first_rows(samples[word]) or 'none'}")
     console.print(f"rows flipped between helping and harming {len(samples['flipped'])}")
     for row in samples["flipped"][:LISTED]:
         console.print(
@@ -193,11 +194,6 @@ def most_moved(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The tensors with an effective learning rate in both runs, the largest change first."""
     both = [row for row in layers if row["eta_eff_a"] is not None and row["eta_eff_b"] is not None]
     return sorted(both, key=lambda row: -abs(row["eta_eff_b"] - row["eta_eff_a"]))
-
-
-def _first_rows(rows: list[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:LISTED])
-    return f": {shown}{' …' if len(rows) > LISTED else ''}" if rows else ""
 
 
 def print_verdict(console: Console, verdict: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def _tables(compared: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
     flipped, features = compared["samples"]["flipped"], compared["features"]
     return {
         "rows": [
-            (word, _listed(compared["samples"][word])) for word in ("added", "removed") if compared["samples"][word]
+            (word, first_rows(compared["samples"][word])) for word in ("added", "removed") if compared["samples"][word]
         ],
         "numbers": [(name.replace("_", " "), pair["a"], pair["b"]) for name, pair in numbers.items()],
         "flipped": [
@@ -60,7 +60,8 @@ def _tables(compared: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-def _listed(rows: list[int]) -> str:
+def first_rows(rows: list[int]) -> str:
+    """Row numbers with commas between them, and how many more there are."""
     more = len(rows) - SHOWN_ROWS
     return ", ".join(str(row) for row in rows[:SHOWN_ROWS]) + (f" and {more} more" if more > 0 else "")
 

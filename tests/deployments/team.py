@@ -31,6 +31,7 @@ class Team:
     environment: dict[str, str]
     log: Path
     processes: list[subprocess.Popen] = field(default_factory=list)
+    worker: subprocess.Popen | None = None
 
     @property
     def api(self) -> str:
@@ -56,8 +57,8 @@ class Team:
         if done.returncode:
             raise RuntimeError(f"prefect {' '.join(words)}: {(done.stdout + done.stderr)[-2000:]}\n{self.tail()}")
 
-    def start_worker(self) -> subprocess.Popen:
-        return self.start("worker", "start", "--pool", "foretune", "--name", f"worker-{len(self.processes)}")
+    def start_worker(self) -> None:
+        self.worker = self.start("worker", "start", "--pool", "foretune", "--name", f"worker-{len(self.processes)}")
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The answer's JSON; 503 means that SQLite was locked, and to ask again."""
@@ -84,9 +85,29 @@ class Team:
         wanted = {"state": {"type": {"any_": states}}} if states else {}
         return self.post("flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}, **wanted}})
 
-    def run(self, deployment: dict[str, Any], **parameters: Any) -> str:
-        """Start a run, as any HTTP client would; its id."""
-        return self.post(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+    def run(self, deployment: dict[str, Any], environment: dict[str, str] | None = None, **parameters: Any) -> str:
+        """Start a run, as any HTTP client would, with these variables in its process; its id."""
+        body = {"parameters": parameters, "job_variables": {"env": environment} if environment else {}}
+        return self.post(f"deployments/{deployment['id']}/create_flow_run", body)["id"]
+
+    def events(self, run_id: str, name: str) -> list[dict[str, Any]]:
+        """The events of a run whose name begins so, in order."""
+        wanted = {
+            "event": {"prefix": [name]},
+            "related": {"id": [f"prefect.flow-run.{run_id}"]},
+            "order": "ASC",
+        }
+        return self.post("events/filter", {"filter": wanted, "limit": 200})["events"]
+
+    def logs(self, run_id: str, level: int) -> list[str]:
+        """What the run logged at this level and above."""
+        wanted = {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": level}}
+        return [line["message"] for line in self.post("logs/filter", {"logs": wanted})]
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        """The run's artifacts: key -> content."""
+        found = self.post("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+        return {artifact["key"]: artifact["data"] for artifact in found}
 
     def ended(self, run_id: str, seconds: float = 120) -> dict[str, Any]:
         """The run in its last state."""

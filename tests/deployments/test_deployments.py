@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,9 +13,11 @@ import httpx
 import pytest
 import yaml
 
+from storage.events import read_events
 from storage.ledger import Ledger
 from storage.runs import latest, list_runs
-from tests.deployments.team import published
+from tests.deployments.postgres import binaries
+from tests.deployments.team import PROJECT, Team, end, published
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +40,36 @@ def request_body(tiny_request: Path, shared_root: str) -> dict:
 def test_a_run_started_over_http_completes(team, request_body, shared_root):
     run = team.ended(team.run(team.deployment("simulate"), request=request_body))
     assert (run["state_type"], run["state"]["message"]) == ("COMPLETED", None), team.tail()
-    assert latest(shared_root).read_result()["tasks"]["run"] > 0
+    result = latest(shared_root).read_result()
+    assert result["tasks"]["run"] > 0
+    shown = team.artifacts(run["id"])
+    assert shown["foretune-progress-run"] == 100
+    assert shown["foretune-progress-landscape-shard"] == 100
+    assert "Should I train?" in shown["foretune-verdict"]
+    ours = read_events(latest(shared_root))
+    theirs = team.until(
+        lambda: (seen := team.events(run["id"], "foretune.")) and seen[-1]["event"] == "foretune.run.finished" and seen
+    )
+    for kind, name in (("pass_finished", "foretune.pass.finished"), ("signal", "foretune.signal")):
+        assert Counter(e["payload"].get("task", e["payload"].get("name")) for e in theirs if e["event"] == name) == (
+            Counter(e.get("task", e.get("name")) for e in ours if e["type"] == kind)
+        )
+    assert {e["resource"]["prefect.resource.id"] for e in theirs} == {f"foretune.run.{result['run_id']}"}
+
+
+@pytest.mark.skipif(binaries() is None, reason="Debian's postgresql is not installed")
+def test_the_runs_lie_in_postgres(team):
+    import asyncpg
+
+    async def counted() -> int:
+        url = team.environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"].replace("+asyncpg", "")
+        connection = await asyncpg.connect(url)
+        try:
+            return await connection.fetchval("select count(*) from deployment")
+        finally:
+            await connection.close()
+
+    assert asyncio.run(counted()) == 4
 
 
 def test_a_request_that_does_not_validate_is_refused_before_anything_runs(team, request_body):
@@ -76,6 +111,12 @@ def test_a_schedule_that_is_due_produces_a_run(team, request_body, shared_root):
     assert team.ended(due[0]["id"])["state_type"] == "COMPLETED", team.tail()
     assert latest(shared_root) != before
     assert latest(shared_root).read_result()["tasks"]["run"] == 0
+    shown = team.artifacts(due[0]["id"])
+    assert set(shown) == {"foretune-progress-run", "foretune-verdict"}  # with nothing to compute they are there, too
+    assert shown["foretune-progress-run"] == 100
+    signals = [event for event in read_events(latest(shared_root)) if event["type"] == "signal"]
+    team.until(lambda: team.events(due[0]["id"], "foretune.run.finished"))
+    assert len(team.events(due[0]["id"], "foretune.signal")) == len(signals)
 
 
 def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, tmp_path):
@@ -85,3 +126,69 @@ def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, tmp_path
     team.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
     assert team.ended(run_id)["state_type"] == "CANCELLED", team.tail()
     assert [stored.status for stored in list_runs(request_body["runtime"]["root"])] == ["stopped"]
+
+
+@pytest.fixture
+def lost_runs(team: Team, tmp_path: Path) -> Iterator[None]:
+    """The automation of deployments/automations.yaml, which waits for ten seconds instead of ten minutes."""
+    file = tmp_path / "automations.yaml"
+    file.write_text((PROJECT / "deployments" / "automations.yaml").read_text().replace("within: 600", "within: 10"))
+    team.command("automation", "create", "--from-file", str(file))
+    yield
+    for automation in team.post("automations/filter", {}):
+        if automation["name"] == "lost foretune runs":
+            team.ask("DELETE", f"automations/{automation['id']}")
+
+
+def test_a_killed_worker_is_replaced_and_its_run_goes_on_where_it_was(team, request_body, tmp_path, lost_runs):
+    root = request_body["runtime"]["root"] = str(tmp_path / "root")
+    run_id = team.run(team.deployment("simulate"), request=request_body)
+
+    def finished() -> list[str]:
+        events = [event for run in list_runs(root) for event in read_events(run)]
+        return [event["key"] for event in events if event["type"] == "pass_finished"]
+
+    team.until(lambda: len(finished()) >= 4)
+    end(team.worker)  # and the run's process with it
+    done = set(finished())
+    team.start_worker()
+    lost = team.ended(run_id)
+    assert lost["state_type"] == "CRASHED"
+    assert "start the run again" in lost["state"]["message"]
+    again = team.ended(team.run(team.deployment("simulate"), request=request_body))
+    assert again["state_type"] == "COMPLETED", team.tail()
+    result = latest(root).read_result()
+    assert result["tasks"]["cached"] >= len(done)
+    assert set(Counter(finished()).values()) == {1}
+
+
+NOWHERE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "environment", "state", "said"),
+    [
+        ("dataset", {"path": "/nowhere/v7.jsonl"}, {}, "BadInput", "/nowhere/v7.jsonl: no dataset here; give a file"),
+        ("model", {"name_or_path": "/nowhere/model"}, {}, "BadInput", "/nowhere/model"),
+        (
+            "dataset",
+            {"path": "s3://datasets/v7/"},
+            NOWHERE,
+            "Failed",
+            "s3://datasets/v7: S3 at http://127.0.0.1:9 failed",
+        ),
+    ],
+    ids=["no dataset", "no model", "S3 is down"],
+)
+def test_a_nightly_run_that_fails_says_what_where_and_the_remedy_in_one_line(
+    team, request_body, section, value, environment, state, said
+):
+    request_body[section] |= value
+    run = team.ended(team.run(team.deployment("vet"), environment, request=request_body))
+    line = run["state"]["message"]
+    assert (run["state_type"], run["state_name"]) == ("FAILED", state), line
+    assert line.startswith(said) or (section == "model" and said in line)
+    assert "\n" not in line and ("; give " in line or "; check " in line)
+    assert team.until(lambda: team.logs(run["id"], logging.WARNING)) == [line]
+    told = team.until(lambda: team.events(run["id"], "foretune.vetting.failed"))
+    assert [event["payload"]["error"] for event in told] == [line]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from flows.gate import Gate, apply_gate, load_gate
+from flows.gate import Gate, GateVerdict, apply_gate, load_gate
 from storage.errors import BadInput
 
 RESULT = {
@@ -42,6 +42,19 @@ def test_the_worst_verdict_counts_and_every_crossing_is_listed():
     assert [(c.value, c.threshold, c.verdict) for c in verdict.crossings] == [(7, 5, "warn"), (3.2, 3.0, "fail")]
     assert verdict.crossings[1].reason == "agreed with support"
     assert judged({"number": "flagged_rows", "above": 5, "verdict": "warn"}).verdict == "warn"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "accepts", "accepted"),
+    [
+        ("pass", "pass", True),
+        ("warn", "pass", False),
+        ("warn", "warn", True),
+        ("fail", "warn", False),
+    ],
+)
+def test_what_later_versions_are_compared_with_is_what_passed(verdict, accepts, accepted):
+    assert GateVerdict(verdict, [], []).accepted_by(Gate(accepts=accepts)) is accepted
 
 
 def test_a_signal_counts_from_its_severity_on():

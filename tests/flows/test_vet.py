@@ -69,6 +69,19 @@ def test_a_refused_version_leaves_the_pointer_and_is_compared_with_the_accepted_
     assert "3 removed" in report
 
 
+@pytest.mark.parametrize(("accepts", "state", "moved"), [("pass", "Warned", False), ("warn", "Accepted", True)])
+def test_a_warning_passes_and_moves_the_pointer_only_where_the_gate_accepts_it(
+    prefect_server, versions, accepts, state, moved
+):
+    gate = Gate(rules=[{**LOSS, "above": 0.0, "verdict": "warn"}], accepts=accepts)
+    final = vet(versions, gate, return_state=True)
+    verdict = final.result()
+    assert (final.name, final.type.value, verdict["verdict"]) == (state, "COMPLETED", "warn")
+    assert "agreed" in final.message
+    pointer = Ledger(versions.runtime.root, "tiny").accepted()
+    assert (pointer is not None) == verdict["accepted"] == moved
+
+
 def test_the_command_says_no_with_status_3_and_another_gate_computes_nothing(prefect_server, versions, tmp_path):
     _, first = verdict_of(versions, OPEN)
     request, gate = tmp_path / "vetted.yaml", tmp_path / "gate.yaml"

@@ -3,6 +3,7 @@ beside it, a root that cannot be written. Passes run in processes that really di
 
 from __future__ import annotations
 
+import builtins
 import json
 import multiprocessing
 import os
@@ -12,17 +13,20 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import prefect
 import pytest
 import yaml
 
 from flows.plan import make_plan
-from flows.request import load_request
+from flows.request import RuntimeSettings, load_request
 from flows.simulate import simulate
+from flows.steps import steps_on
 from storage.artifacts import ArtifactStore
 from storage.drafts import Draft
 from storage.events import read_events
 from storage.manifest import FileRecord
 from storage.runs import Run
+from tasks.keys import BACK_OFF, content_task
 from tests.orchestration.inline import run_inline
 from tests.storage.conftest import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 
@@ -220,3 +224,35 @@ def test_a_fully_cached_simulation_imports_no_torch(prefect_server, warm_request
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
+
+
+@content_task(version=1, libraries=())
+def flaky(draft: Draft, run: Run, log: str, fault: str) -> None:
+    """Fails twice with this error, then stores how often it was tried."""
+    with open(log, "a") as lines:
+        lines.write("tried\n")
+    tried = len(Path(log).read_text().splitlines())
+    if tried <= 2:
+        raise getattr(builtins, fault)("no answer")
+    draft.write_json("tried.json", tried)
+
+
+@prefect.flow
+def tried(root: str, log: str, fault: str) -> int:
+    with steps_on(Run(root, "run"), RuntimeSettings(root=root)) as step:
+        made = step(flaky, log=log, fault=fault)
+        step.finish()
+        return step.run.store.open(step.ready(made)).json("tried.json")
+
+
+def test_a_fault_of_the_outside_world_is_tried_again_after_ever_longer_pauses(prefect_server, tmp_path, monkeypatch):
+    assert list(BACK_OFF) == sorted(BACK_OFF) == flaky.retry_delay_seconds
+    monkeypatch.setattr(flaky, "retry_delay_seconds", [0.1, 0.2, 0.3])
+    assert tried(str(tmp_path / "root"), str(tmp_path / "log"), "ConnectionResetError") == 3
+
+
+@pytest.mark.parametrize("fault", ["FileNotFoundError", "PermissionError", "ValueError"])
+def test_a_fault_that_would_be_there_again_is_not_tried_again(prefect_server, tmp_path, fault):
+    with pytest.raises(getattr(builtins, fault), match="no answer"):
+        tried(str(tmp_path / "root"), str(tmp_path / "log"), fault)
+    assert (tmp_path / "log").read_text() == "tried\n"
