@@ -3,7 +3,8 @@
 `make bench-orchestration` writes results/orchestration.json. A shard here stores a few bytes, so that nearly all
 of its time is overhead; what the same body takes without Prefect is subtracted. `start_seconds` is what a Ray
 cluster takes until its workers are up. The event is vetted on the demo
-by a server and a worker in processes of their own: once with nothing stored, once with every pass stored.
+by a server and a worker in processes of their own: once with nothing stored, once with every pass stored under
+another gate.
 """
 
 from __future__ import annotations
@@ -59,10 +60,7 @@ def event_rows(folder: Path) -> list[dict[str, Any]]:
     with running_team(folder) as team:
         computed = seconds_to_verdict(team, folder / "root", {"rules": []})
         stored = seconds_to_verdict(team, folder / "root", None)
-    return [
-        {"event_to_verdict_seconds": round(computed, 1), "passes": "computed"},
-        {"event_to_verdict_seconds": round(stored, 1), "passes": "stored"},
-    ]
+    return [{"event_to_verdict_seconds": round(computed, 1), "with_every_pass_stored": round(stored, 1)}]
 
 
 def seconds_to_verdict(team: Team, root: Path, gate: dict[str, Any] | None) -> float:
