@@ -98,8 +98,8 @@ class LivePasses:
     def _on_step(self, event: dict[str, Any]) -> None:
         total = self._steps.get(event["task"])
         place = f"step {event['step']} of {total}" if total else f"batch {event['step']}"
-        note = f"{place}: loss {event['loss']:.3f}, max gradient norm {event['max_grad_norm']:.2f}"
-        self._note(event["task"], note)
+        loss, norm = _shown(event["loss"], 3), _shown(event["max_grad_norm"], 2)
+        self._note(event["task"], f"{place}: loss {loss}, max gradient norm {norm}")
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         if event["source"] == "training":
@@ -116,6 +116,11 @@ class LivePasses:
         row = self._running.pop(label, None)
         if row is not None:
             self.progress.remove_task(row)
+
+
+def _shown(value: float | None, digits: int) -> str:
+    """Events carry null for what was not a finite number."""
+    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:

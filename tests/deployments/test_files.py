@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -55,6 +58,62 @@ def test_every_manifest_is_yaml_and_names_our_images(path):
     assert all(documents)
     images = set(re.findall(r"image: (foretune:\w+)", path.read_text()))
     assert images <= {"foretune:cpu", "foretune:cuda"}
+
+
+@pytest.mark.optional
+def test_every_kubernetes_object_keeps_to_its_schema(rendered_job):
+    schemas = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    objects = [rendered_job]
+    for path in sorted((FOLDER / "kubernetes").glob("*.yaml")):
+        objects += list(yaml.safe_load_all(path.read_text()))
+    for each in objects:
+        schemas.validate(each, schemas.latest_version(), strict=True)
+    assert {each["kind"] for each in objects} >= {"Job", "Deployment", "Service", "Role", "RoleBinding"}
+
+
+@pytest.fixture
+def rendered_job() -> dict:
+    """The job that the GPU pool would start for the deployment simulate-gpu, as a worker renders it."""
+    from prefect.utilities.templating import apply_values
+
+    pool = POOLS["kubernetes-gpu"]
+    values = {name: field.get("default") for name, field in pool["variables"]["properties"].items()}
+    deployed = next(each for each in DEPLOYED if each["name"] == "simulate-gpu")
+    job = apply_values(pool["job_configuration"]["job_manifest"], values | deployed["work_pool"]["job_variables"])
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    if isinstance(container.get("env"), dict):  # Prefect's Kubernetes worker makes a list of it
+        container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
+    return job
+
+
+def test_the_gpu_job_is_rendered_with_the_image_and_the_environment_of_its_deployment(rendered_job):
+    container = rendered_job["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "foretune:cuda"
+    assert {"name": "PREFECT_SERVER_ANALYTICS_ENABLED", "value": "false"} in container["env"]
+    assert "{{" not in json.dumps(rendered_job)
+
+
+@pytest.mark.optional
+def test_ray_takes_its_cluster_file():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'foretune[ray]'")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(yaml.safe_load((FOLDER / "ray-cluster.yaml").read_text())))
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose, not the engine")
+def test_compose_takes_its_file():
+    content = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    del content["name"]  # which the version of Debian's packages does not know
+    done = subprocess.run(
+        ["docker-compose", "-f", "-", "--project-directory", str(FOLDER), "config", "--quiet"],
+        input=yaml.safe_dump(content),
+        env={**os.environ, "POSTGRES_PASSWORD": "chosen"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_image_holds_every_package_and_what_compose_and_prefect_read():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import selectors
+import subprocess
 from pathlib import Path
 
 import jsonschema
@@ -10,10 +12,10 @@ import pytest
 
 from flows.request import load_request
 from flows.simulate import simulate
-from storage.events import event_schema, read_events
+from storage.events import EventLog, event_schema, read_events
 from storage.runs import Run
 from tasks.callback import TrainingEvents
-from tests.flows.test_command_line import foretune
+from tests.flows.test_command_line import COMMAND, foretune
 
 CHECK = jsonschema.Draft202012Validator(event_schema(), format_checker=jsonschema.FormatChecker())
 
@@ -77,6 +79,29 @@ def test_watch_follows_a_training_run_to_its_end(training):
     assert done.returncode == 0, done.stderr
     assert "training" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["events"] == len(read_events(training.run))
+
+
+def test_watch_follows_a_run_that_is_still_going(tmp_path):
+    run = Run(str(tmp_path / "root"), "20261126-020000-tickets-1a2b")
+    log = EventLog(run)
+    log.emit("pass_started", task="landscape_shard", label="landscape_shard train [0]")
+    words = [*COMMAND, "watch", "tickets", "--root", run.root]
+    watching = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    with selectors.DefaultSelector() as ready:
+        ready.register(watching.stdout, selectors.EVENT_READ)
+        step = {"task": "landscape_shard", "epoch": 0, "learning_rate": 0, "mean_grad_norm": None, "dead_layers": 0}
+        log.emit("step", step=1, loss=float("nan"), max_grad_norm=None, layer_grad_norms=[], **step)
+        finished = {"task": "landscape_shard", "label": "landscape_shard train [0]", "cached": False, "seconds": 1.5}
+        log.emit("pass_finished", **finished)
+        assert ready.select(timeout=120), "nothing was shown while the run was going"
+        assert watching.poll() is None
+    log.emit("run_finished", status="failed", error="model: the disk is full; free some space")
+    log.close()
+    said, _ = watching.communicate(timeout=120)
+    assert watching.returncode == 0
+    assert "landscape_shard train [0]" in said
+    assert "the disk is full; free some space" in said
+    assert [CHECK.is_valid(event) for event in read_events(run)] == [True] * 4
 
 
 def test_a_simulation_writes_the_events_of_the_schema(prefect_server, tiny_request):
