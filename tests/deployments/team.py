@@ -163,7 +163,7 @@ def running_team(folder: Path, **settings: str) -> Iterator[Team]:
     team = Team(environment, folder / "log.txt")
     try:
         team.start("server", "start", "--host", "127.0.0.1", "--port", str(port))
-        team.until(team.healthy, 180)
+        team.until(team.healthy, 600)  # a busy machine
         team.command("work-pool", "create", "foretune", "--type", "process", "--overwrite")
         team.command("deploy", "--name", "simulate", "--name", "vet", "--name", "backtest", "--name", "compare")
         team.start_worker()
