@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def test_a_schedule_that_is_due_produces_a_run(team, request_body, shared_root):
     assert latest(shared_root) != before
     assert latest(shared_root).read_result()["tasks"]["run"] == 0
     shown = team.artifacts(due[0]["id"])
-    assert set(shown) == {"foretune-progress-run", "foretune-verdict"}  # with nothing to compute they are there, too
+    assert {"foretune-progress-run", "foretune-verdict"} <= set(shown)  # with nothing to compute they are there, too
     assert shown["foretune-progress-run"] == 100
     signals = [event for event in read_events(latest(shared_root)) if event["type"] == "signal"]
     team.until(lambda: team.events(due[0]["id"], "foretune.run.finished"))
@@ -130,18 +130,22 @@ def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, tmp_path
 
 
 @pytest.fixture
-def lost_runs(team: Team, tmp_path: Path) -> Iterator[None]:
-    """The automation of deployments/automations.yaml, which waits for ten seconds instead of ten minutes."""
+def forget_lost_runs(team: Team, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Removes the automation of deployments/automations.yaml, which waits for ten seconds instead of ten minutes."""
     file = tmp_path / "automations.yaml"
     file.write_text((PROJECT / "deployments" / "automations.yaml").read_text().replace("within: 600", "within: 10"))
     team.command("automation", "create", "--from-file", str(file))
-    yield
-    for automation in team.post("automations/filter", {}):
-        if automation["name"] == "lost foretune runs":
-            team.ask("DELETE", f"automations/{automation['id']}")
+
+    def forget() -> None:
+        for automation in team.post("automations/filter", {}):
+            if automation["name"] == "lost foretune runs":
+                team.ask("DELETE", f"automations/{automation['id']}")
+
+    yield forget
+    forget()
 
 
-def test_a_killed_worker_is_replaced_and_its_run_goes_on_where_it_was(team, request_body, tmp_path, lost_runs):
+def test_a_killed_worker_is_replaced_and_its_run_goes_on_where_it_was(team, request_body, tmp_path, forget_lost_runs):
     root = request_body["runtime"]["root"] = str(tmp_path / "root")
     run_id = team.run(team.deployment("simulate"), request=request_body)
 
@@ -156,6 +160,7 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on_where_it_was(team, requ
     lost = team.ended(run_id)
     assert lost["state_type"] == "CRASHED"
     assert "start the run again" in lost["state"]["message"]
+    forget_lost_runs()  # ten quiet seconds are none too few for a run that works
     again = team.ended(team.run(team.deployment("simulate"), request=request_body))
     assert again["state_type"] == "COMPLETED", team.tail()
     result = latest(root).read_result()
