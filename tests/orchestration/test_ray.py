@@ -125,7 +125,9 @@ def test_a_cluster_without_a_server_for_its_workers_is_bad_input(write_tiny_requ
         contextlib.ExitStack() as stack,
         pytest.raises(BadInput, match="set PREFECT_API_URL"),
     ):
-        OnRay(Run(str(tmp_path / "root"), "none"), settings, stack)(landscape_shard, model=None, rows=None)
+        step = OnRay(Run(str(tmp_path / "root"), "none"), settings, stack)
+        step(landscape_shard, model=None, rows=None)
+        step.finish()
 
 
 def test_a_model_is_opened_once_per_worker(prefect_server, cluster, tiny_llama, tmp_path):
