@@ -83,7 +83,7 @@ def real_run(
     )
 
 
-@content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
+@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
 def agreement(
     draft: Any,
     run: Run,
@@ -135,14 +135,24 @@ def agreement(
     of_reruns = [figures(a, b, rows.base_loss) for a, b in permutations(truths, 2)]
     scored = store.open(influence).arrow("influence.parquet").to_pylist()
     kept = [half.subset.ids for half in half_rows]
-    ranking = datamodeling(scored, kept, losses)
+    target = store.open(influence).json("targets.json")[0]
+    of_loss = target["better"] == "lower"  # what the halves' held-out loss can be held against
+    ranking = datamodeling(scored, kept, losses) if of_loss else None
     measured = store.open(landscape).json("summary.json")
     dead = [dead_modules(artifact.arrow("layers.parquet").to_pylist()) for artifact in opened]
     draft.write_json(
         "agreement.json",
         {
             "seeds": seeds,
-            "axes": axes_of(of_prediction, of_first, of_reruns, ranking, retrain, sae is not None),
+            "axes": axes_of(
+                of_prediction,
+                of_first,
+                of_reruns,
+                ranking,
+                retrain,
+                sae is not None,
+                None if of_loss else target["name"],
+            ),
             "runs": [
                 {"seed": seed, **_kept(record), "heldout_loss": truth.loss, **_numbers(figure)}
                 for seed, record, truth, figure in zip(seeds, records, truths, of_prediction, strict=True)

@@ -43,11 +43,13 @@ def axes_of(
     influence: dict[str, Any] | None,
     retrain: int,
     sae: bool,
+    other_target: str | None = None,
 ) -> list[dict[str, Any]]:
     """Per axis the scores of the simulation, of the real first step and of re-runs: {mean, low, high} or None.
 
     `low` and `high` are the worst and the best of the seeds; for `samples`, the interval of its bootstrap.
-    `absent` says why the simulation has no score there.
+    `absent` says why the simulation has no score there. `other_target` is what influence was asked about, where that
+    is not the held-out loss.
     """
     methods = {
         name: [scores(figures) for figures in found]
@@ -62,7 +64,7 @@ def axes_of(
                 end: _bounded(influence[key]) for end, key in (("mean", "score"), ("low", "low"), ("high", "high"))
             }
         if axis["simulation"] is None:
-            axis["absent"] = _absent(name, retrain, sae)
+            axis["absent"] = _absent(name, retrain, sae, other_target)
         axes.append(axis)
     return axes
 
@@ -75,9 +77,11 @@ def spread(values: Sequence[float | None]) -> dict[str, float] | None:
     return {"mean": fmean(known), "low": min(known), "high": max(known)}
 
 
-def _absent(name: str, retrain: int, sae: bool) -> str:
+def _absent(name: str, retrain: int, sae: bool, other_target: str | None) -> str:
     if name == "samples" and retrain < MIN_HALVES:
         return f"{retrain} halves asked for; a rank correlation needs at least {MIN_HALVES}"
+    if name == "samples" and other_target is not None:
+        return f"influence was asked about {other_target}, not about held-out loss"
     if name == "concepts" and not sae:
         return "the request names no SAE"
     return "nothing varies here, or nothing moved"

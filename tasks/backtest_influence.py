@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-METHODS = ("lissa", "preconditioned")
-
 
 def datamodeling(
     scored: list[dict[str, Any]], kept: Sequence[Sequence[str]], losses: Sequence[float]
@@ -24,12 +22,17 @@ def datamodeling(
     from tasks.numerics.agreement import datamodeling_score
 
     real, by_method = torch.tensor(losses).double().reshape(-1, 1), {}
-    for method in METHODS:
+    for method in methods_of(scored[0]):
         sums = torch.tensor(summed(scored, kept, method)).double().reshape(-1, 1)
         found = asdict(datamodeling_score(sums, real))
         by_method[method] = {name: number(found[name]) for name in ("score", "low", "high")}
     method = scored[0]["method"]
     return {"method": method, "subsets": len(losses), **by_method[method], "by_method": by_method}
+
+
+def methods_of(row: dict[str, Any]) -> list[str]:
+    """The scores that a ranking has: `lissa`, `preconditioned`, and `replayed` where rows were kept one by one."""
+    return [name.removesuffix("_score") for name in row if name.endswith("_score")]
 
 
 def summed(scored: list[dict[str, Any]], kept: Sequence[Sequence[str]], method: str) -> list[float]:

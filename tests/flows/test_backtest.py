@@ -107,7 +107,7 @@ def test_a_repeat_trains_nothing_and_more_seeds_train_only_the_missing(finished,
 def test_the_time_of_training_is_told_before_it_starts(finished, request_file, tmp_path):
     request, (_, run) = load_request(str(request_file)), finished
     assert training_plan(run, request, [42, 43], 4) == {"real_runs": 6, "to_train": 0, "seconds": 0}
-    more = training_plan(run, request, [42, 43, 44, 45], 0)
+    more = training_plan(run, request, [42, 43, 52, 53], 0)
     assert (more["real_runs"], more["to_train"]) == (4, 2) and more["seconds"] > 0
     longer = request.model_copy(update={"model": request.model.model_copy(update={"dtype": "bfloat16"})})
     assert training_plan(Run(str(tmp_path / "empty"), "plan"), longer, [42], 0)["to_train"] == 1
@@ -149,6 +149,13 @@ def test_without_enough_halves_the_axis_is_absent_and_not_zero(finished, request
     samples = by_axis(found)["samples"]
     assert samples["simulation"] is None and f"{retrain} halves" in samples["absent"]
     assert "real_run" not in computed and found["halves"] == []
+
+
+def test_influence_on_another_target_is_not_held_against_the_loss(finished, request_file):
+    found, *_ = called(load_request(str(request_file), ["influence.target.of=margin"]), [42, 43], retrain=4)
+    samples = by_axis(found)["samples"]
+    assert samples["simulation"] is None and "not about held-out loss" in samples["absent"]
+    assert found["influence"] is None and len(found["halves"]) == 4
 
 
 def test_preference_pairs_are_trained_with_dpo(request_file):
