@@ -142,3 +142,18 @@ def test_an_autoencoder_of_sparsify_and_every_source_of_labels(simulated, tmp_pa
     assert computed == {"features", "report"}
     with pytest.raises(BadInput, match=r"2 layers.*sae.neuronpedia_id"):
         first_label(export)
+
+
+def test_recomputed_layers_and_half_precision_predict_what_float32_predicts(simulated, tmp_path):
+    from tasks.numerics.agreement import cosine, norm_ratio
+
+    two = ("prediction.anchors=2", "sae=null", "dataset.preferences=null")
+    plain = simulated(*two)
+    # Checkpointing moves no result, so that its numbers have to be asked for under another root.
+    again = simulated(*two, "model.gradient_checkpointing=true", f"runtime.root={tmp_path / 'again'}")
+    assert "landscape_shard" in again.computed and again.summary("prediction")["anchors"] == 2
+    for name, delta in plain.tensors("prediction", "delta").items():
+        torch.testing.assert_close(again.tensors("prediction", "delta")[name], delta, rtol=1e-3, atol=1e-6)
+    half = simulated(*two, "model.dtype=bfloat16").tensors("prediction", "delta")
+    assert cosine(half, plain.tensors("prediction", "delta")) > 0.95
+    assert norm_ratio(half, plain.tensors("prediction", "delta")) == pytest.approx(1, abs=0.05)
