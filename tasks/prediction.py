@@ -54,14 +54,17 @@ class PredictionSettings(BaseModel):
         title="Anchors",
         description="where gradients are measured: 1 = the base only; auto: again where the base is not trusted",
     )
-    max_anchors: int = Field(5, ge=1, title="Most anchors", description="of auto, the base included")
+    max_anchors: int = Field(17, ge=1, title="Most anchors", description="of auto, the base included")
     gradient_budget: float = Field(
         0.5, gt=0, title="Gradient budget", description="of auto: share of the real run's gradient samples"
+    )
+    gradient_passes: float = Field(
+        2.0, ge=0, title="Passes measured again", description="of auto: most gradient samples, as passes over the rows"
     )
     batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
-@content_task(version=3)
+@content_task(version=4)
 def prediction(
     draft: Any,
     run: Run,
@@ -141,7 +144,12 @@ def anchor_plan(virtual: VirtualRun, first: Trajectory, settings: PredictionSett
     if settings.anchors == "auto" and summary["horizon"] is None:
         return None
     return planned_anchors(
-        virtual, summary["trusted_steps"], settings.anchors, settings.max_anchors, settings.gradient_budget
+        virtual,
+        summary["trusted_steps"],
+        settings.anchors,
+        settings.max_anchors,
+        settings.gradient_budget,
+        settings.gradient_passes,
     )
 
 

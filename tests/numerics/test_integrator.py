@@ -198,10 +198,16 @@ def test_the_plan_covers_the_run_with_segments_as_long_as_the_horizon():
 
 
 def test_short_of_rows_the_plan_drops_segments_before_the_second_node():
-    field, rates = Quadratic().field(), [1e-3] * 40
-    assert plan_anchors(field, rates, 4, 8, 16) == AnchorPlan((20, 40), 2)
-    assert plan_anchors(field, rates, 4, 8, 4) == AnchorPlan((40,), 1)
+    field, rates = Quadratic().field(), [1e-3] * 24
+    assert plan_anchors(field, rates, 4, 8, 16) == AnchorPlan((12, 24), 2)
+    assert plan_anchors(field, rates, 4, 8, 4) == AnchorPlan((24,), 1)
     assert plan_anchors(field, rates, 4, 8, 3) == AnchorPlan((), 0)
+
+
+def test_a_long_run_gets_short_segments_before_a_second_node():
+    field, rates = Quadratic().field(), [1e-3] * 56
+    assert plan_anchors(field, rates, 0, 16, 16) == AnchorPlan((14, 28, 42, 56), 1)
+    assert plan_anchors(field, rates, 0, 16, 8) == AnchorPlan((28, 56), 1)  # a node for each there must be
 
 
 def test_segments_share_the_travel_equally():
