@@ -58,7 +58,7 @@ def training(tiny_llama: Path, tiny_rows: list[dict], tmp_path: Path) -> Trainin
 
 def test_a_real_training_run_writes_the_events_of_the_schema(training):
     events = checked(training.run)
-    assert [event["type"] for event in events][:2] == ["pass_started", "step"]
+    assert [event["type"] for event in events][:3] == ["pass_started", "progress", "step"]
     assert events[-1]["type"] == "run_finished"
     steps = [event for event in events if event["type"] == "step"]
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
