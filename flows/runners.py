@@ -271,7 +271,8 @@ def worker_batch(
                 weights_unchanged(run)
             except BrokenInvariant:
                 for each in made:
-                    run.store.delete(each.task, each.key)
+                    if not each.cached:
+                        run.store.delete(each.task, each.key)
                 raise
         return made
     finally:
