@@ -19,6 +19,7 @@ PASSES = {
     "baseline",
     "landscape",
     "heldout_landscape",
+    "prompt_gain",
     "curvature",
     "influence",
     "prediction",
