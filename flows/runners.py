@@ -34,7 +34,7 @@ LOST_WORKERS = 3
 """Workers that may die under one batch before the run fails: it may be the batch that kills them."""
 
 BATCH = 16
-"""Most passes in one submission, which share what a task of Prefect's costs on a worker: a quarter of a second."""
+"""Most passes in one submission, which share what a task of Prefect's costs on a worker: a fifth of a second."""
 
 
 @dataclass(eq=False)
