@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tasks.numerics.lissa import LissaPlan, Solve
     from tasks.numerics.spectrum import Matvec
 
-SEED_SCALE = 25.0
 LARGEST_PRODUCTS, TRACE_PROBES = 4, 4  # what `tuned` spends on the eigenvalue and the trace
 TUNED_RESIDUAL = 0.05
 
@@ -151,7 +150,7 @@ def solved(
 
 def solver_plan(matvec: Matvec, right: dict[str, Tensor], settings: SolverSettings) -> tuple[LissaPlan, dict[str, Any]]:
     """The preset as a plan of the solve; `tuned` measures the operator first (arXiv 2409.17357)."""
-    from tasks.numerics.lissa import LissaPlan, tune
+    from tasks.numerics.lissa import SEED_SCALE, LissaPlan, tune
     from tasks.numerics.spectrum import hutchinson_trace, lanczos
 
     if settings.preset != "tuned":

@@ -162,16 +162,6 @@ class Datamodel:
     ridge: Tensor  # [targets] penalty chosen by generalised cross-validation
 
 
-def first_order_scores(derivatives: Tensor, tokens: Sequence[float], runs: HalfRuns) -> Tensor:
-    """[n, targets] float64: what `linear_changes` gains on average by a row's taking part.
-
-    A batch's gradient is a mean over its tokens, so a row that joins also takes weight from the others: with d_i
-    its derivative, n_i its tokens and d, n the sums over all rows, it adds (d_i - n_i d / n) over a half's tokens.
-    """
-    d, counts = derivatives.double(), torch.tensor(tokens, dtype=torch.float64)
-    return -sum(runs.rates) * (d - counts[:, None] * d.sum(0) / counts.sum()) / (counts.sum() / 2)
-
-
 def fit_datamodel(inclusion: Tensor, changes: Tensor, known_order: FirstOrder) -> Datamodel:
     """Scores [n, targets] from k replays: inclusion [k, n] and changes [k, targets].
 

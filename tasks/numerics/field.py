@@ -33,13 +33,6 @@ class GradientField:
         if not self.tokens or min(self.tokens) <= 0:
             raise ValueError("every node needs a label token: leave out nodes that train on nothing")
 
-    @classmethod
-    def from_sums(
-        cls, sums: Sequence[Mapping[str, Tensor]], tokens: Sequence[int], rows: Sequence[int]
-    ) -> GradientField:
-        """A field over node sums that are already in memory (or memory-mapped)."""
-        return cls(tuple(sums[0]), tuple(tokens), tuple(rows), lambda node, name: sums[node][name])
-
     @property
     def nodes(self) -> int:
         return len(self.tokens)

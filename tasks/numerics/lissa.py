@@ -11,6 +11,7 @@ from tasks.numerics.vectors import Vector, axpy, dot, is_finite, norm, scale, ze
 SAFETY = 1.1  # scale over the Krylov estimate of lambda_max; stability needs only scale > lambda_max / 2
 SCALE_PRODUCTS = 4
 GROWTH = 1.1  # a residual this far above its minimum has turned, and never returns
+SEED_SCALE = 25.0  # the fixed setting: with 10 iterations and damping 0.01, the defaults of a plan
 NOISE_FLOOR = 1e-3  # below this a rising residual is rounding or finite differencing, not divergence
 
 
@@ -23,11 +24,6 @@ class LissaPlan:
     scale: float | None = None  # None: from the operator, along the right-hand side
     tolerance: float = 0.0  # stop at this relative residual
     rows: int | None = None  # samples below which sampling noise of H dominates its largest eigenvalue
-
-
-def seed_plan() -> LissaPlan:
-    """The fixed setting of the seed design: 10 iterations, damping 0.01, scale 25."""
-    return LissaPlan(iterations=10, damping=0.01, scale=25.0)
 
 
 def tune(

@@ -4,6 +4,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tasks.numerics.field import GradientField, virtual_batches
+from tests.numerics.fields import field_of
 
 
 def row_gradients(rows, shape=(4, 3), seed=0):
@@ -12,14 +13,14 @@ def row_gradients(rows, shape=(4, 3), seed=0):
     return centre + 2 * torch.randn(rows, *shape, generator=generator)
 
 
-def field_of(row_sums, tokens, cuts):
+def field_cut(row_sums, tokens, cuts):
     """A field over consecutive runs of rows; `cuts` are the run lengths."""
     sums, counts, start = [], [], 0
     for length in cuts:
         sums.append({"w": row_sums[start : start + length].sum(0)})
         counts.append(sum(tokens[start : start + length]))
         start += length
-    return GradientField.from_sums(sums, counts, cuts)
+    return field_of(sums, counts, cuts)
 
 
 def test_the_mean_does_not_depend_on_how_rows_are_cut_into_nodes():
@@ -27,7 +28,7 @@ def test_the_mean_does_not_depend_on_how_rows_are_cut_into_nodes():
     row_sums = row_gradients(8) * torch.tensor(tokens)[:, None, None]
     expected = row_sums.sum(0) / sum(tokens)
     for cuts in ([8], [1] * 8, [3, 5], [2, 1, 4, 1]):
-        torch.testing.assert_close(field_of(row_sums, tokens, cuts).mean("w"), expected)
+        torch.testing.assert_close(field_cut(row_sums, tokens, cuts).mean("w"), expected)
 
 
 def test_memory_mapped_bf16_sums_are_read_without_losing_the_fp32_mean(tmp_path):
@@ -41,7 +42,7 @@ def test_memory_mapped_bf16_sums_are_read_without_losing_the_fp32_mean(tmp_path)
 
 def test_reading_a_mean_leaves_the_stored_sums_alone():
     sums = [{"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)}]
-    GradientField.from_sums(sums, [1, 1], [1, 1]).mean("w")
+    field_of(sums, [1, 1], [1, 1]).mean("w")
     assert torch.equal(sums[0]["w"], torch.ones(2, 2))
 
 
@@ -56,7 +57,7 @@ def test_virtual_batches_scatter_like_real_batches(node_rows, batch_rows):
 
     def virtual_batch(seed):
         shuffled = gradients[torch.randperm(rows, generator=generator)]
-        field = field_of(shuffled, [1] * rows, [node_rows] * (rows // node_rows))
+        field = field_cut(shuffled, [1] * rows, [node_rows] * (rows // node_rows))
         return virtual_batches(field, batch_rows, 1, seed).gradient(0, "w")
 
     real = torch.stack([real_batch() for _ in range(draws)])
@@ -69,14 +70,14 @@ def test_virtual_batches_scatter_like_real_batches(node_rows, batch_rows):
 
 
 def test_unscaled_large_nodes_would_scatter_too_little():
-    field = field_of(row_gradients(96), [1] * 96, [24] * 4)
+    field = field_cut(row_gradients(96), [1] * 96, [24] * 4)
     assert field.noise_factor([0], 8) == pytest.approx(((1 / 8 - 1 / 96) / (1 / 24 - 1 / 96)) ** 0.5)
     assert field.noise_factor([0, 1, 2, 3], 8) == 0.0
     assert field.noise_factor([0], 96) == 0.0
 
 
 def test_every_round_visits_each_node_once_in_a_new_seeded_order():
-    field = field_of(row_gradients(24), [1] * 24, [2] * 12)
+    field = field_cut(row_gradients(24), [1] * 24, [2] * 12)
     batches = virtual_batches(field, 8, 9, seed=5)
     rounds = [sum(batches.groups[i : i + 3], ()) for i in (0, 3, 6)]
     assert all(sorted(visited) == list(range(12)) for visited in rounds)
@@ -87,9 +88,9 @@ def test_every_round_visits_each_node_once_in_a_new_seeded_order():
 
 def test_a_node_without_label_tokens_is_refused():
     with pytest.raises(ValueError, match="leave out nodes that train on nothing"):
-        GradientField.from_sums([{"w": torch.ones(1, 1)}], [0], [4])
+        field_of([{"w": torch.ones(1, 1)}], [0], [4])
 
 
 def test_a_batch_of_no_rows_is_refused():
     with pytest.raises(ValueError, match="batch_rows must be positive, got 0"):
-        virtual_batches(field_of(row_gradients(4), [1] * 4, [2, 2]), 0, 3, 0)
+        virtual_batches(field_cut(row_gradients(4), [1] * 4, [2, 2]), 0, 3, 0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.numerics.field import GradientField, virtual_batches
+from tasks.numerics.field import virtual_batches
 from tasks.numerics.integrator import (
     AnchorPlan,
     equal_travel,
@@ -13,6 +13,7 @@ from tasks.numerics.integrator import (
 from tasks.numerics.optimizers import OptimizerSettings
 from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from tasks.numerics.schedules import learning_rates
+from tests.numerics.fields import field_of
 
 OUT, IN, RANK, SCALE, NODES, TOKENS, STEPS = 5, 6, 2, 2.0, 6, 10, 40
 ADAMW = OptimizerSettings("adamw", 0.03, max_grad_norm=None)
@@ -39,7 +40,7 @@ class Quadratic:
     def field(self):
         sums = self.node_sums({"w": torch.zeros(OUT, IN)}, range(NODES))
         self.measured = 0
-        return GradientField.from_sums(sums, [TOKENS] * NODES, [4] * NODES)
+        return field_of(sums, [TOKENS] * NODES, [4] * NODES)
 
 
 class LoraWeight(torch.nn.Module):

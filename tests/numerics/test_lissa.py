@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tasks.numerics.curvature import gauss_newton
-from tasks.numerics.lissa import DivergedSolve, LissaPlan, conjugate_gradient, lissa, seed_plan, tune
+from tasks.numerics.lissa import SEED_SCALE, DivergedSolve, LissaPlan, conjugate_gradient, lissa, tune
 from tasks.numerics.spaces import FullSpace
 from tasks.numerics.spectrum import hutchinson_trace, lanczos
 
@@ -35,7 +35,7 @@ def test_the_iterate_is_the_truncated_neumann_series(matrix_with_spectrum):
     matrix, v = matrix_with_spectrum(SPECTRUM, 1), right_side()
     step = torch.eye(8, dtype=torch.float64) * (1 - 0.01) - matrix / 25.0
     series = sum(torch.linalg.matrix_power(step, k) @ v["x"] for k in range(11)) / 25.0
-    solve = lissa(operator_of(matrix), v, seed_plan())
+    solve = lissa(operator_of(matrix), v, LissaPlan(scale=SEED_SCALE))
     assert torch.allclose(solve.solution["x"], series, rtol=1e-12)
     assert (solve.iterations, solve.scale, solve.damping, solve.products) == (10, 25.0, 0.01, 10)
 
@@ -95,13 +95,13 @@ def test_negative_curvature_within_the_damping_is_solved(matrix_with_spectrum):
 
 def test_products_that_are_not_finite_raise(matrix_with_spectrum):
     with pytest.raises(DivergedSolve, match="products are not finite"):
-        lissa(lambda v: {"x": v["x"] * math.nan}, right_side(), seed_plan())
+        lissa(lambda v: {"x": v["x"] * math.nan}, right_side(), LissaPlan(scale=SEED_SCALE))
 
 
 def test_a_bad_right_side_is_refused():
     for bad in (0.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="right-hand side has norm"):
-            lissa(lambda v: v, {"x": torch.full((3,), bad)}, seed_plan())
+            lissa(lambda v: v, {"x": torch.full((3,), bad)}, LissaPlan(scale=SEED_SCALE))
 
 
 def test_no_curvature_cannot_set_a_scale():

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.field import GradientField, virtual_batches
+from tasks.numerics.field import virtual_batches
 from tasks.numerics.optimizers import OptimizerSettings
 from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from tasks.numerics.schedules import learning_rates
+from tests.numerics.fields import field_of
 
 SHAPES = {"first": (6, 5), "second": (4, 7)}
 STEPS, RANK, SCALE = 10, 3, 2.0
@@ -149,7 +150,7 @@ def test_snapshots_are_the_run_stopped_there(initial_a, micro_batches):
 def test_one_node_per_batch_replays_the_batches_themselves(initial_a, micro_batches):
     """A field whose nodes are whole batches of equal tokens gives exactly those batches' gradients."""
     sums = [{name: 7 * gradient for name, gradient in step[0].items()} for step in micro_batches]
-    field = GradientField.from_sums(sums, [7] * STEPS, [8] * STEPS)
+    field = field_of(sums, [7] * STEPS, [8] * STEPS)
     batches = virtual_batches(field, 8, STEPS, seed=0)
     for step, (node,) in enumerate(batches.groups):
         torch.testing.assert_close(batches.gradient(step, "first"), micro_batches[node][0]["first"])

@@ -1,8 +1,9 @@
 import torch
 
-from tasks.numerics.field import GradientField, VirtualBatches
+from tasks.numerics.field import VirtualBatches
 from tasks.numerics.orders import trainer_steps
 from tasks.numerics.row_gradients import RowGradients, RowTaps
+from tests.numerics.fields import field_of
 
 
 def linear_rows(rows=5, tokens=7, inputs=6, outputs=4, rank=2):
@@ -37,7 +38,7 @@ def test_a_batch_has_its_own_rows_in_the_adapters_row_space_and_the_nodes_outsid
     factor, rows = torch.randn(2, 6), [torch.randn(4, 6) for _ in range(6)]
     tokens = (3.0, 5.0, 2.0, 4.0, 6.0, 1.0)
     nodes = [rows[0] + rows[1], rows[2] + rows[3], rows[4] + rows[5]]
-    field = GradientField.from_sums([{"w": node} for node in nodes], (8, 6, 7), (2, 2, 2))
+    field = field_of([{"w": node} for node in nodes], (8, 6, 7), (2, 2, 2))
     detail = RowGradients({"w": factor}, tokens, lambda row, name: rows[row] @ factor.T)
     batches = VirtualBatches(field, ((0,),), 2, detail, ({1: 1 / 11, 4: 1 / 11},))
     real = (rows[1] + rows[4]) / (tokens[1] + tokens[4])

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from tasks.loading import AdapterSettings, lora_config, lora_scale, undecayed_weights
-from tasks.numerics.field import GradientField
 from tasks.numerics.orders import row_shares, trainer_steps
 from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from tasks.numerics.row_gradients import RowGradients
 from tasks.real_run import trainer_arguments
 from tasks.training import TrainingSettings
 from tasks.trajectory import VirtualRun
+from tests.numerics.fields import field_of
 
 ROWS, TOKENS, BATCH, ACCUMULATION = 13, 6, 3, 2
 SHAPES = {"first": (6, 5), "second": (4, 5)}
@@ -117,7 +117,7 @@ def test_a_virtual_run_of_lora_is_the_trainers(case, rows, tmp_path):
         nn.init.orthogonal_(weight.data)
         factors[name] = weight.detach().clone()
     trained(model, rows, training, tmp_path)
-    field = GradientField.from_sums(
+    field = field_of(
         [{name: row_gradient(row, name) for name in SHAPES} for row in rows],
         [label_tokens(row) for row in rows],
         [1] * ROWS,
@@ -160,7 +160,7 @@ def test_a_full_fine_tune_is_the_trainers_norms_without_decay(case, rows, tmp_pa
         torch.testing.assert_close(base[name] + delta, model.get_submodule(name).weight.detach(), rtol=1e-6, atol=1e-6)
 
 
-FIELD_OF_ROWS = GradientField.from_sums([{"first": torch.zeros(1)}] * ROWS, [1] * ROWS, [1] * ROWS)
+FIELD_OF_ROWS = field_of([{"first": torch.zeros(1)}] * ROWS, [1] * ROWS, [1] * ROWS)
 """Counts of rows alone: what a schedule is made of."""
 
 

@@ -1,0 +1,14 @@
+"""Gradient fields over node sums that are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from tasks.numerics.field import GradientField
+
+
+def field_of(sums: Sequence[Mapping[str, Tensor]], tokens: Sequence[int], rows: Sequence[int]) -> GradientField:
+    """A field whose nodes are these sums."""
+    return GradientField(tuple(sums[0]), tuple(tokens), tuple(rows), lambda node, name: sums[node][name])
