@@ -106,6 +106,8 @@ def cases() -> list[Case]:
     listed += [Case("self_instruct", "short", "all-linear r=16", adapter=ALL_LINEAR)]
     listed += [Case("self_instruct", "short", "full adamw", adapter=FULL, training=SHORT | {"learning_rate": 1e-5})]
     listed += [Case("self_instruct", "short", "full sgd", adapter=FULL, training=SHORT | sgd)]
+    still = SHORT | sgd | {"learning_rate": 1e-5}  # SGD moves little at a rate that suits Adam
+    listed += [Case("self_instruct", "short", "full sgd 1e-5", adapter=FULL, training=still)]
     listed += [Case("self_instruct", "long", **ordinary | {"training": LONG})]
     return [*listed, Case("self_instruct", "ordinary", "all-linear r=16", adapter=ALL_LINEAR, **ordinary)]
 
