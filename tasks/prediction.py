@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import AdaptedModel, adapt, gradient_field
 from tasks.evaluation import RowsAtWeights
