@@ -8,7 +8,6 @@ import pytest
 
 from tests.storage.children import child
 
-
 MEASURE = """
 import os, re
 from pathlib import Path
