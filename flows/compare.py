@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.exports import artifact_of
 from flows.failures import ending_in_one_line
 from storage.errors import BadInput
+from storage.events import run_status
 from storage.runs import Run, resolve_run
 from tasks.comparison import comparison_section, first_rows, with_comparison
 from tasks.publish import escape
@@ -115,7 +116,7 @@ def _result(run: Run) -> dict[str, Any]:
     try:
         return run.read_result()
     except FileNotFoundError:
-        raise BadInput(f"run {run.run_id} has no result ({run.status}); run it to its end first") from None
+        raise BadInput(f"run {run.run_id} has no result ({run_status(run)}); run it to its end first") from None
 
 
 def _have(results: list[dict[str, Any]], name: str) -> bool:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from storage.errors import BadInput, StorageFault
-from storage.events import read_events
+from storage.events import read_events, run_status
 from storage.runs import Run
 from tasks.comparison import first_rows
 
@@ -55,7 +55,7 @@ class LivePasses:
 
     def until_finished(self) -> None:
         """Return when the run has ended; at once for one that already has."""
-        while self.run.status == "unfinished" and not self._ended:
+        while run_status(self.run) == "unfinished" and not self._ended:
             time.sleep(POLL_SECONDS)
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from storage.artifacts import ArtifactRef
 from storage.datasets import dataset_digest, read_rows
 from storage.errors import BadInput
+from storage.events import run_status
 from storage.places import Place
+from storage.refs import ArtifactRef
 from storage.runs import Run
 
 MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality's
@@ -21,7 +22,7 @@ def artifact_of(run: Run, name: str) -> ArtifactRef:
     try:
         stored = run.read_result()["artifacts"]
     except FileNotFoundError:
-        raise BadInput(f"run {run.run_id} has no result ({run.status}); run it to its end first") from None
+        raise BadInput(f"run {run.run_id} has no result ({run_status(run)}); run it to its end first") from None
     if name not in stored:
         raise BadInput(f"run {run.run_id} has no {name}; it has {', '.join(stored)}")
     task, key = stored[name]["uri"].rstrip("/").split("/")[-2:]

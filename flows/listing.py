@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from storage.errors import BadInput
+from storage.events import run_status
 from storage.runs import Run, list_runs
 
 
@@ -17,7 +18,7 @@ def list_rows(root: str) -> list[dict[str, Any]]:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    row: dict[str, Any] = {"run_id": run.run_id, "status": run.status}
+    row: dict[str, Any] = {"run_id": run.run_id, "status": run_status(run)}
     try:
         result = run.read_result()
     except (FileNotFoundError, BadInput):

@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.history import History
 from flows.request import Request
 from flows.wiring import simulation
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.dataset import preview_index
 from tasks.footprint import BYTES, Footprint, footprint

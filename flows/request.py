@@ -27,8 +27,8 @@ from tasks.loading import AdapterSettings, ModelSettings
 from tasks.prediction import PredictionSettings
 from tasks.preference import PreferenceSettings
 from tasks.prompt_gain import PromptGainSettings
-from tasks.quality import QualitySettings
-from tasks.report import ReportSettings
+from tasks.quality_settings import QualitySettings
+from tasks.report_settings import ReportSettings
 from tasks.saes import SaeSettings
 from tasks.samples import DatasetSettings
 from tasks.shards import ShardSettings

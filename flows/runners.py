@@ -21,10 +21,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.environment import prepare
 from flows.request import RuntimeSettings
-from storage.artifacts import ArtifactRef
 from storage.errors import BadInput
 from storage.events import EventLog
 from storage.places import Place
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.invariants import BrokenInvariant, watch, weights_unchanged
 from tasks.samples import SampleIndex, read_index

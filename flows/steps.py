@@ -13,8 +13,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.progress import progress_shown
 from flows.request import RuntimeSettings
 from flows.runners import OnRay
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog, read_events
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.invariants import BrokenInvariant, unwatch, watch, weights_unchanged
 from tasks.loading import close_models

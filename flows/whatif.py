@@ -15,8 +15,8 @@ from flows.history import History
 from flows.plan import Planned
 from flows.request import Request, apply_override, parse_request
 from flows.wiring import Wiring
-from storage.artifacts import ArtifactRef
 from storage.errors import BadInput
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.sources import resolve_sources
 from tasks.whatif import Outcome, Setting, StoredGradients, predicted_outcomes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from flows.request import Request
-from storage.artifacts import ArtifactRef
 from storage.errors import BadInput
+from storage.refs import ArtifactRef
 from tasks.baseline import baseline, baseline_shard
 from tasks.checkpoint import checkpoint
 from tasks.curvature import curvature

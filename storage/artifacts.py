@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from storage.cache import cache_dir, new_draft
 from storage.commits import commit_on_disk, commit_to_s3
 from storage.contents import Artifact, remember, remembered
@@ -28,22 +26,11 @@ from storage.drafts import Draft
 from storage.errors import Damaged, disk_faults
 from storage.manifest import MANIFEST, Manifest
 from storage.places import Place, read_once
+from storage.refs import ArtifactRef
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class ArtifactRef(BaseModel):
-    """What travels between passes: which artefact, where, and the digest of its content."""
-
-    model_config = ConfigDict(frozen=True)
-
-    task: str
-    key: str
-    uri: str
-    sha256: str
-    cached: bool = False  # found, not computed by this run
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from storage.cache import new_draft
 from storage.contents import cached_folder, mark_verified, remember
@@ -24,15 +24,20 @@ from storage.errors import StorageFault, disk_faults
 from storage.manifest import MANIFEST, Manifest
 from storage.places import Place
 
-if TYPE_CHECKING:
-    from storage.artifacts import ArtifactStore
-
 SENDERS = 4  # files of one artefact sent at once; each holds a few parts in memory
 RACE_ROUNDS = 4  # each round ends a race of two with probability 1/2 or better
 RACE_SECONDS = 4.0  # how long a writer to S3 waits for another one to finish what it sends
 
 
-def commit_on_disk(store: ArtifactStore, draft: Draft, manifest: Manifest, target: Place) -> Manifest:
+class Manifests(Protocol):
+    """What a commit asks the store: the manifest that stands under a key."""
+
+    def manifest(self, task: str, key: str) -> Manifest | None: ...
+
+    def whole(self, task: str, key: str) -> Manifest | None: ...
+
+
+def commit_on_disk(store: Manifests, draft: Draft, manifest: Manifest, target: Place) -> Manifest:
     """Rename the draft to `target`; the manifest that stands, which is another writer's if it was first."""
     path = target.local_path
     with disk_faults(path):
@@ -60,7 +65,7 @@ def _set_aside(torn: Path, aside: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def commit_to_s3(store: ArtifactStore, draft: Draft, manifest: Manifest, target: Place) -> Manifest:
+def commit_to_s3(store: Manifests, draft: Draft, manifest: Manifest, target: Place) -> Manifest:
     """Send the files, then the manifest; the manifest that stands in the end, ours or a racing writer's."""
     if winner := store.whole(manifest.task, manifest.key):
         return winner
@@ -78,7 +83,7 @@ def commit_to_s3(store: ArtifactStore, draft: Draft, manifest: Manifest, target:
     raise _endless(target)
 
 
-def _settled(store: ArtifactStore, manifest: Manifest, target: Place) -> Manifest | None:
+def _settled(store: Manifests, manifest: Manifest, target: Place) -> Manifest | None:
     """The manifest that stands, once it agrees with the files that stand; None when it does not in time.
 
     A racing writer may have sent a file of its own between our files and our manifest. It may still be busy,

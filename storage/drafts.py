@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
     import torch
 
-    from storage.artifacts import ArtifactRef
+    from storage.refs import ArtifactRef
 
     Rows = pandas.DataFrame | pyarrow.Table | list[dict[str, Any]]
 

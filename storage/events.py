@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from storage.cache import new_draft
 from storage.drafts import to_json
-from storage.errors import disk_faults
+from storage.errors import BadInput, disk_faults
 from storage.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -208,3 +208,19 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def run_status(run: Run) -> str:
+    """`status` of result.json, "unreadable" when it is torn; without one "failed" or "stopped" where the events
+    end with that, "completed" where those of a real training run do, else "unfinished".
+    """
+    try:
+        return str(run.read_result().get("status", "finished"))
+    except BadInput:
+        return "unreadable"
+    except FileNotFoundError:
+        last = next(reversed(read_events(run)), {})
+    ended = last.get("type") == "run_finished"
+    # A simulation that was killed just before it wrote its result has not completed.
+    real = last.get("source") == "training" or last.get("status") != "completed"
+    return str(last.get("status")) if ended and real else "unfinished"

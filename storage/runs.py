@@ -49,24 +49,6 @@ class Run:
         found = _ID.fullmatch(self.run_id)
         return found["name"] if found else self.run_id
 
-    @property
-    def status(self) -> str:
-        """`status` of result.json, "unreadable" when it is torn; without one "failed" or "stopped" where the events
-        end with that, "completed" where those of a real training run do, else "unfinished".
-        """
-        from storage.events import read_events  # events lie in a run's folder
-
-        try:
-            return str(self.read_result().get("status", "finished"))
-        except BadInput:
-            return "unreadable"
-        except FileNotFoundError:
-            last = next(reversed(read_events(self)), {})
-        ended = last.get("type") == "run_finished"
-        # A simulation that was killed just before it wrote its result has not completed.
-        real = last.get("source") == "training" or last.get("status") != "completed"
-        return str(last.get("status")) if ended and real else "unfinished"
-
     def write_request(self, text: str) -> None:
         (self.place / REQUEST).write_bytes(text.encode())
 

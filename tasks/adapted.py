@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.keys import without_result
 from tasks.loading import AdapterSettings, label_caller, lora_init, lora_scale, target_weights

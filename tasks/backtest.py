@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from storage.artifacts import ArtifactRef
 from storage.errors import BadInput
 from storage.events import EventLog
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import adapt
 from tasks.backtest_axes import axes_of

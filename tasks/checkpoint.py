@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.keys import content_task
 from tasks.loading import verify_checkpoint, write_checkpoint

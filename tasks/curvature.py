@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import AdaptedModel, CurvatureSettings, adapt, curvature_batches, curvature_operator
 from tasks.keys import content_task

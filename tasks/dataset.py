@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from storage.artifacts import ArtifactRef
 from storage.datasets import KNOWN, read_rows
 from storage.digests import digest_of
 from storage.errors import BadInput
 from storage.places import localise
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.chat import load_tokenizer
 from tasks.forms import canonical_rows

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.dataset import read_table
 from tasks.keys import content_task
-from tasks.quality import QualitySettings, reduce_quality, shard_quality
+from tasks.quality import reduce_quality, shard_quality
+from tasks.quality_settings import QualitySettings
 from tasks.rows import ShardRows
 
 LIBRARIES = ("ahocorasick-rs", "rensa")

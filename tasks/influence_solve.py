@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import CurvatureSettings, adapt, curvature_operator, gradient_field
 from tasks.invariants import BrokenInvariant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import adapt
 from tasks.keys import content_task

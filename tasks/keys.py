@@ -25,10 +25,10 @@ from prefect.context import TaskRunContext
 from prefect.results import get_result_store
 from pydantic import BaseModel
 
-from storage.artifacts import ArtifactRef
 from storage.digests import digest_of
 from storage.errors import failure_line
 from storage.rates import remember_rate
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.announcements import announce
 from tasks.invariants import no_optimizer_steps

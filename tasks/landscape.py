@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.hooks import captured_residuals
 from tasks.keys import content_task, without_result

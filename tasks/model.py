@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from prefect.concurrency.sync import concurrency
 from pydantic import BaseModel
 
-from storage.artifacts import ArtifactRef
 from storage.places import localise
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.invariants import witness
 from tasks.keys import NUMERICS, Fingerprint, content_task, identity

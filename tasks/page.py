@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.findings import Findings, collect, row_texts
 from tasks.keys import content_task
-from tasks.report import ReportSettings, build_report
+from tasks.report import build_report
+from tasks.report_settings import ReportSettings
 from tasks.views import (
     BaselineView,
     FeaturesView,

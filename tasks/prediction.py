@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import AdaptedModel, adapt, gradient_field
 from tasks.evaluation import RowsAtWeights
@@ -64,7 +64,7 @@ class PredictionSettings(BaseModel):
     batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
-@content_task(version=4)
+@content_task(version=5)
 def prediction(
     draft: Any,
     run: Run,
@@ -140,12 +140,15 @@ def anchor_plan(virtual: VirtualRun, first: Trajectory, settings: PredictionSett
     """Where to measure again: nowhere when the single anchor is trusted all the way, or when told so."""
     if settings.rule == "rayleigh" or settings.anchors == 1:
         return None
+    from tasks.numerics.integrator import trusted_travel
+
     summary = path_summary(first.points, settings.tolerance)
     if settings.anchors == "auto" and summary["horizon"] is None:
         return None
+    errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in first.points}
     return planned_anchors(
         virtual,
-        summary["trusted_steps"],
+        trusted_travel(errors, virtual.rates, settings.tolerance),
         settings.anchors,
         settings.max_anchors,
         settings.gradient_budget,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.keys import content_task, without_result
 from tasks.loading import label_caller

@@ -7,8 +7,8 @@ from typing import Any
 import prefect
 from prefect.artifacts import create_markdown_artifact
 
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog, read_events
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.announcements import announce
 from tasks.findings import Findings, collect

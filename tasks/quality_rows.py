@@ -12,7 +12,7 @@ from tasks.quality_rules import REFUSALS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tasks.quality import QualitySettings
+    from tasks.quality_settings import QualitySettings
 
 
 def rows_schema() -> pa.Schema:

@@ -12,7 +12,7 @@ from tasks.quality_rules import NOTES, RULES
 
 if TYPE_CHECKING:
     from tasks.diversity import Overlap
-    from tasks.quality import QualitySettings
+    from tasks.quality_settings import QualitySettings
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 _CLUSTERS_SHOWN = 20

@@ -6,26 +6,14 @@ All foreign text is escaped, and a content security policy lets only the page's 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from tasks.report_settings import ReportSettings
 from tasks.standalone import standalone_page
 from tasks.views import ReportView
 
 if TYPE_CHECKING:
     from tasks.charts.look import Chart
-
-
-class ReportSettings(BaseModel):
-    """How much of each list the report shows; the artefacts keep everything."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Report")
-
-    version: Literal[1] = 1
-    top_features: int = Field(12, ge=1, le=50, title="Features per direction")
-    top_rows: int = Field(12, ge=1, le=100, title="Rows per end of a ranking")
-    text_limit: int = Field(1500, ge=100, le=20_000, title="Characters shown of a row's text")
 
 
 def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None]:

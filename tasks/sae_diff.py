@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.artifacts import ArtifactRef
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.differences import DiffSettings
 from tasks.keys import NUMERICS, content_task

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.artifacts import ArtifactRef
 from storage.datasets import dataset_digest
 from storage.digests import digest_of, file_digest, folder_digest
 from storage.errors import BadInput
 from storage.places import localise
+from storage.refs import ArtifactRef
 from tasks.keys import Fingerprint
 from tasks.loading import ModelSettings, companion_files, model_fingerprint, resolve_model
 from tasks.model import ModelHandle, SaeHandle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from tasks.report import ReportSettings
+    from tasks.report_settings import ReportSettings
     from tasks.views import ReportView
 
 

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from storage.artifacts import ArtifactRef
 from storage.errors import BadInput
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.dataset import read_table
 from tasks.hooks import run_to_hook

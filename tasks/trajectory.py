@@ -168,21 +168,21 @@ def inner(gradient: dict[str, Tensor], delta: dict[str, Tensor]) -> float:
 
 
 def planned_anchors(
-    virtual: VirtualRun, trusted_steps: int, anchors: int | str, max_anchors: int, budget: float, passes: float
+    virtual: VirtualRun, trusted: float, anchors: int | str, max_anchors: int, budget: float, passes: float
 ) -> AnchorPlan | None:
     """Where to measure again, and how many nodes each time; None where one anchor is all that is paid for.
 
-    With `auto`, segments are as long as the single anchor was trusted, and all measured rows together, the base
-    field's included, stay within `budget` of the real run's gradient samples and within `passes` more passes over
-    the rows, so that the cost of a long run does not grow with its epochs. A number of anchors is kept to, with one
-    node each where the budget allows no more.
+    With `auto`, segments are as long as the single anchor was `trusted`, a share of the travel, and all measured rows
+    together, the base field's included, stay within `budget` of the real run's gradient samples and within `passes`
+    more passes over the rows, so that the cost of a long run does not grow with its epochs. A number of anchors is
+    kept to, with one node each where the budget allows no more.
     """
     from tasks.numerics.integrator import AnchorPlan, equal_travel, plan_anchors
 
     field, rows = virtual.field, sum(virtual.field.rows)
     spare = max(0, min(int(budget * rows * virtual.training.epochs) - rows, int(passes * rows)))
     if anchors == "auto":
-        plan = plan_anchors(field, virtual.rates, trusted_steps, max_anchors - 1, spare)
+        plan = plan_anchors(field, virtual.rates, trusted, max_anchors - 1, spare)
         return plan if plan.stops else None
     stops = tuple(equal_travel(virtual.rates, int(anchors) - 1))
     nodes = int(spare * field.nodes / rows / len(stops))

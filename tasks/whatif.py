@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from storage.artifacts import ArtifactRef
 from storage.errors import BadInput
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import stored_field
 from tasks.loading import AdapterSettings, lora_init, lora_scale

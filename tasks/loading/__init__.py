@@ -23,7 +23,6 @@ from tasks.loading.folders import (
 )
 from tasks.loading.models import (
     LoadedModel,
-    ModelSettings,
     all_finite,
     building,
     choose_device,
@@ -33,6 +32,7 @@ from tasks.loading.models import (
     load_model,
     model_inputs,
 )
+from tasks.loading.settings import ModelSettings
 
 __all__ = [
     "AdapterSettings",

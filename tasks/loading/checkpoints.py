@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from storage.digests import file_digest
 from tasks.invariants import BrokenInvariant
 from tasks.loading.folders import companion_files
-from tasks.loading.models import LoadedModel, ModelSettings, all_finite, load_model
+from tasks.loading.models import LoadedModel, all_finite, load_model
+from tasks.loading.settings import ModelSettings
 from tasks.loading.stored import Stored, StoredWeights
 
 if TYPE_CHECKING:

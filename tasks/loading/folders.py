@@ -17,7 +17,7 @@ from storage.places import localise
 from tasks.loading.hub import hub_snapshot
 
 if TYPE_CHECKING:
-    from tasks.loading.models import ModelSettings
+    from tasks.loading.settings import ModelSettings
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -10,14 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadInput
 from tasks.invariants import weights_digest
 from tasks.loading.folders import model_config, model_fingerprint, weight_files
 from tasks.loading.placement import keep_resident, offloaded, placing, stored_value
+from tasks.loading.settings import ModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -26,43 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tasks.numerics.batches import Batch
-
-
-class ModelSettings(BaseModel):
-    """Which base model, and how it is opened."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Base model")
-
-    version: Literal[1] = 1
-    name_or_path: str = Field(
-        min_length=1, title="Model", description="hub id, local folder, s3:// folder, or .gguf file"
-    )
-    revision: str | None = Field(None, title="Revision", description="branch, tag or commit of a hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", title="Dtype", description="in which the model computes"
-    )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device", description="auto: CUDA when there"
-    )
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
-        "eager", title="Attention", description="only eager has the forward-mode derivatives that passes use"
-    )
-    gradient_checkpointing: bool = Field(
-        False,
-        title="Gradient checkpointing",
-        description="gradients of the landscape and of anchors in less memory: every layer runs twice",
-    )
-    trust_remote_code: bool = Field(False, title="Run code that comes with the model")
-    allow_pickle: bool = Field(False, title="Open pickled weights")
-    device_map: Literal["auto"] | None = Field(
-        None, title="Device map", description="auto: spread the layers over GPUs, main memory and disk"
-    )
-    cpu_memory_gb: float | None = Field(
-        None, gt=0, title="Main memory for the model", description="GB that device_map fills before it goes to disk"
-    )
-    offload_folder: str | None = Field(
-        None, title="Offload folder", description="where device_map puts layers that fit nowhere else; none: the cache"
-    )
 
 
 @dataclass(frozen=True, eq=False)

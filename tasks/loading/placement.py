@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from tasks.loading.models import ModelSettings
+    from tasks.loading.settings import ModelSettings
 
 
 def placing(settings: ModelSettings, fingerprint: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Demo:
     def __init__(self, root: str) -> None:
         from flows.exports import artifact_of
         from flows.request import load_request
-        from storage.artifacts import ArtifactRef
+        from storage.refs import ArtifactRef
         from storage.runs import latest
         from tasks.dataset import read_table
         from tasks.model import ModelHandle

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from storage.events import read_events
+from storage.events import read_events, run_status
 from storage.ledger import Ledger
 from storage.runs import latest, list_runs
 from tests.deployments.postgres import binaries
@@ -126,7 +126,7 @@ def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, tmp_path
     team.until(lambda: list_runs(request_body["runtime"]["root"]))
     team.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
     assert team.ended(run_id)["state_type"] == "CANCELLED", team.tail()
-    assert [stored.status for stored in list_runs(request_body["runtime"]["root"])] == ["stopped"]
+    assert [run_status(stored) for stored in list_runs(request_body["runtime"]["root"])] == ["stopped"]
 
 
 @pytest.fixture

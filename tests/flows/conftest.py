@@ -11,7 +11,8 @@ import pytest
 
 from flows.request import Request, load_request
 from flows.wiring import simulation
-from storage.artifacts import ArtifactRef, ArtifactStore
+from storage.artifacts import ArtifactStore
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.findings import Findings, collect
 from tasks.samples import SampleIndex, read_index

@@ -13,7 +13,7 @@ from flows.backtest import against_training, backtest, training_plan
 from flows.request import Request, load_request
 from flows.wiring import Wiring, simulation
 from storage.errors import BadInput
-from storage.events import event_schema, read_events
+from storage.events import event_schema, read_events, run_status
 from storage.runs import Run
 from tasks.backtest import trainer_of
 from tasks.backtest_axes import scores, spread
@@ -72,7 +72,7 @@ def test_a_backtest_scores_every_axis_with_an_interval(finished):
 
 def test_the_run_is_stored_and_listed_like_any_run(finished):
     result, run = finished
-    assert run.status == result["status"] == "completed"
+    assert run_status(run) == result["status"] == "completed"
     assert "runtime:" in run.read_request()
     page = run.read_report()
     assert page.startswith("<!DOCTYPE html>") and 'data-chart="radar"' in page and "http-equiv" in page

@@ -9,8 +9,8 @@ import pytest
 
 from flows.request import load_request
 from flows.simulate import simulate
-from storage.artifacts import ArtifactRef
 from storage.events import read_events
+from storage.refs import ArtifactRef
 from storage.runs import Run
 
 PASSES = {

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tasks.numerics.integrator import (
     integrate,
     plan_anchors,
     rotation,
+    trusted_travel,
 )
 from tasks.numerics.optimizers import OptimizerSettings
 from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
@@ -189,26 +192,39 @@ def test_the_path_integral_gives_the_loss_that_was_reached():
     assert integration.anchors[-1].loss_change == pytest.approx(reached, rel=0.02)
 
 
-def test_the_plan_covers_the_run_with_segments_as_long_as_the_horizon():
+def test_the_plan_covers_the_run_with_segments_as_long_as_the_trusted_travel():
     field = Quadratic().field()  # 6 nodes of 4 rows
     rates = [1e-3] * 40
-    assert plan_anchors(field, rates, 10, 8, 96) == AnchorPlan((10, 20, 30, 40), 6)
-    assert plan_anchors(field, rates, 10, 8, 40) == AnchorPlan((10, 20, 30, 40), 2)
-    assert plan_anchors(field, rates, 10, 3, 24) == AnchorPlan((13, 27, 40), 2)
-    assert plan_anchors(field, rates, 0, 5, 1000) == AnchorPlan((8, 16, 24, 32, 40), 6)
+    assert plan_anchors(field, rates, 0.25, 8, 96) == AnchorPlan((10, 20, 30, 40), 6)
+    assert plan_anchors(field, rates, 0.25, 8, 40) == AnchorPlan((10, 20, 30, 40), 2)
+    assert plan_anchors(field, rates, 0.25, 3, 24) == AnchorPlan((13, 27, 40), 2)
+    assert plan_anchors(field, rates, 0.0, 5, 1000) == AnchorPlan((8, 16, 24, 32, 40), 6)
 
 
-def test_short_of_rows_the_plan_drops_segments_before_the_second_node():
+def test_short_of_rows_a_second_node_goes_before_segments_shorter_than_twice_the_trusted_travel():
     field, rates = Quadratic().field(), [1e-3] * 24
-    assert plan_anchors(field, rates, 4, 8, 16) == AnchorPlan((12, 24), 2)
-    assert plan_anchors(field, rates, 4, 8, 4) == AnchorPlan((24,), 1)
-    assert plan_anchors(field, rates, 4, 8, 3) == AnchorPlan((), 0)
+    assert plan_anchors(field, rates, 1 / 4, 8, 16) == AnchorPlan((12, 24), 2)
+    assert plan_anchors(field, rates, 1 / 8, 8, 16) == AnchorPlan((6, 12, 18, 24), 1)
+    assert plan_anchors(field, rates, 0.0, 8, 16) == AnchorPlan((6, 12, 18, 24), 1)
+    assert plan_anchors(field, rates, 1 / 4, 8, 4) == AnchorPlan((24,), 1)
+    assert plan_anchors(field, rates, 1 / 4, 8, 3) == AnchorPlan((), 0)
 
 
 def test_a_long_run_gets_short_segments_before_a_second_node():
     field, rates = Quadratic().field(), [1e-3] * 56
-    assert plan_anchors(field, rates, 0, 16, 16) == AnchorPlan((14, 28, 42, 56), 1)
-    assert plan_anchors(field, rates, 0, 16, 8) == AnchorPlan((28, 56), 1)  # a node for each there must be
+    assert plan_anchors(field, rates, 0.25, 16, 16) == AnchorPlan((14, 28, 42, 56), 1)
+    assert plan_anchors(field, rates, 0.25, 16, 8) == AnchorPlan((28, 56), 1)  # a node for each there must be
+
+
+def test_the_trusted_travel_is_where_an_error_that_grows_with_its_square_passes_the_tolerance():
+    rates = learning_rates("linear", 1.0, 48)
+    travel = [sum(rates[:step]) / sum(rates) for step in (12, 24, 48)]
+    errors = {0: 0.0} | {step: 8.0 * t**2 for step, t in zip((12, 24, 48), travel, strict=True)}
+    assert trusted_travel(errors, rates, 0.5) == pytest.approx(0.25)  # 8 * 0.25^2
+    assert trusted_travel(errors, rates, 4.0) == pytest.approx(0.5**0.5)
+    assert trusted_travel(errors, rates, 9.0) == 1.0
+    assert trusted_travel({0: 0.0, 12: 0.1, 24: math.nan}, rates, 0.5) == pytest.approx(travel[0])
+    assert trusted_travel({0: 0.0, 12: -math.inf}, rates, 0.5) == 0.0
 
 
 def test_segments_share_the_travel_equally():

@@ -8,8 +8,8 @@ from typing import Any
 
 from flows.request import load_request
 from flows.wiring import simulation
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.samples import SampleIndex, read_index
 from tasks.sources import resolve_sources

@@ -11,8 +11,8 @@ import prefect
 import pytest
 from pydantic import BaseModel, Field
 
-from storage.artifacts import ArtifactRef
 from storage.events import EventLog, read_events
+from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.invariants import BrokenInvariant
 from tasks.keys import ContentKey, Fingerprint, content_task, identity, without_result, work_of

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks.report import ReportSettings, build_report
+from tasks.report import build_report
+from tasks.report_settings import ReportSettings
 from tasks.views import BaselineView, InfluenceView, QualityView, ReportView
 
 SECTIONS = (

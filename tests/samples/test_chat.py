@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 from tasks.chat import load_tokenizer
 from tasks.samples import DatasetSettings, read_samples
-from tasks.quality import QualitySettings, reduce_quality, shard_quality
+from tasks.quality import reduce_quality, shard_quality
+from tasks.quality_settings import QualitySettings
 rows = [{{"instruction": f"What is {{n}}?", "output": f"It is {{n}}."}} for n in range(9)]
 table = read_samples(rows, load_tokenizer(Path({str(chat_folder)!r})), DatasetSettings(path="rows"), "train")
 reduce_quality([shard_quality(table, QualitySettings())], QualitySettings())

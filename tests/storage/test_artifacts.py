@@ -20,9 +20,10 @@ import pyarrow as pa
 import pytest
 
 from storage import contents
-from storage.artifacts import ArtifactRef, ArtifactStore
+from storage.artifacts import ArtifactStore
 from storage.errors import Damaged, StorageFault
 from storage.places import Place
+from storage.refs import ArtifactRef
 
 KEY = "0123456789abcdef"
 
