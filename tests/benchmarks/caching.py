@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.environment import environment, write_results
+from tests.benchmarks.environment import environment, with_earlier, write_results
 
 PROJECT = Path(__file__).parents[2]
 DATA = os.environ.get("FORETUNE_BENCH_DATA", "../shared/data")
@@ -209,7 +209,7 @@ def main() -> None:
         return
     started = environment()
     rows = [row for kind in chosen.storage for row in measure(kind, chosen.rows, chosen.model, chosen.sae or None)]
-    print(write_results(chosen.name, rows, started))
+    print(write_results(chosen.name, with_earlier(chosen.name, rows, ("scenario", "storage", "rows")), started))
 
 
 if __name__ == "__main__":
