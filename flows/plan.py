@@ -86,6 +86,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     root. No model is loaded to calibrate, so both are None while one of the tasks, named in `unknown`, never ran.
     `field_bytes`, with its terms under `field`, and `memory_bytes` come from the model's shapes; None for a GGUF file
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
+    `memory_bytes` is one pass's; as many as `workers` run at once.
     """
     sources = resolve_sources(request.dataset, request.model, request.sae)
     run = Run(request.runtime.root, "plan")
@@ -106,6 +107,7 @@ def make_plan(request: Request) -> dict[str, Any]:
         "field_bytes_whole": field and field_bytes(**field),
         "field_bytes": shapes
         and field_bytes(**_field(shapes, [step.asked[task.key] for task in waiting if task.task == FIELD])),
+        "workers": request.runtime.max_workers,
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
     }
 
@@ -167,8 +169,12 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
 def _costs(planned: dict[str, Any]) -> str:
     words = [_estimate(planned)]
     if planned["memory_bytes"] is not None:
-        words.append(f"memory about {planned['memory_bytes'] / 1e9:.1f} GB")
+        words.append(f"memory about {planned['memory_bytes'] / 1e9:.1f} GB for one pass, {_at_once(planned)}")
     return "; ".join(words)
+
+
+def _at_once(planned: dict[str, Any]) -> str:
+    return "one at a time" if planned["workers"] == 1 else f"up to {planned['workers']} at once"
 
 
 def _estimate(planned: dict[str, Any]) -> str:
