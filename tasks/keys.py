@@ -32,7 +32,7 @@ from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.announcements import announce
 from tasks.invariants import no_optimizer_steps
-from tasks.memory import within_memory
+from tasks.memory import give_back, within_memory
 from tasks.time_limits import within_time
 
 logger = logging.getLogger("foretune")
@@ -242,6 +242,8 @@ def _produce(
         announce(run, "pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
         raise
+    if "torch" in sys.modules:
+        give_back()
     remember_rate(draft.manifest)
     announce(
         run,

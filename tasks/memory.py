@@ -1,10 +1,12 @@
-"""A device that runs out of memory: the same pass again with smaller micro-batches.
+"""Memory of a pass: smaller micro-batches where a device runs out of it, and what was freed given back to the system.
 
 Every aggregate is a sum that is divided once, so the size of a micro-batch moves nothing but rounding.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import sys
 from collections.abc import Callable
@@ -47,6 +49,13 @@ def _halved(settings: BaseModel) -> BaseModel:
     sizes = {name: getattr(settings, name) for name in SIZES if name in type(settings).model_fields}
     smaller = {name: max(size // 2, int(name == "batch_tokens")) for name, size in sizes.items()}
     return settings.model_copy(update=smaller)
+
+
+def give_back() -> None:
+    """Let the C library return what is free. glibc keeps it: 1.9 GB after the curvature graph of 8 rows of a 135M
+    model, on top of which the next pass comes."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -43,6 +46,32 @@ def test_what_does_not_fit_by_the_token_raises_the_devices_own_error():
         within_memory(failing_above(0), {"settings": Sizes()}, "pass")
     with pytest.raises(torch.OutOfMemoryError):
         within_memory(failing_above(0), {"settings": Sizes(batch_tokens=1)}, "pass")
+
+
+FREED = """
+import re
+from pathlib import Path
+from tasks.memory import give_back
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+lasting, passing = [], []
+for _ in range(300):  # a small one above each large one, so that the heap does not shrink by itself
+    passing.append(bytearray(b"x" * 100_000))
+    lasting.append(bytearray(b"x" * 2_000))
+passing.clear()
+held = resident()
+give_back()
+print(held - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_what_a_pass_freed_goes_back_to_the_system():
+    # A process of its own: the heap of this one has holes in which the small ones would lie.
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 15  # MiB, of 29
 
 
 def test_other_errors_are_not_tried_again():
