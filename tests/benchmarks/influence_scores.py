@@ -119,7 +119,7 @@ class Bench:
         mean of all, which is what they are ranked by (a solve is linear in its target)."""
         from storage.events import EventLog
         from tasks.adapted import adapt, curvature_operator
-        from tasks.influence_solve import SolverSettings, solved
+        from tasks.influence_solve import SolverSettings, solved, solver_plan
 
         self.landscapes()
         spent = self.seconds(FIRST_ORDER_TASKS)
@@ -131,11 +131,18 @@ class Bench:
         names = sorted(adapted.weights)
         sizes = [adapted.weights[n].shape[0] * request.adapter.r for n in names]
         scores, log = [], EventLog.of(self.bank.run)
+
+        def by_module(flat: torch.Tensor) -> dict[str, torch.Tensor]:
+            parts = dict(zip(names, flat.split(sizes), strict=True))
+            return {name: parts[name].view(-1, request.adapter.r) for name in adapted.weights}
+
         wanted = held / tokens[:, None]
+        if settings.preset == "tuned":  # the operator is measured once for all targets
+            plan, _ = solver_plan(operator.matvec, by_module(wanted.mean(0)), settings)
+            told = {"iterations": plan.iterations, "damping": plan.damping, "scale": plan.scale}
+            settings = SolverSettings(**told, tolerance=plan.tolerance)
         for gradient in wanted.mean(0, keepdim=True) if self.bank.swapped else wanted:
-            parts = dict(zip(names, gradient.split(sizes), strict=True))
-            target = {name: parts[name].view(-1, request.adapter.r) for name in adapted.weights}
-            solve, _ = solved(operator.matvec, target, settings, log)
+            solve, _ = solved(operator.matvec, by_module(gradient), settings, log)
             scores.append(-(train @ torch.cat([solve.solution[name].flatten() for name in names])))
         seconds = time.perf_counter() - started
         return torch.stack(scores, dim=1), spent + seconds, seconds
