@@ -94,10 +94,12 @@ def export(
 @app.command()
 def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Print where a run's report lies."""
+    from storage.events import run_status
+
     found = named_run(run, root)
     place = found.place / "report.html"
     if not place.exists():
-        raise BadInput(f"run {found.run_id} has no report ({found.status}); run it again")
+        raise BadInput(f"run {found.run_id} has no report ({run_status(found)}); run it again")
     console_for(quiet).print(place.uri, soft_wrap=True)
     finish({"run_id": found.run_id, "report": place.uri}, as_json)
 
@@ -226,12 +228,12 @@ def clean(
 def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Follow the events of a running run, or show those of a finished one."""
     from flows.console import LivePasses
-    from storage.events import read_events
+    from storage.events import read_events, run_status
 
     found = named_run(run, root)
     with LivePasses(found, console_for(quiet)) as live:
         live.until_finished()
-    finish({"run_id": found.run_id, "status": found.status, "events": len(read_events(found))}, as_json)
+    finish({"run_id": found.run_id, "status": run_status(found), "events": len(read_events(found))}, as_json)
 
 
 @app.command()

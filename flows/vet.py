@@ -16,6 +16,7 @@ from flows.gate import Gate, apply_gate
 from flows.request import Request, RuntimeSettings
 from flows.simulate import simulate
 from storage.digests import digest_of
+from storage.events import run_status
 from storage.ledger import Ledger
 from storage.runs import Run, new_run_id
 from storage.versions import newest_version
@@ -91,7 +92,7 @@ def compared_with(accepted: dict[str, Any] | None, run: Run) -> dict[str, Any] |
     if accepted is None:
         return None
     before = Run(run.root, accepted["run_id"])
-    if before.status != "completed":
+    if run_status(before) != "completed":
         return None
     compared = compare_runs(before, run)
     attach_comparison(run, compared)

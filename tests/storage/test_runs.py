@@ -125,9 +125,9 @@ def test_a_root_without_runs_says_what_to_do(root):
 def test_a_result_that_is_not_json_is_refused(root):
     with pytest.raises(ValueError, match="JSON compliant"):
         Run(root, NEW).write_result({"loss": float("nan")})
-    assert Run(root, NEW).status == "unfinished"
+    assert run_status(Run(root, NEW)) == "unfinished"
 
 
 def test_a_result_of_another_shape_is_unreadable(root):
     (Run(root, NEW).place / "result.json").write_bytes(b"[1]")
-    assert Run(root, NEW).status == "unreadable"
+    assert run_status(Run(root, NEW)) == "unreadable"
