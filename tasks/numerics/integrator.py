@@ -150,9 +150,10 @@ def trusted_travel(errors: Mapping[int, float], rates: Sequence[float], toleranc
     with the square of the travel, so that the first one beyond the tolerance says where it was passed.
     """
     travelled = [0.0, *accumulate(rates)]
+    whole = travelled[-1] or 1.0  # a warm-up as long as the run travels nowhere
     trusted = 0.0
     for step in sorted(errors):
-        reached, error = travelled[step] / travelled[-1], abs(errors[step])
+        reached, error = travelled[step] / whole, abs(errors[step])
         if not error <= tolerance:  # not a number is beyond any tolerance
             return max(trusted, reached * math.sqrt(tolerance / error)) if math.isfinite(error) else trusted
         trusted = reached

@@ -225,6 +225,7 @@ def test_the_trusted_travel_is_where_an_error_that_grows_with_its_square_passes_
     assert trusted_travel(errors, rates, 9.0) == 1.0
     assert trusted_travel({0: 0.0, 12: 0.1, 24: math.nan}, rates, 0.5) == pytest.approx(travel[0])
     assert trusted_travel({0: 0.0, 12: -math.inf}, rates, 0.5) == 0.0
+    assert trusted_travel({0: 0.0, 1: 0.0}, [0.0], 0.5) == 1.0
 
 
 def test_segments_share_the_travel_equally():
