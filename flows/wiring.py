@@ -29,8 +29,10 @@ from tasks.preference import preference
 from tasks.prompt_gain import AnswerPass, prompt_gain, prompt_gain_shard
 from tasks.row_gradients import RowCoordinates
 from tasks.rows import ShardRows, SubsetRows
+from tasks.sae_activations import sae_base
 from tasks.sae_diff import sae_diff
 from tasks.shards import Shard, Subset, rows_of_shard, shard_tree, subset_of
+from tasks.sharpness import sharpness
 from tasks.sources import Sources
 from tasks.target_gradient import feature_gradient, margin_gradient
 
@@ -177,16 +179,17 @@ class Wiring:
         return self.step(prompt_gain, shards=shards, landscape=made["landscape"], settings=settings)
 
     def curvature(self) -> Any:
+        """K_ii along the mean gradient, which every row moves, and the sharpness, which few rows do."""
         request = self.request
-        return self.step(
-            curvature,
-            rows=self._curvature_rows(),
-            gradient=self.gradients["train"],
-            model=self.model,
-            adapter=request.adapter,
-            seed=request.training.seed,
-            settings=request.curvature,
-        )
+        shared = {
+            "rows": self._curvature_rows(),
+            "model": self.model,
+            "adapter": request.adapter,
+            "seed": request.training.seed,
+            "settings": request.curvature,
+        }
+        largest = self.step(sharpness, **shared)
+        return self.step(curvature, gradient=self.gradients["train"], sharpness=largest, **shared)
 
     def influence(self) -> dict[str, Any]:
         """The ranking of the training rows, and the tokens of one of them where they are asked for.
@@ -340,14 +343,9 @@ class Wiring:
             settings=request.features,
         )
         concepts["features"] = self.step(features, scores=scores, model=self.model, sae=sae, labels=self.sources.labels)
-        concepts["sae_diff"] = self.step(
-            sae_diff,
-            model=self.model,
-            checkpoint=made["checkpoint"],
-            sae=sae,
-            rows=compared,
-            settings=request.diff,
-        )
+        sides = {"model": self.model, "sae": sae, "rows": compared, "settings": request.diff}
+        base = self.step(sae_base, **sides)
+        concepts["sae_diff"] = self.step(sae_diff, checkpoint=made["checkpoint"], base=base, **sides)
         return concepts
 
     def preference(self, made: dict[str, Any]) -> Any:

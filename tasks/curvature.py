@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tasks.numerics.quotients import RayleighQuotients
 
 
-@content_task(version=1)
+@content_task(version=2)
 def curvature(
     draft: Any,
     run: Run,
     rows: SubsetRows,
     gradient: ArtifactRef,
+    sharpness: ArtifactRef,
     model: ModelHandle,
     adapter: AdapterSettings,
     seed: int,
     settings: CurvatureSettings,
 ) -> None:
-    """K_ii = g_i.H_ii g_i / g_i.g_i by one product per tensor; sharpness by power iteration."""
-    from tasks.numerics.spectrum import power_iteration
+    """K_ii = g_i.H_ii g_i / g_i.g_i by one product per tensor; the sharpness beside it."""
     from tasks.numerics.vectors import module_norms
 
     adapted = adapt(model.open(run), adapter, seed)
@@ -39,9 +39,7 @@ def curvature(
     pulled = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
     table = rows.read(run)
     with exclusive(adapted.loaded):
-        operator = curvature_operator(adapted, table, settings)
         quotients = tensor_quotients(adapted, pulled, table, seed, settings)
-        spectrum = power_iteration(operator.matvec, operator.zeros(), settings.power_iterations, seed)
     errors = quotients.standard_errors or {}
     draft.write_table(
         "layers.parquet",
@@ -50,17 +48,8 @@ def curvature(
             for (name, value), norm in zip(quotients.values.items(), module_norms(pulled).values(), strict=True)
         ],
     )
-    draft.write_json(
-        "summary.json",
-        {
-            "sharpness": spectrum.eigenvalue,
-            "sharpness_residual": spectrum.residual,
-            "sharpness_history": spectrum.history,
-            "quotients": settings.quotients,
-            "rows": rows.subset.rows,
-            "tokens": operator.tokens,
-        },
-    )
+    measured = run.store.open(sharpness).json("sharpness.json")
+    draft.write_json("summary.json", {**measured, "quotients": settings.quotients})
 
 
 def tensor_quotients(

@@ -7,6 +7,7 @@ seed's closed form, delta_i = -eta T / (K_ii + lambda) g_i, is always computed a
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,8 +64,13 @@ class PredictionSettings(BaseModel):
     )
     batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
+    @property
+    def measures_again(self) -> bool:
+        """Whether gradients may be measured again along the path."""
+        return self.rule == "recursion" and self.anchors != 1
 
-@content_task(version=5)
+
+@content_task(version=6)
 def prediction(
     draft: Any,
     run: Run,
@@ -102,9 +108,12 @@ def prediction(
         heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
         at = path_steps(virtual.steps, settings.path_points)
         path = closed_form if settings.rule == "rayleigh" else virtual.replayed(at)
-        trajectory = single_anchor(path, at, heldout, heldout_mean, events)
-        draft.write_table("single_anchor.parquet", trajectory.points)
+        followed = partial(single_anchor, path, at, heldout, heldout_mean, events)
+        trajectory = followed(tolerance=settings.tolerance) if settings.measures_again else followed()
         plan = anchor_plan(virtual, trajectory, settings)
+        if plan is None:
+            trajectory = followed(known=trajectory)
+        draft.write_table("single_anchor.parquet", trajectory.points)
         if plan is not None:
             tables = [r.read(run) for r, tokens in zip(node_rows, node_tokens(run, nodes), strict=True) if tokens]
             at_nodes = [RowsAtWeights(adapted, table, dpo_beta, settings.batch_tokens) for table in tables]
@@ -138,7 +147,7 @@ def path_steps(steps: int, points: int) -> list[int]:
 
 def anchor_plan(virtual: VirtualRun, first: Trajectory, settings: PredictionSettings) -> AnchorPlan | None:
     """Where to measure again: nowhere when the single anchor is trusted all the way, or when told so."""
-    if settings.rule == "rayleigh" or settings.anchors == 1:
+    if not settings.measures_again:
         return None
     from tasks.numerics.integrator import trusted_travel
 

@@ -13,12 +13,13 @@ from tasks.rows import SubsetRows
 from tasks.sae_activations import sample_activations
 
 
-@content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
+@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
 def sae_diff(
     draft: Any,
     run: Run,
     model: ModelHandle,
     checkpoint: ArtifactRef,
+    base: ArtifactRef,
     sae: SaeHandle,
     rows: SubsetRows,
     settings: DiffSettings,
@@ -29,10 +30,11 @@ def sae_diff(
     from tasks.numerics.activations import paired_change
 
     autoencoder, table = sae.open(), rows.read(run)
-    sums, tokens, explained = {}, None, {}
-    for name, handle in (("base", model), ("new", model.moved_to(checkpoint))):
-        sums[name], tokens, explained[name] = sample_activations(handle.open(run), autoencoder, table, settings)
-    result = paired_change(sums["base"], sums["new"], tokens)
+    stored = run.store.open(base)
+    before, explained = stored.tensors("sums.safetensors"), stored.json("summary.json")["explained_variance"]
+    new = model.moved_to(checkpoint).open(run)
+    sums, tokens, explained_new = sample_activations(new, autoencoder, table, settings)
+    result = paired_change(before["sums"], sums, tokens)
     draft.write_table(
         "features.parquet",
         pa.table(
@@ -50,8 +52,8 @@ def sae_diff(
         {
             "rows": len(table),
             "tokens": float(tokens.sum()),
-            "explained_variance_base": explained["base"],
-            "explained_variance_new": explained["new"],
+            "explained_variance_base": explained,
+            "explained_variance_new": explained_new,
             "features_moved": int((result.z.abs() > 3).sum()),
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -105,21 +106,40 @@ def moving_adapter(adapted: AdaptedModel) -> Adapter:
 
 
 def single_anchor(
-    path: Any, at: Sequence[int], rows: RowsAtWeights, gradient: dict[str, Tensor], events: EventLog
+    path: Any,
+    at: Sequence[int],
+    rows: RowsAtWeights,
+    gradient: dict[str, Tensor],
+    events: EventLog,
+    *,
+    tolerance: float = math.inf,
+    known: Trajectory | None = None,
 ) -> Trajectory:
-    """A path from base gradients alone. Predicted loss is first order: base loss + <gradient, delta>."""
+    """A path from base gradients alone. Predicted loss is first order: base loss + <gradient, delta>.
+
+    It is followed up to the first of the steps `at` where prediction and evaluation part by more than `tolerance`,
+    or on from where the trajectory `known` left it.
+    """
     from tasks.numerics.vectors import norm
 
-    base = rows.loss({})
-    points = [{"step": 0, "predicted_loss": base, "evaluated_loss": base, "distance": 0.0}]
-    delta: dict[str, Tensor] = {}
+    points = list(known.points) if known else [_base_point(rows.loss({}))]
+    delta = known.delta if known else {}
+    base, reached = points[0]["evaluated_loss"], points[-1]["step"]
     for done, step in enumerate(at, start=1):
+        if step <= reached:
+            continue
         delta = path.delta_at(step)
         predicted = base + inner(gradient, delta)
         evaluated = rows.loss(delta)
         points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": norm(delta)})
         events.emit("progress", task="prediction", done=done, total=len(at))
+        if not abs(predicted - evaluated) <= tolerance:  # not a number is beyond any tolerance
+            break
     return Trajectory(delta, points, [0], 0, len(getattr(path, "clipped_steps", ())))
+
+
+def _base_point(loss: float) -> dict[str, Any]:
+    return {"step": 0, "predicted_loss": loss, "evaluated_loss": loss, "distance": 0.0}
 
 
 def anchored(
@@ -148,7 +168,7 @@ def anchored(
 
     integration = virtual.integrated(stops, nodes_per_anchor, measure)
     loss, gradient = base
-    points = [{"step": 0, "predicted_loss": loss, "evaluated_loss": loss, "distance": 0.0}]
+    points = [_base_point(loss)]
     before: dict[str, Tensor] = {}
     for stop in stops:
         delta = integration.delta_at(stop)

@@ -23,6 +23,7 @@ from tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_s
 from tasks.numerics.vectors import Vector, axpy, dot, norm
 
 SEGMENT_STEPS = 14  # over 12 steps two nodes hold (cosine 0.995), over 27 they do not
+ENOUGH_NODES, ENOUGH_ROWS = 2, 16  # per anchor: what those two nodes were
 
 # measure(delta, nodes): node sums of gradients, as GradientField.read gives them, at base weights + delta
 Measure = Callable[[Vector, Sequence[int]], Sequence[Mapping[str, Tensor]]]
@@ -165,7 +166,8 @@ def plan_anchors(
 ) -> AnchorPlan:
     """As many segments as the base field, `trusted` over that share of the travel, asks for and `max_rows` rows pay.
 
-    Short of rows, a second node per anchor (one node has no mean to deviate from) goes before another segment, but
+    An anchor measures no more than ENOUGH_NODES nodes, or those that make ENOUGH_ROWS rows: a run that is trusted for
+    long costs less than it may. Short of rows, a second node per anchor (one node has no mean to deviate from) goes before another segment, but
     no segment is longer than SEGMENT_STEPS or twice the trusted travel as long as there is a node for each. Cosine on
     SmolLM2 by the length of a segment in trusted travels: 1.6 0.94 (216 steps, 16 segments of one node; 8 of two
     0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear layers, 8 of one and 4 of two).
@@ -177,7 +179,8 @@ def plan_anchors(
     long = 1 / (2 * trusted) if trusted else math.inf
     segments = max(nodes // min(2, field.nodes), math.ceil(len(rates) / SEGMENT_STEPS), min(nodes, long), 1)
     stops = equal_travel(rates, min(wanted, nodes, int(segments)))
-    return AnchorPlan(tuple(stops), min(field.nodes, max(1, nodes // len(stops))))
+    enough = max(ENOUGH_NODES, math.ceil(ENOUGH_ROWS * field.nodes / sum(field.rows)))
+    return AnchorPlan(tuple(stops), min(field.nodes, enough, max(1, nodes // len(stops))))
 
 
 def equal_travel(rates: Sequence[float], segments: int) -> list[int]:

@@ -195,10 +195,10 @@ def test_the_path_integral_gives_the_loss_that_was_reached():
 def test_the_plan_covers_the_run_with_segments_as_long_as_the_trusted_travel():
     field = Quadratic().field()  # 6 nodes of 4 rows
     rates = [1e-3] * 40
-    assert plan_anchors(field, rates, 0.25, 8, 96) == AnchorPlan((10, 20, 30, 40), 6)
+    assert plan_anchors(field, rates, 0.25, 8, 96) == AnchorPlan((10, 20, 30, 40), 4)
     assert plan_anchors(field, rates, 0.25, 8, 40) == AnchorPlan((10, 20, 30, 40), 2)
     assert plan_anchors(field, rates, 0.25, 3, 24) == AnchorPlan((13, 27, 40), 2)
-    assert plan_anchors(field, rates, 0.0, 5, 1000) == AnchorPlan((8, 16, 24, 32, 40), 6)
+    assert plan_anchors(field, rates, 0.0, 5, 1000) == AnchorPlan((8, 16, 24, 32, 40), 4)
 
 
 def test_short_of_rows_a_second_node_goes_before_segments_shorter_than_twice_the_trusted_travel():

@@ -30,7 +30,7 @@ REPLAYED = {"influence_replays": 1, "influence": 1}
 SCORED_AGAIN = {name: count for name, count in SCORES.items() if name != "influence_directions"}
 INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2, "prompt_gain": 1}
-ADAPTER = {"curvature": 1, **INFLUENCE, **PREDICTION}
+ADAPTER = {"sharpness": 1, "curvature": 1, **INFLUENCE, **PREDICTION}
 WITHOUT_ROWS = {name: count for name, count in ADAPTER.items() if name != "influence_replays"}
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
 START = {**LANDSCAPES, "preference": 1, **ADAPTER}
@@ -131,6 +131,7 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "feature_scores": 1,
         "features": 1,
         "preference": 1,
+        "sae_base": 1,
         "sae_diff": 1,
         "report": 1,
     }
@@ -143,6 +144,7 @@ def test_another_held_out_set_leaves_the_training_landscape_and_the_curvature(wa
         "landscape_shard": 1,
         "gradient": 1,
         "landscape": 1,
+        "sae_base": 1,
         **INFLUENCE,
         **PREDICTION,
     }
@@ -157,7 +159,8 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
     assert touched["landscape_shard"] < LEAVES
     shards_now = counts.pop("influence_shard")
     assert shards_now <= LEAVES  # the direction that every row is scored along is made from all rows
-    assert counts.pop("influence_solve", 0) <= 1  # only where a row of the curvature sample is gone
+    # Only where a row of the curvature sample is gone.
+    assert counts.pop("influence_solve", 0) == counts.pop("sharpness", 0) <= 1
     assert counts == {
         "samples": 1,
         "quality": 1,
