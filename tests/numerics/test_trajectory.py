@@ -1,0 +1,89 @@
+"""The loss along an anchored path, where it is known: a quadratic bowl that full fine-tuning slides into."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tasks.numerics.replay import FullAdapter
+from tasks.training import TrainingSettings
+from tasks.trajectory import VirtualRun, anchored, single_anchor
+from tests.numerics.fields import field_of
+
+ROWS, TOKENS = 8, 10
+UNHEARD = SimpleNamespace(emit=lambda *_, **__: None)  # progress events
+
+
+@dataclass(frozen=True)
+class Gradients:
+    sums: dict
+    tokens: float
+    loss_sum: float
+
+
+class Bowl:
+    """Rows whose mean loss is 1/2 h |W - goal|^2; counts how often they are looked at."""
+
+    def __init__(self, h=0.5):
+        self.h, self.goal, self.looks = h, torch.ones(3, 2), 0
+
+    def loss(self, delta):
+        self.looks += 1
+        return 0.5 * self.h * float((delta.get("w", torch.zeros(3, 2)) - self.goal).square().sum())
+
+    def gradients(self, delta):
+        mean = self.h * (delta["w"] - self.goal)
+        return Gradients({"w": TOKENS * mean}, TOKENS, TOKENS * self.loss(delta))
+
+
+def run_in(bowl, rate, steps):
+    training = TrainingSettings(
+        optimizer="sgd", learning_rate=rate, epochs=steps, batch_size=2 * ROWS, lr_scheduler_type="linear"
+    )
+    zero = {"w": torch.zeros(3, 2)}
+    node = {"w": -TOKENS * bowl.h * bowl.goal}
+    field = field_of([node, node], [TOKENS, TOKENS], [ROWS, ROWS])
+    return VirtualRun(FullAdapter(zero), field, training, steps)
+
+
+def followed(bowl, virtual, stops):
+    base = (bowl.loss({}), {"w": -bowl.h * bowl.goal})
+    return anchored(virtual, stops, 1, [bowl, bowl], bowl, base, UNHEARD)
+
+
+@pytest.mark.parametrize(
+    ("stops", "looked_at"), [([40], [40]), ([10, 40], [40]), ([5, 10, 40], [5, 40]), ([5, 10, 20, 40], [10, 40])]
+)
+def test_held_out_rows_are_looked_at_on_every_second_stop_the_last_included(stops, looked_at):
+    bowl = Bowl()
+    assert [point["step"] for point in followed(bowl, run_in(bowl, 0.05, 40), stops).points] == [0, *looked_at]
+
+
+def test_the_predicted_loss_is_the_integral_of_the_gradient_along_the_path():
+    bowl = Bowl()
+    virtual = run_in(bowl, 0.05, 40)
+    fine = followed(bowl, virtual, [10, 20, 30, 40]).points
+    assert fine[-1]["evaluated_loss"] < 0.5 * fine[0]["evaluated_loss"]
+    for point in fine[1:]:
+        assert point["predicted_loss"] == pytest.approx(point["evaluated_loss"], abs=0.01)
+    # In one segment the gradient is linear in the weights and the path is straight: the trapezoid is exact.
+    assert followed(bowl, virtual, [40]).points[-1]["predicted_loss"] == pytest.approx(
+        followed(bowl, virtual, [40]).points[-1]["evaluated_loss"], abs=1e-6
+    )
+
+
+def test_the_frozen_field_is_followed_to_its_first_miss_and_on_from_there():
+    bowl = Bowl()
+    virtual, at = run_in(bowl, 0.05, 40), [10, 20, 30, 40]
+    whole = single_anchor(virtual.replayed(at), at, bowl, {"w": -bowl.h * bowl.goal}, UNHEARD)
+    missed = [abs(p["predicted_loss"] - p["evaluated_loss"]) for p in whole.points]
+    assert missed == sorted(missed)
+    path = virtual.replayed(at)
+    part = single_anchor(path, at, bowl, {"w": -bowl.h * bowl.goal}, UNHEARD, tolerance=missed[1])
+    assert [p["step"] for p in part.points] == [0, 10, 20]
+    bowl.looks = 0
+    rest = single_anchor(path, at, bowl, {"w": -bowl.h * bowl.goal}, UNHEARD, known=part)
+    assert rest.points == whole.points
+    assert bowl.looks == 2
+    assert torch.equal(rest.delta["w"], whole.delta["w"])
