@@ -314,6 +314,7 @@ class Wiring:
             nodes=self.fields["train"],
             node_rows=self.nodes["train"],
             gradient=self.gradients["train"],
+            heldout_nodes=self.fields["heldout"],
             heldout_gradient=self.gradients["heldout"],
             curvature=made["curvature"],
             evaluation=self.evaluation_rows(),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from storage.refs import ArtifactRef
+from storage.runs import Run
 from tasks.adapted import AdaptedModel
 from tasks.loading import recomputed
 from tasks.minibatches import Minibatch, minibatches
@@ -13,6 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.numerics.gradients import GradientSum
+
+
+def loss_at_base(run: Run, shards: list[ArtifactRef], ids: Collection[str]) -> float:
+    """Mean loss of the rows `ids` at the base weights, as the landscape's shards of their role found it."""
+    wanted = set(ids)
+    rows = [row for shard in shards for row in run.store.open(shard).arrow("samples.parquet").to_pylist()]
+    kept = [(row["loss_sum"], row["tokens"]) for row in rows if row["sample_id"] in wanted]
+    return sum(loss for loss, _ in kept) / sum(tokens for _, tokens in kept)
 
 
 class RowsAtWeights:

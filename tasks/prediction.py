@@ -16,7 +16,7 @@ from storage.events import EventLog
 from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import AdaptedModel, adapt, gradient_field
-from tasks.evaluation import RowsAtWeights
+from tasks.evaluation import RowsAtWeights, loss_at_base
 from tasks.keys import content_task, without_result
 from tasks.loading import AdapterSettings
 from tasks.model import ModelHandle, exclusive
@@ -77,6 +77,7 @@ def prediction(
     nodes: list[ArtifactRef],
     node_rows: list[ShardRows],
     gradient: ArtifactRef,
+    heldout_nodes: list[ArtifactRef],
     heldout_gradient: ArtifactRef,
     curvature: ArtifactRef,
     evaluation: SubsetRows,
@@ -104,11 +105,12 @@ def prediction(
     rates = effective_rates(quotients, training.learning_rate, virtual.steps, settings.rayleigh_lambda)
     closed_form = closed_form_path(adapted, mean, rates, virtual.steps)
     heldout_mean = run.store.open(heldout_gradient).tensors("gradients.safetensors")
+    base = (loss_at_base(run, heldout_nodes, evaluation.subset.ids), heldout_mean)
     with exclusive(adapted.loaded):
         heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
         at = path_steps(virtual.steps, settings.path_points)
         path = closed_form if settings.rule == "rayleigh" else virtual.replayed(at)
-        followed = partial(single_anchor, path, at, heldout, heldout_mean, events)
+        followed = partial(single_anchor, path, at, heldout, base, events)
         trajectory = followed(tolerance=settings.tolerance) if settings.measures_again else followed()
         plan = anchor_plan(virtual, trajectory, settings)
         if plan is None:
@@ -117,7 +119,6 @@ def prediction(
         if plan is not None:
             tables = [r.read(run) for r, tokens in zip(node_rows, node_tokens(run, nodes), strict=True) if tokens]
             at_nodes = [RowsAtWeights(adapted, table, dpo_beta, settings.batch_tokens) for table in tables]
-            base = (trajectory.points[0]["evaluated_loss"], heldout_mean)
             trajectory = anchored(virtual, plan.stops, plan.nodes_per_anchor, at_nodes, heldout, base, events)
         applied = bounded(trajectory.delta, adapted.weights, settings.max_relative_change)
     draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in applied.delta.items()})

@@ -111,27 +111,27 @@ def single_anchor(
     path: Any,
     at: Sequence[int],
     rows: RowsAtWeights,
-    gradient: dict[str, Tensor],
+    base: tuple[float, dict[str, Tensor]],
     events: EventLog,
     *,
     tolerance: float = math.inf,
     known: Trajectory | None = None,
 ) -> Trajectory:
-    """A path from base gradients alone. Predicted loss is first order: base loss + <gradient, delta>.
+    """A path from base gradients alone. Predicted loss is first order: base loss + <gradient, delta>, of `base`.
 
     It is followed up to the first of the steps `at` where prediction and evaluation part by more than `tolerance`,
     or on from where the trajectory `known` left it.
     """
     from tasks.numerics.vectors import norm
 
-    points = list(known.points) if known else [_base_point(rows.loss({}))]
-    delta = known.delta if known else {}
-    base, reached = points[0]["evaluated_loss"], points[-1]["step"]
+    loss, gradient = base
+    points = list(known.points) if known else [_base_point(loss)]
+    delta, reached = known.delta if known else {}, points[-1]["step"]
     for done, step in enumerate(at, start=1):
         if step <= reached:
             continue
         delta = path.delta_at(step)
-        predicted = base + inner(gradient, delta)
+        predicted = loss + inner(gradient, delta)
         evaluated = rows.loss(delta)
         points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": norm(delta)})
         events.emit("progress", task="prediction", done=done, total=len(at))

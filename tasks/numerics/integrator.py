@@ -169,8 +169,9 @@ def plan_anchors(
     An anchor measures no more than ENOUGH_NODES nodes, or those that make ENOUGH_ROWS rows: a run that is trusted for
     long costs less than it may. Short of rows, a second node per anchor (one node has no mean to deviate from) goes
     before another segment, but no segment is longer than SEGMENT_STEPS or twice the trusted travel as long as there
-    is a node for each. Cosine on SmolLM2 by the length of a segment in trusted travels: 1.6 0.94 (216 steps, 16 segments of one node; 8 of two
-    0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear layers, 8 of one and 4 of two).
+    is a node for each. Cosine on SmolLM2 by the length of a segment in trusted travels: 1.6 0.94 (216 steps, 16
+    segments of one node; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
+    layers, 8 of one and 4 of two).
     """
     wanted = min(max_anchors, math.ceil(1 / trusted - 1e-9)) if trusted else max_anchors
     nodes = int(max_rows * field.nodes / sum(field.rows))

@@ -47,9 +47,12 @@ def run_in(bowl, rate, steps):
     return VirtualRun(FullAdapter(zero), field, training, steps)
 
 
+def at_base(bowl):
+    return bowl.loss({}), {"w": -bowl.h * bowl.goal}
+
+
 def followed(bowl, virtual, stops):
-    base = (bowl.loss({}), {"w": -bowl.h * bowl.goal})
-    return anchored(virtual, stops, 1, [bowl, bowl], bowl, base, UNHEARD)
+    return anchored(virtual, stops, 1, [bowl, bowl], bowl, at_base(bowl), UNHEARD)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +79,14 @@ def test_the_predicted_loss_is_the_integral_of_the_gradient_along_the_path():
 def test_the_frozen_field_is_followed_to_its_first_miss_and_on_from_there():
     bowl = Bowl()
     virtual, at = run_in(bowl, 0.05, 40), [10, 20, 30, 40]
-    whole = single_anchor(virtual.replayed(at), at, bowl, {"w": -bowl.h * bowl.goal}, UNHEARD)
+    whole = single_anchor(virtual.replayed(at), at, bowl, at_base(bowl), UNHEARD)
     missed = [abs(p["predicted_loss"] - p["evaluated_loss"]) for p in whole.points]
     assert missed == sorted(missed)
     path = virtual.replayed(at)
-    part = single_anchor(path, at, bowl, {"w": -bowl.h * bowl.goal}, UNHEARD, tolerance=missed[1])
+    part = single_anchor(path, at, bowl, at_base(bowl), UNHEARD, tolerance=missed[1])
     assert [p["step"] for p in part.points] == [0, 10, 20]
-    bowl.looks = 0
-    rest = single_anchor(path, at, bowl, {"w": -bowl.h * bowl.goal}, UNHEARD, known=part)
+    base, bowl.looks = at_base(bowl), 0
+    rest = single_anchor(path, at, bowl, base, UNHEARD, known=part)
     assert rest.points == whole.points
     assert bowl.looks == 2
     assert torch.equal(rest.delta["w"], whole.delta["w"])
