@@ -97,10 +97,10 @@ def against_training(
     wiring: Wiring, made: dict[str, Any], trainer: str, seeds: list[int], retrain: int
 ) -> dict[str, Any]:
     """The real runs, the agreement with them, and its page."""
-    step, request = wiring.step, wiring.request
-    rows = len(wiring.indices["train"].trained_ids)
+    step, request, train = wiring.step, wiring.request, wiring.rows["train"]
+    rows = len(train.index.trained_ids)
     halves = range(retrain if retrain >= MIN_HALVES else 0)
-    half_rows = [wiring.subset("train", max(1, rows // 2), f"half {half}") for half in halves]
+    half_rows = [train.subset(max(1, rows // 2), f"half {half}") for half in halves]
     lines = wiring.lines()
 
     def trained(role: str, rows: Any, order: int) -> Any:
@@ -123,13 +123,13 @@ def against_training(
         landscape=made["landscape"],
         influence=made["influence"],
         seeds=seeds,
-        real=[trained(f"seed {seed}", wiring.whole("train"), seed) for seed in seeds],
+        real=[trained(f"seed {seed}", train.whole(), seed) for seed in seeds],
         halves=[trained(f"half {half}", half_rows[half], seeds[0]) for half in halves],
         half_rows=half_rows,
         retrain=retrain,
-        heldout=wiring.whole("heldout"),
-        evaluation=wiring.subset("heldout", request.prediction.evaluation_rows, "evaluation"),
-        compared=wiring.subset("heldout", request.diff.rows, "diff"),
+        heldout=wiring.rows["heldout"].whole(),
+        evaluation=wiring.evaluation_rows(),
+        compared=wiring.compared_rows(),
         model=wiring.model,
         sae=wiring.sources.sae,
         adapter=request.adapter,

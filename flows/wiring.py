@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from flows.request import Request
+from flows.role_rows import RoleRows
 from storage.errors import BadInput
 from storage.refs import ArtifactRef
 from tasks.baseline import baseline, baseline_shard
@@ -28,10 +29,9 @@ from tasks.prediction import prediction
 from tasks.preference import preference
 from tasks.prompt_gain import AnswerPass, prompt_gain, prompt_gain_shard
 from tasks.row_gradients import RowCoordinates
-from tasks.rows import ShardRows, SubsetRows
-from tasks.sae_activations import sae_base
+from tasks.rows import SubsetRows
+from tasks.sae_base import sae_base
 from tasks.sae_diff import sae_diff
-from tasks.shards import Shard, Subset, rows_of_shard, shard_tree, subset_of
 from tasks.sharpness import sharpness
 from tasks.sources import Sources
 from tasks.target_gradient import feature_gradient, margin_gradient
@@ -109,36 +109,35 @@ class Wiring:
             )
             for role, source in sources.rows.items()
         }
-        self.indices = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
-        self.leaves = self._shards("train")
-        self.nodes = {role: self._shards(role, bounded=True) for role in ("train", "heldout")}
-        self.dpo_beta = request.training.beta_for(self.indices["train"].form)
+        self.rows = {role: self._rows(role) for role in ("train", "heldout")}
+        self.dpo_beta = request.training.beta_for(self.rows["train"].index.form)
         self.fields: dict[str, list[Any]] = {}
         self.gradients: dict[str, Any] = {}
 
     def lines(self) -> RequestLines:
         """What the report's first lines say about the request."""
-        request, rows = self.request, len(self.indices["train"].ids)
+        request, rows = self.request, len(self.rows["train"].index.ids)
         return RequestLines(
             name=request.run_name,
             dataset=request.dataset.path.rsplit("/", 1)[-1],
             rows=rows,
             model=request.model.name_or_path,
             adapter=request.adapter_line(),
-            training=request.training.line(len(self.indices["train"].trained_ids)),
+            training=request.training.line(len(self.rows["train"].index.trained_ids)),
             max_length=request.dataset.max_length,
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )
 
     def quality(self) -> Any:
         settings = self.request.quality
-        shards = [self.step(quality_shard, rows=leaf, settings=settings) for leaf in self.leaves]
+        shards = [self.step(quality_shard, rows=leaf, settings=settings) for leaf in self.rows["train"].leaves]
         return self.step(quality, samples=self.tables["train"], shards=shards, settings=settings)
 
     def baseline(self) -> Any:
         settings, sae = self.request.baseline, self.sources.sae
         shards = [
-            self.step(baseline_shard, rows=leaf, model=self.model, sae=sae, settings=settings) for leaf in self.leaves
+            self.step(baseline_shard, rows=leaf, model=self.model, sae=sae, settings=settings)
+            for leaf in self.rows["train"].leaves
         ]
         return self.step(baseline, shards=shards)
 
@@ -156,7 +155,7 @@ class Wiring:
                 settings=request.landscape,
                 coordinates=self._row_coordinates(role),
             )
-            for node in self.nodes[role]
+            for node in self.rows[role].nodes
         ]
         self.gradients[role] = self.step(gradient, shards=self.fields[role])
         return self.step(
@@ -175,14 +174,17 @@ class Wiring:
             return None
         settings = self.request.prompt_gain
         forward = AnswerPass(batch_tokens=settings.batch_tokens)
-        shards = [self.step(prompt_gain_shard, rows=leaf, model=self.model, settings=forward) for leaf in self.leaves]
+        shards = [
+            self.step(prompt_gain_shard, rows=leaf, model=self.model, settings=forward)
+            for leaf in self.rows["train"].leaves
+        ]
         return self.step(prompt_gain, shards=shards, landscape=made["landscape"], settings=settings)
 
     def curvature(self) -> Any:
         """K_ii along the mean gradient, which every row moves, and the sharpness, which few rows do."""
         request = self.request
         shared = {
-            "rows": self._curvature_rows(),
+            "rows": self.curvature_rows(),
             "model": self.model,
             "adapter": request.adapter,
             "seed": request.training.seed,
@@ -215,12 +217,14 @@ class Wiring:
         shared = {"solve": solve, "directions": directions, "adapter": adapter, "seed": seed, "dpo_beta": self.dpo_beta}
         shared["settings"] = settings.scoring
         if kept:
-            sources = zip(self.nodes["train"], self.fields["train"], strict=True)
+            sources = zip(self.rows["train"].nodes, self.fields["train"], strict=True)
             shards = [self.step(influence_shard, rows=rows, node=node, **shared) for rows, node in sources]
         else:
-            shards = [self.step(influence_shard, rows=leaf, model=self.model, **shared) for leaf in self.leaves]
+            shards = [
+                self.step(influence_shard, rows=leaf, model=self.model, **shared) for leaf in self.rows["train"].leaves
+            ]
         replays = None
-        if kept and training.optimizer == "adamw" and len(self.indices["train"].trained_ids) >= REPLAYED_ROWS:
+        if kept and training.optimizer == "adamw" and len(self.rows["train"].index.trained_ids) >= REPLAYED_ROWS:
             replays = self.step(
                 influence_replays,
                 nodes=self.fields["train"],
@@ -246,7 +250,7 @@ class Wiring:
         if settings.tokens_of is not None:
             made["influence_tokens"] = self.step(
                 influence_tokens,
-                rows=self._rows("train", self.indices["train"].one(settings.tokens_of)),
+                rows=self.rows["train"].one(settings.tokens_of),
                 directions=directions,
                 model=self.model,
                 adapter=adapter,
@@ -256,13 +260,13 @@ class Wiring:
 
     def _influence_targets(self) -> Any:
         """What influence is measured on, as gradients in adapter coordinates."""
-        request, heldout = self.request, self.indices["heldout"]
+        request = self.request
         return self.step(
             influence_targets,
             gradient=self._target_gradient(),
             nodes=self.fields["heldout"],
             samples=self.tables["heldout"],
-            rows=subset_of(heldout.trained_ids, request.influence.target.rows, "targets"),
+            rows=self.rows["heldout"].subset(request.influence.target.rows, "targets").subset,
             adapter=request.adapter,
             seed=request.training.seed,
             dtype=request.model.dtype,
@@ -297,7 +301,7 @@ class Wiring:
             own = {"nodes": self.fields["train"], "rows_per_step": request.training.rows_per_step}
         return self.step(
             influence_solve,
-            rows=self._curvature_rows(),
+            rows=self.curvature_rows(),
             targets=targets,
             model=self.model,
             adapter=request.adapter,
@@ -312,7 +316,7 @@ class Wiring:
         return self.step(
             prediction,
             nodes=self.fields["train"],
-            node_rows=self.nodes["train"],
+            node_rows=self.rows["train"].nodes,
             gradient=self.gradients["train"],
             heldout_nodes=self.fields["heldout"],
             heldout_gradient=self.gradients["heldout"],
@@ -325,14 +329,23 @@ class Wiring:
             settings=request.prediction,
         )
 
+    def curvature_rows(self) -> SubsetRows:
+        """The training rows whose curvature is taken."""
+        settings = self.request.curvature
+        return self.rows["train"].short_subset(settings.rows, "curvature", settings.max_row_tokens)
+
     def evaluation_rows(self) -> SubsetRows:
         """The held-out rows whose loss is taken along the predicted path."""
-        return self.subset("heldout", self.request.prediction.evaluation_rows, "evaluation")
+        return self.rows["heldout"].subset(self.request.prediction.evaluation_rows, "evaluation")
+
+    def compared_rows(self) -> SubsetRows:
+        """The held-out rows on which base and predicted checkpoint are compared."""
+        return self.rows["heldout"].subset(self.request.diff.rows, "diff")
 
     def concepts(self, made: dict[str, Any]) -> dict[str, Any]:
         """What reads the SAE after the prediction: features and SAE diff."""
         request, sae, concepts = self.request, self.sources.sae, {}
-        compared = self.subset("heldout", request.diff.rows, "diff")
+        compared = self.compared_rows()
         scores = self.step(
             feature_scores,
             gradient=self.gradients["train"],
@@ -369,51 +382,25 @@ class Wiring:
         return self.tables.get("preferences", self.tables["train"] if self.dpo_beta is not None else None)
 
     def model_diff(self, made: dict[str, Any]) -> Any:
-        paired = self.indices["heldout"].form == "preference"
+        paired = self.rows["heldout"].index.form == "preference"
         return self.step(
             model_diff,
             model=self.model,
             checkpoint=made["checkpoint"],
-            rows=self.subset("heldout", self.request.diff.rows, "diff"),
+            rows=self.compared_rows(),
             probes=self.tables.get("probes"),
             pairs=self.tables.get("preferences", self.tables["heldout"] if paired else None),
             settings=self.request.diff,
         )
 
+    def _rows(self, role: str) -> RoleRows:
+        table = self.tables[role]
+        encoding = encoding_of(self.tokenizer, self.request.dataset, role)
+        return RoleRows(table, self.step.index(table), encoding, self.request.shards)
+
     def _row_coordinates(self, role: str) -> RowCoordinates | None:
         """Where rows are kept one by one: those of a LoRA fine-tune, while they are few enough."""
-        request, rows = self.request, len(self.indices[role].ids)
+        request, rows = self.request, len(self.rows[role].index.ids)
         if request.adapter.method != "lora" or rows > request.landscape.row_gradients:
             return None
         return RowCoordinates(r=request.adapter.r, seed=request.training.seed)
-
-    def _curvature_rows(self) -> SubsetRows:
-        settings = self.request.curvature
-        short = self.indices["train"].short_ids(settings.max_row_tokens)
-        return self._rows("train", subset_of(short, settings.rows, "curvature"))
-
-    def subset(self, role: str, rows: int, salt: str) -> SubsetRows:
-        """At most `rows` of a role's trained rows, chosen by id."""
-        return self._rows(role, subset_of(self.indices[role].trained_ids, rows, salt))
-
-    def _rows(self, role: str, subset: Subset) -> SubsetRows:
-        tokens = self.indices[role].tokens_of(subset.ids)
-        return SubsetRows(samples=self.tables[role], subset=subset, encoding=self._encoding(role), tokens=tokens)
-
-    def whole(self, role: str) -> ShardRows:
-        """All rows of a role as one shard."""
-        ids = self.indices[role].ids
-        return self._shard(role, *shard_tree(ids, len(ids), 0))
-
-    def _shards(self, role: str, bounded: bool = False) -> list[ShardRows]:
-        cut = self.request.shards
-        depth = min(cut.node_depth, cut.max_depth) if bounded else cut.max_depth
-        return [self._shard(role, leaf) for leaf in shard_tree(self.indices[role].ids, cut.max_rows, depth)]
-
-    def _shard(self, role: str, shard: Shard) -> ShardRows:
-        index, encoding = self.indices[role], self._encoding(role)
-        tokens = index.tokens_of(index.ids[row] for row in rows_of_shard(index.ids, shard))
-        return ShardRows(samples=self.tables[role], shard=shard, encoding=encoding, tokens=tokens)
-
-    def _encoding(self, role: str) -> str:
-        return encoding_of(self.tokenizer, self.request.dataset, role)

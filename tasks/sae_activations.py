@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from storage.runs import Run
 from tasks.differences import DiffSettings
 from tasks.hooks import run_to_hook
-from tasks.keys import NUMERICS, content_task
 from tasks.minibatches import minibatches, token_masks
-from tasks.model import ModelHandle, SaeHandle
-from tasks.rows import SubsetRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,16 +14,6 @@ if TYPE_CHECKING:
 
     from tasks.loading import LoadedModel
     from tasks.saes import LoadedSae
-
-
-@content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
-def sae_base(
-    draft: Any, run: Run, model: ModelHandle, sae: SaeHandle, rows: SubsetRows, settings: DiffSettings
-) -> None:
-    """The base model's side of the SAE diff, which no prediction changes: sums.safetensors, summary.json."""
-    sums, tokens, explained = sample_activations(model.open(run), sae.open(), rows.read(run), settings)
-    draft.write_tensors("sums.safetensors", {"sums": sums, "tokens": tokens})
-    draft.write_json("summary.json", {"explained_variance": explained})
 
 
 def sample_activations(

@@ -126,7 +126,7 @@ class Bench:
         request, settings = self.bank.request, SolverSettings(**solver)
         adapted = adapt(self.bank.loaded, request.adapter, request.training.seed)
         started = time.perf_counter()
-        operator = curvature_operator(adapted, self.wiring._curvature_rows().read(self.bank.run), request.curvature)
+        operator = curvature_operator(adapted, self.wiring.curvature_rows().read(self.bank.run), request.curvature)
         (train, _), (held, tokens) = self.rows("train"), self.rows("heldout")
         names = sorted(adapted.weights)
         sizes = [adapted.weights[n].shape[0] * request.adapter.r for n in names]

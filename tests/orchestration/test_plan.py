@@ -95,7 +95,7 @@ def test_rates_are_bounded_and_a_torn_line_is_left_out(new_machine, first_run):
         ("training.learning_rate=2e-3", "prediction", "changed: training.learning_rate"),
         ("training.learning_rate=2e-3", "influence", "changed: schedule.learning_rate"),
         ("training.learning_rate=2e-3", "checkpoint", "changed: prediction"),
-        ("adapter.lora_alpha=8", "curvature", "changed: adapter.lora_alpha"),
+        ("adapter.lora_alpha=8", "curvature", "changed: adapter.lora_alpha, sharpness"),
         ("adapter.lora_alpha=8", "influence", "changed: replays, shards (4 of 4), solve, targets"),
         ("influence.solver.damping=0.02", "influence_solve", "changed: solver.damping"),
         ("thresholds.spike_factor=2", "landscape", "changed: thresholds.spike_factor"),
