@@ -152,6 +152,20 @@ def test_one_step_of_lora_is_the_step_that_peft_and_adamw_take(simulated, refere
         assert float(real.abs().max()) > 1e-4
 
 
+def test_the_path_starts_at_the_loss_of_the_base_weights(simulated, reference):
+    from tasks.shards import subset_of
+
+    done = simulated(*EXACT, "prediction.evaluation_rows=2")
+    heldout = role_rows(done, "heldout")
+    chosen = set(subset_of([row["sample_id"] for row in heldout], 2, "evaluation").ids)
+    assert len(heldout) > len(chosen)
+    kept = [row for row in heldout if row["sample_id"] in chosen]
+    losses = torch.cat([label_losses(reference, row["input_ids"], row["loss_mask"]) for row in kept])
+    path = done.table("prediction", "path")
+    assert path[0]["step"] == 0
+    assert path[0]["evaluated_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_one_step_of_a_full_fine_tune_is_the_step_that_torch_takes(simulated, reference, optimizer):
     base = {name: p.clone() for name, p in reference.named_parameters()}
