@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from storage.artifacts import ArtifactStore
+
 _bucket_numbers = itertools.count()
 
 
@@ -214,3 +216,8 @@ def faulty_s3(s3_root: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch
     with contextlib.closing(server.socket):
         yield proxy
         server.shutdown()
+
+
+@pytest.fixture
+def store(root: str) -> ArtifactStore:
+    return ArtifactStore(root)

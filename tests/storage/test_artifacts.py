@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -21,34 +19,9 @@ import pytest
 
 from storage import contents
 from storage.artifacts import ArtifactStore
-from storage.errors import Damaged, StorageFault
 from storage.places import Place
 from storage.refs import ArtifactRef
-
-KEY = "0123456789abcdef"
-
-
-@pytest.fixture
-def store(root: str) -> ArtifactStore:
-    return ArtifactStore(root)
-
-
-def make(store: ArtifactStore, text: str = "text", key: str = KEY, **options) -> ArtifactRef:
-    with store.create("landscape", key, {"rows": [1, 2]}, **options) as draft:
-        draft.path("a.txt").write_text(text)
-        draft.path("deep/b.bin").write_bytes(b"\0" * 1000)
-    return draft.ref
-
-
-def folder(store: ArtifactStore, key: str = KEY) -> Place:
-    return store.root / "artifacts" / "landscape" / key
-
-
-def another_process(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ArtifactStore:
-    """The same root as another machine sees it: nothing cached, nothing verified."""
-    monkeypatch.setattr(contents, "_verified", set())
-    monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "another machine"))
-    return ArtifactStore(store.root.uri)
+from tests.storage.stored import KEY, another_process, folder, make
 
 
 def test_an_artefact_is_absent_until_its_block_ends(store):
@@ -177,103 +150,6 @@ def test_a_library_s_lock_file_is_not_part_of_the_artefact(store):
     assert store.find("landscape", KEY, full=True)
 
 
-def spoil(store: ArtifactStore, name: str, change) -> None:
-    file = folder(store) / name
-    data = change(file.read_bytes())
-    file.delete()
-    if data is not None:
-        file.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    "name, change, complaint",
-    [
-        ("a.txt", lambda data: data[:-1], "has 3 bytes"),
-        ("a.txt", lambda data: data + b"!", "has 5 bytes"),
-        ("deep/b.bin", lambda data: None, "is missing"),
-        ("manifest.json", lambda data: data[:-20], "unreadable manifest"),
-        ("manifest.json", lambda data: b"[]", "unreadable manifest"),
-        ("manifest.json", lambda data: data.replace(b'_version": 1', b'_version": 2'), "unreadable manifest"),
-        ("manifest.json", lambda data: data.replace(b"a.txt", b"../.."), "unreadable manifest"),
-        ("manifest.json", lambda data: data.replace(KEY.encode(), b"f" * 16), "manifest of"),
-    ],
-)
-def test_a_torn_artefact_is_absent_and_heals(store, caplog, name, change, complaint):
-    make(store)
-    spoil(store, name, change)
-    with caplog.at_level(logging.WARNING):
-        assert store.find("landscape", KEY) is None
-    assert complaint in caplog.text
-    make(store)
-    assert store.find("landscape", KEY, full=True)
-    assert store.open(store.find("landscape", KEY)).path("a.txt").read_text() == "text"
-
-
-def flip(data: bytes) -> bytes:
-    return bytes([data[0] ^ 1]) + data[1:]
-
-
-def test_a_flipped_bit_is_found_when_opened_and_heals(store, monkeypatch, tmp_path):
-    ref = make(store)
-    spoil(store, "a.txt", flip)
-    elsewhere = another_process(store, monkeypatch, tmp_path)
-    assert elsewhere.find("landscape", KEY)
-    with pytest.raises(Damaged, match=r"a\.txt is damaged: .*run again to recompute") as caught:
-        elsewhere.open(ref).path("a.txt")
-    assert "\n" not in str(caught.value)
-    assert elsewhere.find("landscape", KEY) is None
-    make(elsewhere)
-    assert elsewhere.open(ref).path("a.txt").read_text() == "text"
-
-
-def test_a_full_look_finds_a_flipped_bit(store, monkeypatch, tmp_path):
-    make(store)
-    spoil(store, "deep/b.bin", flip)
-    elsewhere = another_process(store, monkeypatch, tmp_path)
-    assert elsewhere.find("landscape", KEY, full=True) is None
-    assert elsewhere.manifest("landscape", KEY) is None
-
-
-def test_a_file_deleted_after_opening_is_damage(store, monkeypatch, tmp_path):
-    ref = make(store)
-    opened = another_process(store, monkeypatch, tmp_path).open(ref)
-    (folder(store) / "a.txt").delete()
-    with pytest.raises(Damaged, match="run again"):
-        opened.path("a.txt")
-    assert store.find("landscape", KEY) is None
-
-
-def test_a_deleted_artefact_cannot_be_opened(store, monkeypatch, tmp_path):
-    ref = make(store)
-    store.delete("landscape", KEY)
-    assert list(store.iterate()) == []
-    with pytest.raises(StorageFault, match=r"is gone .*run again to recompute"):
-        another_process(store, monkeypatch, tmp_path).open(ref)
-
-
-def test_a_damaged_download_does_not_stay_in_the_cache(s3_root, monkeypatch, tmp_path):
-    store = ArtifactStore(s3_root)
-    ref = make(store)
-    copy = store.open(ref).path("a.txt")
-    copy.write_text("TEXT")
-    os.utime(copy, ns=(1, 1))
-    assert store.open(ref).path("a.txt").read_text() == "text"
-    assert store.find("landscape", KEY)
-
-
-def test_each_file_is_hashed_once_per_process(store, monkeypatch, tmp_path):
-    hashed = []
-    original = contents.hash_file
-    monkeypatch.setattr(contents, "hash_file", lambda path: hashed.append(path.name) or original(path))
-    ref = make(store)
-    store.open(ref).folder()
-    assert hashed == []
-    elsewhere = another_process(store, monkeypatch, tmp_path)
-    for _ in range(3):
-        elsewhere.open(ref).folder()
-    assert sorted(hashed) == ["a.txt", "b.bin"]
-
-
 def test_a_copied_root_keeps_every_hit(store, tmp_path, s3_root):
     ref = make(store)
     copies = [str(tmp_path / "copy"), s3_root.replace("root", "copy")]
@@ -289,71 +165,6 @@ def test_a_reference_travels_between_processes(store):
     ref = make(store)
     assert pickle.loads(pickle.dumps(ref)) == ref
     assert ArtifactRef.model_validate_json(ref.model_dump_json()) == ref
-
-
-def test_the_first_of_two_writers_stands(store):
-    with store.create("landscape", KEY, {}) as ours:
-        ours.path("a.txt").write_text("ours")
-        theirs = make(store, "theirs")
-    assert ours.ref == theirs
-    assert store.open(ours.ref).path("a.txt").read_text() == "theirs"
-    assert store.find("landscape", KEY, full=True)
-
-
-def test_racing_writers_never_mix_their_files(store, monkeypatch, tmp_path):
-    writers, errors = 6, []
-    start = threading.Barrier(writers)
-
-    def write(text: str) -> None:
-        try:
-            with store.create("landscape", KEY, {}) as draft:
-                for name in ("a.txt", "b.txt", "c.txt"):
-                    draft.path(name).write_text(text)
-                start.wait()
-            opened = ArtifactStore(store.root.uri).open(draft.ref)
-            assert len({opened.path(name).read_text() for name in opened.names()}) == 1
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=write, args=(str(number),)) for number in range(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    elsewhere = another_process(store, monkeypatch, tmp_path)
-    opened = elsewhere.open(elsewhere.find("landscape", KEY, full=True))
-    assert len({opened.path(name).read_text() for name in opened.names()}) == 1
-    assert [stored.key for stored in store.iterate()] == [KEY]
-
-
-def test_a_file_sent_between_ours_and_our_manifest_is_sent_again(faulty_s3, s3_root, s3_client, monkeypatch, tmp_path):
-    monkeypatch.setattr("storage.commits.RACE_SECONDS", 0.2)
-    bucket = s3_root.split("/")[2]
-
-    def interfere() -> None:
-        s3_client.put_object(
-            Bucket=bucket,
-            Key=f"root/artifacts/landscape/{KEY}/a.txt",
-            Body=b"THEY",
-            Metadata={"sha256": sha256(b"THEY").hexdigest()},
-        )
-
-    faulty_s3.inject(interfere, method="PUT", part="manifest.json")
-    store = ArtifactStore(s3_root)
-    ref = make(store)
-    elsewhere = another_process(store, monkeypatch, tmp_path)
-    assert elsewhere.open(ref).path("a.txt").read_text() == "text"
-    assert elsewhere.find("landscape", KEY, full=True)
-
-
-def test_a_reader_follows_a_writer_that_replaces_what_it_opened(s3_root, monkeypatch, tmp_path):
-    store = ArtifactStore(s3_root)
-    ref = make(store, "first")
-    opened = another_process(store, monkeypatch, tmp_path).open(ref)
-    store.delete("landscape", KEY)
-    make(store, "second")
-    assert opened.path("a.txt").read_text() == "second"
 
 
 def test_a_listing_tells_sizes_ages_and_what_is_half_written(store):
