@@ -111,7 +111,7 @@ def prediction(
         at = path_steps(virtual.steps, settings.path_points)
         path = closed_form if settings.rule == "rayleigh" else virtual.replayed(at)
         followed = partial(single_anchor, path, at, heldout, base, events)
-        trajectory = followed(tolerance=settings.tolerance) if settings.measures_again else followed()
+        trajectory = followed(tolerance=settings.tolerance if settings.measures_again else None)
         plan = anchor_plan(virtual, trajectory, settings)
         if plan is None:
             trajectory = followed(known=trajectory)

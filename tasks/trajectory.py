@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -114,13 +112,13 @@ def single_anchor(
     base: tuple[float, dict[str, Tensor]],
     events: EventLog,
     *,
-    tolerance: float = math.inf,
+    tolerance: float | None = None,
     known: Trajectory | None = None,
 ) -> Trajectory:
     """A path from base gradients alone. Predicted loss is first order: base loss + <gradient, delta>, of `base`.
 
-    It is followed up to the first of the steps `at` where prediction and evaluation part by more than `tolerance`,
-    or on from where the trajectory `known` left it.
+    It is followed through the steps `at`, with a `tolerance` up to the first of them where prediction and evaluation
+    part by more than that, and on from where the trajectory `known` left it.
     """
     from tasks.numerics.vectors import norm
 
@@ -135,7 +133,7 @@ def single_anchor(
         evaluated = rows.loss(delta)
         points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": norm(delta)})
         events.emit("progress", task="prediction", done=done, total=len(at))
-        if not abs(predicted - evaluated) <= tolerance:  # not a number is beyond any tolerance
+        if tolerance is not None and not abs(predicted - evaluated) <= tolerance:  # nan is beyond any tolerance
             break
     return Trajectory(delta, points, [0], 0, len(getattr(path, "clipped_steps", ())))
 
@@ -178,7 +176,7 @@ def anchored(
         reached = heldout.gradients(integration.delta_at(stop))
         ahead = {name: total / reached.tokens for name, total in reached.sums.items()}
         predicted, last = loss, start
-        for step in stops[bisect_right(stops, start) : bisect_right(stops, stop)]:
+        for step in (step for step in stops if start < step <= stop):
             before, delta = delta, integration.delta_at(step)
             moved = {name: change - before[name] if before else change for name, change in delta.items()}
             share = _middle(travelled, start, stop, last, step)

@@ -90,3 +90,14 @@ def test_the_frozen_field_is_followed_to_its_first_miss_and_on_from_there():
     assert rest.points == whole.points
     assert bowl.looks == 2
     assert torch.equal(rest.delta["w"], whole.delta["w"])
+
+
+@pytest.mark.parametrize(("tolerance", "steps"), [(None, [0, 10, 20, 40]), (1e9, [0, 10])])
+def test_a_loss_that_is_not_a_number_ends_only_a_path_with_a_tolerance(tolerance, steps):
+    bowl = Bowl()
+    virtual, at, base = run_in(bowl, 0.05, 40), [10, 20, 40], at_base(bowl)
+    bowl.loss = lambda delta: float("nan")
+    path = virtual.replayed(at)
+    trajectory = single_anchor(path, at, bowl, base, UNHEARD, tolerance=tolerance)
+    assert [p["step"] for p in trajectory.points] == steps
+    assert torch.equal(trajectory.delta["w"], path.delta_at(steps[-1])["w"])
