@@ -24,7 +24,7 @@ from tasks.features import FeatureSettings
 from tasks.influence import InfluenceSettings
 from tasks.landscape import LandscapeSettings, SignalThresholds
 from tasks.loading import AdapterSettings, ModelSettings
-from tasks.prediction import PredictionSettings
+from tasks.prediction_settings import PredictionSettings
 from tasks.preference import PreferenceSettings
 from tasks.prompt_gain import PromptGainSettings
 from tasks.quality_settings import QualitySettings
@@ -94,7 +94,7 @@ class Request(BaseModel):
     @model_validator(mode="after")
     def _sampled_quotients_need_linear_modules(self) -> Request:
         if self.adapter.method == "full" and self.curvature.quotients == "sampled":
-            raise ValueError("curvature.quotients sampled needs adapter.method lora; set it to exact")
+            raise ValueError("curvature.quotients sampled needs adapter.method lora; set it to auto or exact")
         return self
 
     @property

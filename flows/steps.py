@@ -20,6 +20,10 @@ from tasks.invariants import BrokenInvariant, unwatch, watch, weights_unchanged
 from tasks.loading import close_models
 from tasks.samples import SampleIndex, read_index
 from tasks.time_limits import pass_minutes
+from tasks.turns import at_once
+
+WAITING = 64
+"""Tasks that may wait for their inputs while others compute: the shards of a pass, and all that comes after them."""
 
 
 @dataclass
@@ -70,7 +74,9 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[Submitted | OnRay]
             if settings.runner == "ray":
                 step = OnRay(run, settings, stack)
             else:
-                step = Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
+                stack.enter_context(at_once(settings.max_workers))
+                threads = settings.max_workers + WAITING
+                step = Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=threads)))
             stack.enter_context(progress_shown(step))
             yield step
     finally:

@@ -52,8 +52,8 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     stored = ledger.verdict(key)
     if stored is not None:
         return announced(ledger.name, {**stored, "repeated": True})
-    result = simulate(wanted, run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
     accepted = ledger.accepted()
+    result = simulate(along_accepted(wanted, accepted), run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
     compared = compared_with(accepted, Run(ledger.root, result["run_id"]))
     judged = apply_gate(gate, result, accepted and accepted["summary"])
     verdict = {
@@ -85,6 +85,15 @@ def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
             "gate": gate.model_dump(mode="json"),
         }
     )[:40]
+
+
+def along_accepted(request: Request, accepted: dict[str, Any] | None) -> Request:
+    """The request with the accepted run in the place of the latest one, whose version may have been refused."""
+    if request.prediction.along != "latest":
+        return request
+    kept = accepted is not None and run_status(Run(request.runtime.root, accepted["run_id"])) == "completed"
+    along = accepted["run_id"] if accepted is not None and kept else None
+    return request.model_copy(update={"prediction": request.prediction.model_copy(update={"along": along})})
 
 
 def compared_with(accepted: dict[str, Any] | None, run: Run) -> dict[str, Any] | None:

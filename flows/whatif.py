@@ -59,6 +59,8 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
         raise BadInput(f"--set {max(paths, key=paths.count)}: given twice; put its values into one list")
     content = yaml.safe_load(run.read_request())
     content.setdefault("runtime", {})["root"] = run.root
+    if content.get("prediction", {}).get("along"):
+        content["prediction"]["along"] = run.run_id  # the path that it went along, whatever runs came after it
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
     settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _product(grid)]
@@ -121,7 +123,7 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
     wiring = Wiring(step, request, resolve_sources(request.dataset, request.model, request.sae))
     made = {"landscape": wiring.landscape("train"), "heldout_landscape": wiring.landscape("heldout")}
     made["curvature"] = wiring.curvature()
-    prediction = wiring.prediction(made)
+    prediction = wiring.prediction(made)["prediction"]
     needed: list[ArtifactRef] = [*wiring.fields["train"], wiring.gradients["heldout"], prediction]
     gone = [each.task for each in needed if not each.uri]
     if gone:

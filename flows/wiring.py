@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from flows.earlier import earlier_path
 from flows.request import Request
 from flows.role_rows import RoleRows
 from storage.errors import BadInput
 from storage.refs import ArtifactRef
+from storage.runs import Run
 from tasks.baseline import baseline, baseline_shard
 from tasks.checkpoint import checkpoint
 from tasks.curvature import curvature
+from tasks.curvature_samples import curvature_samples
 from tasks.dataset import TokenizerHandle, encoding_of, role_settings, samples
 from tasks.dataset_quality import quality, quality_shard
 from tasks.features import feature_scores, features
@@ -25,6 +28,7 @@ from tasks.landscape import landscape, landscape_shard
 from tasks.model import model
 from tasks.model_diff import model_diff
 from tasks.page import RequestLines, report
+from tasks.path import path
 from tasks.prediction import prediction
 from tasks.preference import preference
 from tasks.prompt_gain import AnswerPass, prompt_gain, prompt_gain_shard
@@ -42,6 +46,8 @@ REPLAYED_ROWS = 8  # fewer rows have too few halves to tell one from another
 class Step(Protocol):
     """How the wiring asks for an artefact: by submitting a task, or by asking whether its key is there."""
 
+    run: Run
+
     def __call__(self, task: Any, **inputs: Any) -> Any:
         """The task's artefact: a future, or a reference."""
 
@@ -55,7 +61,7 @@ class Step(Protocol):
 def simulation(step: Step, request: Request, sources: Sources) -> dict[str, Any]:
     """Wire every pass of one simulation and return its artefacts by name.
 
-    1. samples of every role, and their shards        5. the prediction and its checkpoint
+    1. samples of every role, and their shards        5. the path, the prediction and its checkpoint
     2. quality per shard                              6. concepts: features, preference, SAE diff
     3. landscape per shard, train and held-out        7. model diff, side by side with the SAE diff
     4. prompt gain, curvature and influence           8. the report, from all of the above
@@ -72,7 +78,7 @@ def simulation(step: Step, request: Request, sources: Sources) -> dict[str, Any]
         made["prompt_gain"] = gain
     made["curvature"] = wiring.curvature()
     made |= wiring.influence()
-    made["prediction"] = wiring.prediction(made)
+    made |= wiring.prediction(made)
     made["checkpoint"] = step(
         checkpoint, model=wiring.model, prediction=made["prediction"], settings=request.checkpoint
     )
@@ -191,7 +197,10 @@ class Wiring:
             "settings": request.curvature,
         }
         largest = self.step(sharpness, **shared)
-        return self.step(curvature, gradient=self.gradients["train"], sharpness=largest, **shared)
+        samples = None
+        if request.curvature.samples_quotients(request.adapter):
+            samples = self.step(curvature_samples, **shared)
+        return self.step(curvature, gradient=self.gradients["train"], sharpness=largest, samples=samples, **shared)
 
     def influence(self) -> dict[str, Any]:
         """The ranking of the training rows, and the tokens of one of them where they are asked for.
@@ -311,23 +320,51 @@ class Wiring:
             **own,
         )
 
-    def prediction(self, made: dict[str, Any]) -> Any:
+    def prediction(self, made: dict[str, Any]) -> dict[str, Any]:
+        """The path, its own or an earlier run's, and the delta at its end."""
         request = self.request
-        return self.step(
+        shared = {
+            "nodes": self.fields["train"],
+            "heldout_nodes": self.fields["heldout"],
+            "heldout_gradient": self.gradients["heldout"],
+            "evaluation": self.evaluation_rows(),
+            "model": self.model,
+            "adapter": request.adapter,
+            "training": request.training,
+            "dpo_beta": self.dpo_beta,
+        }
+        paths: dict[str, Any] = {}
+        earlier = self._earlier_path()
+        if request.prediction.rule == "recursion":
+            measured = {"node_rows": self.rows["train"].nodes, "settings": request.prediction.path}
+            paths["path"] = earlier or self.step(path, **shared, **measured)
+        predicted = self.step(
             prediction,
-            nodes=self.fields["train"],
-            node_rows=self.rows["train"].nodes,
             gradient=self.gradients["train"],
-            heldout_nodes=self.fields["heldout"],
-            heldout_gradient=self.gradients["heldout"],
             curvature=made["curvature"],
-            evaluation=self.evaluation_rows(),
-            model=self.model,
-            adapter=request.adapter,
-            training=request.training,
-            dpo_beta=self.dpo_beta,
+            path=paths.get("path"),
+            earlier=earlier is not None,
             settings=request.prediction,
+            **shared,
         )
+        return {**paths, "prediction": predicted}
+
+    def _earlier_path(self) -> ArtifactRef | None:
+        """The measured path of an earlier run that serves this one, where one is asked for."""
+        request, rows = self.request, self.rows["train"]
+        if request.prediction.along is None or not request.prediction.measures_again:
+            return None
+        wanted = {
+            "node_rows": rows.nodes,
+            "evaluation": self.evaluation_rows(),
+            "model": self.model,
+            "adapter": request.adapter,
+            "training": request.training,
+            "dpo_beta": self.dpo_beta,
+            "settings": request.prediction.path,
+        }
+        travel = sum(request.training.rates(len(rows.index.trained_ids)))
+        return earlier_path(self.step.run, request.run_name, request.prediction.along, wanted, rows.index.ids, travel)
 
     def curvature_rows(self) -> SubsetRows:
         """The training rows whose curvature is taken."""

@@ -23,8 +23,11 @@ _LONGEST_NAME = 40  # characters; with time and tail well under every file syste
 def new_run_id(now: datetime, name: str) -> str:
     """`20261122-211438-tickets-1a2b`: sorts by time (UTC when `now` has a zone), safe in paths and URLs."""
     moment = now.astimezone(UTC) if now.tzinfo else now
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
-    return f"{moment:%Y%m%d-%H%M%S}-{slug or 'run'}-{secrets.token_hex(2)}"
+    return f"{moment:%Y%m%d-%H%M%S}-{_slug(name)}-{secrets.token_hex(2)}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-") or "run"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ def list_runs(root: str) -> list[Run]:
 def latest(root: str) -> Run | None:
     """The newest run, finished or not."""
     return next(reversed(list_runs(root)), None)
+
+
+def runs_named(root: str, name: str) -> list[Run]:
+    """The runs of requests of this name, newest first, unfinished ones too."""
+    return [run for run in reversed(list_runs(root)) if run.name == _slug(name)]
 
 
 def resolve_run(root: str, name: str) -> Run:

@@ -38,11 +38,13 @@ class CurvatureSettings(BaseModel):
     max_row_tokens: int = Field(
         256, ge=2, title="Longest row of the curvature sample", description="a product's memory grows with its square"
     )
-    quotients: Literal["exact", "sampled"] = Field(
-        "exact",
+    quotients: Literal["auto", "sampled", "exact"] = Field(
+        "auto",
         title="K_ii",
-        description="exact: one product per tensor; sampled: all tensors from 4 backward passes, with an error",
+        description="sampled: from gradients under labels that the model draws, with an error; they are kept, so that "
+        "other rows or another mean gradient cost no pass; exact: one product per tensor; auto: sampled for LoRA",
     )
+    quotient_draws: int = Field(16, ge=2, title="Draws of the sampled K_ii", description="per row of the sample")
     quotient_rows: int = Field(4, ge=1, title="Rows of the exact K_ii", description="out of the curvature sample")
     power_iterations: int = Field(3, ge=1, title="Power iterations for the sharpness")
     batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
@@ -53,6 +55,11 @@ class CurvatureSettings(BaseModel):
         description="about 3 MB a token for a 135M model",
         json_schema_extra=without_result(),
     )
+
+    def samples_quotients(self, adapter: AdapterSettings) -> bool:
+        """Whether K_ii is sampled: a full fine-tune has no coordinates small enough to keep gradients in."""
+        chosen = adapter.method == "lora" and self.curvature == "gauss_newton"
+        return chosen if self.quotients == "auto" else self.quotients == "sampled"
 
 
 @dataclass(frozen=True)

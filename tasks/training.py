@@ -66,6 +66,12 @@ class Schedule(BaseModel):
         """Steps over which the learning rate rises linearly from zero."""
         return int(self.warmup_ratio) if self.warmup_ratio >= 1 else math.ceil(self.steps(rows) * self.warmup_ratio)
 
+    def rates(self, rows: int) -> list[float]:
+        """Learning rate of every optimizer step."""
+        from tasks.numerics.schedules import learning_rates
+
+        return learning_rates(self.lr_scheduler_type, self.learning_rate, self.steps(rows), self.warmup_steps(rows))
+
 
 class TrainingSettings(Schedule):
     """What the real run would be given; nothing here is ever used to step a parameter.

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from storage.events import EventLog
-from tasks.adapted import AdaptedModel
+from storage.refs import ArtifactRef
+from storage.runs import Run
+from tasks.adapted import AdaptedModel, gradient_field
 from tasks.evaluation import RowsAtWeights
 from tasks.loading import undecayed_weights
+from tasks.row_gradients import row_gradients
 from tasks.training import TrainingSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tasks.numerics.drift import Drift
     from tasks.numerics.field import GradientField, VirtualBatches
     from tasks.numerics.integrator import AnchorPlan, Integration
     from tasks.numerics.replay import Adapter, Replay
     from tasks.numerics.row_gradients import RowGradients
+
+
+DRIFT, HELDOUT_DRIFT = "drift", "heldout_drift"
+"""Of the mean gradient of the training rows, and of the held-out ones."""
+
+Keep = Callable[[str, int, "dict[str, Tensor]"], None]
+"""keep(DRIFT or HELDOUT_DRIFT, step, how far the mean gradient has moved from that at the base weights)"""
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,12 @@ class VirtualRun:
     @property
     def rates(self) -> list[float]:
         """Learning rate of every step."""
-        from tasks.numerics.schedules import learning_rates
+        return self.training.rates(sum(self.field.rows))
 
-        training, rows = self.training, sum(self.field.rows)
-        warmup = training.warmup_steps(rows)
-        return learning_rates(training.lr_scheduler_type, training.learning_rate, self.steps, warmup)
+    @property
+    def travelled(self) -> list[float]:
+        """The sum of the learning rates before every step, and after the last."""
+        return [0.0, *accumulate(self.rates)]
 
     def replayed(self, at: Sequence[int]) -> Replay:
         """The optimizer's recursion over the frozen field, kept at the steps `at`."""
@@ -60,8 +73,26 @@ class VirtualRun:
         optimizer = self.training.optimizer_settings()
         return replay(self.batches().gradient, self.adapter, optimizer, self.rates, snapshots=at)
 
-    def integrated(self, stops: Sequence[int], nodes_per_anchor: int, measure: Any) -> Integration:
-        """The recursion with the field measured again at the predicted weights of every stop."""
+    def drifting(self, drift: Drift, at: Sequence[int]) -> Replay:
+        """The recursion over the field whose mean drifts as it did along a path measured before."""
+        from tasks.numerics.replay import replay
+
+        batches, travelled = self.batches(), self.travelled
+
+        def gradient(step: int, name: str) -> Tensor:
+            drawn, moved = batches.gradient(step, name), drift.at(travelled[step], name)
+            return drawn if moved is None else moved.add_(drawn)
+
+        optimizer = self.training.optimizer_settings()
+        return replay(gradient, self.adapter, optimizer, self.rates, snapshots=at)
+
+    def integrated(
+        self, stops: Sequence[int], nodes_per_anchor: int, measure: Any, keep: Callable[[int, dict[str, Tensor]], None]
+    ) -> Integration:
+        """The recursion with the field measured again at the predicted weights of every stop.
+
+        `keep` is given every stop and how far the mean gradient has moved there.
+        """
         from tasks.numerics.integrator import integrate
 
         return integrate(
@@ -74,6 +105,7 @@ class VirtualRun:
             nodes_per_anchor=nodes_per_anchor,
             seed=self.training.seed,
             snapshots=stops,
+            keep=keep,
         )
 
     def batches(self) -> VirtualBatches:
@@ -89,6 +121,15 @@ class VirtualRun:
         steps = trainer_steps(len(detail.tokens), size, accumulated, self.steps, training.seed)
         shares = tuple(row_shares(step, detail.tokens, by_micro_batch=self.paired) for step in steps)
         return replace(batches, detail=detail, shares=shares)
+
+
+def virtual_run(
+    run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel, training: TrainingSettings, *, paired: bool
+) -> VirtualRun:
+    """The run that is predicted, over the stored gradient field."""
+    field = gradient_field(run, nodes, adapted)
+    detail = row_gradients(run, nodes, adapted)
+    return VirtualRun(moving_adapter(adapted), field, training, training.steps(sum(field.rows)), detail, paired)
 
 
 def moving_adapter(adapted: AdaptedModel) -> Adapter:
@@ -132,7 +173,7 @@ def single_anchor(
         predicted = loss + inner(gradient, delta)
         evaluated = rows.loss(delta)
         points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": norm(delta)})
-        events.emit("progress", task="prediction", done=done, total=len(at))
+        events.emit("progress", task="path", done=done, total=len(at))
         if tolerance is not None and not abs(predicted - evaluated) <= tolerance:  # nan is beyond any tolerance
             break
     return Trajectory(delta, points, [0], 0, len(getattr(path, "clipped_steps", ())))
@@ -150,8 +191,12 @@ def anchored(
     heldout: RowsAtWeights,
     base: tuple[float, dict[str, Tensor]],
     events: EventLog,
+    keep: Keep,
 ) -> Trajectory:
     """The path with anchors at `stops`; `base` is the held-out loss and gradient at the base weights.
+
+    `keep` is given what moved from the base weights' on: at every stop the mean gradient of the training rows, and
+    wherever the held-out rows are looked at, theirs.
 
     The held-out rows are looked at on every second stop, the last included: there they cost as much as the node that
     the stop is for. The predicted loss is the last point's evaluated loss plus the integral of the held-out gradient
@@ -164,17 +209,18 @@ def anchored(
     def measure(delta: dict[str, Tensor], nodes: Sequence[int]) -> list[dict[str, Tensor]]:
         nonlocal done
         done += 1
-        events.emit("progress", task="prediction", done=done, total=len(stops))
+        events.emit("progress", task="path", done=done, total=len(stops))
         return [node_rows[node].gradients(delta).sums for node in nodes]
 
-    integration = virtual.integrated(stops, nodes_per_anchor, measure)
-    travelled = [0.0, *accumulate(virtual.rates)]
+    integration = virtual.integrated(stops, nodes_per_anchor, measure, partial(keep, DRIFT))
+    travelled = virtual.travelled
     loss, gradient = base
     points = [_base_point(loss)]
     delta: dict[str, Tensor] = {}
     for start, stop in pairwise([0, *stops[::-2][::-1]]):
         reached = heldout.gradients(integration.delta_at(stop))
         ahead = {name: total / reached.tokens for name, total in reached.sums.items()}
+        keep(HELDOUT_DRIFT, stop, {name: mean - base[1][name].to(mean) for name, mean in ahead.items()})
         predicted, last = loss, start
         for step in (step for step in stops if start < step <= stop):
             before, delta = delta, integration.delta_at(step)
@@ -186,6 +232,54 @@ def anchored(
         points.append({"step": stop, "predicted_loss": predicted, "evaluated_loss": loss, "distance": norm(delta)})
     clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
     return Trajectory(delta, points, [0, *stops], integration.measured_rows, clipped)
+
+
+LAST_LOOK = 0.75
+"""Share of the travel beyond which the look at the end of a followed path stands for one on the way."""
+
+
+def along(
+    virtual: VirtualRun,
+    drift: Drift,
+    heldout_drift: Drift,
+    heldout: RowsAtWeights,
+    base: tuple[float, dict[str, Tensor]],
+    events: EventLog,
+) -> Trajectory:
+    """The path over gradients that drift as they did along an earlier run's path; no gradient is measured.
+
+    The loss is evaluated where the earlier run looked at its held-out rows, and at the end: where it parts from the
+    predicted one, the earlier path does not serve. The predicted loss is again the last evaluated one plus the
+    integral of the held-out gradient since.
+    """
+    from tasks.numerics.vectors import norm
+
+    travelled, end = virtual.travelled, virtual.steps
+    looks = {*_steps_at(travelled, [t for t in heldout_drift.travels if t <= LAST_LOOK * travelled[-1]]), end}
+    cuts = sorted({*looks, *_steps_at(travelled, [t for t in drift.travels if t < travelled[-1]])} - {0})
+    replay = virtual.drifting(drift, cuts)
+    loss, gradient = base
+    points, predicted, delta = [_base_point(loss)], loss, {}
+    for start, step in pairwise([0, *cuts]):
+        before, delta = delta, replay.delta_at(step)
+        moved = {name: change - before[name] if before else change for name, change in delta.items()}
+        middle = (travelled[start] + travelled[step]) / 2
+        predicted += inner(gradient, moved)
+        for name, change in moved.items():
+            ahead = heldout_drift.at(middle, name)
+            predicted += 0.0 if ahead is None else float((ahead * change).sum())
+        if step in looks:
+            loss = heldout.loss(delta)
+            size = norm(delta)
+            points.append({"step": step, "predicted_loss": predicted, "evaluated_loss": loss, "distance": size})
+            events.emit("progress", task="prediction", done=len(points) - 1, total=len(looks))
+            predicted = loss
+    return Trajectory(delta, points, [0], 0, len(replay.clipped_steps))
+
+
+def _steps_at(travelled: Sequence[float], travels: Sequence[float]) -> list[int]:
+    """The steps that come nearest to having travelled so far."""
+    return [min(range(len(travelled)), key=lambda step: abs(travelled[step] - travel)) for travel in travels]
 
 
 def _middle(travelled: Sequence[float], start: int, stop: int, last: int, step: int) -> float:
@@ -219,3 +313,24 @@ def planned_anchors(
     stops = tuple(equal_travel(virtual.rates, int(anchors) - 1))
     nodes = int(spare * field.nodes / rows / len(stops))
     return AnchorPlan(stops, min(field.nodes, max(1, nodes)))
+
+
+def path_steps(steps: int, points: int) -> list[int]:
+    """Steps at which the path is looked at; the last is the run's end."""
+    return sorted({round(steps * point / points) for point in range(1, points + 1)} - {0})
+
+
+def path_summary(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
+    """First and last losses, and the horizon: the first step where prediction and evaluation part."""
+    parted = [p["step"] for p in points if abs(p["predicted_loss"] - p["evaluated_loss"]) > tolerance]
+    last = points[-1]
+    trusted = max((p["step"] for p in points if not parted or p["step"] < parted[0]), default=0)
+    return {
+        "heldout_loss_base": points[0]["evaluated_loss"],
+        "heldout_loss_predicted": last["predicted_loss"],
+        "heldout_loss_evaluated": last["evaluated_loss"],
+        "horizon": parted[0] if parted else None,
+        "trusted_steps": trusted,
+        "trust": "whole run" if not parted else f"up to step {trusted} of {last['step']}",
+        "tolerance": tolerance,
+    }

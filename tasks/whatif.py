@@ -15,10 +15,10 @@ from storage.refs import ArtifactRef
 from storage.runs import Run
 from tasks.adapted import stored_field
 from tasks.loading import AdapterSettings, lora_init, lora_scale
-from tasks.prediction import PredictionSettings, path_steps
+from tasks.prediction_settings import PredictionSettings
 from tasks.row_gradients import stored_rows
 from tasks.training import TrainingSettings
-from tasks.trajectory import VirtualRun, inner
+from tasks.trajectory import VirtualRun, inner, path_steps
 
 if TYPE_CHECKING:
     from torch import Tensor

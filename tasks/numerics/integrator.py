@@ -110,8 +110,11 @@ def integrate(
     nodes_per_anchor: int,
     seed: int,
     snapshots: Collection[int] = (),
+    keep: Callable[[int, Vector], None] | None = None,
 ) -> Integration:
     """Replays the run in segments that end at `stops`, measuring the field again at each predicted end.
+
+    `keep` is given every stop and how far the mean gradient has moved there from that at the base weights.
 
     The measured nodes rotate through the field in a seeded order, so that what one subset gets wrong the
     next ones average out. Every stop costs `nodes_per_anchor` nodes. Raises ValueError when the stops do not
@@ -128,6 +131,8 @@ def integrate(
         predicted = run.advance(state, last, run.extrapolated(before, last, stop)).delta
         estimate = estimate_mean(field, nodes, measure(predicted, nodes))
         before, last = last, _Mean(stop, estimate.mean)
+        if keep is not None:
+            keep(stop, {name: mean - field.mean(name) for name, mean in last.gradient.items()})
         segments.append(run.advance(state, before, last))
         state, start, here = segments[-1].state, here, segments[-1].delta
         moved = axpy(-1.0, start, here)

@@ -13,7 +13,7 @@ from tasks.numerics.batches import Batch
 from tasks.numerics.curvature import CurvatureOperator
 from tasks.numerics.losses import label_logits
 from tasks.numerics.objectives import Call
-from tasks.numerics.spaces import Space
+from tasks.numerics.spaces import LoraSpace
 from tasks.numerics.taps import Taps
 from tasks.numerics.vectors import Vector
 
@@ -42,62 +42,71 @@ def rayleigh_quotients(operator: CurvatureOperator, gradient: Vector, mode: str 
     return RayleighQuotients(_over_squares(forms, gradient), None, mode, products)
 
 
-def sampled_rayleigh_quotients(
+def sampled_gradients(
     call: Call,
     weights: Vector,
-    space: Space,
+    space: LoraSpace,
     batches: Sequence[Batch],
-    gradient: Vector,
     modules: Mapping[str, nn.Module],
-    draws: int = 4,
+    draws: int,
     seed: int = 0,
-) -> RayleighQuotients:
-    """Gauss-Newton K_ii of all modules at once, from `draws` backward passes, with standard errors.
+    dtype: torch.dtype = torch.float32,
+) -> Vector:
+    """{name: [draws, rows, out, r]}: gradients of every row's loss under labels drawn from the model.
 
-    With labels drawn from the model, s_r = <sample r's gradient in module i, g_i> has mean zero and
-    sum_r E[s_r^2] = tokens * g_i . H_ii g_i, because the Fisher matrix of cross entropy is its Gauss-Newton
-    matrix (Kunstner et al. 2019). The relative error is about sqrt(2 / (draws * rows)).
-    `modules` maps each weight's name to its linear module. Raises ValueError when no batch has a label.
+    The Fisher matrix of cross entropy is its Gauss-Newton matrix (Kunstner et al. 2019): these gradients are to it
+    what it takes to read g . H g off for any direction g, see `quotients_of`. One forward pass, and a backward pass
+    per draw. `modules` maps each weight's name to its linear module. Raises ValueError when no batch has a label.
     """
     generator = torch.Generator().manual_seed(seed)
-    direction = space.lift(gradient)
     labelled = [batch for batch in batches if batch.label_tokens]
     if not labelled:
         raise ValueError(f"{len(batches)} curvature batches hold 0 label tokens: give rows that train")
-    tokens = sum(batch.label_tokens for batch in labelled)
-    sums, variances = dict.fromkeys(gradient, 0.0), dict.fromkeys(gradient, 0.0)
-    for batch in labelled:
-        squared = _squared_scores(call, weights, batch, direction, modules, draws, generator)
-        for name, values in squared.items():
-            sums[name] += values.mean(0).sum().item()
-            variances[name] += values.var(0).sum().item() / draws if draws > 1 else math.inf
-    values = _over_squares({name: total / tokens for name, total in sums.items()}, gradient)
-    errors = _over_squares({name: math.sqrt(total) / tokens for name, total in variances.items()}, gradient)
-    return RayleighQuotients(values, errors, "sampled", draws)
+    drawn = [_drawn(call, weights, space, batch, modules, draws, generator, dtype) for batch in labelled]
+    return {name: torch.cat([each[name] for each in drawn], dim=1) for name in space.A}
 
 
-def _squared_scores(
+def _drawn(
     call: Call,
     weights: Vector,
+    space: LoraSpace,
     batch: Batch,
-    direction: Vector,
     modules: Mapping[str, nn.Module],
     draws: int,
     generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """{name: [draws, b] float64} squared directional derivatives of each row's loss under sampled labels."""
-    squared: dict[str, list[Tensor]] = {name: [] for name in direction}
-    with Taps({name: modules[name] for name in direction}) as taps, torch.enable_grad():
+    dtype: torch.dtype,
+) -> Vector:
+    drawn: dict[str, list[Tensor]] = {name: [] for name in space.A}
+    with Taps({name: modules[name] for name in space.A}) as taps, torch.enable_grad():
         log_p = label_logits(call(weights, batch), batch.labels).log_softmax(-1)  # [n, V]
         # Inverting the cumulative distribution costs a search a draw; torch.multinomial, a pass over [n, V].
         cumulative = log_p.detach().exp().cumsum(-1)
+        inner = taps.inner(space.A)
         for _ in range(draws):
             level = torch.rand(len(log_p), 1, generator=generator).to(log_p) * cumulative[:, -1:]
             labels = torch.searchsorted(cumulative, level).clamp_(max=log_p.shape[-1] - 1)
             deltas = taps.output_gradients(-log_p.gather(-1, labels).sum(), retain_graph=True)
-            for name, score in taps.dots(deltas, direction).items():
-                squared[name].append(score.double().square())
-    return {name: torch.stack(scores) for name, scores in squared.items()}
+            for name, delta in deltas.items():
+                gradient = torch.einsum("bso,bsr->bor", delta.to(inner[name]), inner[name]).mul_(space.scale)
+                drawn[name].append(gradient.to(dtype))
+    return {name: torch.stack(gradients) for name, gradients in drawn.items()}
+
+
+def quotients_of(samples: Vector, tokens: float, gradient: Vector) -> RayleighQuotients:
+    """Gauss-Newton K_ii of all modules along `gradient`, with standard errors, from `sampled_gradients`.
+
+    s_r = <sample r's gradient in module i, g_i> has mean zero and sum_r E[s_r^2] = tokens * g_i . H_ii g_i. The
+    relative error is about sqrt(2 / (draws * rows)). `tokens` is the label tokens of all rows together.
+    """
+    sums, errors = {}, {}
+    for name, g in gradient.items():
+        draws = samples[name].shape[0]
+        squared = (samples[name].to(g).flatten(2) @ g.flatten()).double().square()  # [draws, rows]
+        sums[name] = squared.mean(0).sum().item() / tokens
+        spread = squared.var(0).sum().item() / draws if draws > 1 else math.inf
+        errors[name] = math.sqrt(spread) / tokens
+    products = samples[next(iter(gradient))].shape[0]
+    return RayleighQuotients(_over_squares(sums, gradient), _over_squares(errors, gradient), "sampled", products)
 
 
 def _over_squares(forms: dict[str, float], gradient: Vector) -> dict[str, float]:

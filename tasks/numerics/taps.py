@@ -59,6 +59,13 @@ class Taps:
         gradients = torch.autograd.grad(loss, list(self._outputs.values()), retain_graph=retain_graph)
         return dict(zip(self._outputs, gradients, strict=True))
 
+    def inner(self, factors: Mapping[str, Tensor]) -> Vector:
+        """{name: [b, s, r]}: the inputs through the factors A [r, in], at least in single precision."""
+        return {
+            name: nn.functional.linear(x, factors[name].to(x)).to(torch.promote_types(x.dtype, torch.float32))
+            for name, x in self._inputs.items()
+        }
+
     def dots(self, output_gradients: Vector, direction: Vector) -> Vector:
         """{name: [b]} gradient of each sample's share of the loss along `direction`, module by module."""
         return {name: self._dot(name, output_gradients[name], u) for name, u in direction.items()}

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tasks.numerics.drift import Drift
 from tasks.numerics.replay import FullAdapter
 from tasks.training import TrainingSettings
-from tasks.trajectory import VirtualRun, anchored, single_anchor
+from tasks.trajectory import DRIFT, HELDOUT_DRIFT, VirtualRun, along, anchored, single_anchor
 from tests.numerics.fields import field_of
 
 ROWS, TOKENS = 8, 10
@@ -51,8 +52,20 @@ def at_base(bowl):
     return bowl.loss({}), {"w": -bowl.h * bowl.goal}
 
 
-def followed(bowl, virtual, stops):
-    return anchored(virtual, stops, 1, [bowl, bowl], bowl, at_base(bowl), UNHEARD)
+def followed(bowl, virtual, stops, keep=lambda *_: None):
+    return anchored(virtual, stops, 1, [bowl, bowl], bowl, at_base(bowl), UNHEARD, keep)
+
+
+def measured_along(bowl, virtual, stops):
+    """The trajectory with anchors at `stops`, and both drifts along it as a later run reads them."""
+    kept = {DRIFT: [], HELDOUT_DRIFT: []}
+    trajectory = followed(bowl, virtual, stops, lambda what, step, moved: kept[what].append((step, moved)))
+
+    def drift(what):
+        travels = [virtual.travelled[step] for step, _ in kept[what]]
+        return Drift(travels, lambda point, name: kept[what][point][1][name])
+
+    return trajectory, drift(DRIFT), drift(HELDOUT_DRIFT)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +114,38 @@ def test_a_loss_that_is_not_a_number_ends_only_a_path_with_a_tolerance(tolerance
     trajectory = single_anchor(path, at, bowl, base, UNHEARD, tolerance=tolerance)
     assert [p["step"] for p in trajectory.points] == steps
     assert torch.equal(trajectory.delta["w"], path.delta_at(steps[-1])["w"])
+
+
+def test_a_run_along_its_own_path_is_the_run_that_measured_it():
+    bowl = Bowl()
+    virtual = run_in(bowl, 0.05, 40)
+    measured, drift, heldout_drift = measured_along(bowl, virtual, [10, 20, 30, 40])
+    bowl.looks = 0
+    again = along(virtual, drift, heldout_drift, bowl, at_base(bowl), UNHEARD)
+    assert torch.allclose(again.delta["w"], measured.delta["w"], atol=1e-6)
+    assert [p["step"] for p in again.points] == [p["step"] for p in measured.points] == [0, 20, 40]
+    for mine, theirs in zip(again.points, measured.points, strict=True):
+        assert mine["evaluated_loss"] == pytest.approx(theirs["evaluated_loss"], abs=1e-5)
+        assert mine["predicted_loss"] == pytest.approx(mine["evaluated_loss"], abs=0.01)
+    assert bowl.looks == 3  # base, half way, end: forward passes alone
+    assert again.measured_rows == 0 and again.anchor_steps == [0]
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.03, 40), (0.04, 40), (0.05, 25), (0.1, 20)])
+def test_another_rate_along_the_path_ends_where_it_would_have_gone(rate, steps):
+    bowl = Bowl()
+    _, drift, heldout_drift = measured_along(bowl, run_in(bowl, 0.05, 40), [10, 20, 30, 40])
+    other = run_in(bowl, rate, steps)
+    own = followed(bowl, other, [steps // 4, steps // 2, 3 * steps // 4, steps])
+    led = along(other, drift, heldout_drift, bowl, at_base(bowl), UNHEARD)
+    frozen = other.replayed([steps]).delta_at(steps)["w"]
+    assert float((led.delta["w"] - own.delta["w"]).norm()) < 0.06 * float((frozen - own.delta["w"]).norm())
+    assert led.points[-1]["predicted_loss"] == pytest.approx(led.points[-1]["evaluated_loss"], abs=0.01)
+
+
+def test_a_path_that_was_trusted_from_the_base_alone_leads_over_the_frozen_field():
+    bowl = Bowl()
+    virtual, nothing = run_in(bowl, 0.001, 40), Drift((), None)
+    led = along(virtual, nothing, nothing, bowl, at_base(bowl), UNHEARD)
+    assert torch.equal(led.delta["w"], virtual.replayed([40]).delta_at(40)["w"])
+    assert [p["step"] for p in led.points] == [0, 40]

@@ -24,14 +24,14 @@ AFTER_PREDICTION = {
     "model_diff": 1,
     "report": 1,
 }
-PREDICTION = {"prediction": 1, **AFTER_PREDICTION}
+PREDICTION = {"path": 1, "prediction": 1, **AFTER_PREDICTION}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1}
 REPLAYED = {"influence_replays": 1, "influence": 1}
 SCORED_AGAIN = {name: count for name, count in SCORES.items() if name != "influence_directions"}
 INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2, "prompt_gain": 1}
-ADAPTER = {"sharpness": 1, "curvature": 1, **INFLUENCE, **PREDICTION}
-WITHOUT_ROWS = {name: count for name, count in ADAPTER.items() if name != "influence_replays"}
+ADAPTER = {"sharpness": 1, "curvature_samples": 1, "curvature": 1, **INFLUENCE, **PREDICTION}
+WITHOUT_ROWS = {n: count for n, count in ADAPTER.items() if n not in ("influence_replays", "curvature_samples")}
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
 START = {**LANDSCAPES, "preference": 1, **ADAPTER}
 
@@ -60,6 +60,8 @@ SETTINGS = {
     "influence.solver.preset=seed": {**SCORED_AGAIN, "influence_solve": 1, "report": 1},
     "influence.target.rows=3": {**INFLUENCE, "report": 1},
     "influence.tokens_of=5": {"influence_tokens": 1, "report": 1},
+    "prediction.sharp=5": {"prediction": 1, **AFTER_PREDICTION},
+    "prediction.gradient_budget=0.4": PREDICTION,
     "checkpoint.max_shard_size=1GB": {"checkpoint": 1, "sae_diff": 1, "model_diff": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
@@ -76,6 +78,7 @@ NO_RESULT = [
     "influence.scoring.batch_tokens=64",
     "prompt_gain.batch_tokens=64",
     "prediction.batch_tokens=64",
+    "prediction.along=latest",
     "diff.batch_tokens=64",
     "model.device=cpu",
     "runtime.max_workers=1",
@@ -160,7 +163,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
     shards_now = counts.pop("influence_shard")
     assert shards_now <= LEAVES  # the direction that every row is scored along is made from all rows
     # Only where a row of the curvature sample is gone.
-    assert counts.pop("influence_solve", 0) == counts.pop("sharpness", 0) <= 1
+    assert counts.pop("influence_solve", 0) == counts.pop("sharpness", 0) == counts.pop("curvature_samples", 0) <= 1
     assert counts == {
         "samples": 1,
         "quality": 1,

@@ -92,10 +92,11 @@ def test_rates_are_bounded_and_a_torn_line_is_left_out(new_machine, first_run):
 @pytest.mark.parametrize(
     ("override", "task", "why"),
     [
-        ("training.learning_rate=2e-3", "prediction", "changed: training.learning_rate"),
+        ("training.learning_rate=2e-3", "path", "changed: training.learning_rate"),
+        ("training.learning_rate=2e-3", "prediction", "changed: path, training.learning_rate"),
         ("training.learning_rate=2e-3", "influence", "changed: schedule.learning_rate"),
         ("training.learning_rate=2e-3", "checkpoint", "changed: prediction"),
-        ("adapter.lora_alpha=8", "curvature", "changed: adapter.lora_alpha, sharpness"),
+        ("adapter.lora_alpha=8", "curvature", "changed: adapter.lora_alpha, samples, sharpness"),
         ("adapter.lora_alpha=8", "influence", "changed: replays, shards (4 of 4), solve, targets"),
         ("influence.solver.damping=0.02", "influence_solve", "changed: solver.damping"),
         ("thresholds.spike_factor=2", "landscape", "changed: thresholds.spike_factor"),
@@ -232,7 +233,7 @@ def test_planning_imports_no_torch(first_run):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     run, imported = json.loads(done.stdout.splitlines()[-1])
-    assert run == 8
+    assert run == 9
     assert imported == []
 
 
@@ -243,7 +244,7 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
     printed = capsys.readouterr().out
     assert "changed: training.learning_rate" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
-    assert "8 to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
+    assert "9 to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
 
 
 def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):
