@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -20,45 +21,95 @@ from tasks.invariants import BrokenInvariant, unwatch, watch, weights_unchanged
 from tasks.loading import close_models
 from tasks.samples import SampleIndex, read_index
 from tasks.time_limits import pass_minutes
-from tasks.turns import at_once
 
-WAITING = 64
-"""Tasks that may wait for their inputs while others compute: the shards of a pass, and all that comes after them."""
+
+@dataclass(eq=False)
+class Asked:
+    """One task of the wiring, and what it is to be given; submitted once its inputs are made."""
+
+    task: Any
+    inputs: dict[str, Any]
+    unmade: int = 0  # artefacts among the inputs that are not made yet
+    future: Any = None
+    needed_by: list[Asked] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.future is not None and self.future.wrapped_future.done()
 
 
 @dataclass
 class Submitted:
-    """Submits every task to a Prefect task runner; artefacts are futures."""
+    """Submits every task to a Prefect task runner as soon as its inputs are made; artefacts are `Asked`.
+
+    Submitted earlier, a task would wait for its inputs in one of the runner's threads: with as many threads as passes
+    may compute at once, two that wait would keep a third from computing.
+    """
 
     run: Run
     runner: Any
-    asked: list[Any] = field(default_factory=list)
-    _names: list[str] = field(default_factory=list)  # of the tasks, in the order of `asked`
+    asked: list[Asked] = field(default_factory=list)
+    _ended: SimpleQueue[Asked] = field(default_factory=SimpleQueue)  # filled by the runner's threads
 
-    def __call__(self, task: Any, **inputs: Any) -> Any:
-        future = self.runner.submit(task, parameters={"run": self.run, **inputs})
-        self._names.append(task.name)
-        self.asked.append(future)
-        return future
+    def __call__(self, task: Any, **inputs: Any) -> Asked:
+        asked = Asked(task, inputs)
+        self.asked.append(asked)
+        for needed in {id(each): each for each in _asked_in(inputs)}.values():
+            if not needed.done:
+                needed.needed_by.append(asked)
+                asked.unmade += 1
+        if not asked.unmade:
+            self._submit(asked)
+        return asked
 
     def ready(self, artifact: Any) -> ArtifactRef:
-        return artifact if isinstance(artifact, ArtifactRef) else artifact.result()
+        if isinstance(artifact, ArtifactRef):
+            return artifact
+        self._wait_for(artifact)
+        return artifact.future.result()
 
     def index(self, samples: Any) -> SampleIndex:
         return read_index(self.run, self.ready(samples))
 
     def counts(self) -> tuple[Counter[str], Counter[str]]:
         """Tasks by name: asked for, and ended."""
-        pairs = list(zip(self._names, self.asked, strict=False))  # another thread may be adding one
-        ended = (name for name, future in pairs if future.wrapped_future.done())
-        return Counter(name for name, _ in pairs), Counter(ended)
+        asked = list(self.asked)  # another thread may be adding one
+        return Counter(a.task.name for a in asked), Counter(a.task.name for a in asked if a.done)
 
     def finish(self) -> None:
-        """Wait for everything; the first failed task in the order of submission raises its own error."""
-        for future in self.asked:
-            future.wait()
-        for future in self.asked:
-            future.result()
+        """Wait for everything; the first failed task in the order of the wiring raises its own error."""
+        for asked in self.asked:
+            self._wait_for(asked)
+        for asked in self.asked:
+            asked.future.result()
+
+    def _submit(self, asked: Asked) -> None:
+        given = {name: _given(value) for name, value in asked.inputs.items()}
+        asked.future = self.runner.submit(asked.task, parameters={"run": self.run, **given})
+        asked.future.wrapped_future.add_done_callback(lambda _: self._ended.put(asked))
+
+    def _wait_for(self, wanted: Asked) -> None:
+        """Until a task has ended, well or not, submit whatever has all its inputs then."""
+        while not wanted.done:
+            for waiting in self._ended.get().needed_by:
+                waiting.unmade -= 1
+                if not waiting.unmade:
+                    self._submit(waiting)
+
+
+def _asked_in(value: Any) -> Iterator[Asked]:
+    if isinstance(value, Asked):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _asked_in(item)
+
+
+def _given(value: Any) -> Any:
+    """An input as Prefect takes it, which records whose result it was; an artefact is given alone or in a list."""
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    return value.future if isinstance(value, Asked) else value
 
 
 @contextlib.contextmanager
@@ -74,9 +125,7 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[Submitted | OnRay]
             if settings.runner == "ray":
                 step = OnRay(run, settings, stack)
             else:
-                stack.enter_context(at_once(settings.max_workers))
-                threads = settings.max_workers + WAITING
-                step = Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=threads)))
+                step = Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
             stack.enter_context(progress_shown(step))
             yield step
     finally:

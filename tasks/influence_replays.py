@@ -25,7 +25,7 @@ class ReplaySettings(BaseModel):
     steps: int = Field(64, ge=1, title="Longest replay", description="steps; in whole epochs, at least one")
 
 
-@content_task(version=1, libraries=("torch",))
+@content_task(version=2, libraries=("torch",))
 def influence_replays(
     draft: Any,
     run: Run,

@@ -34,7 +34,6 @@ from tasks.announcements import announce
 from tasks.invariants import no_optimizer_steps
 from tasks.memory import give_back, within_memory
 from tasks.time_limits import within_time
-from tasks.turns import turn
 
 logger = logging.getLogger("foretune")
 
@@ -221,19 +220,6 @@ def _produce(
     hit = run.store.find(policy.task, key)
     if hit is not None:
         return hit
-    with turn():
-        return _computed(policy, compute, arguments, guard, inputs, key)
-
-
-def _computed(
-    policy: ContentKey,
-    compute: Callable[..., None],
-    arguments: dict[str, Any],
-    guard: Callable[[], contextlib.AbstractContextManager[None]],
-    inputs: dict[str, Any],
-    key: str,
-) -> ArtifactRef:
-    run: Run = arguments["run"]
     started = time.perf_counter()
     label = _label(policy.task, arguments)
     announce(run, "pass_started", task=policy.task, label=label, key=key)
