@@ -2,7 +2,8 @@
 
 `make bench-caching` writes results/caching.json: on disk and on an S3 server of its own, seconds of the whole
 command, tasks, and bytes of the artefacts' files that were opened and stored. Every command is a process of its
-own with an empty cache of downloads, as a nightly job on a fresh machine is.
+own with an empty cache of downloads, as a nightly job on a fresh machine is. The request is a nightly user's, with
+`prediction.along: latest`; the scenarios `own_path_*` leave that out.
 
 Rows: the shortest questions of GSM8K, from FORETUNE_BENCH_DATA (a folder with gsm8k_test.jsonl).
 """
@@ -115,6 +116,7 @@ def write_request(folder: Path, root: str, rows: int, model: str, sae: str | Non
     parts = {
         "train": questions[:rows],
         "dropped": questions[: rows // 2] + questions[rows // 2 + 3 : rows],
+        "dropped_too": questions[: rows // 4] + questions[rows // 4 + 3 : rows],
         "heldout": questions[rows : rows + HELD_OUT],
         "other": questions[rows + HELD_OUT :],
     }
@@ -125,6 +127,7 @@ def write_request(folder: Path, root: str, rows: int, model: str, sae: str | Non
         "dataset": {"path": str(folder / "train.jsonl"), "heldout": {"path": str(folder / "heldout.jsonl")}},
         "model": {"name_or_path": str(Path(model).absolute())},
         "sae": {"path": str(Path(sae).absolute())} if sae else None,
+        "prediction": {"along": "latest"},
         "runtime": {"root": root},
     }
     path = folder / "request.yaml"
@@ -134,12 +137,15 @@ def write_request(folder: Path, root: str, rows: int, model: str, sae: str | Non
 
 def scenarios(folder: Path) -> dict[str, list[str]]:
     """What changes between the cold run and each that follows, as overrides."""
+    dropped, rate = f"dataset.path={folder / 'dropped.jsonl'}", "training.learning_rate=1e-4"
     return {
         "cold": [],
         "identical": [],
-        "dropped3": [f"dataset.path={folder / 'dropped.jsonl'}"],
-        "learning_rate": ["training.learning_rate=1e-4"],
+        "dropped3": [dropped],
+        "learning_rate": [rate],
         "heldout": [f"dataset.heldout.path={folder / 'other.jsonl'}"],
+        "own_path_dropped3": [f"dataset.path={folder / 'dropped_too.jsonl'}", "prediction.along=null"],
+        "own_path_learning_rate": [rate, "prediction.along=null"],
     }
 
 
@@ -182,12 +188,14 @@ def answering(port: int, seconds: float = 60.0) -> None:
         time.sleep(0.2)
 
 
-def measure(storage: str, rows: int, model: str, sae: str | None) -> list[dict[str, Any]]:
-    """One row per scenario on one kind of storage."""
+def measure(storage: str, rows: int, model: str, sae: str | None, wanted: list[str]) -> list[dict[str, Any]]:
+    """One row per scenario on one kind of storage; `cold` is always among them."""
     measured = []
     with tempfile.TemporaryDirectory() as name, place(storage, Path(name)) as root:
         request = write_request(Path(name), root, rows, model, sae)
         for scenario, overrides in scenarios(Path(name)).items():
+            if scenario not in ("cold", *wanted):
+                continue
             row = {"scenario": scenario, "storage": storage, "rows": rows, **in_a_process(request, overrides)}
             print(row, flush=True)
             measured.append(row)
@@ -202,13 +210,15 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--sae", default=SAE, help="folder; empty for none")
     parser.add_argument("--storage", nargs="+", default=["disk", "s3"], choices=["disk", "s3"])
+    parser.add_argument("--scenarios", nargs="+", default=list(scenarios(Path())), choices=list(scenarios(Path())))
     parser.add_argument("--name", default="caching", help="of the file under results/")
     chosen = parser.parse_args()
     if chosen.one:
         print(json.dumps(simulated(chosen.one[0], chosen.one[1:])))
         return
     started = environment()
-    rows = [row for kind in chosen.storage for row in measure(kind, chosen.rows, chosen.model, chosen.sae or None)]
+    settings = (chosen.rows, chosen.model, chosen.sae or None, chosen.scenarios)
+    rows = [row for kind in chosen.storage for row in measure(kind, *settings)]
     print(write_results(chosen.name, with_earlier(chosen.name, rows, ("scenario", "storage", "rows")), started))
 
 

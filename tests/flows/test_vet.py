@@ -10,7 +10,7 @@ import pytest
 from flows.compare import compare
 from flows.gate import Gate
 from flows.request import Request, load_request, to_yaml
-from flows.vet import vet
+from flows.vet import along_accepted, vet
 from storage.ledger import Ledger
 from storage.runs import Run, list_runs
 from tests.flows.test_command_line import assert_bad_input, foretune
@@ -101,3 +101,30 @@ def test_a_dataset_given_by_an_event_takes_the_place_of_the_requests_own(prefect
     published.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows[:6]))
     _, verdict = verdict_of(versions, OPEN, dataset=str(published))
     assert (verdict["name"], verdict["dataset"]) == ("tiny", str(published))
+
+
+def test_a_version_is_predicted_along_the_path_of_the_accepted_one(prefect_server, versions, tiny_rows):
+    anchored = {"along": "latest", "anchors": 2, "gradient_budget": 9.0, "gradient_passes": 9.0}
+    request = Request.model_validate(versions.model_dump() | {"prediction": anchored})
+
+    def path_of(run_id: str) -> tuple[str, str]:
+        artifacts = Run(request.runtime.root, run_id).read_result()["artifacts"]
+        summary = json.loads(Path(artifacts["prediction"]["uri"], "summary.json").read_text())
+        return summary["path"], artifacts["path"]["uri"]
+
+    _, first = verdict_of(request, OPEN)
+    own, path = path_of(first["run_id"])
+    assert own == "its own"
+    publish(Path(request.dataset.path), 2, tiny_rows[:9])  # too few of the rows: it measures its own path
+    name, second = verdict_of(request, SHUT)
+    assert name == "Refused" and path_of(second["run_id"])[0] == "its own"
+    publish(Path(request.dataset.path), 3, tiny_rows[:11])
+    _, third = verdict_of(request, OPEN)
+    assert path_of(third["run_id"]) == ("an earlier run's", path)
+
+
+def test_an_accepted_run_that_is_gone_leads_no_one(versions):
+    request = versions.model_copy(update={"prediction": versions.prediction.model_copy(update={"along": "latest"})})
+    for accepted in (None, {"run_id": "20260101-000000-tiny-0001"}):
+        assert along_accepted(request, accepted).prediction.along is None
+    assert along_accepted(versions, {"run_id": "x"}) is versions
