@@ -74,7 +74,8 @@ def load_sae(settings: SaeSettings, path: Path) -> LoadedSae:
     """
     key = (settings, sae_fingerprint(path))
     if getattr(_opened, "key", None) != key:
-        _opened.sae = _open(settings, path)
+        with building:  # a model that another thread builds would have the SAE's tensors made without data
+            _opened.sae = _open(settings, path)
         _opened.key = key
     return _opened.sae
 
@@ -100,8 +101,7 @@ def _open(settings: SaeSettings, path: Path) -> LoadedSae:
 
 
 def _sae_lens(settings: SaeSettings, path: Path, device: torch.device) -> Any:
-    with building:  # sae-lens imports transformers
-        from sae_lens import SAE
+    from sae_lens import SAE
     from safetensors import SafetensorError
 
     with warnings.catch_warnings():

@@ -22,6 +22,7 @@ PASSES = {
     "prompt_gain",
     "curvature",
     "influence",
+    "path",
     "prediction",
     "checkpoint",
     "features",
@@ -88,6 +89,7 @@ def test_a_second_run_computes_nothing(finished, tiny_request):
             "training.learning_rate=2e-3",
             {
                 "influence",
+                "path",
                 "prediction",
                 "checkpoint",
                 "feature_scores",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tasks.hooks import run_to_hook
+from tasks.loading import building
 
 from .sae_folders import D_IN, D_SAE, K, opened_at, sae_lens_folder, sparsify_folder, weights
 
@@ -134,3 +135,12 @@ def test_run_time_normalisation_is_undone_by_decode(tmp_path, resid):
     expected = (acts @ w["W_dec"] + w["b_dec"]) * std + mean
     torch.testing.assert_close(sae.decode(acts), expected, atol=1e-3, rtol=1e-4)
     assert sae.normalisation == "layer_norm"
+
+
+def test_no_model_is_built_while_an_sae_is(tmp_path, monkeypatch):
+    from sae_lens import SAE
+
+    opened, locked = SAE.load_from_disk, []
+    monkeypatch.setattr(SAE, "load_from_disk", lambda *a, **k: locked.append(building._is_owned()) or opened(*a, **k))
+    opened_at(sae_lens_folder(tmp_path / "sae"))
+    assert locked == [True]
