@@ -106,6 +106,8 @@ def _commands(found: Findings) -> list[str]:
 
 def _numbers(found: Findings) -> list[Number]:
     summary = found.summary
+    real = f"a real run: {summary['gradient_samples_real']}"
+    along = ", along the path of an earlier run" if summary["path_of"] != "this run" else ""
     return [
         Number("Held-out loss, base", summary["heldout_loss_base"], "nats per token"),
         Number("predicted", summary["heldout_loss_predicted"], "from the measured gradients"),
@@ -113,7 +115,7 @@ def _numbers(found: Findings) -> list[Number]:
         Number("Trusted", summary["trust"], f"tolerance {summary['tolerance']} nats"),
         Number("Sharpness", summary["sharpness"], summary["sharpness_label"]),
         Number("Noise scale", summary["noise_scale_tokens"], "tokens: from that batch on, more signal than noise"),
-        Number("Gradient samples", summary["gradient_samples_used"], f"a real run: {summary['gradient_samples_real']}"),
+        Number("Gradient samples", summary["gradient_samples_used"], real + along),
     ]
 
 

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from tasks.numerics.rayleigh import StraightPath
 
 
+EARLIER = "an earlier run"
+
+
 @content_task(version=7)
 def prediction(
     draft: Any,
@@ -100,7 +103,7 @@ def prediction(
     summary = path_summary(trajectory.points, settings.tolerance)
     summary |= {
         "rule": settings.rule,
-        "path": "an earlier run's" if earlier else "its own",
+        "path_of": EARLIER if earlier else "this run",
         "steps": virtual.steps,
         "clipped_steps": trajectory.clipped_steps,
         "clipped_modules": len(applied.clipped),
@@ -187,6 +190,7 @@ def prediction_signals(summary: dict[str, Any], settings: PredictionSettings) ->
             }
         )
     if summary["horizon"] is not None:
+        remedy = "leave prediction.along out" if summary["path_of"] == EARLIER else "simulate a shorter run"
         signals.append(
             {
                 "name": "beyond_horizon",
@@ -194,8 +198,7 @@ def prediction_signals(summary: dict[str, Any], settings: PredictionSettings) ->
                 "value": summary["horizon"],
                 "threshold": summary["steps"],
                 "advice": f"prediction and evaluation part before step {summary['horizon']} of "
-                f"{summary['steps']}; read the end of the path as a direction, not as a number, or simulate "
-                "a shorter run",
+                f"{summary['steps']}; read the end of the path as a direction, not as a number, or {remedy}",
             }
         )
     if summary["clipped_modules"]:

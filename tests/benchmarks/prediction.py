@@ -76,7 +76,7 @@ class Simulation:
         store, made = self.made(*overrides)
         artifact = store.open(made["prediction"])
         summary = artifact.json("summary.json")
-        ran = [ref for name, ref in made.items() if name != "path" or summary["path"] == "its own"]
+        ran = [ref for name, ref in made.items() if name != "path" or summary["path_of"] == "this run"]
         seconds = sum(store.manifest(ref.task, ref.key).seconds for ref in ran)
         return artifact.tensors("delta.safetensors"), summary, seconds
 

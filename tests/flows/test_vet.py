@@ -110,17 +110,17 @@ def test_a_version_is_predicted_along_the_path_of_the_accepted_one(prefect_serve
     def path_of(run_id: str) -> tuple[str, str]:
         artifacts = Run(request.runtime.root, run_id).read_result()["artifacts"]
         summary = json.loads(Path(artifacts["prediction"]["uri"], "summary.json").read_text())
-        return summary["path"], artifacts["path"]["uri"]
+        return summary["path_of"], artifacts["path"]["uri"]
 
     _, first = verdict_of(request, OPEN)
     own, path = path_of(first["run_id"])
-    assert own == "its own"
+    assert own == "this run"
     publish(Path(request.dataset.path), 2, tiny_rows[:9])  # too few of the rows: it measures its own path
     name, second = verdict_of(request, SHUT)
-    assert name == "Refused" and path_of(second["run_id"])[0] == "its own"
+    assert name == "Refused" and path_of(second["run_id"])[0] == "this run"
     publish(Path(request.dataset.path), 3, tiny_rows[:11])
     _, third = verdict_of(request, OPEN)
-    assert path_of(third["run_id"]) == ("an earlier run's", path)
+    assert path_of(third["run_id"]) == ("an earlier run", path)
 
 
 def test_an_accepted_run_that_is_gone_leads_no_one(versions):

@@ -55,10 +55,10 @@ def test_another_schedule_goes_along_the_measured_path(measured, change):
     step, made = run_inline(measured, *LATEST, change)
     assert "path" not in step.computed and "prediction" in step.computed
     found = summary(step, made)
-    assert found["path"] == "an earlier run's" and found["anchors"] == 1
+    assert found["path_of"] == "an earlier run" and found["anchors"] == 1
     shutil.rmtree(Path(step.run.root) / "runs")
     own_step, own = run_inline(measured, *LATEST, change)
-    assert "path" in own_step.computed and summary(own_step, own)["path"] == "its own"
+    assert "path" in own_step.computed and summary(own_step, own)["path_of"] == "this run"
     frozen = run_inline(measured, change, "prediction.anchors=1")
     led, itself = delta(step, made), delta(own_step, own)
     assert cosine(led, itself) > 0.999
@@ -91,7 +91,7 @@ def test_dropped_rows_go_along_it_and_more_of_them_do_not(measured, caplog):
 def test_a_path_that_does_not_serve_is_measured_and_the_reason_said(measured, change, why, caplog):
     with caplog.at_level("WARNING"):
         step, made = run_inline(measured, *LATEST, change)
-    assert "path" in step.computed and summary(step, made)["path"] == "its own"
+    assert "path" in step.computed and summary(step, made)["path_of"] == "this run"
     assert why in caplog.text
 
 
@@ -142,7 +142,7 @@ def test_without_an_earlier_run_the_path_is_its_own(warm_request, caplog):
 
 def test_one_anchor_and_the_closed_form_have_nothing_to_go_along(measured):
     step, made = run_inline(measured, "prediction.anchors=1", "prediction.along=latest", "training.learning_rate=7e-4")
-    assert summary(step, made)["path"] == "its own"
+    assert summary(step, made)["path_of"] == "this run"
     step, made = run_inline(measured, "prediction.rule=rayleigh", "prediction.along=latest")
     assert "path" not in made
 
