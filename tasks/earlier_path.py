@@ -22,7 +22,12 @@ SKETCH = 256  # hashes kept of a set of rows
 ALIKE = 0.9  # share of all rows of both runs that both have
 FURTHER = 1.02  # how much further a run may lead: steps are whole
 
-SAME = ("model", "adapter", "dpo_beta", "evaluation")
+SAME = {
+    "model": "model",
+    "adapter": "adapter",
+    "dpo_beta": "objective",
+    "evaluation": "set of evaluated held-out rows",
+}
 SAME_TRAINING = ("seed", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "nesterov")
 
 
@@ -50,7 +55,7 @@ def unfit(
     `inputs` and `stored` are the path's declared inputs and its path.json, `wanted` the declared inputs of the run's
     own path, `rows` the sketch of its rows and `travel` its summed learning rates.
     """
-    other = [name for name in SAME if inputs.get(name) != wanted[name]]
+    other = [said for name, said in SAME.items() if inputs.get(name) != wanted[name]]
     before, now = inputs.get("training", {}), wanted["training"]
     other += [f"training.{name}" for name in SAME_TRAINING if before.get(name) != now[name]]
     if other:

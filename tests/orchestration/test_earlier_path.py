@@ -85,7 +85,7 @@ def test_dropped_rows_go_along_it_and_more_of_them_do_not(measured, caplog):
         ("training.learning_rate=2e-3", "it leads 0.00"),
         ("adapter.lora_alpha=8", "another adapter"),
         ("training.optimizer=sgd", "another training.optimizer"),
-        ("prediction.evaluation_rows=2", "another evaluation"),
+        ("prediction.evaluation_rows=2", "another set of evaluated"),
     ],
 )
 def test_a_path_that_does_not_serve_is_measured_and_the_reason_said(measured, change, why, caplog):
