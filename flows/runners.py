@@ -134,7 +134,7 @@ class OnRay:
 
     def _gather(self, missing: Missing) -> None:
         other = bool(self._gathered) and self._gathered[0].task is not missing.task
-        if other or any(needed.batch is None for needed in _missing_in(missing.inputs)):
+        if other or any(needed.batch is None for needed in found_in(missing.inputs, Missing)):
             self._submit_gathered()
         self._gathered.append(missing)
         self._missing[(missing.ref.task, missing.ref.key)] = missing
@@ -177,7 +177,7 @@ class OnRay:
             retry_jitter_factor=task.retry_jitter_factor,
             retry_condition_fn=task.retry_condition_fn,
         )
-        needed = list(dict.fromkeys(m.batch for each in batch for m in _missing_in(each.inputs)))
+        needed = list(dict.fromkeys(m.batch for each in batch for m in found_in(each.inputs, Missing)))
         place = {id(future): number for number, future in enumerate(needed)}
         parameters = {
             "module": task.fn.__module__,
@@ -186,7 +186,10 @@ class OnRay:
             "run": self.run,
             "upstream": needed,
             "inputs": [
-                {name: _replaced(value, lambda m: Upstream(place[id(m.batch)], m.place)) for name, value in i.items()}
+                {
+                    name: replaced(value, Missing, lambda m: Upstream(place[id(m.batch)], m.place))
+                    for name, value in i.items()
+                }
                 for i in (each.inputs for each in batch)
             ],
             "minutes": self.settings.pass_minutes,
@@ -224,23 +227,24 @@ class OnRay:
             raise BadInput(f"runtime.ray_address {address}: no Ray cluster answers ({said}); check it") from None
 
 
-def _replaced(value: Any, stand_in: Callable[[Missing], Any]) -> Any:
-    """An input with another thing in the place of what is missing; an artefact is given alone or in a list."""
+def replaced(value: Any, kind: type, stand_in: Callable[[Any], Any]) -> Any:
+    """An input with another thing in the place of what is of this kind; an artefact is given alone or in a list."""
     if isinstance(value, list):
-        return [_replaced(item, stand_in) for item in value]
-    return stand_in(value) if isinstance(value, Missing) else value
+        return [replaced(item, kind, stand_in) for item in value]
+    return stand_in(value) if isinstance(value, kind) else value
 
 
 def _named(value: Any) -> Any:
-    return _replaced(value, lambda missing: missing.ref)
+    return replaced(value, Missing, lambda missing: missing.ref)
 
 
-def _missing_in(value: Any) -> Iterator[Missing]:
-    if isinstance(value, Missing):
+def found_in(value: Any, kind: type) -> Iterator[Any]:
+    """What is of this kind among the inputs of a task."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _missing_in(item)
+            yield from found_in(item, kind)
 
 
 @prefect.task(cache_policy=NO_CACHE, persist_result=False, log_prints=False)

@@ -13,7 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.progress import progress_shown
 from flows.request import RuntimeSettings
-from flows.runners import OnRay
+from flows.runners import OnRay, found_in, replaced
 from storage.events import EventLog, read_events
 from storage.refs import ArtifactRef
 from storage.runs import Run
@@ -54,7 +54,7 @@ class Submitted:
     def __call__(self, task: Any, **inputs: Any) -> Asked:
         asked = Asked(task, inputs)
         self.asked.append(asked)
-        for needed in {id(each): each for each in _asked_in(inputs)}.values():
+        for needed in {id(each): each for each in found_in(inputs, Asked)}.values():
             if not needed.done:
                 needed.needed_by.append(asked)
                 asked.unmade += 1
@@ -84,7 +84,7 @@ class Submitted:
             asked.future.result()
 
     def _submit(self, asked: Asked) -> None:
-        given = {name: _given(value) for name, value in asked.inputs.items()}
+        given = {name: replaced(value, Asked, lambda made: made.future) for name, value in asked.inputs.items()}
         asked.future = self.runner.submit(asked.task, parameters={"run": self.run, **given})
         asked.future.wrapped_future.add_done_callback(lambda _: self._ended.put(asked))
 
@@ -95,21 +95,6 @@ class Submitted:
                 waiting.unmade -= 1
                 if not waiting.unmade:
                     self._submit(waiting)
-
-
-def _asked_in(value: Any) -> Iterator[Asked]:
-    if isinstance(value, Asked):
-        yield value
-    elif isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _asked_in(item)
-
-
-def _given(value: Any) -> Any:
-    """An input as Prefect takes it, which records whose result it was; an artefact is given alone or in a list."""
-    if isinstance(value, list):
-        return [_given(item) for item in value]
-    return value.future if isinstance(value, Asked) else value
 
 
 @contextlib.contextmanager

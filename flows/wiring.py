@@ -323,20 +323,23 @@ class Wiring:
     def prediction(self, made: dict[str, Any]) -> dict[str, Any]:
         """The path, its own or an earlier run's, and the delta at its end."""
         request = self.request
-        shared = {
-            "nodes": self.fields["train"],
-            "heldout_nodes": self.fields["heldout"],
-            "heldout_gradient": self.gradients["heldout"],
+        asked = {
             "evaluation": self.evaluation_rows(),
             "model": self.model,
             "adapter": request.adapter,
             "training": request.training,
             "dpo_beta": self.dpo_beta,
         }
+        measured = {"node_rows": self.rows["train"].nodes, "settings": request.prediction.path}
+        shared = {
+            "nodes": self.fields["train"],
+            "heldout_nodes": self.fields["heldout"],
+            "heldout_gradient": self.gradients["heldout"],
+            **asked,
+        }
         paths: dict[str, Any] = {}
-        earlier = self._earlier_path()
+        earlier = self._earlier_path({**asked, **measured})
         if request.prediction.rule == "recursion":
-            measured = {"node_rows": self.rows["train"].nodes, "settings": request.prediction.path}
             paths["path"] = earlier or self.step(path, **shared, **measured)
         predicted = self.step(
             prediction,
@@ -349,20 +352,12 @@ class Wiring:
         )
         return {**paths, "prediction": predicted}
 
-    def _earlier_path(self) -> ArtifactRef | None:
-        """The measured path of an earlier run that serves this one, where one is asked for."""
+    def _earlier_path(self, wanted: dict[str, Any]) -> ArtifactRef | None:
+        """The measured path of an earlier run that serves this one, where one is asked for; `wanted` are the inputs
+        of its own path that are no artefacts."""
         request, rows = self.request, self.rows["train"]
         if request.prediction.along is None or not request.prediction.measures_again:
             return None
-        wanted = {
-            "node_rows": rows.nodes,
-            "evaluation": self.evaluation_rows(),
-            "model": self.model,
-            "adapter": request.adapter,
-            "training": request.training,
-            "dpo_beta": self.dpo_beta,
-            "settings": request.prediction.path,
-        }
         travel = sum(request.training.rates(len(rows.index.trained_ids)))
         return earlier_path(self.step.run, request.run_name, request.prediction.along, wanted, rows.index.ids, travel)
 

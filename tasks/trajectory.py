@@ -66,21 +66,15 @@ class VirtualRun:
         """The sum of the learning rates before every step, and after the last."""
         return [0.0, *accumulate(self.rates)]
 
-    def replayed(self, at: Sequence[int]) -> Replay:
-        """The optimizer's recursion over the frozen field, kept at the steps `at`."""
-        from tasks.numerics.replay import replay
-
-        optimizer = self.training.optimizer_settings()
-        return replay(self.batches().gradient, self.adapter, optimizer, self.rates, snapshots=at)
-
-    def drifting(self, drift: Drift, at: Sequence[int]) -> Replay:
-        """The recursion over the field whose mean drifts as it did along a path measured before."""
+    def replayed(self, at: Sequence[int], drift: Drift | None = None) -> Replay:
+        """The optimizer's recursion over the frozen field, kept at the steps `at`; with `drift` the field's mean
+        moves as it did along a path measured before."""
         from tasks.numerics.replay import replay
 
         batches, travelled = self.batches(), self.travelled
 
         def gradient(step: int, name: str) -> Tensor:
-            drawn, moved = batches.gradient(step, name), drift.at(travelled[step], name)
+            drawn, moved = batches.gradient(step, name), drift and drift.at(travelled[step], name)
             return drawn if moved is None else moved.add_(drawn)
 
         optimizer = self.training.optimizer_settings()
@@ -252,12 +246,13 @@ def along(
     predicted one, the earlier path does not serve. The predicted loss is again the last evaluated one plus the
     integral of the held-out gradient since.
     """
+    from tasks.numerics.integrator import steps_at
     from tasks.numerics.vectors import norm
 
     travelled, end = virtual.travelled, virtual.steps
-    looks = {*_steps_at(travelled, [t for t in heldout_drift.travels if t <= LAST_LOOK * travelled[-1]]), end}
-    cuts = sorted({*looks, *_steps_at(travelled, [t for t in drift.travels if t < travelled[-1]])} - {0})
-    replay = virtual.drifting(drift, cuts)
+    looks = {*steps_at(travelled, [t for t in heldout_drift.travels if t <= LAST_LOOK * travelled[-1]]), end}
+    cuts = sorted({*looks, *steps_at(travelled, [t for t in drift.travels if t < travelled[-1]])} - {0})
+    replay = virtual.replayed(cuts, drift)
     loss, gradient = base
     points, predicted, delta = [_base_point(loss)], loss, {}
     for start, step in pairwise([0, *cuts]):
@@ -275,11 +270,6 @@ def along(
             events.emit("progress", task="prediction", done=len(points) - 1, total=len(looks))
             predicted = loss
     return Trajectory(delta, points, [0], 0, len(replay.clipped_steps))
-
-
-def _steps_at(travelled: Sequence[float], travels: Sequence[float]) -> list[int]:
-    """The steps that come nearest to having travelled so far."""
-    return [min(range(len(travelled)), key=lambda step: abs(travelled[step] - travel)) for travel in travels]
 
 
 def _middle(travelled: Sequence[float], start: int, stop: int, last: int, step: int) -> float:

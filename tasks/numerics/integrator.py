@@ -196,8 +196,12 @@ def equal_travel(rates: Sequence[float], segments: int) -> list[int]:
     """
     travelled = [0.0, *accumulate(rates)]
     ends = [travelled[-1] * cut / segments for cut in range(1, segments)]
-    stops = [min(range(len(travelled)), key=lambda step: abs(travelled[step] - end)) for end in ends]
-    return sorted({*stops, len(rates)} - {0})
+    return sorted({*steps_at(travelled, ends), len(rates)} - {0})
+
+
+def steps_at(travelled: Sequence[float], travels: Sequence[float]) -> list[int]:
+    """The steps that come nearest to having travelled so far; `travelled` is the travel before every step."""
+    return [min(range(len(travelled)), key=lambda step: abs(travelled[step] - travel)) for travel in travels]
 
 
 def rotation(nodes: int, size: int, rounds: int, seed: int) -> list[tuple[int, ...]]:
