@@ -7,21 +7,21 @@ from typing import Any
 
 import prefect
 
-from flows.failures import ending_in_one_line
-from flows.history import History
-from flows.plan import Planned, PlannedTask
-from flows.request import Request
-from flows.simulate import recorded
-from flows.steps import steps_on
-from flows.wiring import Wiring, simulation
-from storage.errors import BadInput
-from storage.runs import Run, new_run_id
-from tasks.backtest import agreement, real_run, trainer_of
-from tasks.backtest_axes import MIN_HALVES
-from tasks.backtest_page import backtest_report
-from tasks.keys import identity, work_of
-from tasks.publish import publish
-from tasks.sources import Sources, resolve_sources
+from foretune.flows.commands.history import History
+from foretune.flows.commands.plan import Planned, PlannedTask
+from foretune.flows.dag.wiring import Wiring, simulation
+from foretune.flows.engines.threads import steps_on
+from foretune.flows.failures import ending_in_one_line
+from foretune.flows.request import Request
+from foretune.flows.simulate import recorded
+from foretune.storage.errors import BadInput
+from foretune.storage.runs import Run, new_run_id
+from foretune.tasks.backtest.axes import MIN_HALVES
+from foretune.tasks.backtest.passes import agreement, real_run, trainer_of
+from foretune.tasks.engine.keys import identity, work_of
+from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.report.backtest_page import backtest_report
+from foretune.tasks.report.publish import publish
 
 
 @prefect.flow(name="foretune-backtest", validate_parameters=True, log_prints=False)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.environment import prepare
-from flows.options import (
+from foretune.flows.commands.options import (
     DEFAULT_ROOT,
     Json,
     Overrides,
@@ -23,7 +22,8 @@ from flows.options import (
     whole_numbers,
     with_root,
 )
-from storage.errors import BadInput, failure_line
+from foretune.flows.environment import prepare
+from foretune.storage.errors import BadInput, failure_line
 
 app = typer.Typer(
     name="foretune",
@@ -44,16 +44,16 @@ def simulate(
     """Run the simulation: quality, landscape, influence, prediction, checkpoint, report."""
     from datetime import UTC, datetime
 
-    from flows.console import LivePasses, print_answer
-    from flows.request import load_request
-    from storage.runs import Run, new_run_id
+    from foretune.flows.commands.console import LivePasses, print_answer
+    from foretune.flows.request import load_request
+    from foretune.storage.runs import Run, new_run_id
 
     wanted = load_request(request, with_root(overrides, root))
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
     console = console_for(quiet)
     console.print(f"[bold]foretune[/bold]  {wanted.line()}")
     check_inputs(wanted, run)
-    from flows.simulate import simulate as flow
+    from foretune.flows.simulate import simulate as flow
 
     with LivePasses(run, console):
         result = flow(wanted, run_id=run.run_id)
@@ -66,8 +66,8 @@ def plan(
     request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """Run nothing: which tasks are cached, which would run and why, with time, memory and bytes."""
-    from flows.plan import make_plan, print_plan
-    from flows.request import load_request
+    from foretune.flows.commands.plan import make_plan, print_plan
+    from foretune.flows.request import load_request
 
     planned = make_plan(load_request(request, with_root(overrides, root)))
     print_plan(console_for(quiet), planned)
@@ -83,7 +83,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Copy a run's predicted checkpoint into a local folder that transformers opens."""
-    from flows.exports import export_checkpoint
+    from foretune.flows.commands.exports import export_checkpoint
 
     found = named_run(run, root)
     files = export_checkpoint(found, folder)
@@ -94,7 +94,7 @@ def export(
 @app.command()
 def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Print where a run's report lies."""
-    from storage.events import run_status
+    from foretune.storage.events import run_status
 
     found = named_run(run, root)
     place = found.place / "report.html"
@@ -107,7 +107,7 @@ def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet 
 @app.command()
 def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """List the runs under a storage root."""
-    from flows.listing import list_rows, print_rows
+    from foretune.flows.commands.listing import list_rows, print_rows
 
     rows = list_rows(root or DEFAULT_ROOT)
     print_rows(console_for(quiet), rows)
@@ -117,8 +117,8 @@ def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None
 @app.command()
 def compare(run_a: RunName, run_b: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Two saved runs side by side: flipped samples, rows, concepts, layers, losses, signals."""
-    from flows.compare import attach_comparison, compare_runs
-    from flows.console import print_comparison
+    from foretune.flows.commands.console import print_comparison
+    from foretune.flows.compare import attach_comparison, compare_runs
 
     a, b = named_run(run_a, root), named_run(run_b, root)
     compared = compare_runs(a, b)
@@ -140,11 +140,11 @@ def vet(
     """Simulate the newest version of a dataset and apply the gate; exit status 3 when it says no."""
     from datetime import UTC, datetime
 
-    from flows.console import LivePasses, print_verdict
-    from flows.gate import Gate, load_gate
-    from flows.request import load_request
-    from storage.runs import Run, new_run_id
-    from storage.versions import newest_version
+    from foretune.flows.commands.console import LivePasses, print_verdict
+    from foretune.flows.gate import Gate, load_gate
+    from foretune.flows.request import load_request
+    from foretune.storage.runs import Run, new_run_id
+    from foretune.storage.versions import newest_version
 
     wanted, rules = load_request(request, with_root(overrides, root)), load_gate(gate) if gate else Gate()
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
@@ -154,8 +154,8 @@ def vet(
         wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})}),
         run,
     )
-    from flows.vet import REFUSED
-    from flows.vet import vet as flow
+    from foretune.flows.vet import REFUSED
+    from foretune.flows.vet import vet as flow
 
     with LivePasses(run, console):
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
@@ -179,17 +179,17 @@ def backtest(
     """Simulate, really train, and score the simulation on six axes."""
     from datetime import UTC, datetime
 
-    from flows.console import LivePasses, print_backtest, print_training_plan
-    from flows.request import load_request
-    from storage.runs import Run, new_run_id
+    from foretune.flows.commands.console import LivePasses, print_backtest, print_training_plan
+    from foretune.flows.request import load_request
+    from foretune.storage.runs import Run, new_run_id
 
     wanted, orders = load_request(request, with_root(overrides, root)), whole_numbers("--seeds", seeds)
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), f"{wanted.run_name}-backtest"))
     console = console_for(quiet)
     console.print(f"[bold]foretune backtest[/bold]  {wanted.line()}")
     check_inputs(wanted, run)
-    from flows.backtest import backtest as flow
-    from flows.backtest import checked_seeds, training_plan
+    from foretune.flows.backtest import backtest as flow
+    from foretune.flows.backtest import checked_seeds, training_plan
 
     orders = checked_seeds(orders or [wanted.training.seed], retrain)
     print_training_plan(console, training_plan(run, wanted, orders, retrain))
@@ -210,7 +210,7 @@ def clean(
     quiet: Quiet = False,
 ) -> None:
     """Write the dataset of a run without its most harmful or its flagged samples."""
-    from flows.exports import cleaned_rows, write_rows
+    from foretune.flows.commands.exports import cleaned_rows, write_rows
 
     found = named_run(run, root)
     cleaned = cleaned_rows(found, drop_harmful, drop_flagged or [])
@@ -227,8 +227,8 @@ def clean(
 @app.command()
 def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Follow the events of a running run, or show those of a finished one."""
-    from flows.console import LivePasses
-    from storage.events import read_events, run_status
+    from foretune.flows.commands.console import LivePasses
+    from foretune.storage.events import read_events, run_status
 
     found = named_run(run, root)
     with LivePasses(found, console_for(quiet)) as live:
@@ -239,7 +239,7 @@ def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet =
 @app.command()
 def lineage(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Which inputs made which artefact of a run."""
-    from flows.lineage import lineage_of
+    from foretune.flows.commands.lineage import lineage_of
 
     traced = lineage_of(named_run(run, root))
     console = console_for(quiet)
@@ -263,7 +263,7 @@ def gc(
     quiet: Quiet = False,
 ) -> None:
     """Find, and with --delete remove, what no kept run refers to."""
-    from flows.garbage import collect_garbage
+    from foretune.flows.commands.garbage import collect_garbage
 
     found = collect_garbage(root or DEFAULT_ROOT, keep_last, keep_days, delete)
     verb = "deleted" if delete else "would be deleted (add --delete)"
@@ -286,8 +286,8 @@ def whatif(
     quiet: Quiet = False,
 ) -> None:
     """Predict other settings from the gradients that a run has stored."""
-    from flows.whatif import print_whatif
-    from flows.whatif import whatif as tried
+    from foretune.flows.commands.whatif import print_whatif
+    from foretune.flows.commands.whatif import whatif as tried
 
     result = tried(named_run(run, root), grid or [], evaluate)
     print_whatif(console_for(quiet), result)

@@ -7,13 +7,13 @@ from typing import Any
 import prefect
 from prefect.artifacts import create_markdown_artifact
 
-from flows.exports import artifact_of
-from flows.failures import ending_in_one_line
-from storage.errors import BadInput
-from storage.events import run_status
-from storage.runs import Run, resolve_run
-from tasks.comparison import comparison_section, first_rows, with_comparison
-from tasks.publish import escape
+from foretune.flows.commands.exports import artifact_of
+from foretune.flows.failures import ending_in_one_line
+from foretune.storage.errors import BadInput
+from foretune.storage.events import run_status
+from foretune.storage.runs import Run, resolve_run
+from foretune.tasks.report.comparison import comparison_section, first_rows, with_comparison
+from foretune.tasks.report.publish import escape
 
 NUMBERS = (
     "heldout_loss_base",

@@ -13,9 +13,9 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Failed
 
-from storage.errors import BadInput, StorageFault, failure_line
-from tasks.invariants import BrokenInvariant
-from tasks.time_limits import OverTime
+from foretune.storage.errors import BadInput, StorageFault, failure_line
+from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.tasks.engine.time_limits import OverTime
 
 Flow = TypeVar("Flow", bound=Callable[..., Any])
 

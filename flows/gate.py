@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from flows.form import in_declared_order
-from storage.errors import BadInput
-from storage.places import Place
-from tasks.findings import SEVERITIES
+from foretune.flows.form import in_declared_order
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
+from foretune.tasks.report.findings import SEVERITIES
 
 BOUNDS = ("above", "below", "rises_by", "falls_by")
 

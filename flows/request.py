@@ -13,26 +13,26 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from flows.form import in_declared_order
-from storage.errors import BadInput
-from storage.places import Place
-from tasks.adapted import CurvatureSettings
-from tasks.baseline import BaselineSettings
-from tasks.checkpoint import CheckpointSettings
-from tasks.differences import DiffSettings
-from tasks.features import FeatureSettings
-from tasks.influence import InfluenceSettings
-from tasks.landscape import LandscapeSettings, SignalThresholds
-from tasks.loading import AdapterSettings, ModelSettings
-from tasks.prediction_settings import PredictionSettings
-from tasks.preference import PreferenceSettings
-from tasks.prompt_gain import PromptGainSettings
-from tasks.quality_settings import QualitySettings
-from tasks.report_settings import ReportSettings
-from tasks.saes import SaeSettings
-from tasks.samples import DatasetSettings
-from tasks.shards import ShardSettings
-from tasks.training import TrainingSettings
+from foretune.flows.form import in_declared_order
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
+from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
+from foretune.tasks.concepts.baseline import BaselineSettings
+from foretune.tasks.concepts.features import FeatureSettings
+from foretune.tasks.concepts.preference import PreferenceSettings
+from foretune.tasks.influence.ranking import InfluenceSettings
+from foretune.tasks.inputs.adapted import CurvatureSettings
+from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.inspection.settings import DiffSettings
+from foretune.tasks.landscape.landscape import LandscapeSettings, SignalThresholds
+from foretune.tasks.landscape.prompt_gain import PromptGainSettings
+from foretune.tasks.loading import AdapterSettings, ModelSettings
+from foretune.tasks.prediction.settings import PredictionSettings
+from foretune.tasks.quality.settings import QualitySettings
+from foretune.tasks.report.settings import ReportSettings
+from foretune.tasks.saes import SaeSettings
+from foretune.tasks.samples.shards import ShardSettings
+from foretune.tasks.samples.table import DatasetSettings
 
 
 class RuntimeSettings(BaseModel):

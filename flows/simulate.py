@@ -11,16 +11,16 @@ from typing import Any
 import prefect
 from prefect.exceptions import TerminationSignal
 
-from flows.failures import ending_in_one_line
-from flows.request import Request, to_yaml
-from flows.steps import steps_on
-from flows.wiring import simulation
-from storage.errors import BadInput, Damaged, StorageFault, failure_line
-from storage.events import EventLog
-from storage.runs import Run, new_run_id
-from tasks.announcements import announce
-from tasks.publish import publish
-from tasks.sources import Sources, resolve_sources
+from foretune.flows.dag.wiring import simulation
+from foretune.flows.engines.threads import steps_on
+from foretune.flows.failures import ending_in_one_line
+from foretune.flows.request import Request, to_yaml
+from foretune.storage.errors import BadInput, Damaged, StorageFault, failure_line
+from foretune.storage.events import EventLog
+from foretune.storage.runs import Run, new_run_id
+from foretune.tasks.engine.announcements import announce
+from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.report.publish import publish
 
 logger = logging.getLogger(__name__)
 

@@ -10,19 +10,19 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.states import Completed, Failed, State
 
-from flows.compare import attach_comparison, compare_runs
-from flows.failures import ending_in_one_line, said_by_its_state
-from flows.gate import Gate, apply_gate
-from flows.request import Request, RuntimeSettings
-from flows.simulate import simulate
-from storage.digests import digest_of
-from storage.events import run_status
-from storage.ledger import Ledger
-from storage.runs import Run, new_run_id
-from storage.versions import newest_version
-from tasks.keys import identity
-from tasks.publish import escape
-from tasks.sources import Sources, resolve_sources
+from foretune.flows.compare import attach_comparison, compare_runs
+from foretune.flows.failures import ending_in_one_line, said_by_its_state
+from foretune.flows.gate import Gate, apply_gate
+from foretune.flows.request import Request, RuntimeSettings
+from foretune.flows.simulate import simulate
+from foretune.storage.digests import digest_of
+from foretune.storage.events import run_status
+from foretune.storage.ledger import Ledger
+from foretune.storage.runs import Run, new_run_id
+from foretune.storage.versions import newest_version
+from foretune.tasks.engine.keys import identity
+from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.report.publish import escape
 
 EVENT = "foretune.vetting.finished"
 ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"

@@ -19,14 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from storage.cache import cache_dir, new_draft
-from storage.commits import commit_on_disk, commit_to_s3
-from storage.contents import Artifact, remember, remembered
-from storage.drafts import Draft
-from storage.errors import Damaged, disk_faults
-from storage.manifest import MANIFEST, Manifest
-from storage.places import Place, read_once
-from storage.refs import ArtifactRef
+from foretune.storage.cache import cache_dir, new_draft
+from foretune.storage.commits import commit_on_disk, commit_to_s3
+from foretune.storage.contents import Artifact, remember, remembered
+from foretune.storage.drafts import Draft
+from foretune.storage.errors import Damaged, disk_faults
+from foretune.storage.manifest import MANIFEST, Manifest
+from foretune.storage.places import Place, read_once
+from foretune.storage.refs import ArtifactRef
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import fsspec.asyn
 import s3fs
 
-from storage.disk import Entry, hidden
-from storage.errors import BadInput, StorageFault, disk_faults
-from storage.s3_faults import attempt, endpoint, missing_bucket
+from foretune.storage.disk import Entry, hidden
+from foretune.storage.errors import BadInput, StorageFault, disk_faults
+from foretune.storage.s3_faults import attempt, endpoint, missing_bucket
 
 PART_BYTES = 8 * 2**20  # S3's least part is 5 MiB
 STREAMS = 4  # a transfer holds at most STREAMS * PART_BYTES in memory

@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from storage.cache import new_draft
-from storage.contents import cached_folder, mark_verified, remember
-from storage.disk import sync_folder
-from storage.drafts import Draft
-from storage.errors import StorageFault, disk_faults
-from storage.manifest import MANIFEST, Manifest
-from storage.places import Place
+from foretune.storage.cache import new_draft
+from foretune.storage.contents import cached_folder, mark_verified, remember
+from foretune.storage.disk import sync_folder
+from foretune.storage.drafts import Draft
+from foretune.storage.errors import StorageFault, disk_faults
+from foretune.storage.manifest import MANIFEST, Manifest
+from foretune.storage.places import Place
 
 SENDERS = 4  # files of one artefact sent at once; each holds a few parts in memory
 RACE_ROUNDS = 4  # each round ends a race of two with probability 1/2 or better

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.cache import cache_dir
-from storage.digests import digest_of, hash_file
-from storage.errors import Changed, Damaged, StorageFault
-from storage.manifest import MANIFEST, FileRecord, Manifest
-from storage.places import Place
+from foretune.storage.cache import cache_dir
+from foretune.storage.digests import digest_of, hash_file
+from foretune.storage.errors import Changed, Damaged, StorageFault
+from foretune.storage.manifest import MANIFEST, FileRecord, Manifest
+from foretune.storage.places import Place
 
 if TYPE_CHECKING:
     import pandas

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from storage.digests import file_digest
-from storage.errors import BadInput
-from storage.places import localise
+from foretune.storage.digests import file_digest
+from foretune.storage.errors import BadInput
+from foretune.storage.places import localise
 
 Row = dict[str, Any]
 

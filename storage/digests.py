@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from storage.cache import cache_dir
-from storage.disk import Disk, hidden
-from storage.errors import StorageFault
+from foretune.storage.cache import cache_dir
+from foretune.storage.disk import Disk, hidden
+from foretune.storage.errors import StorageFault
 
 # Below this, hashing costs less than reading a memo.
 _MEMO_BYTES = 2**20

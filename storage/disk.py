@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.cache import new_draft
-from storage.errors import disk_faults
+from foretune.storage.cache import new_draft
+from foretune.storage.errors import disk_faults
 
 COPY_BYTES = 8 * 2**20
 

@@ -8,18 +8,18 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.digests import hash_file
-from storage.disk import hidden, sync_file, sync_folder
-from storage.errors import disk_faults
-from storage.manifest import MANIFEST, FileRecord, Manifest
-from storage.places import safe_name
+from foretune.storage.digests import hash_file
+from foretune.storage.disk import hidden, sync_file, sync_folder
+from foretune.storage.errors import disk_faults
+from foretune.storage.manifest import MANIFEST, FileRecord, Manifest
+from foretune.storage.places import safe_name
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
     import torch
 
-    from storage.refs import ArtifactRef
+    from foretune.storage.refs import ArtifactRef
 
     Rows = pandas.DataFrame | pyarrow.Table | list[dict[str, Any]]
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.cache import cache_dir
+from foretune.storage.cache import cache_dir
 
 
 class BadInput(ValueError):

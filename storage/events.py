@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from storage.cache import new_draft
-from storage.drafts import to_json
-from storage.errors import BadInput, disk_faults
-from storage.runs import Run
+from foretune.storage.cache import new_draft
+from foretune.storage.drafts import to_json
+from foretune.storage.errors import BadInput, disk_faults
+from foretune.storage.runs import Run
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from storage.drafts import to_json
-from storage.errors import BadInput
-from storage.places import Place
+from foretune.storage.drafts import to_json
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.digests import digest_of
-from storage.places import safe_name
+from foretune.storage.digests import digest_of
+from foretune.storage.places import safe_name
 
 MANIFEST = "manifest.json"
 

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from storage.cache import cache_dir, new_draft
-from storage.digests import digest_of
-from storage.disk import Disk, Entry
-from storage.errors import BadInput, StorageFault, disk_faults
+from foretune.storage.cache import cache_dir, new_draft
+from foretune.storage.digests import digest_of
+from foretune.storage.disk import Disk, Entry
+from foretune.storage.errors import BadInput, StorageFault, disk_faults
 
 if TYPE_CHECKING:
-    from storage.buckets import Bucket
+    from foretune.storage.buckets import Bucket
 
 DOWNLOADS = 4  # files fetched at once; each of them streams in parts
 
@@ -25,7 +25,7 @@ DOWNLOADS = 4  # files fetched at once; each of them streams in parts
 @functools.lru_cache(maxsize=64)
 def _bucket(name: str) -> Bucket:
     # s3fs takes 0.4 s to import, which a run on a local folder need not pay.
-    from storage.buckets import Bucket
+    from foretune.storage.buckets import Bucket
 
     return Bucket(name)
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.cache import cache_dir, new_draft
-from storage.digests import digest_of
-from storage.manifest import Manifest
+from foretune.storage.cache import cache_dir, new_draft
+from foretune.storage.digests import digest_of
+from foretune.storage.manifest import Manifest
 
 KEPT = 50  # newest measurements of one kind
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from storage.artifacts import ArtifactStore
-from storage.drafts import to_json
-from storage.errors import BadInput
-from storage.places import Place
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.drafts import to_json
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
 
 REQUEST, RESULT, REPORT, COMPARISON = "request.yaml", "result.json", "report.html", "comparison.json"
 _ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")

@@ -15,7 +15,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from fsspec.exceptions import FSTimeoutError
 
-from storage.errors import BadInput, Changed, StorageFault
+from foretune.storage.errors import BadInput, Changed, StorageFault
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

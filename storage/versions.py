@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
-from storage.datasets import KNOWN
-from storage.errors import BadInput
-from storage.places import Place
+from foretune.storage.datasets import KNOWN
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
 
 
 def newest_version(uri: str) -> str:

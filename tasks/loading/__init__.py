@@ -1,6 +1,6 @@
 """All that knows transformers and peft: models, adapters and checkpoints. No import here loads torch."""
 
-from tasks.loading.adapters import (
+from foretune.tasks.loading.adapters import (
     AdapterSettings,
     AdapterTargets,
     lora_config,
@@ -9,10 +9,10 @@ from tasks.loading.adapters import (
     target_weights,
     undecayed_weights,
 )
-from tasks.loading.checkpointing import recomputed
-from tasks.loading.checkpoints import CheckpointCheck, verify_checkpoint, write_checkpoint
-from tasks.loading.conversion import convert_gguf
-from tasks.loading.folders import (
+from foretune.tasks.loading.checkpointing import recomputed
+from foretune.tasks.loading.checkpoints import CheckpointCheck, verify_checkpoint, write_checkpoint
+from foretune.tasks.loading.conversion import convert_gguf
+from foretune.tasks.loading.folders import (
     ModelOutline,
     companion_files,
     model_config,
@@ -21,7 +21,7 @@ from tasks.loading.folders import (
     resolve_model,
     token_limits,
 )
-from tasks.loading.models import (
+from foretune.tasks.loading.models import (
     LoadedModel,
     all_finite,
     building,
@@ -32,7 +32,7 @@ from tasks.loading.models import (
     load_model,
     model_inputs,
 )
-from tasks.loading.settings import ModelSettings
+from foretune.tasks.loading.settings import ModelSettings
 
 __all__ = [
     "AdapterSettings",

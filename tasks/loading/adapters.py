@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from storage.errors import BadInput
-from tasks.loading.models import building
-from tasks.loading.placement import offloaded
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading.models import building
+from foretune.tasks.loading.placement import offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.nn import Module, Parameter
     from transformers import PreTrainedModel
 
-    from tasks.loading.models import LoadedModel
+    from foretune.tasks.loading.models import LoadedModel
 
 ALL_LINEAR = "all-linear"
 

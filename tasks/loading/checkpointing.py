@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.loading.models import LoadedModel
+    from foretune.tasks.loading.models import LoadedModel
 
 
 @contextlib.contextmanager

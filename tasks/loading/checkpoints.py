@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage.digests import file_digest
-from tasks.invariants import BrokenInvariant
-from tasks.loading.folders import companion_files
-from tasks.loading.models import LoadedModel, all_finite, load_model
-from tasks.loading.settings import ModelSettings
-from tasks.loading.stored import Stored, StoredWeights
+from foretune.storage.digests import file_digest
+from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.tasks.loading.folders import companion_files
+from foretune.tasks.loading.models import LoadedModel, all_finite, load_model
+from foretune.tasks.loading.settings import ModelSettings
+from foretune.tasks.loading.stored import Stored, StoredWeights
 
 if TYPE_CHECKING:
     from torch import Tensor

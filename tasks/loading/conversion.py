@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.errors import BadInput
-from tasks.loading.models import quiet_transformers
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading.models import quiet_transformers
 
 UNREADABLE = (ValueError, KeyError, IndexError, OSError, NotImplementedError)
 """What transformers and gguf raise for files that they cannot read."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.digests import digest_of, file_digest
-from storage.errors import BadInput
-from storage.places import localise
-from tasks.loading.hub import hub_snapshot
+from foretune.storage.digests import digest_of, file_digest
+from foretune.storage.errors import BadInput
+from foretune.storage.places import localise
+from foretune.tasks.loading.hub import hub_snapshot
 
 if TYPE_CHECKING:
-    from tasks.loading.settings import ModelSettings
+    from foretune.tasks.loading.settings import ModelSettings
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")

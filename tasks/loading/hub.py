@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage.errors import BadInput
+from foretune.storage.errors import BadInput
 
 
 def hub_snapshot(repo_id: str, revision: str | None, patterns: list[str], setting: str) -> Path:

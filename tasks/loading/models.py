@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import BadInput
-from tasks.invariants import weights_digest
-from tasks.loading.folders import model_config, model_fingerprint, weight_files
-from tasks.loading.placement import keep_resident, offloaded, placing, stored_value
-from tasks.loading.settings import ModelSettings
+from foretune.storage.errors import BadInput
+from foretune.tasks.engine.invariants import weights_digest
+from foretune.tasks.loading.folders import model_config, model_fingerprint, weight_files
+from foretune.tasks.loading.placement import keep_resident, offloaded, placing, stored_value
+from foretune.tasks.loading.settings import ModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.numerics.batches import Batch
+    from foretune.tasks.numerics.batches import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +268,7 @@ def label_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[dict[st
     call, head = functional_caller(loaded, names), loaded.model.get_output_embeddings()
 
     def call_at_labels(weights: dict[str, Tensor], batch: Batch) -> Tensor:
-        from tasks.numerics.losses import label_positions
+        from foretune.tasks.numerics.losses import label_positions
 
         positions = label_positions(batch.labels)
         handle = head.register_forward_pre_hook(lambda module, args: (args[0][positions], *args[1:]))

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.cache import cache_dir
+from foretune.storage.cache import cache_dir
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel
 
-    from tasks.loading.settings import ModelSettings
+    from foretune.tasks.loading.settings import ModelSettings
 
 
 def placing(settings: ModelSettings, fingerprint: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.loading.folders import weight_files
+from foretune.tasks.loading.folders import weight_files
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.numerics.vectors import Vector, dot, norm
+from foretune.tasks.numerics.vectors import Vector, dot, norm
 
 
 def cosine(a: Vector, b: Vector) -> float:

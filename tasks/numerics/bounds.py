@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.vectors import Vector
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tasks.numerics.calibration import expected_calibration_error
-from tasks.numerics.losses import label_logits, label_positions
+from foretune.tasks.numerics.calibration import expected_calibration_error
+from foretune.tasks.numerics.losses import label_logits, label_positions
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from tasks.numerics.batches import Batch
-from tasks.numerics.graphs import CurvatureGraph, DifferenceGraph, GaussNewtonGraph, HessianGraph
-from tasks.numerics.objectives import Call
-from tasks.numerics.spaces import Space, coordinate_dtype
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.batches import Batch
+from foretune.tasks.numerics.graphs import CurvatureGraph, DifferenceGraph, GaussNewtonGraph, HessianGraph
+from foretune.tasks.numerics.objectives import Call
+from foretune.tasks.numerics.spaces import Space, coordinate_dtype
+from foretune.tasks.numerics.vectors import Vector
 
 JVP_GRAPHS = {"reverse": GaussNewtonGraph, "difference": DifferenceGraph}
 

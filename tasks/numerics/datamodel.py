@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.numerics.optimizers import CLIP_EPS, OptimizerSettings, advance, initial_state
+from foretune.tasks.numerics.optimizers import CLIP_EPS, OptimizerSettings, advance, initial_state
 
 RIDGES = tuple(10.0 ** (power / 2) for power in range(-1, 9))
 CHUNK = 2**24  # numbers of batch gradients in memory at once: 64 MB

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tasks.numerics.vectors import Vector, norm
+from foretune.tasks.numerics.vectors import Vector, norm
 
 # Change of the output (rms; nats of a token loss, or logits) that a step is aimed at: where the error of
 # rounding equals that of curvature. Measured on a 135M-parameter Llama in float32, per sample: central 6e-5

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tasks.numerics.row_gradients import RowGradients
+from foretune.tasks.numerics.row_gradients import RowGradients
 
 
 @dataclass(frozen=True)

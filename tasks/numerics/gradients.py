@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.numerics.batches import Batch
-from tasks.numerics.objectives import Call, Objective
-from tasks.numerics.row_gradients import RowTaps
+from foretune.tasks.numerics.batches import Batch
+from foretune.tasks.numerics.objectives import Call, Objective
+from foretune.tasks.numerics.row_gradients import RowTaps
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tasks.numerics.batches import Batch
-from tasks.numerics.differences import CENTRAL_CHANGE, central, step_size
-from tasks.numerics.kernels import differentiable_attention
-from tasks.numerics.losses import label_logits, sample_losses
-from tasks.numerics.objectives import Call
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.batches import Batch
+from foretune.tasks.numerics.differences import CENTRAL_CHANGE, central, step_size
+from foretune.tasks.numerics.kernels import differentiable_attention
+from foretune.tasks.numerics.losses import label_logits, sample_losses
+from foretune.tasks.numerics.objectives import Call
+from foretune.tasks.numerics.vectors import Vector
 
 
 class CurvatureGraph(Protocol):

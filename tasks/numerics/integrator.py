@@ -17,10 +17,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from tasks.numerics.field import GradientField, VirtualBatches
-from tasks.numerics.optimizers import OptimizerSettings
-from tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_state, replay
-from tasks.numerics.vectors import Vector, axpy, dot, norm
+from foretune.tasks.numerics.field import GradientField, VirtualBatches
+from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_state, replay
+from foretune.tasks.numerics.vectors import Vector, axpy, dot, norm
 
 SEGMENT_STEPS = 14  # over 12 steps two nodes hold (cosine 0.995), over 27 they do not
 ENOUGH_NODES, ENOUGH_ROWS = 2, 16  # per anchor: what those two nodes were

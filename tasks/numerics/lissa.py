@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tasks.numerics.spectrum import Matvec, lanczos
-from tasks.numerics.vectors import Vector, axpy, dot, is_finite, norm, scale, zeros_like
+from foretune.tasks.numerics.spectrum import Matvec, lanczos
+from foretune.tasks.numerics.vectors import Vector, axpy, dot, is_finite, norm, scale, zeros_like
 
 SAFETY = 1.1  # scale over the Krylov estimate of lambda_max; stability needs only scale > lambda_max / 2
 SCALE_PRODUCTS = 4

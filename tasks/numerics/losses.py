@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tasks.numerics.batches import IGNORED
+from foretune.tasks.numerics.batches import IGNORED
 
 
 def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.numerics.batches import Batch
-from tasks.numerics.losses import SampleLosses, preference_losses, sample_losses, sequence_logprobs
+from foretune.tasks.numerics.batches import Batch
+from foretune.tasks.numerics.losses import SampleLosses, preference_losses, sample_losses, sequence_logprobs
 
 Call = Callable[[dict[str, Tensor], Batch], Tensor]  # (weights, batch) -> logits, [b, s, vocab] or at labels [n, vocab]
 

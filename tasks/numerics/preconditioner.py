@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.numerics.field import GradientField
-from tasks.numerics.spaces import Space
+from foretune.tasks.numerics.field import GradientField
+from foretune.tasks.numerics.spaces import Space
 
 
 @dataclass(frozen=True)

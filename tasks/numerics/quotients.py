@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tasks.numerics.batches import Batch
-from tasks.numerics.curvature import CurvatureOperator
-from tasks.numerics.losses import label_logits
-from tasks.numerics.objectives import Call
-from tasks.numerics.spaces import LoraSpace
-from tasks.numerics.taps import Taps
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.batches import Batch
+from foretune.tasks.numerics.curvature import CurvatureOperator
+from foretune.tasks.numerics.losses import label_logits
+from foretune.tasks.numerics.objectives import Call
+from foretune.tasks.numerics.spaces import LoraSpace
+from foretune.tasks.numerics.taps import Taps
+from foretune.tasks.numerics.vectors import Vector
 
 
 @dataclass(frozen=True)

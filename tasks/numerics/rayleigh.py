@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.vectors import Vector
 
 
 def effective_rates(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.numerics.optimizers import (
+from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
     advance,

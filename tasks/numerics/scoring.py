@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tasks.numerics.batches import IGNORED, Batch
-from tasks.numerics.differences import CENTRAL_CHANGE, ONE_SIDED_CHANGE, central, perturbed, step_size
-from tasks.numerics.kernels import differentiable_attention
-from tasks.numerics.losses import token_losses
-from tasks.numerics.objectives import Call
-from tasks.numerics.taps import Taps
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.batches import IGNORED, Batch
+from foretune.tasks.numerics.differences import CENTRAL_CHANGE, ONE_SIDED_CHANGE, central, perturbed, step_size
+from foretune.tasks.numerics.kernels import differentiable_attention
+from foretune.tasks.numerics.losses import token_losses
+from foretune.tasks.numerics.objectives import Call
+from foretune.tasks.numerics.taps import Taps
+from foretune.tasks.numerics.vectors import Vector
 
 METHODS = ("forward", "difference", "one_sided")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.vectors import Vector
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:

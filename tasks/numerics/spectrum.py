@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tasks.numerics.vectors import Vector, axpy, dot, norm, random_like, scale
+from foretune.tasks.numerics.vectors import Vector, axpy, dot, norm, random_like, scale
 
 Matvec = Callable[[Vector], Vector]
 

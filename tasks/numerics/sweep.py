@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tasks.numerics.optimizers import OptimizerSettings, OptimizerState, advance, clip_global_norm, initial_state
-from tasks.numerics.replay import Adapter, FullAdapter, LoraAdapter
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.optimizers import (
+    OptimizerSettings,
+    OptimizerState,
+    advance,
+    clip_global_norm,
+    initial_state,
+)
+from foretune.tasks.numerics.replay import Adapter, FullAdapter, LoraAdapter
+from foretune.tasks.numerics.vectors import Vector
 
 
 @dataclass(frozen=True)

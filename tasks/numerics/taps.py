@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.vectors import Vector
 
 
 class Taps:

@@ -1,9 +1,9 @@
 """All that knows sae-lens and sparsify: where SAEs come from, the SAE itself, names of its features."""
 
-from tasks.saes.autoencoders import LoadedSae, load_sae
-from tasks.saes.labels import feature_labels, read_labels
-from tasks.saes.settings import SaeSettings
-from tasks.saes.sources import SaeConfig, check_fit, read_sae_config, resolve_sae, sae_fingerprint
+from foretune.tasks.saes.autoencoders import LoadedSae, load_sae
+from foretune.tasks.saes.labels import feature_labels, read_labels
+from foretune.tasks.saes.settings import SaeSettings
+from foretune.tasks.saes.sources import SaeConfig, check_fit, read_sae_config, resolve_sae, sae_fingerprint
 
 __all__ = [
     "LoadedSae",

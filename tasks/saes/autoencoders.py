@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import BadInput
-from tasks.loading import all_finite, building, choose_device
-from tasks.saes.settings import SaeSettings
-from tasks.saes.sources import SaeConfig, misfit, read_sae_config, sae_fingerprint
-from tasks.saes.sparsify import load_sparsify
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading import all_finite, building, choose_device
+from foretune.tasks.saes.settings import SaeSettings
+from foretune.tasks.saes.sources import SaeConfig, misfit, read_sae_config, sae_fingerprint
+from foretune.tasks.saes.sparsify import load_sparsify
 
 if TYPE_CHECKING:
     import torch

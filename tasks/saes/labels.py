@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.datasets import read_rows
-from storage.errors import BadInput
-from storage.places import localise
-from tasks.saes.settings import SaeSettings
+from foretune.storage.datasets import read_rows
+from foretune.storage.errors import BadInput
+from foretune.storage.places import localise
+from foretune.tasks.saes.settings import SaeSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.loading import LoadedModel
-    from tasks.saes.autoencoders import LoadedSae
+    from foretune.tasks.loading import LoadedModel
+    from foretune.tasks.saes.autoencoders import LoadedSae
 
 NUMBER_COLUMNS = ("index", "feature")
 TEXT_COLUMNS = ("description", "label")

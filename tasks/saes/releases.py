@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from storage.errors import BadInput
+from foretune.storage.errors import BadInput
 
 PICKLED = ("connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dictionary_learning_1")
 """Conversions of sae-lens that read pickled weights."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.digests import digest_of, file_digest, folder_digest
-from storage.errors import BadInput
-from storage.places import localise
-from tasks.hooks import WIDTH_OF_RESIDUAL, parse_block_hook
-from tasks.loading import model_outline
-from tasks.loading.hub import hub_snapshot
-from tasks.saes.releases import find_release
-from tasks.saes.settings import SaeSettings
+from foretune.storage.digests import digest_of, file_digest, folder_digest
+from foretune.storage.errors import BadInput
+from foretune.storage.places import localise
+from foretune.tasks.loading import model_outline
+from foretune.tasks.loading.hooks import WIDTH_OF_RESIDUAL, parse_block_hook
+from foretune.tasks.loading.hub import hub_snapshot
+from foretune.tasks.saes.releases import find_release
+from foretune.tasks.saes.settings import SaeSettings
 
 WEIGHTS = {"sae_weights.safetensors": "sae_lens", "sae.safetensors": "sparsify"}
 UNSUPPORTED = ("transcoder", "temporal")

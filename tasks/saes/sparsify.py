@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage.errors import BadInput
+from foretune.storage.errors import BadInput
 
 if TYPE_CHECKING:
     import torch

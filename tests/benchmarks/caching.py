@@ -50,8 +50,8 @@ class Traffic:
 @contextlib.contextmanager
 def traffic() -> Iterator[Traffic]:
     """Count every artefact file that is opened or stored inside the block."""
-    from storage.contents import Artifact
-    from storage.drafts import Draft
+    from foretune.storage.contents import Artifact
+    from foretune.storage.drafts import Draft
 
     counted, path, files = Traffic(), Artifact.path, Draft.files
 
@@ -73,11 +73,11 @@ def traffic() -> Iterator[Traffic]:
 
 def simulated(request: str, overrides: list[str]) -> dict[str, int]:
     """Run a request in this process; tasks and bytes."""
-    from flows.environment import prepare
+    from foretune.flows.environment import prepare
 
     prepare(command_line=True)
-    from flows.request import load_request
-    from flows.simulate import simulate
+    from foretune.flows.request import load_request
+    from foretune.flows.simulate import simulate
 
     with traffic() as counted:
         result = simulate(load_request(request, overrides))

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tasks.numerics.agreement import datamodeling_score, spearman
+from foretune.tasks.numerics.agreement import datamodeling_score, spearman
 from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.influence_scores import EPOCH, METHODS
 from tests.benchmarks.real_runs import BANK

@@ -52,8 +52,8 @@ class Bench:
 
         A row whose answer is cut off has no gradient and counts one token.
         """
-        from tasks.loading import lora_scale
-        from tasks.row_gradients import whole_rows
+        from foretune.tasks.inputs.field import whole_rows
+        from foretune.tasks.loading import lora_scale
 
         kept = whole_rows(self.bank.run, self.wiring.fields[role], lora_scale(self.bank.request.adapter))
         table = self.bank.train if role == "train" else self.bank.heldout
@@ -117,9 +117,9 @@ class Bench:
     def by_lissa(self, solver: dict[str, Any]) -> tuple[torch.Tensor, float, float]:
         """One solve per held-out row, every one with its own products; on the rows with planted noise one solve of the
         mean of all, which is what they are ranked by (a solve is linear in its target)."""
-        from storage.events import EventLog
-        from tasks.adapted import adapt, curvature_operator
-        from tasks.influence_solve import SolverSettings, solved, solver_plan
+        from foretune.storage.events import EventLog
+        from foretune.tasks.influence.solve import SolverSettings, solved, solver_plan
+        from foretune.tasks.inputs.adapted import adapt, curvature_operator
 
         self.landscapes()
         spent = self.seconds(FIRST_ORDER_TASKS)
@@ -180,7 +180,7 @@ class Bench:
         return [gains[sample_id] for sample_id in self.bank.train["sample_id"].to_pylist()]
 
     def base_losses(self) -> list[float]:
-        from tasks.adapted import adapt
+        from foretune.tasks.inputs.adapted import adapt
         from tests.benchmarks.retraining import query_losses
 
         request = self.bank.request
@@ -188,7 +188,7 @@ class Bench:
 
     def representations(self, table: Any) -> torch.Tensor:
         """[n, d] mean of the last hidden states over each row's tokens."""
-        from tasks.minibatches import minibatches
+        from foretune.tasks.samples.minibatches import minibatches
 
         kept = torch.zeros(len(table), self.bank.loaded.model.config.hidden_size)
         with torch.no_grad():
@@ -204,9 +204,9 @@ def epoch(bank: Bank) -> float:
     """Seconds of one epoch of forward and backward passes through the peft model, in batches of 8 rows: the floor."""
     from peft import get_peft_model
 
-    from tasks.loading import lora_config
-    from tasks.numerics.batches import collate
-    from tasks.real_run import _examples
+    from foretune.tasks.backtest.real_run import _examples
+    from foretune.tasks.loading import lora_config
+    from foretune.tasks.numerics.batches import collate
 
     model = get_peft_model(bank.loaded.model, lora_config(bank.request.adapter))
     rows = _examples(bank.train, range(len(bank.train)))

@@ -8,10 +8,10 @@ from typing import Any
 
 import prefect
 
-from flows.request import RuntimeSettings
-from flows.steps import steps_on
-from storage.runs import Run
-from tasks.keys import content_task
+from foretune.flows.engines.threads import steps_on
+from foretune.flows.request import RuntimeSettings
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
 
 WORKERS = 2
 

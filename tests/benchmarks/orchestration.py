@@ -21,7 +21,7 @@ from typing import Any
 
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.environment import prepare
+from foretune.flows.environment import prepare
 from tests.benchmarks.environment import RESULTS, write_results
 from tests.benchmarks.mapped_shards import WORKERS, mapped, runner_row
 from tests.deployments.team import PROJECT, Team, published, running_team

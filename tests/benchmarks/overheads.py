@@ -25,10 +25,10 @@ import prefect
 from prefect.client.orchestration import get_client
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.request import RuntimeSettings
-from flows.steps import steps_on
-from storage.runs import Run
-from tasks.keys import content_task
+from foretune.flows.engines.threads import steps_on
+from foretune.flows.request import RuntimeSettings
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
 from tests.benchmarks import caching
 from tests.benchmarks.environment import environment, with_earlier, write_results
 
@@ -141,11 +141,11 @@ def requests_counted(storage: str) -> Iterator[dict[str, int]]:
         aiobotocore.client.AioBaseClient._make_api_call = call
 
 
-FORETUNE = "from flows.cli import main; main()"
+FORETUNE = "from foretune.flows.cli import main; main()"
 
 EMPTY = """
 import sys
-from flows.environment import prepare
+from foretune.flows.environment import prepare
 prepare(command_line=True)
 from tests.benchmarks.overheads import theirs
 theirs(int(sys.argv[1]))
@@ -153,10 +153,10 @@ theirs(int(sys.argv[1]))
 
 CACHED = """
 import json, sys
-from flows.environment import prepare
+from foretune.flows.environment import prepare
 prepare(command_line=True)
-from flows.request import load_request
-from flows.simulate import simulate
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
 tasks = simulate(load_request(sys.argv[1]))["tasks"]
 print(json.dumps([tasks, sorted({"torch", "transformers", "sae_lens"} & set(sys.modules))]))
 """
@@ -189,7 +189,7 @@ def main() -> None:
     """Both cases."""
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.environment import prepare
+    from foretune.flows.environment import prepare
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=caching.MODEL)

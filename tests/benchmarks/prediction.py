@@ -16,18 +16,18 @@ from typing import Any
 
 import yaml
 
-from flows.request import load_request
-from flows.wiring import Wiring
-from storage.artifacts import ArtifactStore
-from storage.runs import Run
-from tasks.adapted import adapt
-from tasks.dataset import read_table
-from tasks.evaluation import RowsAtWeights
-from tasks.model import SaeHandle
-from tasks.numerics.agreement import cosine, module_spearman, norm_ratio, pearson, share, top_sign_accuracy
-from tasks.numerics.schedules import learning_rates
-from tasks.sae_diff import sample_activations
-from tasks.sources import resolve_sources
+from foretune.flows.dag.wiring import Wiring
+from foretune.flows.request import load_request
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.runs import Run
+from foretune.tasks.inputs.adapted import adapt
+from foretune.tasks.inputs.handles import SaeHandle
+from foretune.tasks.inputs.sources import resolve_sources
+from foretune.tasks.inspection.sae_diff import sample_activations
+from foretune.tasks.numerics.agreement import cosine, module_spearman, norm_ratio, pearson, share, top_sign_accuracy
+from foretune.tasks.numerics.schedules import learning_rates
+from foretune.tasks.prediction.evaluation import RowsAtWeights
+from foretune.tasks.samples.dataset import read_table
 from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.real_runs import BANK, RERUN, Case, Truth, cases, missing, stored_run, train_case
 from tests.flows.conftest import Called
@@ -107,7 +107,7 @@ class Scored:
 
     def features(self, delta: dict[str, Any]) -> Any:
         """[d_sae] mean activation on held-out label tokens."""
-        from tasks.differences import DiffSettings
+        from foretune.tasks.inspection.settings import DiffSettings
 
         weights = {name: self.adapted.weights[name].data for name in delta}
         kept = {name: weight.clone() for name, weight in weights.items()}

@@ -154,12 +154,12 @@ def train_case(case: Case, order: int | None) -> None:
     """Train one case for real and store it; record.json is written last."""
     from safetensors.torch import save_file
 
-    from flows.request import load_request
-    from flows.wiring import Wiring
-    from storage.runs import Run
-    from tasks.dataset import read_table
-    from tasks.real_run import train
-    from tasks.sources import resolve_sources
+    from foretune.flows.dag.wiring import Wiring
+    from foretune.flows.request import load_request
+    from foretune.storage.runs import Run
+    from foretune.tasks.backtest.real_run import train
+    from foretune.tasks.inputs.sources import resolve_sources
+    from foretune.tasks.samples.dataset import read_table
     from tests.flows.conftest import Called
 
     with tempfile.TemporaryDirectory() as name:

@@ -38,11 +38,11 @@ class Bank:
         root: str = str(BANK / "root"),
         overrides: Sequence[str] = (),
     ) -> None:
-        from flows.request import load_request
-        from flows.wiring import Wiring
-        from storage.runs import Run
-        from tasks.dataset import read_table
-        from tasks.sources import resolve_sources
+        from foretune.flows.dag.wiring import Wiring
+        from foretune.flows.request import load_request
+        from foretune.storage.runs import Run
+        from foretune.tasks.inputs.sources import resolve_sources
+        from foretune.tasks.samples.dataset import read_table
         from tests.flows.conftest import Called
 
         self.data, self.folder = data, folder
@@ -74,8 +74,8 @@ class Bank:
 
     def retrain(self, kept: list[int]) -> list[float]:
         """Held-out loss of every query, nats per label token, after training on the kept rows."""
-        from tasks.adapted import adapt
-        from tasks.real_run import train
+        from foretune.tasks.backtest.real_run import train
+        from foretune.tasks.inputs.adapted import adapt
 
         request = self.request
         real = train(
@@ -87,8 +87,8 @@ class Bank:
 
 def query_losses(adapted: Any, table: pa.Table, delta: dict[str, Any]) -> list[float]:
     """Loss of every row at the base weights plus delta, nats per label token."""
-    from tasks.minibatches import minibatches
-    from tasks.numerics.losses import sample_losses
+    from foretune.tasks.numerics.losses import sample_losses
+    from foretune.tasks.samples.minibatches import minibatches
 
     weights = adapted.weights | {name: adapted.weights[name] + change for name, change in delta.items()}
     losses = [0.0] * len(table)

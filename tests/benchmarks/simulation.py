@@ -34,12 +34,12 @@ class Demo:
     """The demo's model and rows as the stored run read them."""
 
     def __init__(self, root: str) -> None:
-        from flows.exports import artifact_of
-        from flows.request import load_request
-        from storage.refs import ArtifactRef
-        from storage.runs import latest
-        from tasks.dataset import read_table
-        from tasks.model import ModelHandle
+        from foretune.flows.commands.exports import artifact_of
+        from foretune.flows.request import load_request
+        from foretune.storage.refs import ArtifactRef
+        from foretune.storage.runs import latest
+        from foretune.tasks.inputs.handles import ModelHandle
+        from foretune.tasks.samples.dataset import read_table
 
         self.run, self.request = latest(root), load_request(str(PROJECT / REQUEST))
         refs = {s.task: ArtifactRef(task=s.task, key=s.key, uri="", sha256="") for s in self.run.store.iterate()}
@@ -53,8 +53,8 @@ class Demo:
 
     def at_weights(self, table: Any) -> Any:
         """Rows whose loss and gradients can be taken at any weights."""
-        from tasks.adapted import adapt
-        from tasks.evaluation import RowsAtWeights
+        from foretune.tasks.inputs.adapted import adapt
+        from foretune.tasks.prediction.evaluation import RowsAtWeights
 
         adapted = adapt(self.loaded, self.request.adapter, self.request.training.seed)
         return RowsAtWeights(adapted, table, None, self.request.landscape.batch_tokens)
@@ -76,9 +76,9 @@ def trained_delta(demo: Demo) -> dict[str, Any]:
     from peft import get_peft_model
     from transformers import get_scheduler
 
-    from tasks.loading import lora_config, lora_scale
-    from tasks.minibatches import minibatches
-    from tasks.numerics.losses import sample_losses
+    from foretune.tasks.loading import lora_config, lora_scale
+    from foretune.tasks.numerics.losses import sample_losses
+    from foretune.tasks.samples.minibatches import minibatches
 
     training, adapter = demo.request.training, demo.request.adapter
     torch.manual_seed(training.seed)
@@ -111,7 +111,7 @@ def trained_delta(demo: Demo) -> dict[str, Any]:
 
 def against_training(demo: Demo) -> dict[str, Any]:
     """The predicted checkpoint beside a real run: direction, size, and share of the held-out loss drop."""
-    from tasks.numerics.vectors import dot, norm
+    from foretune.tasks.numerics.vectors import dot, norm
 
     started = time.perf_counter()
     real = trained_delta(demo)

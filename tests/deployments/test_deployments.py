@@ -14,9 +14,9 @@ import httpx
 import pytest
 import yaml
 
-from storage.events import read_events, run_status
-from storage.ledger import Ledger
-from storage.runs import latest, list_runs
+from foretune.storage.events import read_events, run_status
+from foretune.storage.ledger import Ledger
+from foretune.storage.runs import latest, list_runs
 from tests.deployments.postgres import binaries
 from tests.deployments.team import PROJECT, Team, end, published
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from flows.request import Request, load_request
-from flows.wiring import simulation
-from storage.artifacts import ArtifactStore
-from storage.refs import ArtifactRef
-from storage.runs import Run
-from tasks.findings import Findings, collect
-from tasks.samples import SampleIndex, read_index
-from tasks.sources import resolve_sources
+from foretune.flows.dag.wiring import simulation
+from foretune.flows.request import Request, load_request
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.inputs.sources import resolve_sources
+from foretune.tasks.report.findings import Findings, collect
+from foretune.tasks.samples.table import SampleIndex, read_index
 
 
 @dataclass

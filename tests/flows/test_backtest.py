@@ -9,20 +9,20 @@ from typing import Any
 import jsonschema
 import pytest
 
-from flows.backtest import against_training, backtest, training_plan
-from flows.request import Request, load_request
-from flows.wiring import Wiring, simulation
-from storage.errors import BadInput
-from storage.events import event_schema, read_events, run_status
-from storage.runs import Run
-from tasks.backtest import trainer_of
-from tasks.backtest_axes import scores, spread
-from tasks.backtest_influence import datamodeling
-from tasks.backtest_signals import base_name, came_true, dead_modules
-from tasks.invariants import BrokenInvariant
-from tasks.keys import content_task
-from tasks.numerics.agreement import Agreement
-from tasks.sources import resolve_sources
+from foretune.flows.backtest import against_training, backtest, training_plan
+from foretune.flows.dag.wiring import Wiring, simulation
+from foretune.flows.request import Request, load_request
+from foretune.storage.errors import BadInput
+from foretune.storage.events import event_schema, read_events, run_status
+from foretune.storage.runs import Run
+from foretune.tasks.backtest.axes import scores, spread
+from foretune.tasks.backtest.influence import datamodeling
+from foretune.tasks.backtest.passes import trainer_of
+from foretune.tasks.backtest.signals import base_name, came_true, dead_modules
+from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.tasks.engine.keys import content_task
+from foretune.tasks.inputs.sources import resolve_sources
+from foretune.tasks.numerics.agreement import Agreement
 from tests.flows.conftest import Called
 from tests.flows.test_command_line import assert_bad_input, foretune
 
@@ -122,7 +122,7 @@ def test_pairs_without_trl_are_one_line_before_anything_runs(request_file, monke
         return known(name)
 
     known = metadata.version
-    monkeypatch.setattr("tasks.backtest.metadata.version", without_trl)
+    monkeypatch.setattr("foretune.tasks.backtest.passes.metadata.version", without_trl)
     pairs = str(request_file.parent / "preferences.jsonl")
     settings = [f"dataset.path={pairs}", f"dataset.heldout.path={pairs}", "dataset.preferences=null", "sae=null"]
     request = load_request(str(request_file), [*settings, f"runtime.root={tmp_path}"])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.compare import compare_runs
-from flows.exports import cleaned_rows, write_rows
-from flows.request import load_request
-from flows.simulate import simulate
-from storage.runs import resolve_run
+from foretune.flows.commands.exports import cleaned_rows, write_rows
+from foretune.flows.compare import compare_runs
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.runs import resolve_run
 
 NOISE = ["zq9 #!7 ~~ kx", "0x7f 0x3c ;; 0x11", "^^^ %% @@ qq ^^^", "@@@ 88 || zz 88"]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 BINARY = Path(sys.executable).with_name("foretune")
-COMMAND = [str(BINARY)] if BINARY.exists() else [sys.executable, "-m", "flows.cli"]
+COMMAND = [str(BINARY)] if BINARY.exists() else [sys.executable, "-m", "foretune.flows.cli"]
 
 
 def foretune(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -6,9 +6,9 @@ import io
 
 from rich.console import Console
 
-from flows.compare import comparison_markdown
-from flows.console import print_comparison
-from tasks.comparison import comparison_section
+from foretune.flows.commands.console import print_comparison
+from foretune.flows.compare import comparison_markdown
+from foretune.tasks.report.comparison import comparison_section
 from tests.report.test_comparison import COMPARED
 
 SAID = {

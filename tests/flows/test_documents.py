@@ -9,8 +9,8 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from flows.cli import app
-from flows.request import Request
+from foretune.flows.cli import app
+from foretune.flows.request import Request
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")

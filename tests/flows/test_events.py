@@ -10,11 +10,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from flows.request import load_request
-from flows.simulate import simulate
-from storage.events import EventLog, event_schema, read_events
-from storage.runs import Run
-from tasks.callback import TrainingEvents
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.events import EventLog, event_schema, read_events
+from foretune.storage.runs import Run
+from foretune.tasks.backtest.callback import TrainingEvents
 from tests.flows.test_command_line import COMMAND, foretune
 
 CHECK = jsonschema.Draft202012Validator(event_schema(), format_checker=jsonschema.FormatChecker())

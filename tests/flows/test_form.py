@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flows.simulate import simulate
-from flows.vet import vet
+from foretune.flows.simulate import simulate
+from foretune.flows.vet import vet
 
 FORMS = {flow.name: flow.parameters.model_dump_for_openapi() for flow in (simulate, vet)}
 

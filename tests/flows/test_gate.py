@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from flows.gate import Gate, GateVerdict, apply_gate, load_gate
-from storage.errors import BadInput
+from foretune.flows.gate import Gate, GateVerdict, apply_gate, load_gate
+from foretune.storage.errors import BadInput
 
 RESULT = {
     "summary": {"heldout_loss_evaluated": 3.2, "flagged_rows": 7, "noise_scale_tokens": None, "answer": "Yes"},

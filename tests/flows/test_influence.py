@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from storage.errors import BadInput
+from foretune.storage.errors import BadInput
 from tests.flows.conftest import Simulated
 from tests.flows.dense import EXACT, adapted, label_losses, lora_start, role_rows, rows_of
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flows.listing import list_rows
-from flows.request import load_request
-from flows.simulate import simulate
-from storage.runs import Run
-from tasks.invariants import (
+from foretune.flows.commands.listing import list_rows
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import (
     BrokenInvariant,
     no_optimizer_steps,
     unwatch,
@@ -18,10 +18,10 @@ from tasks.invariants import (
     weights_unchanged,
     witness,
 )
-from tasks.keys import Fingerprint
-from tasks.loading import ModelSettings
-from tasks.model import ModelHandle
-from tasks.numerics.bounds import bounded
+from foretune.tasks.engine.keys import Fingerprint
+from foretune.tasks.inputs.handles import ModelHandle
+from foretune.tasks.loading import ModelSettings
+from foretune.tasks.numerics.bounds import bounded
 
 
 def run_with(request, *overrides: str) -> dict:
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_lost_a_tensor_is_refused(tiny_llama, tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    from tasks.loading import verify_checkpoint
+    from foretune.tasks.loading import verify_checkpoint
 
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_llama, folder)

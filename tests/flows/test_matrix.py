@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import BadInput
+from foretune.storage.errors import BadInput
 
 Rows = Sequence[dict[str, Any]]
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from tasks.keys import Fingerprint
-from tasks.loading import ModelSettings
-from tasks.memory import halved, within_memory
-from tasks.model import ModelHandle
+from foretune.tasks.engine.keys import Fingerprint
+from foretune.tasks.engine.memory import halved, within_memory
+from foretune.tasks.inputs.handles import ModelHandle
+from foretune.tasks.loading import ModelSettings
 
 
 class Sizes(BaseModel):
@@ -51,7 +51,7 @@ def test_what_does_not_fit_by_the_token_raises_the_devices_own_error():
 FREED = """
 import re
 from pathlib import Path
-from tasks.memory import give_back
+from foretune.tasks.engine.memory import give_back
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
@@ -87,7 +87,7 @@ def test_other_errors_are_not_tried_again():
 
 
 def test_a_landscape_that_ran_out_of_memory_has_the_same_numbers(simulated, tmp_path, monkeypatch):
-    from tasks.numerics.gradients import GradientSum
+    from foretune.tasks.numerics.gradients import GradientSum
 
     batches = "landscape.batch_tokens=200"
     calm = simulated(f"runtime.root={tmp_path}/calm", batches)
@@ -111,7 +111,7 @@ def test_stored_work_does_not_wait_for_a_gpu_and_missing_work_does(prefect_serve
     from prefect.client.orchestration import get_client
     from prefect.concurrency.sync import concurrency
 
-    monkeypatch.setattr("tasks.model.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("foretune.tasks.inputs.handles.choose_device", lambda name: torch.device("cuda"))
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name("gpu", 1)
     simulated()
@@ -123,7 +123,7 @@ def test_stored_work_does_not_wait_for_a_gpu_and_missing_work_does(prefect_serve
 
     with concurrency("gpu", occupy=1):  # another run has the GPU
         assert simulated().computed == []
-        monkeypatch.setattr("tasks.model.concurrency", waiting)
+        monkeypatch.setattr("foretune.tasks.inputs.handles.concurrency", waiting)
         with pytest.raises(TimeoutError, match="the slot is taken"):
             simulated("adapter.lora_alpha=8")
     assert waited.is_set()
@@ -133,7 +133,7 @@ def test_stored_work_does_not_wait_for_a_gpu_and_missing_work_does(prefect_serve
 def test_only_a_model_on_a_gpu_takes_a_slot(prefect_server, monkeypatch, device, taken):
     from prefect.client.orchestration import get_client
 
-    monkeypatch.setattr("tasks.model.choose_device", lambda name: torch.device(device))
+    monkeypatch.setattr("foretune.tasks.inputs.handles.choose_device", lambda name: torch.device(device))
     handle = ModelHandle(source=Fingerprint(uri="m", digest="d"), settings=ModelSettings(name_or_path="m"))
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name("gpu", 1)

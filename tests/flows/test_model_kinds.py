@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.request import load_request
-from flows.simulate import simulate
-from storage.errors import BadInput
-from storage.events import read_events
-from storage.runs import Run
-from tasks.invariants import BrokenInvariant
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.errors import BadInput
+from foretune.storage.events import read_events
+from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import BrokenInvariant
 
 
 def test_gpt2_and_its_transposed_weights(simulated, folder_of):
@@ -145,7 +145,7 @@ def test_an_autoencoder_of_sparsify_and_every_source_of_labels(simulated, tmp_pa
 
 
 def test_recomputed_layers_and_half_precision_predict_what_float32_predicts(simulated, tmp_path):
-    from tasks.numerics.agreement import cosine, norm_ratio
+    from foretune.tasks.numerics.agreement import cosine, norm_ratio
 
     two = ("prediction.anchors=2", "sae=null", "dataset.preferences=null")
     plain = simulated(*two)

@@ -114,7 +114,7 @@ def test_scores_are_those_of_the_dense_damped_inverse(simulated, reference):
 
     train = rows_of(done)
     heldout = role_rows(done, "heldout")
-    from tasks.shards import subset_of
+    from foretune.tasks.samples.shards import subset_of
 
     chosen = set(subset_of([row["sample_id"] for row in train], 2, "curvature").ids)
     damped = curvature([row for row in train if row["sample_id"] in chosen])
@@ -153,7 +153,7 @@ def test_one_step_of_lora_is_the_step_that_peft_and_adamw_take(simulated, refere
 
 
 def test_the_path_starts_at_the_loss_of_the_base_weights(simulated, reference):
-    from tasks.shards import subset_of
+    from foretune.tasks.samples.shards import subset_of
 
     done = simulated(*EXACT, "prediction.evaluation_rows=2")
     heldout = role_rows(done, "heldout")

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.request import load_request
-from flows.simulate import simulate
-from storage.errors import BadInput
+from foretune.flows.cli import app
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.errors import BadInput
 from tests.flows.conftest import run_dag
 from tests.storage.conftest import own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 

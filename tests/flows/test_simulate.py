@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.request import load_request
-from flows.simulate import simulate
-from storage.events import read_events
-from storage.refs import ArtifactRef
-from storage.runs import Run
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.events import read_events
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
 
 PASSES = {
     "samples",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.compare import compare
-from flows.gate import Gate
-from flows.request import Request, load_request, to_yaml
-from flows.vet import along_accepted, vet
-from storage.ledger import Ledger
-from storage.runs import Run, list_runs
+from foretune.flows.compare import compare
+from foretune.flows.gate import Gate
+from foretune.flows.request import Request, load_request, to_yaml
+from foretune.flows.vet import along_accepted, vet
+from foretune.storage.ledger import Ledger
+from foretune.storage.runs import Run, list_runs
 from tests.flows.test_command_line import assert_bad_input, foretune
 
 LOSS = {"number": "heldout_loss_evaluated", "reason": "agreed"}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.request import load_request, to_yaml
-from flows.whatif import parsed, whatif
-from storage.errors import BadInput
-from storage.runs import Run
-from tasks.whatif import Outcome, marked, trusted_distance
+from foretune.flows.commands.whatif import parsed, whatif
+from foretune.flows.request import load_request, to_yaml
+from foretune.storage.errors import BadInput
+from foretune.storage.runs import Run
+from foretune.tasks.prediction.whatif import Outcome, marked, trusted_distance
 from tests.flows.conftest import run_dag
 
 SINGLE = ["prediction.anchors=1", "landscape.gradient_dtype=float32"]

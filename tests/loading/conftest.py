@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.loading import LoadedModel, ModelSettings, load_model
+from foretune.tasks.loading import LoadedModel, ModelSettings, load_model
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def llama_copy(tiny_llama: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def batch():
     """Three rows of 9, 6 and 4 tokens, padded on the right."""
-    from tasks.numerics.batches import collate
+    from foretune.tasks.numerics.batches import collate
 
     rows = [list(range(start, start + length)) for start, length in ((10, 9), (60, 6), (120, 4))]
     return collate([(row, row) for row in rows])

@@ -7,7 +7,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from tasks.saes import SaeSettings, load_sae, resolve_sae
+from foretune.tasks.saes import SaeSettings, load_sae, resolve_sae
 
 D_IN, D_SAE, K = 32, 48, 5
 

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from storage.errors import BadInput
-from tasks.loading import AdapterSettings, AdapterTargets, lora_config, lora_init, lora_scale, target_weights
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading import AdapterSettings, AdapterTargets, lora_config, lora_init, lora_scale, target_weights
 
 
 def peft_model(folder, adapter, seed=3, dtype=torch.float32):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.hooks import captured_residuals, decoder_layers
-from tasks.loading import label_caller, load_model, recomputed
-from tasks.numerics.gradients import GradientSum
-from tasks.numerics.objectives import Objective
-from tasks.numerics.row_gradients import RowTaps
+from foretune.tasks.loading import label_caller, load_model, recomputed
+from foretune.tasks.loading.hooks import captured_residuals, decoder_layers
+from foretune.tasks.numerics.gradients import GradientSum
+from foretune.tasks.numerics.objectives import Objective
+from foretune.tasks.numerics.row_gradients import RowTaps
 
 from .conftest import settings
 

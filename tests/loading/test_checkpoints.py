@@ -11,8 +11,8 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks.invariants import BrokenInvariant
-from tasks.loading import (
+from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.tasks.loading import (
     AdapterSettings,
     AdapterTargets,
     load_model,
@@ -22,7 +22,7 @@ from tasks.loading import (
     verify_checkpoint,
     write_checkpoint,
 )
-from tasks.loading.stored import StoredWeights
+from foretune.tasks.loading.stored import StoredWeights
 
 from .conftest import settings
 

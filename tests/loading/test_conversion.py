@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from storage.errors import BadInput
-from tasks.loading import convert_gguf, load_model, model_fingerprint, resolve_model, verify_checkpoint
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading import convert_gguf, load_model, model_fingerprint, resolve_model, verify_checkpoint
 
 from .conftest import settings
 
@@ -94,7 +94,7 @@ def converted(gguf_file, tmp_path_factory):
 
 
 def test_a_converted_model_is_the_same_function(converted, opened, batch):
-    from tasks.loading import functional_caller
+    from foretune.tasks.loading import functional_caller
 
     ours = load_model(converted, settings(converted))
     seen = batch.attention_mask.bool()
@@ -130,7 +130,7 @@ def test_the_requested_dtype_is_stored(gguf_file, tmp_path):
 
 
 def test_a_converted_folder_is_a_base_for_checkpoints(converted, tmp_path):
-    from tasks.loading import write_checkpoint
+    from foretune.tasks.loading import write_checkpoint
 
     loaded = load_model(converted, settings(converted))
     delta = {"model.layers.0.self_attn.q_proj.weight": torch.full((32, 32), 0.01)}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadInput
-from tasks.loading import AdapterSettings, ModelSettings, functional_caller, load_model, target_weights
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading import AdapterSettings, ModelSettings, functional_caller, load_model, target_weights
 from tests.orchestration.inline import Inline, run_inline
 
 SPLIT = {"device_map": "auto", "cpu_memory_gb": 8e-5}
@@ -21,7 +21,7 @@ def opened(folder: Path, **changes):
 
 @pytest.fixture
 def batch():
-    from tasks.numerics.batches import collate
+    from foretune.tasks.numerics.batches import collate
 
     return collate([([5, 6, 7, 8], [-100, 6, 7, 8]), ([9, 10, 11], [-100, 10, 11])])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from storage.errors import BadInput
-from tasks.hooks import captured_residuals, hook_point, parse_block_hook, run_to_hook
-from tasks.loading import functional_caller
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading import functional_caller
+from foretune.tasks.loading.hooks import captured_residuals, hook_point, parse_block_hook, run_to_hook
 
 SEQUENTIAL = ["llama", "gpt2", "qwen2", "gemma2"]
 FAMILIES = [*SEQUENTIAL, "gpt_neox"]

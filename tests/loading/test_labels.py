@@ -9,8 +9,8 @@ import pandas
 import pytest
 import torch
 
-from storage.errors import BadInput
-from tasks.saes import SaeSettings, feature_labels, load_sae, read_labels
+from foretune.storage.errors import BadInput
+from foretune.tasks.saes import SaeSettings, feature_labels, load_sae, read_labels
 
 from .sae_folders import D_SAE, sae_lens_folder, weights
 

@@ -10,15 +10,15 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-from storage.errors import BadInput
-from tasks.loading import load_model, model_fingerprint, model_outline, resolve_model
+from foretune.storage.errors import BadInput
+from foretune.tasks.loading import load_model, model_fingerprint, model_outline, resolve_model
 
 from .conftest import settings
 
 
 def test_importing_loading_imports_no_heavy_library():
     code = (
-        "import sys, tasks.loading, tasks.hooks, tasks.saes;"
+        "import sys, foretune.tasks.loading, foretune.tasks.loading.hooks, foretune.tasks.saes;"
         "heavy = {'torch', 'transformers', 'peft', 'sae_lens', 'numpy', 'pandas'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
@@ -27,7 +27,7 @@ def test_importing_loading_imports_no_heavy_library():
 
 def test_the_fingerprint_needs_no_torch(tiny_llama):
     code = (
-        "import sys, pathlib; from tasks.loading import model_fingerprint, resolve_model, ModelSettings;"
+        "import sys, pathlib; from foretune.tasks.loading import model_fingerprint, resolve_model, ModelSettings;"
         "print(model_fingerprint(resolve_model(ModelSettings(name_or_path=sys.argv[1]))));"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

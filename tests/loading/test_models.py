@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from tasks.hooks import run_to_hook
-from tasks.loading import functional_caller, load_model
+from foretune.tasks.loading import functional_caller, load_model
+from foretune.tasks.loading.hooks import run_to_hook
 
 from .conftest import settings
 
@@ -97,7 +97,7 @@ def test_other_kernels_and_placements_give_the_same_logits(tiny_llama, opened, b
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_does_not_move_a_row_s_logits(opened, family, batch):
-    from tasks.numerics.batches import Batch
+    from foretune.tasks.numerics.batches import Batch
 
     call = functional_caller(opened(family), [])
     alone = Batch(batch.input_ids[2:, :4], batch.attention_mask[2:, :4], batch.labels[2:, :4])
@@ -163,9 +163,9 @@ def test_conv1d_weights_are_presented_out_by_in(opened):
 def test_the_logits_at_the_labels_are_those_of_the_whole_batch(opened, family):
     import torch
 
-    from tasks.loading import label_caller
-    from tasks.numerics.batches import collate
-    from tasks.numerics.losses import label_positions
+    from foretune.tasks.loading import label_caller
+    from foretune.tasks.numerics.batches import collate
+    from foretune.tasks.numerics.losses import label_positions
 
     loaded = opened(family)
     batch = collate([([5, 6, 7, 8], [-100, -100, 7, 8]), ([9, 10, 11], [-100, 10, 11])]).to(loaded.device)

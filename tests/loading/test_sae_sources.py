@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from storage.errors import BadInput
-from tasks.saes import SaeSettings, check_fit, load_sae, read_sae_config, resolve_sae, sae_fingerprint
-from tasks.saes.releases import find_release, release_names
+from foretune.storage.errors import BadInput
+from foretune.tasks.saes import SaeSettings, check_fit, load_sae, read_sae_config, resolve_sae, sae_fingerprint
+from foretune.tasks.saes.releases import find_release, release_names
 
 from .sae_folders import D_IN, D_SAE, K, opened_at, sae_lens_folder, sparsify_folder, weights
 
@@ -38,13 +38,13 @@ def test_an_sae_opens_once_and_again_when_it_changes(tmp_path):
 def test_configurations_are_read_without_torch_or_sae_lens(tmp_path):
     folders = [sae_lens_folder(tmp_path / "sae"), sparsify_folder(tmp_path / "layers.1")]
     code = (
-        "import sys; from pathlib import Path; from tasks.saes import *\n"
+        "import sys; from pathlib import Path; from foretune.tasks.saes import *\n"
         "for name in sys.argv[1:]:\n"
         "    settings = SaeSettings(path=name)\n"
         "    config = read_sae_config(settings, resolve_sae(settings)); sae_fingerprint(Path(name))\n"
         "    print(config.format, config.d_in, config.d_sae, config.hook_name)\n"
         "SaeSettings(release='gpt2-small-res-jb', sae_id='blocks.8.hook_resid_pre')\n"
-        "from tasks.saes.releases import find_release\n"
+        "from foretune.tasks.saes.releases import find_release\n"
         "find_release('gpt2-small-res-jb', 'blocks.8.hook_resid_pre')\n"
         "assert not {'torch', 'sae_lens', 'transformers'} & set(sys.modules)"
     )

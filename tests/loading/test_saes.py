@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.hooks import run_to_hook
-from tasks.loading import building
+from foretune.tasks.loading import building
+from foretune.tasks.loading.hooks import run_to_hook
 
 from .sae_folders import D_IN, D_SAE, K, opened_at, sae_lens_folder, sparsify_folder, weights
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.numerics.batches import Batch
+from foretune.tasks.numerics.batches import Batch
 from tests.conftest import tiny_config
 
 

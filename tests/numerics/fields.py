@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from tasks.numerics.field import GradientField
+from foretune.tasks.numerics.field import GradientField
 
 
 def field_of(sums: Sequence[Mapping[str, Tensor]], tokens: Sequence[int], rows: Sequence[int]) -> GradientField:

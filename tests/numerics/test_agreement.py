@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.agreement import (
+from foretune.tasks.numerics.agreement import (
     Outcome,
     agreement,
     cosine,

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.numerics.batches import buckets, collate
+from foretune.tasks.numerics.batches import buckets, collate
 
 lengths = st.lists(st.integers(1, 60), max_size=40)
 

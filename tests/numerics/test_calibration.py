@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.calibration import expected_calibration_error
+from foretune.tasks.numerics.calibration import expected_calibration_error
 
 
 def test_a_calibrated_model_has_no_error():

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tasks.numerics.curvature import gauss_newton, hessian
-from tasks.numerics.spaces import FullSpace, LoraSpace
+from foretune.tasks.numerics.curvature import gauss_newton, hessian
+from foretune.tasks.numerics.spaces import FullSpace, LoraSpace
 
 
 def lora(toy, rank=2, seed=5):

@@ -1,9 +1,16 @@
 import pytest
 import torch
 
-from tasks.numerics.datamodel import FirstOrder, HalfRuns, first_order, fit_datamodel, half_runs, replayed_changes
-from tasks.numerics.optimizers import OptimizerSettings
-from tasks.numerics.preconditioner import Moments, row_moments
+from foretune.tasks.numerics.datamodel import (
+    FirstOrder,
+    HalfRuns,
+    first_order,
+    fit_datamodel,
+    half_runs,
+    replayed_changes,
+)
+from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.preconditioner import Moments, row_moments
 
 ROWS, WIDTHS = 10, {"a": 6, "b": 3}
 TOKENS = [3.0, 5.0, 2.0, 7.0, 4.0, 6.0, 1.0, 2.0, 8.0, 3.0]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.numerics.drift import Drift
+from foretune.tasks.numerics.drift import Drift
 
 MEASURED = {"w": [torch.tensor([[2.0, -4.0]]), torch.tensor([[3.0, 0.0]])]}
 DRIFT = Drift((0.1, 0.3), lambda point, name: MEASURED[name][point].to(torch.bfloat16))

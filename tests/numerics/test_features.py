@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.numerics.features import feature_scores
+from foretune.tasks.numerics.features import feature_scores
 
 
 def test_a_feature_that_lowers_the_loss_is_strengthened():

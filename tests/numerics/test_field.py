@@ -3,7 +3,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tasks.numerics.field import GradientField, virtual_batches
+from foretune.tasks.numerics.field import GradientField, virtual_batches
 from tests.numerics.fields import field_of
 
 

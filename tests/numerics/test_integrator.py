@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.field import virtual_batches
-from tasks.numerics.integrator import (
+from foretune.tasks.numerics.field import virtual_batches
+from foretune.tasks.numerics.integrator import (
     AnchorPlan,
     equal_travel,
     estimate_mean,
@@ -13,9 +13,9 @@ from tasks.numerics.integrator import (
     rotation,
     trusted_travel,
 )
-from tasks.numerics.optimizers import OptimizerSettings
-from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
-from tasks.numerics.schedules import learning_rates
+from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter, replay
+from foretune.tasks.numerics.schedules import learning_rates
 from tests.numerics.fields import field_of
 
 OUT, IN, RANK, SCALE, NODES, TOKENS, STEPS = 5, 6, 2, 2.0, 6, 10, 40

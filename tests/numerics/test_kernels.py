@@ -1,8 +1,8 @@
 import torch
 
-from tasks.numerics.curvature import gauss_newton, hessian
-from tasks.numerics.scoring import sample_derivatives, sample_dots
-from tasks.numerics.spaces import FullSpace
+from foretune.tasks.numerics.curvature import gauss_newton, hessian
+from foretune.tasks.numerics.scoring import sample_derivatives, sample_dots
+from foretune.tasks.numerics.spaces import FullSpace
 
 
 def test_products_through_fused_attention_are_those_of_eager_attention(llama, sdpa_llama):

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.curvature import gauss_newton
-from tasks.numerics.lissa import SEED_SCALE, DivergedSolve, LissaPlan, conjugate_gradient, lissa, tune
-from tasks.numerics.spaces import FullSpace
-from tasks.numerics.spectrum import hutchinson_trace, lanczos
+from foretune.tasks.numerics.curvature import gauss_newton
+from foretune.tasks.numerics.lissa import SEED_SCALE, DivergedSolve, LissaPlan, conjugate_gradient, lissa, tune
+from foretune.tasks.numerics.spaces import FullSpace
+from foretune.tasks.numerics.spectrum import hutchinson_trace, lanczos
 
 SPECTRUM = [8.0, 5.0, 3.0, 2.0, 1.0, 0.3, 0.05, 0.0]
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.losses import (
+from foretune.tasks.numerics.losses import (
     margins,
     preference_losses,
     sample_losses,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.numerics.noise import gradient_noise_scale
+from foretune.tasks.numerics.noise import gradient_noise_scale
 
 
 def measured(tokens, dimension, signal, spread, seed):

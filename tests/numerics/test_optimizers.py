@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.numerics.optimizers import OptimizerSettings, advance, clip_global_norm, initial_state
+from foretune.tasks.numerics.optimizers import OptimizerSettings, advance, clip_global_norm, initial_state
 
 SETTINGS = {
     "adamw": OptimizerSettings("adamw", 3e-3),

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.curvature import gauss_newton, hessian
-from tasks.numerics.quotients import quotients_of, rayleigh_quotients, sampled_gradients
-from tasks.numerics.spaces import FullSpace, LoraSpace
+from foretune.tasks.numerics.curvature import gauss_newton, hessian
+from foretune.tasks.numerics.quotients import quotients_of, rayleigh_quotients, sampled_gradients
+from foretune.tasks.numerics.spaces import FullSpace, LoraSpace
 
 
 def mean_gradient(toy):

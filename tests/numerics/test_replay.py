@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.field import virtual_batches
-from tasks.numerics.optimizers import OptimizerSettings
-from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
-from tasks.numerics.schedules import learning_rates
+from foretune.tasks.numerics.field import virtual_batches
+from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter, replay
+from foretune.tasks.numerics.schedules import learning_rates
 from tests.numerics.fields import field_of
 
 SHAPES = {"first": (6, 5), "second": (4, 7)}

@@ -1,8 +1,8 @@
 import torch
 
-from tasks.numerics.field import VirtualBatches
-from tasks.numerics.orders import trainer_steps
-from tasks.numerics.row_gradients import RowGradients, RowTaps
+from foretune.tasks.numerics.field import VirtualBatches
+from foretune.tasks.numerics.orders import trainer_steps
+from foretune.tasks.numerics.row_gradients import RowGradients, RowTaps
 from tests.numerics.fields import field_of
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.numerics.schedules import SCHEDULES, learning_rates
+from foretune.tasks.numerics.schedules import SCHEDULES, learning_rates
 
 
 def rates_of_transformers(schedule, base_lr, steps, warmup_steps):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.numerics.scoring import sample_derivatives, sample_dots, step_along, token_derivatives
+from foretune.tasks.numerics.scoring import sample_derivatives, sample_dots, step_along, token_derivatives
 
 
 def exact(toy, direction):

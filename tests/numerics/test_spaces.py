@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tasks.numerics.spaces import FullSpace, LoraSpace
-from tasks.numerics.vectors import dot
+from foretune.tasks.numerics.spaces import FullSpace, LoraSpace
+from foretune.tasks.numerics.vectors import dot
 
 SHAPES = {"a": (4, 3), "b": (2, 5)}
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from tasks.numerics.spectrum import hutchinson_trace, lanczos, power_iteration
+from foretune.tasks.numerics.spectrum import hutchinson_trace, lanczos, power_iteration
 
 SPECTRUM = [10.0, 4.0, 3.0, 1.0, 0.5, 0.1, 0.0, 0.0]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.numerics.optimizers import OptimizerSettings
-from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
-from tasks.numerics.sweep import Member, sweep
-from tasks.numerics.vectors import norm
+from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter, replay
+from foretune.tasks.numerics.sweep import Member, sweep
+from foretune.tasks.numerics.vectors import norm
 
 SHAPES = {"first": (6, 5), "second": (4, 7)}
 

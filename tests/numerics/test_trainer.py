@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.loading import AdapterSettings, lora_config, lora_scale, undecayed_weights
-from tasks.numerics.orders import row_shares, trainer_steps
-from tasks.numerics.replay import FullAdapter, LoraAdapter, replay
-from tasks.numerics.row_gradients import RowGradients
-from tasks.real_run import trainer_arguments
-from tasks.training import TrainingSettings
-from tasks.trajectory import VirtualRun
+from foretune.tasks.backtest.real_run import trainer_arguments
+from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.loading import AdapterSettings, lora_config, lora_scale, undecayed_weights
+from foretune.tasks.numerics.orders import row_shares, trainer_steps
+from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter, replay
+from foretune.tasks.numerics.row_gradients import RowGradients
+from foretune.tasks.prediction.trajectory import VirtualRun
 from tests.numerics.fields import field_of
 
 ROWS, TOKENS, BATCH, ACCUMULATION = 13, 6, 3, 2

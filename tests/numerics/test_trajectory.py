@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks.numerics.drift import Drift
-from tasks.numerics.replay import FullAdapter
-from tasks.training import TrainingSettings
-from tasks.trajectory import DRIFT, HELDOUT_DRIFT, VirtualRun, along, anchored, single_anchor
+from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.numerics.drift import Drift
+from foretune.tasks.numerics.replay import FullAdapter
+from foretune.tasks.prediction.trajectory import DRIFT, HELDOUT_DRIFT, VirtualRun, along, anchored, single_anchor
 from tests.numerics.fields import field_of
 
 ROWS, TOKENS = 8, 10

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tasks.numerics import vectors
+from foretune.tasks.numerics import vectors
 
 
 def test_dot_and_norm_run_over_all_modules():

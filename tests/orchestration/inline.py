@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.request import load_request
-from flows.wiring import simulation
-from storage.events import EventLog
-from storage.refs import ArtifactRef
-from storage.runs import Run
-from tasks.samples import SampleIndex, read_index
-from tasks.sources import resolve_sources
+from foretune.flows.dag.wiring import simulation
+from foretune.flows.request import load_request
+from foretune.storage.events import EventLog
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.inputs.sources import resolve_sources
+from foretune.tasks.samples.table import SampleIndex, read_index
 
 
 @dataclass

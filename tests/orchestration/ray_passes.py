@@ -10,12 +10,12 @@ from typing import Any
 
 import prefect
 
-from flows.request import RuntimeSettings
-from flows.runners import OnRay
-from storage.runs import Run
-from tasks.keys import Fingerprint, content_task
-from tasks.loading import ModelSettings
-from tasks.model import ModelHandle
+from foretune.flows.engines.ray import OnRay
+from foretune.flows.request import RuntimeSettings
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import Fingerprint, content_task
+from foretune.tasks.inputs.handles import ModelHandle
+from foretune.tasks.loading import ModelSettings
 
 SHARDS = 8
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.plan import make_plan
-from flows.request import load_request
-from storage.errors import BadInput
-from storage.runs import Run
-from tasks.earlier_path import SKETCH, alike, sketch
+from foretune.flows.commands.plan import make_plan
+from foretune.flows.request import load_request
+from foretune.storage.errors import BadInput
+from foretune.storage.runs import Run
+from foretune.tasks.prediction.earlier_path import SKETCH, alike, sketch
 from tests.orchestration.inline import run_inline
 
 ANCHORED = ("prediction.anchors=4", "prediction.gradient_budget=9", "prediction.gradient_passes=9")

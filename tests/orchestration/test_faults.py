@@ -17,16 +17,16 @@ import prefect
 import pytest
 import yaml
 
-from flows.plan import make_plan
-from flows.request import RuntimeSettings, load_request
-from flows.simulate import simulate
-from flows.steps import steps_on
-from storage.artifacts import ArtifactStore
-from storage.drafts import Draft
-from storage.events import read_events
-from storage.manifest import FileRecord
-from storage.runs import Run
-from tasks.keys import BACK_OFF, content_task
+from foretune.flows.commands.plan import make_plan
+from foretune.flows.engines.threads import steps_on
+from foretune.flows.request import RuntimeSettings, load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.drafts import Draft
+from foretune.storage.events import read_events
+from foretune.storage.manifest import FileRecord
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import BACK_OFF, content_task
 from tests.orchestration.inline import run_inline
 from tests.storage.conftest import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 
@@ -182,7 +182,7 @@ def read_only(tmp_path: Path):
 
 def run_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, list[str]]:
     """Exit status and lines on stderr of the command line, in this process."""
-    from flows.cli import main
+    from foretune.flows.cli import main
 
     monkeypatch.setattr(sys, "argv", ["foretune", *words])
     capsys.readouterr()
@@ -206,10 +206,10 @@ def test_a_root_that_cannot_be_written_is_one_line(
 
 CACHED = """
 import json, sys
-from flows.environment import prepare
+from foretune.flows.environment import prepare
 prepare(command_line=True)
-from flows.request import load_request
-from flows.simulate import simulate
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
 result = simulate(load_request(sys.argv[1]))
 heavy = ("torch", "transformers", "peft", "sae_lens", "pandas", "scipy", "sklearn", "s3fs")
 print(json.dumps([result["tasks"]["run"], [name for name in heavy if name in sys.modules]]))

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.garbage import COPY_DAYS, GRACE_SECONDS, collect_garbage
-from flows.lineage import lineage_of
-from flows.plan import make_plan
-from flows.request import load_request
-from storage.artifacts import ArtifactStore
-from storage.datasets import dataset_digest
-from storage.runs import Run
+from foretune.flows.commands.garbage import COPY_DAYS, GRACE_SECONDS, collect_garbage
+from foretune.flows.commands.lineage import lineage_of
+from foretune.flows.commands.plan import make_plan
+from foretune.flows.request import load_request
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.datasets import dataset_digest
+from foretune.storage.runs import Run
 from tests.orchestration.inline import run_inline
 
 CHANGE = "training.learning_rate=2e-3"

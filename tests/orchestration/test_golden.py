@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from storage.artifacts import ArtifactStore
-from storage.contents import Artifact
-from tasks.keys import ContentKey
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.contents import Artifact
+from foretune.tasks.engine.keys import ContentKey
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RELATIVE, ABSOLUTE = 2e-3, 1e-5  # of a column's absolute sum: float32 on other machines and thread counts

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.plan import make_plan
-from flows.request import load_request
+from foretune.flows.commands.plan import make_plan
+from foretune.flows.request import load_request
 from tests.orchestration.inline import run_inline
 
 LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and for the gradient field

@@ -11,13 +11,13 @@ import prefect
 import pytest
 from pydantic import BaseModel, Field
 
-from storage.events import EventLog, read_events
-from storage.refs import ArtifactRef
-from storage.runs import Run
-from tasks.invariants import BrokenInvariant
-from tasks.keys import ContentKey, Fingerprint, content_task, identity, without_result, work_of
-from tasks.rows import ShardRows
-from tasks.shards import Shard
+from foretune.storage.events import EventLog, read_events
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.tasks.engine.keys import ContentKey, Fingerprint, content_task, identity, without_result, work_of
+from foretune.tasks.samples.rows import ShardRows
+from foretune.tasks.samples.shards import Shard
 
 
 class Settings(BaseModel):
@@ -102,7 +102,7 @@ def test_an_input_without_identity_is_refused():
 
 def test_keys_do_not_depend_on_the_process():
     code = (
-        "from tasks.keys import ContentKey; from tests.orchestration.test_keys import Settings;"
+        "from foretune.tasks.engine.keys import ContentKey; from tests.orchestration.test_keys import Settings;"
         "print(ContentKey(task='t').key_of({'b': 1, 'a': Settings()}))"
     )
     keys = {

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.history import History, differences
-from flows.plan import make_plan, print_plan
-from flows.request import load_request
-from storage.artifacts import ArtifactStore
-from storage.cache import cache_dir
-from storage.rates import KEPT, remember_rate, remembered_rates
-from tasks.footprint import footprint, tensor_shapes
-from tasks.keys import ContentKey
-from tasks.loading import AdapterTargets
+from foretune.flows.commands.history import History, differences
+from foretune.flows.commands.plan import make_plan, print_plan
+from foretune.flows.request import load_request
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.cache import cache_dir
+from foretune.storage.rates import KEPT, remember_rate, remembered_rates
+from foretune.tasks.engine.keys import ContentKey
+from foretune.tasks.loading import AdapterTargets
+from foretune.tasks.loading.footprint import footprint, tensor_shapes
 from tests.orchestration.inline import run_inline
 
 
@@ -226,7 +226,8 @@ def test_differences_name_the_innermost_setting():
 
 def test_planning_imports_no_torch(first_run):
     code = (
-        "import json, sys; from flows.plan import make_plan; from flows.request import load_request;"
+        "import json, sys; from foretune.flows.commands.plan import make_plan;"
+        "from foretune.flows.request import load_request;"
         f"planned = make_plan(load_request({str(first_run)!r}, ['training.learning_rate=2e-3']));"
         "print(json.dumps([planned['run'], [m for m in ('torch', 'transformers', 'sae_lens', 'peft', 'pandas') "
         "if m in sys.modules]]))"

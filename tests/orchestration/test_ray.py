@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.request import load_request
-from flows.runners import OnRay
-from flows.simulate import simulate
-from storage.artifacts import ArtifactStore
-from storage.errors import BadInput
-from storage.events import read_events
-from storage.runs import Run
-from tasks.landscape import landscape_shard
+from foretune.flows.engines.ray import OnRay
+from foretune.flows.request import load_request
+from foretune.flows.simulate import simulate
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.errors import BadInput
+from foretune.storage.events import read_events
+from foretune.storage.runs import Run
+from foretune.tasks.landscape.landscape import landscape_shard
 from tests.orchestration.ray_passes import SHARDS, uses_on_ray
 
 pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install 'foretune[ray]'")
@@ -34,7 +34,7 @@ VICTIM = "landscape_shard"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of two Ray nodes with a worker each."""
-    from flows.environment import prepare
+    from foretune.flows.environment import prepare
 
     prepare()
     from ray.cluster_utils import Cluster

@@ -9,11 +9,11 @@ from pathlib import Path
 import prefect
 import pytest
 
-from flows.request import RuntimeSettings
-from flows.steps import steps_on
-from storage.refs import ArtifactRef
-from storage.runs import Run
-from tasks.keys import content_task
+from foretune.flows.engines.threads import steps_on
+from foretune.flows.request import RuntimeSettings
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
 
 lock, computing, most = threading.Lock(), 0, 0
 started: dict[int, float] = {}

@@ -13,13 +13,13 @@ import prefect
 import pytest
 import torch
 
-from flows.request import RuntimeSettings
-from flows.steps import steps_on
-from storage.events import read_events
-from storage.runs import Run
-from tasks.keys import content_task
-from tasks.model import exclusive
-from tasks.time_limits import OverTime, pass_minutes, uncounted, within_time
+from foretune.flows.engines.threads import steps_on
+from foretune.flows.request import RuntimeSettings
+from foretune.storage.events import read_events
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.time_limits import OverTime, pass_minutes, uncounted, within_time
+from foretune.tasks.inputs.handles import exclusive
 
 SHORT = 1.5 / 60
 """Minutes."""

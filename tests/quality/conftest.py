@@ -11,7 +11,7 @@ import hypothesis
 import pyarrow as pa
 import pytest
 
-from tasks.samples import samples_schema
+from foretune.tasks.samples.table import samples_schema
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.diversity import (
+from foretune.tasks.quality.diversity import (
     jaccard,
     mean_overlap,
     near_duplicates,
@@ -18,7 +18,7 @@ from tasks.diversity import (
     word_hashes,
     words,
 )
-from tasks.phrases import normal_text
+from foretune.tasks.quality.phrases import normal_text
 
 SETS = st.lists(st.frozensets(st.integers(0, 12), max_size=8), max_size=14)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.phrases import PhraseFinder, normal_text
+from foretune.tasks.quality.phrases import PhraseFinder, normal_text
 
 FOUND = {
     "I’m sorry, no": "I’m sorry",

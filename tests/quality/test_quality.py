@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.quality import reduce_quality, shard_quality
-from tasks.quality_rules import ASSISTANT_SPEAK, HARMFUL, NOTES, RULES
-from tasks.quality_settings import QualitySettings
+from foretune.tasks.quality.reduction import reduce_quality, shard_quality
+from foretune.tasks.quality.rules import ASSISTANT_SPEAK, HARMFUL, NOTES, RULES
+from foretune.tasks.quality.settings import QualitySettings
 
 SETTINGS = QualitySettings()
 CLEAN = ("What does the light mean?", "It is online and all is well")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.views import (
+from foretune.tasks.report.views import (
     BaselineView,
     FeaturesView,
     Header,

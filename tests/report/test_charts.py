@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.charts import dataset, features, layers, losses, samples, settings, timeline
-from tasks.charts.look import HARMS, HELPS, hover, label, visible
-from tasks.views import ReportView
+from foretune.tasks.report.charts import dataset, features, layers, losses, samples, settings, timeline
+from foretune.tasks.report.charts.look import HARMS, HELPS, hover, label, visible
+from foretune.tasks.report.views import ReportView
 
 
 def test_text_is_escaped_after_it_is_cut() -> None:

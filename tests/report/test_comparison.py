@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.comparison import comparison_section, with_comparison
+from foretune.tasks.report.comparison import comparison_section, with_comparison
 
 PAIR = {"a": 3.25, "b": None}
 COMPARED = {

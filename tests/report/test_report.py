@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks.report import build_report
-from tasks.report_settings import ReportSettings
-from tasks.views import BaselineView, InfluenceView, QualityView, ReportView
+from foretune.tasks.report.build import build_report
+from foretune.tasks.report.settings import ReportSettings
+from foretune.tasks.report.views import BaselineView, InfluenceView, QualityView, ReportView
 
 SECTIONS = (
     "quality", "baseline", "landscape", "features", "influence", "preference", "prediction", "sae_diff",

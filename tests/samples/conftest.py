@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tasks.chat import ChatTokenizer, load_tokenizer
+from foretune.tasks.samples.chat import ChatTokenizer, load_tokenizer
 from tests.conftest import write_tokenizer
 
 # A busy machine is no failure.

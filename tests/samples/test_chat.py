@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadInput
-from tasks.chat import ChatTokenizer, load_tokenizer
-from tasks.chat_template import ChatTemplateError, render_chat
+from foretune.storage.errors import BadInput
+from foretune.tasks.samples.chat import ChatTokenizer, load_tokenizer
+from foretune.tasks.samples.chat_template import ChatTemplateError, render_chat
 from tests.conftest import write_tokenizer
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
@@ -21,10 +21,10 @@ def test_reading_samples_imports_no_heavy_library(chat_folder: Path):
     program = f"""
 import sys
 from pathlib import Path
-from tasks.chat import load_tokenizer
-from tasks.samples import DatasetSettings, read_samples
-from tasks.quality import reduce_quality, shard_quality
-from tasks.quality_settings import QualitySettings
+from foretune.tasks.samples.chat import load_tokenizer
+from foretune.tasks.samples.table import DatasetSettings, read_samples
+from foretune.tasks.quality.reduction import reduce_quality, shard_quality
+from foretune.tasks.quality.settings import QualitySettings
 rows = [{{"instruction": f"What is {{n}}?", "output": f"It is {{n}}."}} for n in range(9)]
 table = read_samples(rows, load_tokenizer(Path({str(chat_folder)!r})), DatasetSettings(path="rows"), "train")
 reduce_quality([shard_quality(table, QualitySettings())], QualitySettings())

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import BadInput
-from tasks.forms import KNOWN_FORMS, ColumnNames, as_plain_text, canonical_rows, shared_prefix, shown_texts
+from foretune.storage.errors import BadInput
+from foretune.tasks.samples.forms import (
+    KNOWN_FORMS,
+    ColumnNames,
+    as_plain_text,
+    canonical_rows,
+    shared_prefix,
+    shown_texts,
+)
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 RUDE = {"role": "assistant", "content": "Go away"}

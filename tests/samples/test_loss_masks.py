@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import BadInput
-from tasks.chat import ChatTokenizer
-from tasks.forms import canonical_rows
-from tasks.loss_masks import Labelled, LossRules, labelled_rows, shared_tokens
+from foretune.storage.errors import BadInput
+from foretune.tasks.samples.chat import ChatTokenizer
+from foretune.tasks.samples.forms import canonical_rows
+from foretune.tasks.samples.loss_masks import Labelled, LossRules, labelled_rows, shared_tokens
 
 EOS = "<|im_end|>"
 

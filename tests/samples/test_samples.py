@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from storage.errors import BadInput
-from tasks.columns import record_batch
-from tasks.forms import canonical_rows
-from tasks.heldout import HeldoutSettings, split
-from tasks.sample_ids import identify
-from tasks.samples import DatasetSettings, parse_probes, read_samples, samples_schema
+from foretune.storage.errors import BadInput
+from foretune.tasks.samples.columns import record_batch
+from foretune.tasks.samples.forms import canonical_rows
+from foretune.tasks.samples.heldout import HeldoutSettings, split
+from foretune.tasks.samples.ids import identify
+from foretune.tasks.samples.table import DatasetSettings, parse_probes, read_samples, samples_schema
 
 WORDS = st.text(alphabet="abé \n", max_size=3)
 ROWS = st.lists(st.fixed_dictionaries({"prompt": WORDS, "completion": WORDS}), min_size=1, max_size=12)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import StorageFault
-from tasks.shards import Shard, bottom_k, read_shard, read_subset, rows_of_shard, shard_tree, subset_of
+from foretune.storage.errors import StorageFault
+from foretune.tasks.samples.shards import Shard, bottom_k, read_shard, read_subset, rows_of_shard, shard_tree, subset_of
 
 IDS = st.sets(st.integers(0, 400), max_size=120).map(
     lambda numbers: [hashlib.sha256(str(number).encode()).hexdigest() for number in numbers]

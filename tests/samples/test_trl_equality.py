@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasks.chat import load_tokenizer
-from tasks.samples import DatasetSettings, read_samples
+from foretune.tasks.samples.chat import load_tokenizer
+from foretune.tasks.samples.table import DatasetSettings, read_samples
 
 pytestmark = pytest.mark.optional
 trl = pytest.importorskip("trl")

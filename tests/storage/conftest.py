@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.artifacts import ArtifactStore
+from foretune.storage.artifacts import ArtifactStore
 
 _bucket_numbers = itertools.count()
 
@@ -202,7 +202,7 @@ class _QuietServer(ThreadingHTTPServer):
 @pytest.fixture
 def faulty_s3(s3_root: str, s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """A proxy between `s3_root`'s client and its server; waits are shortened to match."""
-    from storage import s3_faults
+    from foretune.storage import s3_faults
 
     proxy = FaultyProxy(upstream=s3_environment)
     server = _QuietServer(("127.0.0.1", 0), _handler(proxy))

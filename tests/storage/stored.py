@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import contents
-from storage.artifacts import ArtifactStore
-from storage.places import Place
-from storage.refs import ArtifactRef
+from foretune.storage import contents
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.places import Place
+from foretune.storage.refs import ArtifactRef
 
 KEY = "0123456789abcdef"
 

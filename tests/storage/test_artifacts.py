@@ -17,10 +17,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from storage import contents
-from storage.artifacts import ArtifactStore
-from storage.places import Place
-from storage.refs import ArtifactRef
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.places import Place
+from foretune.storage.refs import ArtifactRef
 from tests.storage.stored import KEY, another_process, folder, make
 
 
@@ -225,14 +224,13 @@ def test_half_sent_uploads_of_killed_writers_are_swept_by_age(s3_root, s3_client
 def test_a_look_up_imports_nothing_heavy(disk_root):
     make(ArtifactStore(disk_root))
     code = f"""
-import sys, storage.runs, storage.events, storage.datasets
-from storage.artifacts import ArtifactStore
+import sys, foretune.storage.runs, foretune.storage.events, foretune.storage.datasets
+from foretune.storage.artifacts import ArtifactStore
 assert ArtifactStore({disk_root!r}).find('landscape', {KEY!r})
 heavy = {{'s3fs', 'fsspec', 'aiohttp', 'pandas', 'torch', 'pyarrow', 'numpy', 'tenacity', 'safetensors'}}
 print(sorted(heavy & set(sys.modules)))
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(contents.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 

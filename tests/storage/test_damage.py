@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from storage import contents
-from storage.artifacts import ArtifactStore
-from storage.errors import Damaged, StorageFault
+from foretune.storage import contents
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.errors import Damaged, StorageFault
 from tests.storage.stored import KEY, another_process, folder, make
 
 

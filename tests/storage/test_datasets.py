@@ -7,16 +7,14 @@ import json
 import subprocess
 import sys
 from hashlib import sha256
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import storage
-from storage.datasets import dataset_digest, read_rows
-from storage.errors import BadInput
-from storage.places import Place
+from foretune.storage.datasets import dataset_digest, read_rows
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
 
 ROWS = [
     {"prompt": 'Grüße, "you"\nand line two', "completion": "a,b"},
@@ -152,11 +150,11 @@ def test_text_is_read_without_a_data_frame_library(tmp_path):
         (tmp_path / name).write_bytes(KINDS[name]())
     code = f"""
 import sys
-from storage.datasets import read_rows
+from foretune.storage.datasets import read_rows
 for name in ("d.jsonl", "d.json", "d.csv"):
     assert len(read_rows({str(tmp_path)!r} + "/" + name)) == 3
 print(sorted({{"pandas", "pyarrow", "numpy"}} & set(sys.modules)))
 """
-    environment = {"PYTHONPATH": str(Path(storage.__file__).parents[1])}
+    environment: dict[str, str] = {}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import digests
-from storage.digests import canonical_json, digest_of, file_digest, folder_digest, sha256_hex
+from foretune.storage import digests
+from foretune.storage.digests import canonical_json, digest_of, file_digest, folder_digest, sha256_hex
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -58,15 +58,14 @@ def test_a_lone_surrogate_has_a_digest():
 
 
 def test_digests_do_not_depend_on_the_hash_seed():
-    code = "from storage.digests import digest_of; print(digest_of({chr(97 + i): i for i in range(26)}))"
-    root = str(Path(digests.__file__).parents[1])
+    code = "from foretune.storage.digests import digest_of; print(digest_of({chr(97 + i): i for i in range(26)}))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             check=True,
-            env={"PYTHONPATH": root, "PYTHONHASHSEED": seed},
+            env={"PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("0", "1", "2")
     }

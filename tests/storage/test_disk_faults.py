@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.artifacts import ArtifactStore
-from storage.digests import sha256_hex
-from storage.errors import BadInput, StorageFault
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.digests import sha256_hex
+from foretune.storage.errors import BadInput, StorageFault
 from tests.storage.children import one_line
 
 KEY = "0123456789abcdef"
@@ -101,8 +101,8 @@ def test_a_read_only_root_is_read_and_not_written(frozen, disk_root):
 
 def test_damage_on_a_read_only_root_is_to_be_deleted_by_hand(frozen, monkeypatch):
     ref = frozen.find("landscape", KEY)
-    monkeypatch.setattr("storage.contents._verified", set())
-    monkeypatch.setattr("storage.contents.hash_file", lambda path: "0" * 64)
+    monkeypatch.setattr("foretune.storage.contents._verified", set())
+    monkeypatch.setattr("foretune.storage.contents.hash_file", lambda path: "0" * 64)
     with pytest.raises(StorageFault, match=r"a\.txt is damaged: .*delete .* by hand") as caught:
         frozen.open(ref).path("a.txt")
     one_line(caught)

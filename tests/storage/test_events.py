@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import storage
-from storage import events
-from storage.errors import StorageFault
-from storage.events import EventLog, read_events
-from storage.runs import Run
+from foretune.storage import events
+from foretune.storage.errors import StorageFault
+from foretune.storage.events import EventLog, read_events
+from foretune.storage.runs import Run
 
 
 @pytest.fixture
@@ -83,16 +80,15 @@ def test_a_resumed_run_adds_to_its_events(run):
 def test_a_killed_run_leaves_what_it_flushed(run):
     code = f"""
 import os, signal
-from storage.events import EventLog
-from storage.runs import Run
+from foretune.storage.events import EventLog
+from foretune.storage.runs import Run
 log = EventLog(Run({run.root!r}, {run.run_id!r}))
 for step in range(5):
     log.emit("step", step=step)
 log.flush()
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[1])}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [event["step"] for event in read_events(run)] == list(range(5))
     with EventLog(run) as log:
@@ -103,12 +99,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_forgotten_log_is_flushed_when_the_process_ends(run):
     code = f"""
-from storage.events import EventLog
-from storage.runs import Run
+from foretune.storage.events import EventLog
+from foretune.storage.runs import Run
 EventLog.of(Run({run.root!r}, {run.run_id!r})).emit("step", step=0)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert [event["step"] for event in read_events(run)] == [0]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.artifacts import ArtifactStore
-from storage.places import Place
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.places import Place
 from tests.storage.children import child
 
 KEY = "0123456789abcdef"
@@ -18,7 +18,7 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 WRITE = """
 import os, signal
 from storage import {module}
-from storage.artifacts import ArtifactStore
+from foretune.storage.artifacts import ArtifactStore
 
 {before}
 with ArtifactStore({root!r}).create("landscape", "{key}", {{}}) as draft:
@@ -71,7 +71,7 @@ def test_a_killed_upload_leaves_no_object(s3_root, tmp_path):
 import os, signal
 from pathlib import Path
 from storage import buckets
-from storage.places import Place
+from foretune.storage.places import Place
 ask = buckets.Bucket._ask
 def die_at_the_second_part(self, method, key, **request):
     if request.get("PartNumber") == 2:
@@ -89,7 +89,7 @@ def test_a_killed_overwrite_leaves_the_old_file(disk_root):
     file.write_bytes(b"old")
     killed = child(f"""
 import os, signal
-from storage.places import Place
+from foretune.storage.places import Place
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 (Place({disk_root!r}) / "result.json").write_bytes(b"new, but not yet in its place")
 """)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from storage.errors import BadInput
-from storage.ledger import Ledger, accepted_runs
-from storage.places import Place
+from foretune.storage.errors import BadInput
+from foretune.storage.ledger import Ledger, accepted_runs
+from foretune.storage.places import Place
 
 
 def test_a_new_ledger_knows_nothing(root):

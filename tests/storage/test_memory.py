@@ -11,8 +11,8 @@ from tests.storage.children import child
 MEASURE = """
 import os, re
 from pathlib import Path
-from storage.artifacts import ArtifactStore
-from storage.digests import file_digest
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.digests import file_digest
 
 def peak():
     # In MiB. Not ru_maxrss, which begins at the peak of the process that started this one.

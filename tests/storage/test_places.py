@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.cache import cache_dir, sweep_cache
-from storage.errors import BadInput
-from storage.places import Place, localise
+from foretune.storage.cache import cache_dir, sweep_cache
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place, localise
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_deleting_takes_the_subtree_and_no_namesake(folder):
 
 
 def test_listings_and_deletions_go_on_after_the_first_page(folder, monkeypatch):
-    monkeypatch.setattr("storage.buckets.BATCH", 3)
+    monkeypatch.setattr("foretune.storage.buckets.BATCH", 3)
     names = sorted(f"{number}" for number in range(7))
     for name in names:
         (folder / name).write_bytes(b"")

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from storage.errors import BadInput
-from storage.events import EventLog, run_status
-from storage.places import Place
-from storage.runs import Run, latest, list_runs, new_run_id, resolve_run
+from foretune.storage.errors import BadInput
+from foretune.storage.events import EventLog, run_status
+from foretune.storage.places import Place
+from foretune.storage.runs import Run, latest, list_runs, new_run_id, resolve_run
 
 OLD = "20261121-090000-tickets-00aa"
 NEW = "20261122-211438-tickets-1a2b"

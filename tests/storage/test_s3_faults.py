@@ -7,10 +7,10 @@ import urllib.request
 
 import pytest
 
-from storage.artifacts import ArtifactStore
-from storage.errors import BadInput, StorageFault
-from storage.places import Place
-from storage.s3_faults import is_transient
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.errors import BadInput, StorageFault
+from foretune.storage.places import Place
+from foretune.storage.s3_faults import is_transient
 from tests.storage.children import one_line
 
 KEY = "0123456789abcdef"
@@ -24,7 +24,7 @@ STUMBLES = ["InternalError", "ServiceUnavailable", "SlowDown", "reset", "hang"]
 def test_an_artefact_is_stored_and_read_through_a_stumbling_s3(faulty_s3, s3_root, monkeypatch, tmp_path, how):
     times = 1 if how == "hang" else 2
     if how == "hang":
-        monkeypatch.setattr("storage.buckets.READ_TIMEOUT", 1)
+        monkeypatch.setattr("foretune.storage.buckets.READ_TIMEOUT", 1)
     for method, part in (("PUT", "a.txt"), ("PUT", "manifest.json"), ("HEAD", "a.txt"), ("GET", "list-type")):
         faulty_s3.inject(how, times=times, method=method, part=part)
     store = ArtifactStore(s3_root)
@@ -63,7 +63,7 @@ def test_a_completed_upload_whose_reply_is_lost_counts(faulty_s3, s3_root, tmp_p
 
 
 def test_an_upload_that_somebody_aborted_is_one_line(faulty_s3, s3_root, tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.buckets.COMPLETION_PATIENCE", 0)
+    monkeypatch.setattr("foretune.storage.buckets.COMPLETION_PATIENCE", 0)
     (tmp_path / "large").write_bytes(b"\1" * LARGE)
     faulty_s3.inject("NoSuchUpload", method="POST", part="uploadId")
     with pytest.raises(StorageFault, match="S3 lost the upload; run again"):
@@ -100,7 +100,7 @@ def test_an_object_that_changes_under_a_download_is_not_mixed(faulty_s3, s3_root
     ],
 )
 def test_an_s3_that_never_recovers_ends_in_one_line_after_bounded_tries(faulty_s3, s3_root, monkeypatch, how, use):
-    monkeypatch.setattr("storage.buckets.READ_TIMEOUT", 0.5 if how == "hang" else 20)
+    monkeypatch.setattr("foretune.storage.buckets.READ_TIMEOUT", 0.5 if how == "hang" else 20)
     faulty_s3.inject(how, times=10**6)
     with pytest.raises(StorageFault, match=r"failed 4 times in \d+ s .*run again") as caught:
         use(Place(s3_root) / "a")

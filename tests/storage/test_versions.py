@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadInput
-from storage.places import Place
-from storage.versions import newest_version
+from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
+from foretune.storage.versions import newest_version
 
 
 def put(folder: Path, *names: str) -> str:

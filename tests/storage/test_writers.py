@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from hashlib import sha256
 
-from storage.artifacts import ArtifactStore
+from foretune.storage.artifacts import ArtifactStore
 from tests.storage.stored import KEY, another_process, make
 
 
@@ -46,7 +46,7 @@ def test_racing_writers_never_mix_their_files(store, monkeypatch, tmp_path):
 
 
 def test_a_file_sent_between_ours_and_our_manifest_is_sent_again(faulty_s3, s3_root, s3_client, monkeypatch, tmp_path):
-    monkeypatch.setattr("storage.commits.RACE_SECONDS", 0.2)
+    monkeypatch.setattr("foretune.storage.commits.RACE_SECONDS", 0.2)
     bucket = s3_root.split("/")[2]
 
     def interfere() -> None:

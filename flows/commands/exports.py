@@ -1,0 +1,90 @@
+"""What leaves the storage root: a run's predicted checkpoint, and its dataset without some samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from foretune.storage.datasets import dataset_digest, read_rows
+from foretune.storage.errors import BadInput
+from foretune.storage.events import run_status
+from foretune.storage.places import Place
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+
+MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality's
+
+
+def artifact_of(run: Run, name: str) -> ArtifactRef:
+    """The reference that a run's result keeps under `name`. BadInput when the run has none."""
+    try:
+        stored = run.read_result()["artifacts"]
+    except FileNotFoundError:
+        raise BadInput(f"run {run.run_id} has no result ({run_status(run)}); run it to its end first") from None
+    if name not in stored:
+        raise BadInput(f"run {run.run_id} has no {name}; it has {', '.join(stored)}")
+    task, key = stored[name]["uri"].rstrip("/").split("/")[-2:]
+    return ArtifactRef(task=task, key=key, uri=stored[name]["uri"], sha256=stored[name]["sha256"])
+
+
+def export_checkpoint(run: Run, folder: str) -> list[str]:
+    """Copy the checkpoint's files into `folder`, which must be new or empty; names of the files."""
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
+    artifact = run.store.open(artifact_of(run, "checkpoint"))
+    source = artifact.folder()
+    target.mkdir(parents=True, exist_ok=True)
+    for name in artifact.names():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    return artifact.names()
+
+
+def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[str, Any]:
+    """The dataset's rows without the samples of the worst ranks and without those that carry a flag.
+
+    Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
+    longer the one that the run read, or a flag is unknown.
+    """
+    import yaml
+
+    request = yaml.safe_load(run.read_request())
+    uri = request["dataset"]["path"]
+    manifest = run.store.manifest(*_task_and_key(artifact_of(run, "samples")))
+    if manifest is None or manifest.inputs["source"]["digest"] != dataset_digest(uri):
+        raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
+    dropped: dict[int, list[str]] = {}
+    ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
+    for row in ranked[:drop_harmful]:
+        dropped.setdefault(row["row"], []).append(f"rank {row['rank']}, {row['verdict']}, {row['score']:+.5f} nats")
+    quality = run.store.open(artifact_of(run, "quality"))
+    known = [*quality.json("summary.json")["counts"], MISMATCH]
+    for flag in drop_flagged:
+        if flag not in known:
+            raise BadInput(f"--drop-flagged {flag}: no such rule; known are {', '.join(sorted(known))}")
+    for row in quality.arrow("samples.parquet", columns=["row", "flags"]).to_pylist():
+        for flag in set(row["flags"]) & set(drop_flagged):
+            dropped.setdefault(row["row"], []).append(f"flagged {flag}")
+    if MISMATCH in drop_flagged:
+        gains = run.store.open(artifact_of(run, "prompt_gain")).arrow("prompt_gain.parquet").to_pylist()
+        for row in gains:
+            if row["mismatched"]:
+                dropped.setdefault(row["row"], []).append(f"{MISMATCH}, gain {row['gain']:+.2f} nats")
+    rows = read_rows(uri)
+    return {
+        "kept": [row for number, row in enumerate(rows) if number not in dropped],
+        "dropped": [{"row": number, "why": "; ".join(why)} for number, why in sorted(dropped.items())],
+    }
+
+
+def write_rows(rows: list[dict[str, Any]], uri: str) -> None:
+    """One JSON object a line, local or on S3."""
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
+    Place(uri).write_bytes("".join(lines).encode())
+
+
+def _task_and_key(ref: ArtifactRef) -> tuple[str, str]:
+    return ref.task, ref.key

@@ -1,0 +1,116 @@
+"""What the artefacts of a storage root tell a plan: what tasks cost, and why a key is new."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.manifest import Manifest
+from foretune.storage.rates import Took, remembered_rates
+from foretune.tasks.engine.keys import ContentKey, library_versions
+
+LOOKED_AT = 200  # manifests of one task, the newest
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a task is expected to take, and from what; None: nothing like it was ever run, here or on this machine."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+    basis: Literal["this root", "this machine", "another model"] | None = None
+
+
+class History:
+    """Manifests by task, read when a task of that name is asked about and is not stored."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+
+    @functools.cached_property
+    def _stored(self) -> dict[str, list[tuple[float, str]]]:
+        found = defaultdict(list)
+        for stored in self.store.iterate():
+            if stored.complete:
+                found[stored.task].append((stored.modified, stored.key))
+        return found
+
+    @functools.cache  # noqa: B019 - one history lives as long as one plan
+    def manifests(self, task: str) -> list[Manifest]:
+        """The task's newest manifests, newest first."""
+        newest = sorted(self._stored.get(task, []), reverse=True)[:LOOKED_AT]
+        return [manifest for _, key in newest if (manifest := self.store.manifest(task, key))]
+
+    def cost(self, task: str, work: dict[str, int], model: Any = None) -> Cost:
+        """From what the task took with the same model: under this root, else on this machine under any root; else
+        with another model under this root. `model` is its identity in keys, None for a pass without one."""
+        stored = self.manifests(task)
+        same = [Took.of(manifest) for manifest in stored if manifest.inputs.get("model") == model]
+        if same:
+            return _expected(same, work, "this root")
+        if here := remembered_rates(task, model):
+            return _expected(here, work, "this machine")
+        return _expected([Took.of(manifest) for manifest in stored], work, "another model") if stored else Cost()
+
+    def reason(self, policy: ContentKey, inputs: dict[str, Any]) -> str:
+        """What differs between these inputs and those of the most similar stored artefact of the task."""
+        known = self.manifests(policy.task)
+        if not known:
+            return "never run here"
+        nearest = min(known, key=lambda manifest: _distance(differences(inputs, manifest.inputs)))
+        changed = differences(inputs, nearest.inputs)
+        return f"changed: {', '.join(changed)}" if changed else _code_changes(policy, nearest)
+
+
+def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:
+    """Seconds: the median rate of what is known times this one's tokens (or rows, or parts); their median where
+    sizes are not known. Bytes: those of the artefact that is nearest in size."""
+    unit = next((unit for unit in ("tokens", "rows", "parts") if work.get(unit)), None)
+    sized = [took for took in known if unit and took.work.get(unit)]
+    if not sized:
+        return Cost(median(took.seconds for took in known), round(median(took.bytes for took in known)), basis)
+    size = work[unit]
+    nearest = min(sized, key=lambda took: abs(took.work[unit] - size))
+    return Cost(size * median(took.seconds / took.work[unit] for took in sized), nearest.bytes, basis)
+
+
+def _code_changes(policy: ContentKey, manifest: Manifest) -> str:
+    changed = [] if manifest.version == policy.version else [f"version {manifest.version} -> {policy.version}"]
+    now = library_versions(policy.libraries)
+    for name in sorted({*now, *manifest.libraries}):
+        before, after = manifest.libraries.get(name, "none"), now.get(name, "none")
+        changed += [f"{name} {before} -> {after}"] if before != after else []
+    return f"changed: {', '.join(changed)}" if changed else "stored files are missing or torn"
+
+
+def differences(now: dict[str, Any], before: dict[str, Any]) -> dict[str, int]:
+    """What two declared inputs do not share: {dotted path: how much}, e.g. `training.learning_rate`."""
+    names = sorted({*now, *before})
+    return {path: size for name in names for path, size in _compared(name, now.get(name), before.get(name))}
+
+
+def _distance(changed: dict[str, int]) -> tuple[int, int]:
+    return len(changed), sum(changed.values())
+
+
+def _compared(path: str, now: Any, before: Any) -> Iterator[tuple[str, int]]:
+    if now == before:
+        return
+    if isinstance(now, dict) and isinstance(before, dict) and "key" not in now and "digest" not in now:
+        for name in sorted({*now, *before}):
+            yield from _compared(path if name == "ids" else f"{path}.{name}", now.get(name), before.get(name))
+    elif _references(now) and _references(before):
+        kept = {reference["key"] for reference in before}
+        fresh = sum(reference["key"] not in kept for reference in now)
+        yield f"{path} ({fresh} of {len(now)})" if fresh else f"{path} ({len(before)} -> {len(now)})", fresh
+    else:
+        yield path, 1
+
+
+def _references(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "key" in v for v in value)

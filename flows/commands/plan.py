@@ -1,0 +1,200 @@
+"""A dry run: the same wiring, asked for keys instead of results. It loads no model and imports no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from foretune.flows.commands.history import History
+from foretune.flows.dag.wiring import simulation
+from foretune.flows.request import Request
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import work_of
+from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
+from foretune.tasks.samples.dataset import preview_index
+from foretune.tasks.samples.table import SampleIndex, read_index
+
+FIELD = "landscape_shard"
+"""The task whose artefacts are the gradient field."""
+
+
+@dataclass
+class PlannedTask:
+    """One task of the wiring: whether its artefact is stored, and what it would cost if not."""
+
+    task: str
+    shard: str | None
+    key: str
+    state: str  # cached | run
+    why: str
+    seconds: float | None = None  # None: nothing like it was ever run, under this root or on this machine
+    bytes: int | None = None
+    basis: str | None = None  # where seconds and bytes come from: this root | this machine | another model
+
+
+@dataclass
+class Planned:
+    """Takes a step of the wiring by computing its key and looking for the manifest."""
+
+    run: Run
+    history: History
+    tasks: list[PlannedTask] = field(default_factory=list)
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> arguments, for the samples
+
+    def __call__(self, task: Any, **inputs: Any) -> ArtifactRef:
+        policy = task.cache_policy
+        declared = policy.inputs_of(_with_defaults(task.fn, inputs))
+        key = policy.key_of_inputs(declared)
+        hit = self.run.store.find(policy.task, key)
+        shard = getattr(getattr(inputs.get("rows"), "shard", None), "prefix", None)
+        planned = PlannedTask(policy.task, shard, key, "cached" if hit else "run", "stored" if hit else "")
+        if hit is None:
+            planned.why = self.history.reason(policy, declared)
+            cost = self.history.cost(policy.task, work_of(inputs), declared.get("model"))
+            planned.seconds, planned.bytes, planned.basis = cost.seconds, cost.bytes, cost.basis
+        self.tasks.append(planned)
+        self.asked[key] = inputs
+        return hit or ArtifactRef(task=policy.task, key=key, uri="", sha256="")
+
+    def ready(self, artifact: ArtifactRef) -> ArtifactRef:
+        return artifact
+
+    def index(self, samples: ArtifactRef) -> SampleIndex:
+        if samples.uri:
+            return read_index(self.run, samples)
+        asked = self.asked[samples.key]
+        return preview_index(self.run, asked["source"], asked["tokenizer"], asked["role"], asked["settings"])
+
+
+def _with_defaults(function: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(function).bind(run=None, **inputs)
+    return dict(bound.arguments)
+
+
+def make_plan(request: Request) -> dict[str, Any]:
+    """Every task with its state and cost, and the totals.
+
+    `seconds` and `bytes` are sums over the tasks to run, as if one ran after the other: from past manifests of this
+    root, else from what the same task with the same model took on this machine, else with another model under this
+    root. No model is loaded to calibrate, so both are None while one of the tasks, named in `unknown`, never ran.
+    `field_bytes`, with its terms under `field`, and `memory_bytes` come from the model's shapes; None for a GGUF file
+    not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
+    `memory_bytes` is one pass's; as many as `workers` run at once.
+    """
+    sources = resolve_sources(request.dataset, request.model, request.sae)
+    run = Run(request.runtime.root, "plan")
+    step = Planned(run, History(run.store))
+    simulation(step, request, sources)
+    waiting = [task for task in step.tasks if task.state == "run"]
+    shapes = _footprint(step, sources, request)
+    field = shapes and _field(shapes, [step.asked[task.key] for task in step.tasks if task.task == FIELD])
+    return {
+        "tasks": [vars(task) for task in step.tasks],
+        "run": len(waiting),
+        "cached": len(step.tasks) - len(waiting),
+        "seconds": _total([task.seconds for task in waiting]),
+        "bytes": _total([task.bytes for task in waiting]),
+        "unknown": sorted({task.task for task in waiting if task.seconds is None}),
+        "basis": sorted({task.basis for task in waiting if task.basis}),
+        "field": field,
+        "field_bytes_whole": field and field_bytes(**field),
+        "field_bytes": shapes
+        and field_bytes(**_field(shapes, [step.asked[task.key] for task in waiting if task.task == FIELD])),
+        "workers": request.runtime.max_workers,
+        "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
+    }
+
+
+def field_bytes(nodes: int, node_numbers: int, rows: int, row_numbers: int, bytes_per_number: int) -> int:
+    """Storage of a gradient field: a whole gradient per node, and the rows that are kept one by one."""
+    return (nodes * node_numbers + rows * row_numbers) * bytes_per_number
+
+
+def _field(shapes: Footprint, asked: list[dict[str, Any]]) -> dict[str, int]:
+    """The terms of `field_bytes` for these nodes, of training and held-out rows."""
+    apart = [node for node in asked if node["coordinates"]]
+    return {
+        "nodes": len(asked),
+        "node_numbers": shapes.adapted,
+        "rows": sum(node["rows"].shard.rows for node in apart),
+        "row_numbers": shapes.outputs * apart[0]["coordinates"].r if apart else 0,
+        "bytes_per_number": BYTES[asked[0]["settings"].gradient_dtype] if asked else 0,
+    }
+
+
+def _footprint(step: Planned, sources: Sources, request: Request) -> Footprint | None:
+    converted = [step.run.store.find(task.task, task.key) for task in step.tasks if task.task == "model"]
+    if sources.model is None and converted == [None]:
+        return None
+    handle = sources.model_handle(lambda _: converted[0], request.model)
+    return footprint(handle.folder(step.run), request.adapter.targets)
+
+
+def _graph_tokens(request: Request) -> int:
+    """Tokens whose activations the widest pass keeps at once."""
+    return max(request.landscape.batch_tokens, request.curvature.graph_tokens, request.prediction.batch_tokens)
+
+
+def _total(parts: list[Any]) -> Any:
+    return None if None in parts else sum(parts)
+
+
+def print_plan(console: Console, planned: dict[str, Any]) -> None:
+    """One line per task; shards of a task together."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for task in planned["tasks"]:
+        groups[task["task"]].append(task)
+    table = Table(box=None, header_style="bold")
+    for column in ("task", "cached", "run", "seconds", "why"):
+        table.add_column(column)
+    for name, tasks in groups.items():
+        waiting = [task for task in tasks if task["state"] == "run"]
+        seconds = _total([task["seconds"] for task in waiting])
+        cost = "" if not waiting else "?" if seconds is None else f"{seconds:.1f}"
+        why = "; ".join(dict.fromkeys(task["why"] for task in waiting))
+        table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, why)
+    console.print(table)
+    console.print(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", soft_wrap=True)
+    if planned["field"] is not None:
+        console.print(f"gradient field {_formula(planned)}", soft_wrap=True)
+
+
+def _costs(planned: dict[str, Any]) -> str:
+    words = [_estimate(planned)]
+    if planned["memory_bytes"] is not None:
+        words.append(f"memory about {planned['memory_bytes'] / 1e9:.1f} GB for one pass, {_at_once(planned)}")
+    return "; ".join(words)
+
+
+def _at_once(planned: dict[str, Any]) -> str:
+    return "one at a time" if planned["workers"] == 1 else f"up to {planned['workers']} at once"
+
+
+def _estimate(planned: dict[str, Any]) -> str:
+    """The sums, and what they rest on."""
+    known = [task for task in planned["tasks"] if task["seconds"] is not None]
+    if not known and planned["run"]:
+        return "time not known until something like it has run on this machine"
+    seconds, size = sum(task["seconds"] for task in known), sum(task["bytes"] for task in known)
+    basis = f" (measured on {' and '.join(planned['basis'])})" if planned["basis"] else ""
+    about = f"about {seconds:.0f} s of passes, {size / 1e6:,.0f} MB{basis}"
+    return f"{about}; not known: {', '.join(planned['unknown'])}" if planned["unknown"] else about
+
+
+def _formula(planned: dict[str, Any]) -> str:
+    """As in `8 nodes x 13.27 M numbers x 2 bytes + 96 rows x 0.1843 M numbers x 2 bytes`."""
+    field = planned["field"]
+    parts = [
+        f"{field[count]:,} {count} x {field[numbers] / 1e6:,.4g} M numbers x {field['bytes_per_number']} bytes"
+        for count, numbers in (("nodes", "node_numbers"), ("rows", "row_numbers"))
+        if field[count]
+    ]
+    whole, new = (planned[name] / 1e6 for name in ("field_bytes_whole", "field_bytes"))
+    return f"{' + '.join(parts)} = {whole:,.0f} MB, {new:,.0f} MB of it to be written"

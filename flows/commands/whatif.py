@@ -1,0 +1,190 @@
+"""A grid of settings over what a run has stored: which of them would do best, and how far that may be trusted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from foretune.flows.commands.history import History
+from foretune.flows.commands.plan import Planned
+from foretune.flows.dag.wiring import Wiring
+from foretune.flows.request import Request, apply_override, parse_request
+from foretune.storage.errors import BadInput
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.inputs.sources import resolve_sources
+from foretune.tasks.prediction.whatif import Outcome, Setting, StoredGradients, predicted_outcomes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OPEN = {
+    "training": [
+        "learning_rate",
+        "epochs",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "lr_scheduler_type",
+        "warmup_ratio",
+        "warmup_steps",
+        "optimizer",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "momentum",
+        "nesterov",
+        "max_grad_norm",
+    ],
+    "adapter": ["r", "lora_alpha", "use_rslora", "target_modules"],
+}
+"""What stored gradients answer for; anything else is measured again, by `simulate`."""
+
+MOST = 500
+"""Settings of one grid."""
+
+
+def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, Any]:
+    """Predict every setting of the grid that `options` ("training.epochs=1,3") span, and write whatif.json and
+    whatif.html beside the run's report. BadInput for a setting that stored gradients cannot answer for."""
+    grid = [parsed(option) for option in options]
+    paths = [path for path, _ in grid]
+    if len(set(paths)) < len(paths):
+        raise BadInput(f"--set {max(paths, key=paths.count)}: given twice; put its values into one list")
+    content = yaml.safe_load(run.read_request())
+    content.setdefault("runtime", {})["root"] = run.root
+    if content.get("prediction", {}).get("along"):
+        content["prediction"]["along"] = run.run_id  # the path that it went along, whatever runs came after it
+    request = parse_request(content, where=f"run {run.run_id}")
+    wiring, stored = stored_gradients(run, request)
+    settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _product(grid)]
+    measured = _evaluator(wiring, request) if evaluate else None
+    outcomes = predicted_outcomes(stored, settings, request.prediction, measured)
+    result = {
+        "run_id": run.run_id,
+        "base_loss": stored.base_loss,
+        "trusted_distance": stored.trusted_distance,
+        "evaluated": evaluate,
+        "settings": [asdict(outcome) for outcome in outcomes],
+    }
+    run.write_whatif(result, _page(result, wiring.lines()))
+    return result | {"page": (run.place / "whatif.html").uri}
+
+
+def parsed(option: str) -> tuple[str, list[str]]:
+    """`a.b=x,y` as its path and values; commas inside brackets stay."""
+    path, separator, text = option.partition("=")
+    section, _, name = path.partition(".")
+    if not separator or not text:
+        raise BadInput(f"--set {option}: not of the form a.b=x,y; for example training.learning_rate=1e-4,2e-4")
+    if name not in OPEN.get(section, []):
+        known = ", ".join(f"{part}.{each}" for part, names in OPEN.items() for each in names)
+        raise BadInput(f"--set {path}: needs a simulation of its own; stored gradients answer for {known}")
+    values, depth = [""], 0
+    for sign in text:
+        depth += (sign == "[") - (sign == "]")
+        if sign == "," and not depth:
+            values.append("")
+        else:
+            values[-1] += sign
+    if "" in values:
+        raise BadInput(f"--set {option}: a value is empty; for example {path}=1,2")
+    if len(set(values)) < len(values):
+        raise BadInput(f"--set {option}: {max(values, key=values.count)} is there twice; give different values")
+    return path, values
+
+
+def _product(grid: list[tuple[str, list[str]]]) -> list[tuple[str, ...]]:
+    count = 1
+    for _, values in grid:
+        count *= len(values)
+    if count > MOST:
+        raise BadInput(f"--set: the lists span {count} settings; {MOST} are the most, leave some values out")
+    return list(itertools.product(*(values for _, values in grid)))
+
+
+def _setting(content: dict[str, Any], chosen: dict[str, str]) -> Setting:
+    changed = yaml.safe_load(yaml.safe_dump(content))
+    for path, value in chosen.items():
+        apply_override(changed, f"{path}={value}")
+    request = parse_request(changed, where="--set")
+    return Setting(chosen, request.adapter, request.training)
+
+
+def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradients]:
+    """The run's wiring and what it has stored; BadInput where its inputs have changed or its artefacts are gone."""
+    step = Planned(run, History(run.store))
+    wiring = Wiring(step, request, resolve_sources(request.dataset, request.model, request.sae))
+    made = {"landscape": wiring.landscape("train"), "heldout_landscape": wiring.landscape("heldout")}
+    made["curvature"] = wiring.curvature()
+    prediction = wiring.prediction(made)["prediction"]
+    needed: list[ArtifactRef] = [*wiring.fields["train"], wiring.gradients["heldout"], prediction]
+    gone = [each.task for each in needed if not each.uri]
+    if gone:
+        raise BadInput(
+            f"run {run.run_id}: its {gone[0]} is not stored under {run.root}, or its dataset, model or code have "
+            "changed since; simulate the request again"
+        )
+    stored = StoredGradients.of(
+        run,
+        wiring.fields["train"],
+        wiring.gradients["heldout"],
+        prediction,
+        request.adapter,
+        request.training,
+        request.prediction.tolerance,
+        request.model.dtype,
+        wiring.dpo_beta is not None,
+    )
+    return wiring, stored
+
+
+def _evaluator(wiring: Wiring, request: Request) -> Callable[[Setting, dict[str, Tensor]], float]:
+    """Held-out loss of a delta by forward passes, on the rows that the prediction looks at."""
+    from foretune.tasks.inputs.adapted import adapt
+    from foretune.tasks.prediction.evaluation import RowsAtWeights
+
+    run, settings = wiring.step.run, request.prediction
+    adapted = adapt(wiring.model.open(run), request.adapter, request.training.seed)
+    rows = wiring.evaluation_rows().read(run)
+    heldout = RowsAtWeights(adapted, rows, wiring.dpo_beta, settings.batch_tokens)
+    return lambda setting, delta: heldout.loss(delta)
+
+
+def _page(result: dict[str, Any], lines: Any) -> str:
+    from foretune.tasks.report.whatif_page import whatif_page
+
+    return whatif_page(result, lines)
+
+
+def print_whatif(console: Console, result: dict[str, Any]) -> None:
+    """One line per setting, the best marked."""
+    evaluated = ["evaluated"] if result["evaluated"] else []
+    table = Table(box=None, header_style="bold")
+    for column in ("", *result["settings"][0]["changed"], "steps", "predicted", *evaluated, "trusted", "largest move"):
+        table.add_column(column)
+    for outcome in result["settings"]:
+        losses = [outcome["predicted_loss"], *([outcome["evaluated_loss"]] if evaluated else [])]
+        table.add_row(
+            "best" if outcome["best"] else "",
+            *outcome["changed"].values(),
+            str(outcome["steps"]),
+            *(f"{loss:.3f}" if loss is not None else "-" for loss in losses),
+            outcome["status"],
+            _movement(outcome),
+            style="bold" if outcome["best"] else "",
+        )
+    console.print(table)
+    console.print(f"held-out loss at the base weights {result['base_loss']:.3f}; {result['page']}", soft_wrap=True)
+
+
+def _movement(outcome: dict[str, Any] | Outcome) -> str:
+    if outcome["largest_movement"] is None:
+        return "-"
+    return f"{100 * outcome['largest_movement']:.1f} % {outcome['largest_module'] or ''}"

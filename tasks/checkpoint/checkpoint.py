@@ -1,0 +1,38 @@
+"""The predicted checkpoint: base weights plus the predicted delta, as a normal Hugging Face folder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
+from foretune.tasks.inputs.handles import ModelHandle
+from foretune.tasks.loading import verify_checkpoint, write_checkpoint
+
+
+class CheckpointSettings(BaseModel):
+    """How the checkpoint is written."""
+
+    model_config = ConfigDict(extra="forbid", title="Checkpoint")
+
+    version: Literal[1] = 1
+    max_shard_size: str = Field("2GB", title="Largest safetensors file", pattern=r"^\d+(MB|GB)$")
+
+
+@content_task(version=1)
+def checkpoint(
+    draft: Any,
+    run: Run,
+    model: ModelHandle,
+    prediction: ArtifactRef,
+    settings: CheckpointSettings,
+) -> None:
+    """Merge, write, re-open, verify: same keys, dtypes, shapes and tokenizer as the base, finite logits."""
+    loaded = model.open(run)
+    delta = run.store.open(prediction).tensors("delta.safetensors")
+    base = model.folder(run)
+    write_checkpoint(draft.folder, loaded, delta, base, settings.max_shard_size)
+    verify_checkpoint(draft.folder, base, model.settings)

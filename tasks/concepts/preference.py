@@ -1,0 +1,158 @@
+"""Pass 2c: what preference pairs say at the base weights, and which concepts DPO would move other than SFT."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import NUMERICS, content_task, without_result
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
+from foretune.tasks.loading import label_caller
+from foretune.tasks.loading.hooks import captured_residuals
+from foretune.tasks.samples.dataset import read_table
+from foretune.tasks.samples.minibatches import Minibatch, minibatches
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from foretune.tasks.saes import LoadedSae
+
+
+class PreferenceSettings(BaseModel):
+    """How preference pairs are measured."""
+
+    model_config = ConfigDict(extra="forbid", title="Preference pairs")
+
+    version: Literal[1] = 1
+    batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+
+
+@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
+def preference(
+    draft: Any,
+    run: Run,
+    pairs: ArtifactRef,
+    gradient: ArtifactRef | None,
+    baseline: ArtifactRef | None,
+    model: ModelHandle,
+    sae: SaeHandle | None,
+    dpo_beta: float,
+    settings: PreferenceSettings,
+) -> None:
+    """Margins of every pair, and with an SAE the DPO gradient over its features beside SFT's.
+
+    `gradient` is that of the SFT rows; without it SFT means training on the chosen answers.
+    """
+    loaded, table = model.open(run), read_table(run, pairs)
+    autoencoder = sae.open() if sae is not None else None
+    measured: dict[int, dict[str, float | None]] = {}
+    sums = PairGradients()
+    with exclusive(loaded), captured_residuals(loaded, autoencoder and autoencoder.hook_name) as residuals:
+        call = label_caller(loaded, [])
+        for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
+            measured.update(zip(minibatch.rows, measure_pairs(call, minibatch, dpo_beta, residuals, sums), strict=True))
+    draft.write_table("pairs.parquet", _pair_table(table, measured))
+    cosine = None
+    if autoencoder is not None:
+        base_acts = run.store.open(baseline).tensors("baseline.safetensors")["base_acts_mean"]
+        stored = run.store.open(gradient).tensors("gradients.safetensors") if gradient else {}
+        sft = stored.get("resid_grad_mean", sums.sft / sums.tokens)
+        compared, cosine = relative_scores(sums.dpo / len(measured), sft, autoencoder, base_acts)
+        draft.write_table("features.parquet", compared)
+    draft.write_json("summary.json", preference_summary(list(measured.values()), cosine))
+
+
+@dataclass
+class PairGradients:
+    """Sums of gradients in the residual stream [d_model], over pairs and over the chosen answers' tokens."""
+
+    dpo: Any = 0.0
+    sft: Any = 0.0
+    tokens: int = 0
+
+
+def measure_pairs(
+    call: Any, minibatch: Minibatch, dpo_beta: float, residuals: Any, sums: PairGradients
+) -> list[dict[str, float | None]]:
+    """Margins per pair in nats, None where an answer has no label; gradients are added to `sums`."""
+    import torch
+
+    from foretune.tasks.numerics.losses import margins, preference_losses, sequence_logprobs
+
+    chosen = sequence_logprobs(call({}, minibatch.batch), minibatch.batch.labels)
+    rejected = sequence_logprobs(call({}, minibatch.rejected), minibatch.rejected.labels)
+    captured = list(residuals())
+    if captured:
+        loss = preference_losses(chosen, rejected, chosen.detach(), rejected.detach(), dpo_beta).sum()
+        dpo = torch.autograd.grad(loss, captured, retain_graph=True)
+        sft = torch.autograd.grad(-chosen.sum(), captured[:1])
+        sums.dpo = sums.dpo + sum(part.float().sum(dim=(0, 1)) for part in dpo)
+        sums.sft = sums.sft + sft[0].float().sum(dim=(0, 1))
+        sums.tokens += minibatch.batch.label_tokens
+    lengths = [(batch.labels[:, 1:] != -100).sum(1) for batch in (minibatch.batch, minibatch.rejected)]
+    measured = margins(chosen.detach(), rejected.detach(), chosen.detach(), rejected.detach(), *lengths)
+    columns = zip(measured.raw.tolist(), measured.per_token.tolist(), measured.reference.tolist(), strict=True)
+    names = ("margin_raw", "margin_per_token", "margin_reference")
+    return [
+        {name: value if math.isfinite(value) else None for name, value in zip(names, row, strict=True)}
+        for row in columns
+    ]
+
+
+def relative_scores(dpo: Any, sft: Any, autoencoder: LoadedSae, base_acts: Any) -> tuple[pa.Table, float]:
+    """Feature scores of both gradients, each scaled to length one, their difference and their cosine."""
+    import pyarrow as pa
+
+    from foretune.tasks.numerics.features import feature_scores
+
+    dpo_scores, sft_scores = (feature_scores(g, autoencoder.W_dec, base_acts).score for g in (dpo, sft))
+    relative = _unit(dpo_scores) - _unit(sft_scores)
+    columns = {
+        "feature": list(range(autoencoder.d_sae)),
+        "dpo_score": dpo_scores.numpy(),
+        "sft_score": sft_scores.numpy(),
+        "relative": relative.numpy(),
+        "direction": ["reinforced" if r > 0 else "suppressed" if r < 0 else "unchanged" for r in relative.tolist()],
+    }
+    return pa.table(columns), float((_unit(dpo_scores) * _unit(sft_scores)).sum())
+
+
+def _pair_table(table: Any, margins: dict[int, dict[str, float | None]]) -> list[dict[str, Any]]:
+    rows = table.select(["sample_id", "row", "prompt", "completion", "rejected"]).to_pylist()
+    return [{**rows[position], **margins[position]} for position in sorted(margins, key=lambda p: rows[p]["row"])]
+
+
+def _unit(vector: Any) -> Any:
+    return vector / vector.norm().clamp_min(1e-30)
+
+
+def preference_summary(margins: list[dict[str, float | None]], cosine: float | None) -> dict[str, Any]:
+    """Mean margins, the share of pairs the base model already ranks right, and a warning when it does not."""
+    count = len(margins)
+    known = {name: [pair[name] for pair in margins if pair[name] is not None] for name in margins[0]}
+    means = {name: sum(values) / len(values) if values else None for name, values in known.items()}
+    raw = means["margin_raw"]
+    signals = []
+    if raw < 0:
+        signals.append(
+            {
+                "name": "backwards_preference",
+                "severity": "warn",
+                "value": raw,
+                "threshold": 0.0,
+                "advice": "the base model prefers the rejected answers on average; check that chosen and rejected "
+                "are not swapped, and that chosen answers are not just longer",
+            }
+        )
+    return {
+        "pairs": count,
+        **means,
+        "win_rate": sum(pair["margin_raw"] > 0 for pair in margins) / count,
+        "cosine_dpo_sft": cosine,
+        "signals": signals,
+    }

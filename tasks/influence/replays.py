@@ -1,0 +1,90 @@
+"""Influence by retraining the surrogate: the run replayed over the stored row gradients, for many halves of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
+from foretune.tasks.inputs.field import whole_rows
+from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.loading import AdapterSettings, lora_scale
+
+
+class ReplaySettings(BaseModel):
+    """How often, and for how long, the surrogate is retrained."""
+
+    model_config = ConfigDict(extra="forbid", title="Replays")
+
+    version: Literal[1] = 1
+    runs: int = Field(256, ge=8, title="Replays", description="random halves of the rows, each in an order of its own")
+    steps: int = Field(64, ge=1, title="Longest replay", description="steps; in whole epochs, at least one")
+
+
+@content_task(version=2, libraries=("torch",))
+def influence_replays(
+    draft: Any,
+    run: Run,
+    nodes: list[ArtifactRef],
+    targets: ArtifactRef,
+    shards: list[ArtifactRef],
+    adapter: AdapterSettings,
+    training: TrainingSettings,
+    settings: ReplaySettings,
+) -> None:
+    """scores.safetensors: `replayed` [n, targets], per unit of peak learning rate, of every row with a label.
+
+    `training.learning_rate` is not read: the recursion over a frozen field is linear in it.
+    """
+    from foretune.tasks.numerics import datamodel
+    from foretune.tasks.numerics.schedules import learning_rates
+
+    kept = whole_rows(run, nodes, lora_scale(adapter))
+    place = {sample_id: n for n, sample_id in enumerate(kept.ids)}
+    derivatives = _derivatives(run, shards, place)
+    stored = run.store.open(targets).tensor_file("targets.safetensors")
+    rows, per_step = len(kept.ids), training.rows_per_step
+    an_epoch = math.ceil((rows // 2) / per_step)
+    epochs = max(1, min(math.ceil(training.epochs), settings.steps // an_epoch))
+
+    def rates(steps: int) -> list[float]:
+        warmup = math.ceil(steps * training.warmup_steps(rows) / training.steps(rows))
+        return learning_rates(training.lr_scheduler_type, 1.0, steps, warmup)
+
+    runs = datamodel.half_runs(rows, per_step, epochs, settings.runs, training.seed, rates)
+    optimizer = training.optimizer_settings()
+    changes = datamodel.replayed_changes(
+        kept.block, kept.names, kept.tokens, lambda name: stored.get_tensor(name).flatten(1), runs, optimizer
+    )
+    order = datamodel.first_order(derivatives, kept.tokens, runs, optimizer.betas[0])
+    fitted = datamodel.fit_datamodel(runs.inclusion(rows), changes, order)
+    scores = fitted.scores * (training.epochs / epochs)
+    draft.write_tensors("scores.safetensors", {"replayed": scores.contiguous()})
+    draft.write_json("samples.json", kept.ids)
+    draft.write_json(
+        "replays.json",
+        {
+            "runs": settings.runs,
+            "steps": len(runs.rates),
+            "rows_each": rows // 2,
+            "explained_by_first_order": float(fitted.explained[0]),
+            "ridge": float(fitted.ridge[0]),
+        },
+    )
+
+
+def _derivatives(run: Run, shards: list[ArtifactRef], place: dict[str, int]) -> Any:
+    """[n, targets] first-order derivatives of the rows with a label, in the order of `place`."""
+    import torch
+
+    parts = [run.store.open(shard) for shard in shards]
+    ids = [sample_id for part in parts for sample_id in part.json("samples.json")]
+    stacked = torch.cat([part.tensors("derivatives.safetensors")["preconditioned"] for part in parts])
+    positions = [position for position, sample_id in enumerate(ids) if sample_id in place]
+    ordered = torch.zeros(len(place), stacked.shape[1], dtype=torch.float64)
+    ordered[[place[ids[position]] for position in positions]] = stacked[positions]
+    return ordered

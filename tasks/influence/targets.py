@@ -1,0 +1,117 @@
+"""What influence is measured on: held-out loss, single held-out rows, groups of them, a margin, or a concept.
+
+Every target is a gradient in adapter coordinates; the first one ranks the samples, the others share its passes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
+from foretune.tasks.inputs.adapted import space_of
+from foretune.tasks.inputs.field import whole_rows
+from foretune.tasks.loading import AdapterSettings, lora_scale
+from foretune.tasks.samples.shards import Subset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TargetSettings(BaseModel):
+    """What a sample's score is the change of."""
+
+    model_config = ConfigDict(extra="forbid", title="Target")
+
+    version: Literal[1] = 1
+    of: Literal["heldout", "margin", "feature"] = Field(
+        "heldout",
+        title="Target",
+        description="heldout: mean held-out loss; margin: of the preference pairs; feature: mean activation of an "
+        "SAE feature on held-out label tokens",
+    )
+    feature: int | str | None = Field(None, title="Feature", description="number, or a label or part of one")
+    rows: int = Field(
+        24, ge=0, title="Held-out rows scored apart", description="chosen by id; LoRA with rows kept one by one"
+    )
+
+    @model_validator(mode="after")
+    def _feature_is_named(self) -> TargetSettings:
+        if (self.of == "feature") != (self.feature is not None):
+            raise ValueError("target.of: feature and target.feature go together; give both or neither")
+        return self
+
+
+@content_task(version=1)
+def influence_targets(
+    draft: Any,
+    run: Run,
+    gradient: ArtifactRef,
+    nodes: list[ArtifactRef],
+    samples: ArtifactRef,
+    rows: Subset,
+    adapter: AdapterSettings,
+    seed: int,
+    dtype: str,
+) -> None:
+    """targets.safetensors: {module: [targets, ...]} gradients in adapter coordinates; targets.json: what they are.
+
+    `gradient` is the first target's. Held-out rows and groups of them follow where the landscape kept `nodes` row by
+    row; `rows` bounds how many stand on their own.
+    """
+    import torch
+
+    opened = run.store.open(gradient)
+    first = opened.tensors("gradients.safetensors")
+    record = opened.json("target.json" if "target.json" in opened.names() else "counts.json")
+    names, known = record["modules"], [_first_target(record)]
+    kept = whole_rows(run, nodes, lora_scale(adapter)) if adapter.method == "lora" else None
+    weights = torch.zeros(0, 0)
+    if kept is not None:
+        weights, described = _shares(run, samples, rows, kept.ids, kept.tokens)
+        known += described
+    space = space_of({name: tuple(first[name].shape) for name in names}, adapter, seed, getattr(torch, dtype))
+    stacked = {}
+    for name in names:
+        main = space.pull({name: first[name].float()})[name].unsqueeze(0)
+        apart = [] if kept is None else [(weights @ kept.block(name)).view(-1, *main.shape[1:])]
+        stacked[name] = torch.cat([main, *apart]).contiguous()
+    draft.write_tensors("targets.safetensors", stacked)
+    draft.write_json("targets.json", known)
+
+
+def _first_target(record: dict[str, Any]) -> dict[str, Any]:
+    """The ranking target: `better` says which way is good, None where neither is."""
+    if "name" not in record:
+        return {"name": "held-out loss", "kind": "heldout", "unit": "nats per token", "better": "lower"}
+    of_feature = "feature" in record
+    known = {name: record[name] for name in ("name", "unit", "feature") if name in record}
+    return {**known, "kind": "feature" if of_feature else "margin", "better": None if of_feature else "higher"}
+
+
+def _shares(
+    run: Run, samples: ArtifactRef, rows: Subset, ids: list[str], tokens: list[float]
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """[targets, n] weight of each held-out row's summed loss in every further target, and what these are."""
+    import torch
+
+    columns = ["sample_id", "row", "group"]
+    table = {row["sample_id"]: row for row in run.store.open(samples).arrow("samples.parquet", columns).to_pylist()}
+    place = {sample_id: n for n, sample_id in enumerate(ids)}
+    members: list[tuple[dict[str, Any], list[int]]] = [
+        ({"name": f"held-out row {table[i]['row']}", "kind": "row", "row": table[i]["row"]}, [place[i]])
+        for i in sorted(rows.ids, key=lambda i: table[i]["row"])
+        if i in place
+    ]
+    groups = sorted({table[i]["group"] for i in ids} - {None})
+    members += [
+        ({"name": group, "kind": "group", "group": group}, [place[i] for i in ids if table[i]["group"] == group])
+        for group in groups
+    ]
+    shares = torch.zeros(len(members), len(ids))
+    for target, (_, positions) in enumerate(members):
+        shares[target, positions] = 1.0 / sum(tokens[n] for n in positions)
+    return shares, [{**known, "unit": "nats per token", "better": "lower"} for known, _ in members]

@@ -1,0 +1,121 @@
+"""Each training row's gradient on its own, in the coordinates in which a LoRA adapter starts to move."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.inputs.adapted import AdaptedModel
+from foretune.tasks.loading import AdapterSettings, lora_init
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from foretune.tasks.loading import LoadedModel
+    from foretune.tasks.numerics.row_gradients import RowGradients, RowTaps
+
+FILE = "rows.safetensors"
+
+
+class RowCoordinates(BaseModel, frozen=True):
+    """The part of an adapter that decides its A0, as peft draws it."""
+
+    r: int
+    seed: int
+
+
+class RowsApart:
+    """{name: [rows, out, r]} of one shard; keeps nothing where no coordinates are asked for."""
+
+    def __init__(
+        self, loaded: LoadedModel, weights: dict[str, Tensor], coordinates: RowCoordinates | None, rows: int, dtype: Any
+    ) -> None:
+        import torch
+
+        from foretune.tasks.numerics.row_gradients import RowTaps
+
+        self.kept: dict[str, Tensor] = {}
+        self.taps: contextlib.AbstractContextManager[RowTaps | None] = contextlib.nullcontext()
+        if coordinates is None:
+            return
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        initial = lora_init(shapes, AdapterSettings(r=coordinates.r), coordinates.seed, loaded.dtype)
+        modules = {name: loaded.model.get_submodule(name.removesuffix(".weight")) for name in weights}
+        self.taps = RowTaps(modules, {name: a.to(loaded.device) for name, a in initial.items()})
+        self.kept = {name: torch.zeros(rows, shape[0], coordinates.r, dtype=dtype) for name, shape in shapes.items()}
+
+    def keep(self, rows: tuple[int, ...], projected: dict[str, Tensor]) -> None:
+        """Put the rows of one micro-batch in their places."""
+        for name, parts in projected.items():
+            self.kept[name][list(rows)] = parts.to(self.kept[name])
+
+
+def row_gradients(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> RowGradients | None:
+    """Every row with a label, in the order of its id; None for a full fine-tune, or where nothing is stored."""
+    from foretune.tasks.numerics.spaces import LoraSpace
+
+    if not isinstance(adapted.space, LoraSpace):
+        return None
+    return stored_rows(run, nodes, adapted.space.A, adapted.loaded.device)
+
+
+def stored_rows(
+    run: Run, nodes: list[ArtifactRef], factors: dict[str, Tensor], device: Any = "cpu"
+) -> RowGradients | None:
+    """`row_gradients` without a model at hand; `factors` are the A0 [r, in] in whose coordinates rows were kept."""
+    from foretune.tasks.numerics.row_gradients import RowGradients
+
+    opened = [run.store.open(node) for node in nodes]
+    if not all(FILE in node.names() for node in opened):
+        return None
+    rows, tokens = [], []
+    for node in opened:
+        file = node.tensor_file(FILE)
+        counts = node.arrow("samples.parquet", columns=["tokens"])["tokens"].to_pylist()
+        rows += [(file, position) for position, count in enumerate(counts) if count]
+        tokens += [count for count in counts if count]
+    return RowGradients(
+        factors=factors,
+        tokens=tuple(tokens),
+        read=lambda row, name: rows[row][0].get_slice(name)[rows[row][1]].to(device),
+    )
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Every row with a label, in the order of its id, whole modules at a time: what scores are made of.
+
+    `block(name)` is [n, out * r] fp32, scale x G_i A0^T: the row's summed loss in the coordinates B of LoRA.
+    """
+
+    ids: list[str]
+    tokens: list[float]  # label tokens per row (1 per pair for DPO)
+    names: list[str]
+    scale: float  # alpha / r, or alpha / sqrt(r)
+    _files: list[tuple[Any, list[int]]]  # rows.safetensors of a node, and its positions that have a label
+
+    def block(self, name: str) -> Tensor:
+        import torch
+
+        parts = [file.get_tensor(name)[kept].flatten(1).float() for file, kept in self._files]
+        return torch.cat(parts).mul_(self.scale)
+
+
+def whole_rows(run: Run, nodes: list[ArtifactRef], scale: float) -> StoredRows | None:
+    """The rows that the landscape kept one by one at these nodes; None where it kept none."""
+    opened = [run.store.open(node) for node in nodes]
+    if not all(FILE in node.names() for node in opened):
+        return None
+    ids, tokens, files = [], [], []
+    for node in opened:
+        rows = node.arrow("samples.parquet", columns=["sample_id", "tokens"]).to_pylist()
+        kept = [position for position, row in enumerate(rows) if row["tokens"]]
+        ids += [rows[position]["sample_id"] for position in kept]
+        tokens += [rows[position]["tokens"] for position in kept]
+        files.append((node.tensor_file(FILE), kept))
+    return StoredRows(ids, tokens, list(files[0][0].keys()), scale, files)

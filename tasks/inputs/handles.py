@@ -1,0 +1,107 @@
+"""The base model and the SAE as inputs of a pass: what stands for them in keys, and how a pass opens them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect.concurrency.sync import concurrency
+from pydantic import BaseModel
+
+from foretune.storage.places import localise
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import witness
+from foretune.tasks.engine.keys import NUMERICS, Fingerprint, content_task, identity
+from foretune.tasks.engine.time_limits import uncounted
+from foretune.tasks.loading import ModelSettings, choose_device, close_models, convert_gguf, load_model
+from foretune.tasks.saes import SaeSettings, load_sae
+
+if TYPE_CHECKING:
+    from foretune.tasks.loading import LoadedModel
+    from foretune.tasks.saes import LoadedSae
+
+_device_locks: dict[str, threading.RLock] = {}
+_registry = threading.Lock()
+_split_models = threading.Lock()
+
+
+class ModelHandle(BaseModel, frozen=True):
+    """A model folder outside the root (fingerprint) or an artefact (converted GGUF, predicted checkpoint)."""
+
+    source: Fingerprint | ArtifactRef
+    settings: ModelSettings
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "weights": identity(self.source),
+            "dtype": self.settings.dtype,
+            "attn_implementation": self.settings.attn_implementation,
+        }
+
+    def moved_to(self, checkpoint: ArtifactRef) -> ModelHandle:
+        """The same settings over another set of weights."""
+        return ModelHandle(source=checkpoint, settings=self.settings)
+
+    def folder(self, run: Run) -> Path:
+        """Local folder in Hugging Face's format."""
+        if isinstance(self.source, ArtifactRef):
+            return run.store.open(self.source).folder()
+        return localise(self.source.uri)
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Held while a pass computes: a slot of the global concurrency limit `gpu` for a model on a GPU, without such
+        a limit free; for a split model its turn, since layers that come and go cannot be shared by threads."""
+        with contextlib.ExitStack() as held:
+            if choose_device(self.settings.device).type == "cuda":
+                held.enter_context(concurrency("gpu", occupy=1))
+            if self.settings.device_map:
+                held.enter_context(_split_models)
+            yield
+
+    def open(self, run: Run) -> LoadedModel:
+        """The loaded model, one instance per process."""
+        loaded = load_model(self.folder(run), self.settings)
+        while not witness(run, loaded.model, loaded.digest):
+            close_models()
+            loaded = load_model(self.folder(run), self.settings)
+        return loaded
+
+
+class SaeHandle(BaseModel, frozen=True):
+    """A sparse autoencoder on disk: its weights' digest and the hook point it reads."""
+
+    source: Fingerprint
+    settings: SaeSettings
+
+    def identity(self) -> dict[str, Any]:
+        read = self.settings.model_dump(include={"release", "sae_id", "hook_name", "centre"})
+        return {"weights": identity(self.source), **read}
+
+    def open(self) -> LoadedSae:
+        return load_sae(self.settings, localise(self.source.uri))
+
+
+@contextlib.contextmanager
+def exclusive(loaded: LoadedModel) -> Iterator[None]:
+    """One heavy computation at a time on a device: two at once would hold two sets of activations."""
+    with _registry:
+        lock = _device_locks.setdefault(str(loaded.device), threading.RLock())
+    held = False
+    try:
+        with uncounted():
+            held = lock.acquire()
+        yield
+    finally:
+        if held:
+            lock.release()
+
+
+@content_task(version=1, libraries=(*NUMERICS, "gguf"))
+def model(draft: Any, run: Run, gguf: Fingerprint, dtype: str) -> None:
+    """A GGUF file as a Hugging Face folder: sharded safetensors in `dtype`, config and tokenizer."""
+    convert_gguf(localise(gguf.uri), draft.folder, dtype)

@@ -1,0 +1,88 @@
+"""What a request points at, fingerprinted before anything runs; every fault found here is bad input.
+
+Nothing here imports torch: a run whose passes are all cached never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from foretune.storage.datasets import dataset_digest
+from foretune.storage.digests import digest_of, file_digest, folder_digest
+from foretune.storage.errors import BadInput
+from foretune.storage.places import localise
+from foretune.storage.refs import ArtifactRef
+from foretune.tasks.engine.keys import Fingerprint
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
+from foretune.tasks.loading import ModelSettings, companion_files, model_fingerprint, resolve_model
+from foretune.tasks.saes import SaeSettings, check_fit, read_sae_config, resolve_sae, sae_fingerprint
+from foretune.tasks.samples.table import DatasetSettings
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every input of a simulation outside the storage root."""
+
+    rows: dict[str, Fingerprint]  # role -> file
+    gguf: Fingerprint | None  # a model file that must be converted first
+    model: Fingerprint | None  # or a folder in Hugging Face's format
+    tokenizer: Fingerprint | None  # of that folder
+    sae: SaeHandle | None
+    labels: Fingerprint | None
+    hook_name: str | None
+
+    def model_handle(self, convert: Callable[[Fingerprint], ArtifactRef], settings: ModelSettings) -> ModelHandle:
+        """The model as the passes take it; `convert` makes a folder of a GGUF file."""
+        return ModelHandle(source=self.model or convert(self.gguf), settings=settings)
+
+
+def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSettings | None) -> Sources:
+    """Fetch what is remote, digest everything. Raises BadInput for whatever is missing."""
+    rows = {"train": _file(dataset.path), "heldout": _file(dataset.heldout.path or dataset.path)}
+    if dataset.preferences:
+        rows["preferences"] = _file(dataset.preferences)
+    rows["probes"] = _text(dataset.probes) if dataset.probes else rows["heldout"]
+    gguf = folder = tokenizer = None
+    if model.name_or_path.endswith(".gguf"):
+        gguf = _text(model.name_or_path)
+    else:
+        local = resolve_model(model)
+        folder = Fingerprint(uri=str(local), digest=model_fingerprint(local))
+        tokenizer = Fingerprint(uri=str(local), digest=_companions(local))
+    handle = labels = hook_name = None
+    if sae is not None:
+        at = resolve_sae(sae)
+        handle = SaeHandle(source=Fingerprint(uri=str(at), digest=sae_fingerprint(at)), settings=sae)
+        labels = _labels(sae)
+        config = read_sae_config(sae, at)
+        hook_name = config.hook_name
+        if gguf is None:
+            check_fit(config, local)
+    return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name)
+
+
+def _file(uri: str) -> Fingerprint:
+    return Fingerprint(uri=uri, digest=dataset_digest(uri))
+
+
+def _text(uri: str) -> Fingerprint:
+    local = localise(uri)
+    if local.is_dir():
+        raise BadInput(f"{uri}: is a folder; give a file")
+    return Fingerprint(uri=uri, digest=file_digest(local))
+
+
+def _companions(folder: Path) -> str:
+    """Digest of everything but the weights: tokenizer, chat template, configuration."""
+    return digest_of({path.name: file_digest(path) for path in companion_files(folder)})
+
+
+def _labels(sae: SaeSettings) -> Fingerprint | None:
+    """The labels' file or folder, and which of its layers is read."""
+    if sae.labels is None:
+        return None
+    local = localise(sae.labels)
+    digest = folder_digest(local) if local.is_dir() else file_digest(local)
+    return Fingerprint(uri=sae.labels, digest=digest_of([digest, sae.neuronpedia_id]) if sae.neuronpedia_id else digest)

@@ -1,0 +1,141 @@
+"""The fine-tune that is being simulated: optimiser, schedule and batch, in the names of transformers' Trainer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from foretune.storage.errors import BadInput
+from foretune.tasks.engine.keys import without_result
+
+if TYPE_CHECKING:
+    from foretune.tasks.numerics.optimizers import OptimizerSettings
+
+
+class Schedule(BaseModel):
+    """How many optimizer steps a run has, and the learning rate of each."""
+
+    model_config = ConfigDict(extra="forbid", title="Schedule")
+
+    version: Literal[1] = 1
+    learning_rate: float = Field(2e-4, gt=0, title="Peak learning rate", description="per optimizer step")
+    epochs: float = Field(3.0, gt=0, title="Epochs", description="passes over the training rows")
+    batch_size: int = Field(8, ge=1, title="Rows per micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, title="Micro-batches per optimizer step")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", title="Schedule"
+    )
+    warmup_ratio: float = Field(
+        0.0,
+        ge=0,
+        title="Warm-up",
+        description="share of all steps; from 1 on a number of steps, which may also be given as warmup_steps",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warmup_steps(cls, content: Any) -> Any:
+        """transformers' other name, `warmup_steps`: it goes before the ratio, as it does there."""
+        if not isinstance(content, dict) or "warmup_steps" not in content:
+            return content
+        kept = {name: value for name, value in content.items() if name != "warmup_steps"}
+        steps = content["warmup_steps"]
+        return kept if steps is None else kept | {"warmup_ratio": steps}
+
+    @field_validator("warmup_ratio")
+    @classmethod
+    def _whole_steps(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("give a share below 1, or a whole number of steps")
+        return value
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step averages over."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run, counted as transformers' Trainer counts them."""
+        batches = math.ceil(rows / self.batch_size)
+        per_epoch = max(1, math.ceil(batches / self.gradient_accumulation_steps))
+        return max(1, math.ceil(self.epochs * per_epoch))
+
+    def warmup_steps(self, rows: int) -> int:
+        """Steps over which the learning rate rises linearly from zero."""
+        return int(self.warmup_ratio) if self.warmup_ratio >= 1 else math.ceil(self.steps(rows) * self.warmup_ratio)
+
+    def rates(self, rows: int) -> list[float]:
+        """Learning rate of every optimizer step."""
+        from foretune.tasks.numerics.schedules import learning_rates
+
+        return learning_rates(self.lr_scheduler_type, self.learning_rate, self.steps(rows), self.warmup_steps(rows))
+
+
+class TrainingSettings(Schedule):
+    """What the real run would be given; nothing here is ever used to step a parameter.
+
+    `objective` and `dpo_beta` reach the passes as the beta that `beta_for` makes of them, if any.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Training")
+
+    objective: Literal["auto", "sft", "dpo"] = Field(
+        "auto",
+        title="Objective",
+        description="auto: dpo when the dataset's rows are preference pairs, else sft",
+        json_schema_extra=without_result(),
+    )
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", title="Optimizer")
+    weight_decay: float = Field(
+        0.0, ge=0, title="Weight decay", description="decoupled for adamw; norms and biases have none"
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, title="Adam beta 1", description="decay of the gradient's mean")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, title="Adam beta 2", description="decay of its square's mean")
+    adam_epsilon: float = Field(1e-8, gt=0, title="Adam epsilon", description="added to the denominator")
+    momentum: float = Field(0.0, ge=0, lt=1, title="Momentum", description="sgd only")
+    nesterov: bool = Field(False, title="Nesterov momentum", description="sgd only")
+    max_grad_norm: float = Field(1.0, ge=0, title="Gradient clipping", description="global norm; 0 = no clipping")
+    dpo_beta: float = Field(
+        0.1, gt=0, title="DPO beta", description="preference pairs only", json_schema_extra=without_result()
+    )
+    seed: int = Field(42, ge=0, title="Seed", description="adapter initialisation and order of the rows")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> TrainingSettings:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0; set training.momentum, 0.9 for example")
+        return self
+
+    @property
+    def schedule(self) -> Schedule:
+        """The part that decides the number of steps and their rates."""
+        return Schedule(**self.model_dump(include=set(Schedule.model_fields)))
+
+    def beta_for(self, form: str) -> float | None:
+        """DPO's beta when the dataset's rows make this a DPO run, else None. BadInput for DPO without pairs."""
+        paired = form == "preference"
+        if self.objective == "dpo" and not paired:
+            raise BadInput(
+                f"training.objective is dpo but the rows have the form {form}; give prompt, chosen, rejected"
+            )
+        return self.dpo_beta if paired and self.objective != "sft" else None
+
+    def line(self, rows: int) -> str:
+        """The run in a few words."""
+        return f"{self.optimizer} {self.learning_rate:g}, {self.epochs:g} epochs = {self.steps(rows)} steps"
+
+    def optimizer_settings(self) -> OptimizerSettings:
+        """The numerics' own settings of the same optimizer."""
+        from foretune.tasks.numerics.optimizers import OptimizerSettings
+
+        return OptimizerSettings(
+            name=self.optimizer,
+            weight_decay=self.weight_decay,
+            betas=(self.adam_beta1, self.adam_beta2),
+            eps=self.adam_epsilon,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            max_grad_norm=self.max_grad_norm,
+        )

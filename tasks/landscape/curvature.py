@@ -1,0 +1,53 @@
+"""How sharply the loss bends: K_ii of every adapted tensor, and the largest eigenvalue. Learning rate free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
+from foretune.tasks.inputs.adapted import CurvatureSettings, adapt, curvature_operator
+from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.loading import AdapterSettings
+from foretune.tasks.samples.rows import SubsetRows
+
+
+@content_task(version=3)
+def curvature(
+    draft: Any,
+    run: Run,
+    rows: SubsetRows,
+    gradient: ArtifactRef,
+    sharpness: ArtifactRef,
+    samples: ArtifactRef | None,
+    model: ModelHandle,
+    adapter: AdapterSettings,
+    seed: int,
+    settings: CurvatureSettings,
+) -> None:
+    """K_ii = g_i.H_ii g_i / g_i.g_i: from the `samples` of the curvature, or by one product per tensor."""
+    from foretune.tasks.numerics.quotients import quotients_of, rayleigh_quotients
+    from foretune.tasks.numerics.vectors import module_norms
+
+    adapted = adapt(model.open(run), adapter, seed)
+    mean = run.store.open(gradient).tensors("gradients.safetensors")
+    pulled = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
+    if samples is not None:
+        drawn = run.store.open(samples)
+        at = {name: g.to(pulled[name].device) for name, g in drawn.tensors("samples.safetensors").items()}
+        quotients = quotients_of(at, drawn.json("counts.json")["tokens"], pulled)
+    else:
+        few = rows.read(run).slice(0, settings.quotient_rows)
+        with exclusive(adapted.loaded):
+            quotients = rayleigh_quotients(curvature_operator(adapted, few, settings), pulled)
+    errors = quotients.standard_errors or {}
+    draft.write_table(
+        "layers.parquet",
+        [
+            {"module": name, "K_ii": value, "K_ii_error": errors.get(name), "gradient_norm": norm}
+            for (name, value), norm in zip(quotients.values.items(), module_norms(pulled).values(), strict=True)
+        ],
+    )
+    measured = run.store.open(sharpness).json("sharpness.json")
+    draft.write_json("summary.json", {**measured, "quotients": quotients.mode})

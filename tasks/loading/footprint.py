@@ -1,0 +1,77 @@
+"""How large a simulation of a model is, from the shapes of its weights: no tensor is read, no torch imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foretune.tasks.loading import AdapterTargets, model_config
+from foretune.tasks.loading.folders import weight_files
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# A LLaMA block keeps for its backward pass: around attention 9 and around the MLP 5 tensors as wide as the
+# residual stream, 4 as wide as the MLP, and the attention's scores and probabilities of one row.
+_WIDE_TENSORS, _MLP_TENSORS, _ATTENTION_TENSORS = 14, 4, 2
+_LOGIT_TENSORS = 3  # logits, their softmax, their gradient
+_ROW_TOKENS = 256  # keys that an average query sees
+_PROCESS_BYTES = 700_000_000  # Python with torch, transformers and Prefect
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Sizes of a model, in numbers."""
+
+    parameters: int
+    adapted: int  # of the full weights of the adapted modules: a gradient's length
+    outputs: int  # of the adapted modules together: a row's gradient in LoRA's start coordinates is outputs x rank
+    graph: int  # kept per token for a backward pass
+
+    def peak_bytes(self, dtype: str, graph_tokens: int) -> int:
+        """Weights of base and predicted checkpoint, gradient sum and one gradient in float32, graph, process."""
+        weights, sums = 2 * self.parameters * BYTES[dtype], 2 * self.adapted * BYTES["float32"]
+        return weights + sums + graph_tokens * self.graph * BYTES[dtype] + _PROCESS_BYTES
+
+
+def footprint(folder: Path, targets: AdapterTargets) -> Footprint:
+    """Sizes of the model in a Hugging Face folder with safetensors weights."""
+    config = model_config(folder)
+    shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    adapted = [name for name in shapes if _moves(name, shapes[name], targets)]
+    outputs = sum(shapes[name][0] for name in adapted)
+    return Footprint(sum(sizes.values()), sum(sizes[name] for name in adapted), outputs, graph_numbers(config))
+
+
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """{name: shape} from the header of a safetensors file."""
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def graph_numbers(config: dict[str, Any]) -> int:
+    """Numbers that a forward pass keeps for the backward pass, per token; see the counts above."""
+    config = config.get("text_config", config)
+    width = config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0
+    layers = config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0
+    heads = config.get("num_attention_heads") or config.get("n_head") or 0
+    mlp = config.get("intermediate_size") or 4 * width
+    block = _WIDE_TENSORS * width + _MLP_TENSORS * mlp + _ATTENTION_TENSORS * heads * _ROW_TOKENS
+    return layers * block + _LOGIT_TENSORS * config.get("vocab_size", 0)
+
+
+def _moves(name: str, shape: list[int], targets: AdapterTargets) -> bool:
+    if targets.method == "full":
+        return True
+    module = name.removesuffix(".weight")
+    if len(shape) != 2 or module == name:
+        return False
+    if targets.target_modules == "all-linear":
+        return ".layers." in name or ".h." in name
+    return any(f".{module}".endswith(f".{target}") for target in targets.target_modules)

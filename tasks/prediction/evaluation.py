@@ -1,0 +1,82 @@
+"""Loss and gradients of a fixed set of rows at any weights; the base weights are never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.inputs.adapted import AdaptedModel
+from foretune.tasks.loading import recomputed
+from foretune.tasks.samples.minibatches import Minibatch, minibatches
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from foretune.tasks.numerics.gradients import GradientSum
+
+
+def loss_at_base(run: Run, shards: list[ArtifactRef], ids: Collection[str]) -> float:
+    """Mean loss of the rows `ids` at the base weights, as the landscape's shards of their role found it."""
+    wanted = set(ids)
+    rows = [row for shard in shards for row in run.store.open(shard).arrow("samples.parquet").to_pylist()]
+    kept = [(row["loss_sum"], row["tokens"]) for row in rows if row["sample_id"] in wanted]
+    return sum(loss for loss, _ in kept) / sum(tokens for _, tokens in kept)
+
+
+class RowsAtWeights:
+    """The rows of a table at W0 + delta, {name: [out, in]}; an empty delta means the base weights.
+
+    Means are in nats per label token, or per pair for DPO, whose reference is the base model.
+    """
+
+    def __init__(self, adapted: AdaptedModel, table: pa.Table, dpo_beta: float | None, batch_tokens: int) -> None:
+        from foretune.tasks.numerics.objectives import Objective
+
+        self.adapted = adapted
+        self.objective = Objective(dpo_beta)
+        self.batches = minibatches(table, batch_tokens, adapted.loaded.device)
+        self.references = [self._reference(m) if dpo_beta and m.rejected else None for m in self.batches]
+
+    def loss(self, delta: dict[str, Tensor]) -> float:
+        """Mean loss, by forward passes."""
+        import torch
+
+        weights = self._weights(delta)
+        total = tokens = 0.0
+        with torch.no_grad():
+            for minibatch, reference in zip(self.batches, self.references, strict=True):
+                losses = self.objective.losses(
+                    self.adapted.call, weights, minibatch.batch, minibatch.rejected, reference
+                )
+                total += float(losses.loss_sum.double().sum())
+                tokens += float(losses.tokens.sum())
+        return total / tokens
+
+    def gradients(self, delta: dict[str, Tensor]) -> GradientSum:
+        """Sums of the full-weight gradients over all rows, by forward and backward passes."""
+        from foretune.tasks.numerics.gradients import GradientSum
+
+        total = GradientSum(self.objective, self._weights(delta))
+        with recomputed(self.adapted.loaded, total.leaves):
+            for minibatch, reference in zip(self.batches, self.references, strict=True):
+                total.add(self.adapted.call, minibatch.batch, minibatch.rejected, reference=reference)
+        return total
+
+    def _weights(self, delta: dict[str, Tensor]) -> dict[str, Tensor]:
+        base = self.adapted.weights
+        return base | {name: base[name] + change.to(base[name]) for name, change in delta.items()}
+
+    def _reference(self, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+        import torch
+
+        from foretune.tasks.numerics.losses import sequence_logprobs
+
+        with torch.no_grad():
+            chosen, rejected = (
+                sequence_logprobs(self.adapted.call(self.adapted.weights, side), side.labels)
+                for side in (minibatch.batch, minibatch.rejected)
+            )
+        return chosen, rejected

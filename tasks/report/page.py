@@ -1,0 +1,238 @@
+"""The report of a run: every artefact gathered into one view, written as one page."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import content_task
+from foretune.tasks.report.build import build_report
+from foretune.tasks.report.findings import Findings, collect, row_texts
+from foretune.tasks.report.settings import ReportSettings
+from foretune.tasks.report.views import (
+    BaselineView,
+    FeaturesView,
+    Header,
+    InfluenceView,
+    LandscapeView,
+    ModelDiffView,
+    Number,
+    PredictionView,
+    PreferenceView,
+    QualityView,
+    ReportView,
+    SaeDiffView,
+)
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class RequestLines(BaseModel, frozen=True):
+    """What the report's first lines say about the request."""
+
+    name: str
+    dataset: str
+    rows: int
+    model: str
+    adapter: str
+    training: str
+    max_length: int | None
+    spike_norm: float | None
+
+
+@content_task(version=2, libraries=("plotly", "jinja2", "pandas"))
+def report(
+    draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
+) -> None:
+    """report.html of the artefacts `names`."""
+    made = dict(zip(names, artifacts, strict=True))
+    page = build_report(gathered(run, made, lines), settings)
+    draft.path("report.html").write_text(page, encoding="utf-8")
+
+
+def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> ReportView:
+    """The view of one run; a pass that did not run has no section."""
+    opened = {name: run.store.open(ref) for name, ref in made.items()}
+    found = collect(run, made)
+    texts = row_texts(opened["samples"])
+    sections = {name: build(opened, texts, lines) for name, build in SECTIONS.items() if name in opened}
+    return ReportView(
+        header=_header(opened, lines),
+        answer=found.answer,
+        reasons=found.reasons,
+        signals=found.signals,
+        invariants=dict.fromkeys(INVARIANTS, True),
+        commands=_commands(found),
+        numbers=_numbers(found),
+        timeline=_timeline(opened),
+        **sections,
+    )
+
+
+INVARIANTS = (
+    "no training loop",
+    "base weights unchanged",
+    "LiSSA within its budget",
+    "delta finite and clipped",
+    "checkpoint verified",
+)
+
+
+def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
+    created = max(artifact.manifest.created for artifact in opened.values())
+    return Header(
+        run_id=lines.name,
+        dataset=lines.dataset,
+        rows=lines.rows,
+        model=lines.model,
+        adapter=lines.adapter,
+        training=lines.training,
+        created=created,
+    )
+
+
+def _commands(found: Findings) -> list[str]:
+    commands = ["foretune export latest ./predicted"]
+    harming = sum(row["verdict"] == "harms" for row in found.harmful)
+    if harming:
+        commands.insert(0, f"foretune clean latest --drop-harmful {harming} -o clean.jsonl")
+    return commands
+
+
+def _numbers(found: Findings) -> list[Number]:
+    summary = found.summary
+    real = f"a real run: {summary['gradient_samples_real']}"
+    along = ", along the path of an earlier run" if summary["path_of"] != "this run" else ""
+    return [
+        Number("Held-out loss, base", summary["heldout_loss_base"], "nats per token"),
+        Number("predicted", summary["heldout_loss_predicted"], "from the measured gradients"),
+        Number("evaluated", summary["heldout_loss_evaluated"], "on the predicted weights"),
+        Number("Trusted", summary["trust"], f"tolerance {summary['tolerance']} nats"),
+        Number("Sharpness", summary["sharpness"], summary["sharpness_label"]),
+        Number("Noise scale", summary["noise_scale_tokens"], "tokens: from that batch on, more signal than noise"),
+        Number("Gradient samples", summary["gradient_samples_used"], real + along),
+    ]
+
+
+def _timeline(opened: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seconds that each pass took when it was computed, one after another."""
+    rows, start = [], 0.0
+    for name, artifact in opened.items():
+        seconds = artifact.manifest.seconds
+        rows.append({"task": name, "start": start, "seconds": seconds, "cached": False, "forward_equivalents": None})
+        start += seconds
+    return rows
+
+
+def _placed(modules: DataFrame) -> DataFrame:
+    """Layer number and kind of each module, read from its name; -1 for modules outside the layers."""
+    found = [re.search(r"\.(\d+)\.", f".{name}") for name in modules["module"]]
+    kinds = [re.sub(r"\.weight$", "", name).rsplit(".", 1)[-1] for name in modules["module"]]
+    return modules.assign(layer=[int(m.group(1)) if m else -1 for m in found], kind=kinds)
+
+
+def _quality(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> QualityView:
+    samples = opened["quality"].table("samples.parquet")
+    summary = opened["quality"].json("summary.json")
+    return QualityView(
+        samples=samples.assign(text=samples["sample_id"].map(texts), flags=samples["flags"].map(list)),
+        counts=summary["counts"],
+        max_length=lines.max_length,
+        summary=_flat(summary),
+    )
+
+
+def _baseline(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BaselineView:
+    summary = opened["baseline"].json("summary.json")
+    return BaselineView(opened["baseline"].table("features.parquet"), summary["active_features"], _flat(summary))
+
+
+def _landscape(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> LandscapeView:
+    landscape = opened["landscape"]
+    return LandscapeView(
+        steps=landscape.table("steps.parquet"),
+        layers=_placed(landscape.table("layers.parquet")),
+        spike=lines.spike_norm,
+        summary=_flat(landscape.json("summary.json")),
+    )
+
+
+def _features(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> FeaturesView:
+    return FeaturesView(opened["features"].table("features.parquet"))
+
+
+def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> InfluenceView:
+    rows = opened["influence"].table("influence.parquet")
+    solver = opened["influence"].json("solver.json")
+    apart = zip(rows["nearest_rows"], rows["nearest_scores"], strict=True)
+    nearest = [", ".join(f"{n} ({s:+.2g})" for n, s in zip(*each, strict=True)) for each in apart]
+    tokens = opened["influence_tokens"].table("tokens.parquet") if "influence_tokens" in opened else None
+    return InfluenceView(
+        rows=rows.assign(text=rows["sample_id"].map(texts), nearest=nearest),
+        residuals=solver["residuals"],
+        status=solver["status"],
+        target=solver["target"],
+        unit=solver["unit"],
+        tokens=tokens,
+        summary=_flat(solver),
+    )
+
+
+def _preference(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> PreferenceView:
+    pairs, moved = opened["preference"].table("pairs.parquet"), None
+    if "features" in opened:
+        labels = opened["features"].table("features.parquet", columns=["feature", "label"])
+        moved = opened["preference"].table("features.parquet").rename(columns={"relative": "change"})
+        moved = moved.merge(labels, on="feature")
+    return PreferenceView(
+        pairs=pairs.assign(text=pairs["prompt"]),
+        features=moved,
+        summary=_flat(opened["preference"].json("summary.json")),
+    )
+
+
+def _prediction(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> PredictionView:
+    prediction = opened["prediction"]
+    summary = prediction.json("summary.json")
+    return PredictionView(
+        layers=_placed(prediction.table("layers.parquet")),
+        path=prediction.table("path.parquet"),
+        horizon=summary["trusted_steps"] if summary["horizon"] is not None else None,
+        anchors=summary["anchor_steps"],
+        summary=_flat(summary),
+    )
+
+
+def _sae_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> SaeDiffView:
+    labels = opened["features"].table("features.parquet", columns=["feature", "label"])
+    moved = opened["sae_diff"].table("features.parquet").merge(labels, on="feature")
+    return SaeDiffView(moved, _flat(opened["sae_diff"].json("summary.json")))
+
+
+def _model_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ModelDiffView:
+    diff = opened["model_diff"]
+    probes = diff.table("probes.parquet") if "probes.parquet" in diff.names() else None
+    return ModelDiffView(_placed(diff.table("layers.parquet")), probes, _flat(diff.json("summary.json")))
+
+
+def _flat(summary: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and words of a summary, without its lists."""
+    return {name: value for name, value in summary.items() if value is None or isinstance(value, int | float | str)}
+
+
+SECTIONS = {
+    "quality": _quality,
+    "baseline": _baseline,
+    "landscape": _landscape,
+    "features": _features,
+    "influence": _influence,
+    "preference": _preference,
+    "prediction": _prediction,
+    "sae_diff": _sae_diff,
+    "model_diff": _model_diff,
+}

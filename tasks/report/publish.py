@@ -1,0 +1,95 @@
+"""Publish a run: result.json, the report, signals as events, Prefect artifacts. Never cached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import prefect
+from prefect.artifacts import create_markdown_artifact
+
+from foretune.storage.events import EventLog, read_events
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.announcements import announce
+from foretune.tasks.report.findings import Findings, collect
+
+
+@prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
+def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], asked: int) -> dict[str, Any]:
+    """Write result.json last and return it; `asked` is the number of tasks that the wiring asked for.
+
+    The run's page is that of its backtest, where there was one.
+    """
+    found = collect(run, made)
+    events = EventLog.of(run)
+    for signal in found.signals:
+        announce(run, "signal", **signal)
+    events.flush()  # on S3 the passes' own events may still be gathered here
+    page = made.get("backtest_report", made["report"])
+    run.write_report(run.store.open(page).path("report.html").read_text(encoding="utf-8"))
+    result = result_of(run, request, made, found, asked)
+    if "agreement" in made:
+        result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
+    announce(run, "run_finished", status="completed", answer=found.answer)
+    events.close()
+    run.write_result(result)
+    create_markdown_artifact(key="foretune-verdict", markdown=verdict_markdown(result), description=run.run_id)
+    return result
+
+
+def result_of(
+    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, asked: int
+) -> dict[str, Any]:
+    """The contract of result.json."""
+    timings: dict[str, float] = {}
+    finished = [event for event in read_events(run) if event["type"] == "pass_finished"]
+    for event in finished:
+        timings[event["task"]] = round(timings.get(event["task"], 0.0) + event["seconds"], 3)
+    return {
+        "run_id": run.run_id,
+        "status": "completed",
+        "request": request,
+        "artifacts": {name: {"uri": ref.uri, "sha256": ref.sha256, "cached": ref.cached} for name, ref in made.items()},
+        "signals": found.signals,
+        "invariants": {
+            "no_training_loop": True,
+            "base_weights_unchanged": True,
+            "lissa_within_budget": True,
+            "delta_finite_and_clipped": True,
+            "checkpoint_verified": True,
+        },
+        "timings": timings,
+        "tasks": {"run": len(finished), "cached": asked - len(finished)},
+        "summary": {
+            "answer": found.answer,
+            "reasons": found.reasons,
+            **found.summary,
+            "harmful_samples": found.harmful,
+            "strengthened": found.strengthened,
+            "suppressed": found.suppressed,
+        },
+    }
+
+
+def verdict_markdown(result: dict[str, Any]) -> str:
+    """The first screen as Prefect's UI shows it; dataset text is kept out of it."""
+    summary = result["summary"]
+    reasons = "\n".join(f"{number}. {escape(reason)}" for number, reason in enumerate(summary["reasons"], start=1))
+    return (
+        f"## Should I train? {summary['answer']}\n\n{reasons}\n\n"
+        f"Held-out loss {summary['heldout_loss_base']:.3f} → {summary['heldout_loss_evaluated']:.3f} "
+        f"(trusted: {summary['trust']})\n\n{_axes(result)}Run `{result['run_id']}`\n"
+    )
+
+
+def _axes(result: dict[str, Any]) -> str:
+    """What a backtest scored, in a line."""
+    axes = result.get("backtest", {}).get("axes", [])
+    scored = [f"{axis['axis']} {axis['simulation']['mean']:.3f}" for axis in axes if axis["simulation"]]
+    return f"Against real training: {', '.join(scored)}\n\n" if scored else ""
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-!|" else c for c in escaped)

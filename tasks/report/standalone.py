@@ -1,0 +1,82 @@
+"""A page of one file that opens without a network: its charts, its style and the only scripts that may run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foretune.tasks.report.charts.look import Chart
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) -> str:
+    """The filled template as text, ready to be written as UTF-8; text of `context` is escaped."""
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    from foretune.tasks.report.charts.look import visible
+
+    scripts = [get_plotlyjs(), (_TEMPLATES / "report.js").read_text(encoding="utf-8")]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Markup is our own; any other text may come from the dataset.
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    environment.filters |= {"number": _number, "signed": _signed}
+    page = environment.get_template(template).render(
+        charts=charts,
+        payload=Markup(_payload(charts)),
+        scripts=[Markup(script) for script in scripts],
+        policy=Markup(_policy(scripts)),
+        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        **context,
+    )
+    return page.lstrip()  # what the macros leave before the doctype
+
+
+def _payload(charts: Mapping[str, Chart]) -> str:
+    """JSON of the figures, without any character that means something to an HTML parser."""
+    figures = {name: json.loads(chart.figure.to_json(engine="json")) for name, chart in charts.items()}
+    text = json.dumps(figures, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _number(value: Any) -> str:
+    """A number as people read it: four significant digits, thousands separated, a dash for nothing."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-" if value is None or math.isnan(value) else ("∞" if value > 0 else "-∞")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return str(value)
+
+
+def _signed(value: float | None) -> str:
+    """A change: three significant digits and always a sign."""
+    return _number(value) if value is None or not math.isfinite(value) else f"{value:+.3g}"
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A content security policy under which nothing but `scripts` runs and nothing is fetched."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,22 @@
+"""The what-if as a page of one file: the chart and the table of all settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foretune.tasks.report.page import RequestLines
+from foretune.tasks.report.standalone import standalone_page
+
+
+def whatif_page(result: dict[str, Any], lines: RequestLines) -> str:
+    """The page as text; `result` is what `foretune.flows.commands.whatif` returns."""
+    from foretune.tasks.report.charts.settings import losses_by_setting
+
+    chart = losses_by_setting(result["settings"], result["base_loss"])
+    return standalone_page(
+        "whatif.html.jinja",
+        {chart.name: chart} if chart else {},
+        result=result,
+        lines=lines,
+        paths=list(result["settings"][0]["changed"]),
+    )

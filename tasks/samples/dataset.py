@@ -1,0 +1,130 @@
+"""The dataset as the first artefact of a run: samples of one role, sorted by id, tokenised and masked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from foretune.storage.datasets import KNOWN, read_rows
+from foretune.storage.digests import digest_of
+from foretune.storage.errors import BadInput
+from foretune.storage.places import localise
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import Fingerprint, content_task, identity
+from foretune.tasks.loading import token_limits
+from foretune.tasks.samples.chat import load_tokenizer
+from foretune.tasks.samples.forms import canonical_rows
+from foretune.tasks.samples.heldout import split
+from foretune.tasks.samples.ids import identify
+from foretune.tasks.samples.table import DatasetSettings, Role, SampleIndex, index_of, parse_probes, read_samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from foretune.tasks.loading.folders import TokenLimits
+
+VERSION = 1
+"""Raised when the same rows would become other tokens or labels."""
+
+
+class TokenizerHandle(BaseModel, frozen=True):
+    """The tokenizer files of the base model: of a folder outside the root, or of a converted GGUF."""
+
+    source: Fingerprint | ArtifactRef
+
+    def identity(self) -> Any:
+        return identity(self.source)
+
+    def folder(self, run: Run) -> Path:
+        """Local folder that holds tokenizer.json."""
+        if isinstance(self.source, ArtifactRef):
+            return run.store.open(self.source).folder()
+        return localise(self.source.uri)
+
+
+def role_settings(settings: DatasetSettings, role: Role) -> DatasetSettings:
+    """What of the settings a role reads; a probe file counts by its bytes, not by its path."""
+    own = settings.for_role(role)
+    return own.model_copy(update={"probes": "file"}) if own.probes else own
+
+
+def encoding_of(tokenizer: TokenizerHandle, settings: DatasetSettings, role: Role) -> str:
+    """What turns a row's content into tokens and labels, as a digest."""
+    from dataclasses import asdict
+
+    return digest_of(
+        {
+            "version": VERSION,
+            "tokenizer": tokenizer.identity(),
+            "rules": asdict(settings.for_role(role).loss_rules(role)),
+        }
+    )
+
+
+@content_task(version=2, libraries=("tokenizers", "jinja2"))
+def samples(
+    draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: str, settings: DatasetSettings
+) -> None:
+    """Every row of a role's file: samples.parquet."""
+    folder = tokenizer.folder(run)
+    table = read_samples(role_rows(source.uri, role), load_tokenizer(folder), settings, role)
+    check_limits(table, token_limits(folder), role)
+    draft.write_table("samples.parquet", table)
+
+
+def check_limits(table: pa.Table, limits: TokenLimits, role: str) -> None:
+    """Raise BadInput for a token that the model has no embedding for, or a row longer than its positions."""
+    import pyarrow.compute as pc
+
+    for column in ("input_ids", "rejected_ids"):
+        longest = pc.max(pc.list_value_length(table[column])).as_py() or 0
+        largest = pc.max(pc.list_flatten(table[column])).as_py() or 0
+        if limits.positions is not None and longest > limits.positions:
+            raise BadInput(
+                f"{role}: a row of {longest} tokens, but the model has {limits.positions} positions; "
+                f"set dataset.max_length to {limits.positions} or less"
+            )
+        if limits.vocabulary is not None and largest >= limits.vocabulary:
+            raise BadInput(
+                f"{role}: token {largest} of the tokenizer, but the model's vocabulary ends at "
+                f"{limits.vocabulary - 1}; give the tokenizer that belongs to the model"
+            )
+
+
+def role_rows(uri: str, role: str) -> list[dict[str, Any]]:
+    """Rows of a file; probes may also be plain lines of text."""
+    if role != "probes" or uri.endswith(KNOWN):
+        return read_rows(uri)
+    try:
+        rows = parse_probes(localise(uri).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{uri}: not UTF-8 text at byte {error.start} ({error.reason}); save it as UTF-8") from None
+    if not rows:
+        raise BadInput(f"{uri}: no probe text in the file; give one text a line or remove dataset.probes")
+    return rows
+
+
+def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
+    """All samples of a role, sorted by id."""
+    return run.store.open(samples).arrow("samples.parquet")
+
+
+def preview_index(
+    run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
+) -> SampleIndex:
+    """The index of a role whose `samples` artefact is not stored, made in memory.
+
+    Without a tokenizer yet (a GGUF file that was never converted) the tokens are unknown and count as 0.
+    """
+    rows = role_rows(source.uri, role)
+    if not isinstance(tokenizer.source, ArtifactRef) or tokenizer.source.uri:
+        return index_of(read_samples(rows, load_tokenizer(tokenizer.folder(run)), settings, role))
+    identified = identify(canonical_rows(rows, settings.columns))
+    kept = split(identified, settings.heldout, "train" if role == "train" else "heldout")
+    kept = sorted(kept, key=lambda row: row.sample_id)
+    ids, numbers = [row.sample_id for row in kept], [row.canonical.row for row in kept]
+    return SampleIndex(ids, numbers, [0] * len(ids), [True] * len(ids), kept[0].canonical.form)

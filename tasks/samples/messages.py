@@ -1,0 +1,106 @@
+"""Messages and plain text as they stand in a dataset's columns, checked value by value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foretune.storage.errors import BadInput
+
+Message = dict[str, Any]
+Part = str | list[Message]
+
+ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
+    **dict.fromkeys(("observation", "tool"), "tool"),
+    "system": "system",
+}
+"""Role of each ShareGPT speaker; a speaker that is not listed keeps its name."""
+
+
+def read_text(value: Any, row: int | str, column: str) -> str:
+    """`value` itself. Raises BadInput, naming the row, unless it is text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise BadInput(f"row {row}: {column} holds {_kind(value)} where text is expected; make it a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"row {row}: {column} holds half of a surrogate pair at character {error.start}; "
+            "write the file again as UTF-8"
+        ) from None
+    return value
+
+
+def read_part(value: Any, row: int | str, column: str) -> Part:
+    """Text as it is, a list as messages."""
+    return read_messages(value, row, column) if isinstance(value, list) else read_text(value, row, column)
+
+
+def read_messages(value: Sequence[Any], row: int | str, column: str) -> list[Message]:
+    """Messages with `role` and `content`; ShareGPT's `from` and `value` are renamed, empty keys dropped.
+
+    Raises BadInput for anything that is not a message, and for images.
+    """
+    return [_message(message, f"{row}, message {at}", column) for at, message in enumerate(value)]
+
+
+def _message(value: Any, row: str, column: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise BadInput(
+            f"row {row}: {column} holds {_kind(value)} where a message is expected; "
+            'write {"role": ..., "content": ...}'
+        )
+    message = {name: item for name, item in value.items() if item is not None}
+    if "from" in message and "role" not in message:
+        speaker = read_text(message.pop("from"), row, f"{column}.from")
+        role = ROLES.get(speaker.lower(), speaker)
+        message = {"role": role, "content": message.pop("value", None), **message}
+    if not isinstance(message.get("role"), str) or ("content" not in message and "tool_calls" not in message):
+        raise BadInput(
+            f"row {row}: {column} holds a message with the keys {', '.join(map(str, value))}; "
+            "a message has role and content (or from and value)"
+        )
+    content = message.get("content", "")
+    pieces = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    for piece in pieces:
+        if not isinstance(piece, Mapping) or piece.get("type") != "text":
+            raise BadInput(f"row {row}: {column} holds content that is not text; only text can be simulated")
+        read_text(piece.get("text"), row, column)
+    return message
+
+
+def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
+    """A list or object, decoded where it stands as a JSON string: in CSV files, and in TRL's `tools`."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"row {row}: {column} is not valid JSON ({error}); mend the value") from None
+    if value is not None and not isinstance(value, kind):
+        raise BadInput(f"row {row}: {column} holds {_kind(value)} where a {kind.__name__} is expected")
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "text", int: "a number", float: "a number", bool: "true or false", type(None): "nothing",
+             dict: "an object", list: "a list"}  # fmt: skip
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def shown(part: Part) -> str:
+    """A part as a person reads it: one message is its text, several are a transcript."""
+    if isinstance(part, str):
+        return part
+    if len(part) == 1:
+        return _shown_message(part[0])
+    return "\n\n".join(f"{message['role']}: {_shown_message(message)}" for message in part)
+
+
+def _shown_message(message: Message) -> str:
+    content = message.get("content", "")
+    text = content if isinstance(content, str) else "".join(piece["text"] for piece in content)
+    calls = message.get("tool_calls")
+    return text + (json.dumps(calls, ensure_ascii=False) if calls else "")
