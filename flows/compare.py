@@ -7,10 +7,10 @@ from typing import Any
 import prefect
 from prefect.artifacts import create_markdown_artifact
 
-from foretune.flows.commands.exports import artifact_of
 from foretune.flows.failures import ending_in_one_line
 from foretune.storage.errors import BadInput
 from foretune.storage.events import run_status
+from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run, resolve_run
 from foretune.tasks.report.comparison import comparison_section, first_rows, with_comparison
 from foretune.tasks.report.publish import escape

@@ -21,7 +21,7 @@ from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
 from foretune.tasks.influence.ranking import InfluenceSettings
-from foretune.tasks.inputs.adapted import CurvatureSettings
+from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.landscape.landscape import LandscapeSettings, SignalThresholds

@@ -9,24 +9,12 @@ from typing import Any
 
 from foretune.storage.datasets import dataset_digest, read_rows
 from foretune.storage.errors import BadInput
-from foretune.storage.events import run_status
 from foretune.storage.places import Place
 from foretune.storage.refs import ArtifactRef
+from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
 
 MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality's
-
-
-def artifact_of(run: Run, name: str) -> ArtifactRef:
-    """The reference that a run's result keeps under `name`. BadInput when the run has none."""
-    try:
-        stored = run.read_result()["artifacts"]
-    except FileNotFoundError:
-        raise BadInput(f"run {run.run_id} has no result ({run_status(run)}); run it to its end first") from None
-    if name not in stored:
-        raise BadInput(f"run {run.run_id} has no {name}; it has {', '.join(stored)}")
-    task, key = stored[name]["uri"].rstrip("/").split("/")[-2:]
-    return ArtifactRef(task=task, key=key, uri=stored[name]["uri"], sha256=stored[name]["sha256"])
 
 
 def export_checkpoint(run: Run, folder: str) -> list[str]:

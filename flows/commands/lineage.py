@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foretune.flows.commands.exports import artifact_of
 from foretune.flows.commands.garbage import referenced
+from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
 
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from foretune.flows.commands.exports import artifact_of
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
+from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run, resolve_run, runs_named
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.prediction.earlier_path import distance, own, sketch, unfit

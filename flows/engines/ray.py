@@ -26,8 +26,9 @@ from foretune.storage.events import EventLog
 from foretune.storage.places import Place
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.invariants import BrokenInvariant, watch, weights_unchanged
+from foretune.tasks.engine.invariants import BrokenInvariant
 from foretune.tasks.engine.time_limits import pass_minutes
+from foretune.tasks.loading.witnesses import watch, weights_unchanged
 from foretune.tasks.samples.table import SampleIndex, read_index
 
 LOST_WORKERS = 3

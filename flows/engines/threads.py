@@ -17,9 +17,10 @@ from foretune.flows.request import RuntimeSettings
 from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.invariants import BrokenInvariant, unwatch, watch, weights_unchanged
+from foretune.tasks.engine.invariants import BrokenInvariant
 from foretune.tasks.engine.time_limits import pass_minutes
 from foretune.tasks.loading import close_models
+from foretune.tasks.loading.witnesses import unwatch, watch, weights_unchanged
 from foretune.tasks.samples.table import SampleIndex, read_index
 
 

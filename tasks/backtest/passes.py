@@ -19,7 +19,8 @@ from foretune.tasks.backtest.axes import axes_of
 from foretune.tasks.backtest.influence import datamodeling, number, summed
 from foretune.tasks.backtest.outcomes import HeldOut, drawn_out
 from foretune.tasks.backtest.signals import came_true, dead_modules
-from foretune.tasks.engine.keys import NUMERICS, content_task
+from foretune.tasks.engine.keys import NUMERICS
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
 from foretune.tasks.inputs.training import TrainingSettings

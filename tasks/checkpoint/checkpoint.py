@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import verify_checkpoint, write_checkpoint
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import NUMERICS, content_task, without_result
+from foretune.tasks.engine.keys import NUMERICS, without_result
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
 from foretune.tasks.loading.hooks import run_to_hook
 from foretune.tasks.samples.minibatches import minibatches, token_masks

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task, without_result
-from foretune.tasks.inputs.adapted import AdaptedModel, adapt, space_of, stored_field
-from foretune.tasks.inputs.field import whole_rows
+from foretune.tasks.engine.keys import without_result
+from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.adapted import AdaptedModel, adapt, space_of
+from foretune.tasks.inputs.field import stored_field, whole_rows
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import AdapterSettings, lora_scale
 from foretune.tasks.samples.minibatches import Minibatch, minibatches

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.influence.derivatives import ScoringSettings
 from foretune.tasks.influence.replays import ReplaySettings
 from foretune.tasks.influence.solve import SolverSettings

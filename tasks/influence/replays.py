@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.field import whole_rows
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings, lora_scale

@@ -11,8 +11,10 @@ from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.engine.keys import content_task
-from foretune.tasks.inputs.adapted import CurvatureSettings, adapt, curvature_operator, gradient_field
+from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.adapted import adapt
+from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
+from foretune.tasks.inputs.field import gradient_field
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import NUMERICS, Fingerprint, content_task
+from foretune.tasks.engine.keys import NUMERICS, Fingerprint
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
 from foretune.tasks.loading import AdapterTargets, label_caller, target_weights
 from foretune.tasks.loading.hooks import run_to_hook

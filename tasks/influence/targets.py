@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import space_of
 from foretune.tasks.inputs.field import whole_rows
 from foretune.tasks.loading import AdapterSettings, lora_scale

@@ -6,7 +6,7 @@ from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import AdapterSettings

@@ -1,4 +1,4 @@
-"""Each training row's gradient on its own, in the coordinates in which a LoRA adapter starts to move."""
+"""The stored gradients: summed over the rows of each block, and of each row on its own in LoRA coordinates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foretune.tasks.loading import LoadedModel
+    from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.row_gradients import RowGradients, RowTaps
 
 FILE = "rows.safetensors"
+
+
+def gradient_field(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> GradientField:
+    """The stored gradient sums of all nodes with a trained token, memory-mapped."""
+    return stored_field(run, nodes, tuple(adapted.weights), adapted.loaded.device)
+
+
+def stored_field(run: Run, nodes: list[ArtifactRef], names: tuple[str, ...], device: Any = "cpu") -> GradientField:
+    """`gradient_field` without a model at hand."""
+    from foretune.tasks.numerics.field import GradientField
+
+    opened = [run.store.open(node) for node in nodes]
+    kept = [(node, node.json("shard.json")) for node in opened]
+    kept = [(node, counts) for node, counts in kept if counts["tokens"]]
+    files = [node.tensor_file("gradients.safetensors") for node, _ in kept]
+    return GradientField(
+        names=names,
+        tokens=tuple(counts["tokens"] for _, counts in kept),
+        rows=tuple(counts["rows"] for _, counts in kept),
+        read=lambda node, name: files[node].get_tensor(name).to(device),
+    )
 
 
 class RowCoordinates(BaseModel, frozen=True):

@@ -14,10 +14,11 @@ from pydantic import BaseModel
 from foretune.storage.places import localise
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.invariants import witness
-from foretune.tasks.engine.keys import NUMERICS, Fingerprint, content_task, identity
+from foretune.tasks.engine.keys import NUMERICS, Fingerprint, identity
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.time_limits import uncounted
 from foretune.tasks.loading import ModelSettings, choose_device, close_models, convert_gguf, load_model
+from foretune.tasks.loading.witnesses import witness
 from foretune.tasks.saes import SaeSettings, load_sae
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.loading import label_caller

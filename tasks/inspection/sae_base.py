@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import NUMERICS, content_task
+from foretune.tasks.engine.keys import NUMERICS
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
 from foretune.tasks.inspection.activations import sample_activations
 from foretune.tasks.inspection.settings import DiffSettings

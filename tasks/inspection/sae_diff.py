@@ -6,7 +6,8 @@ from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import NUMERICS, content_task
+from foretune.tasks.engine.keys import NUMERICS
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
 from foretune.tasks.inspection.activations import sample_activations
 from foretune.tasks.inspection.settings import DiffSettings

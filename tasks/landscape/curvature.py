@@ -6,8 +6,9 @@ from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
-from foretune.tasks.inputs.adapted import CurvatureSettings, adapt, curvature_operator
+from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.adapted import adapt
+from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows

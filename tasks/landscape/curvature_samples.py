@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
-from foretune.tasks.inputs.adapted import CurvatureSettings, adapt, curvature_batches
+from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.adapted import adapt
+from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_batches
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows

@@ -10,7 +10,7 @@ from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 
 
 @content_task(version=1, libraries=("torch",))

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task, without_result
+from foretune.tasks.engine.keys import without_result
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.field import RowCoordinates, RowsApart
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import AdapterTargets, label_caller, recomputed, target_weights

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task, without_result
+from foretune.tasks.engine.keys import without_result
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import label_caller
 from foretune.tasks.samples.minibatches import minibatches

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
-from foretune.tasks.engine.invariants import weights_digest
 from foretune.tasks.loading.folders import model_config, model_fingerprint, weight_files
 from foretune.tasks.loading.placement import keep_resident, offloaded, placing, stored_value
 from foretune.tasks.loading.settings import ModelSettings
+from foretune.tasks.loading.witnesses import weights_digest
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.quality.reduction import reduce_quality, shard_quality
 from foretune.tasks.quality.settings import QualitySettings
 from foretune.tasks.samples.dataset import read_table

@@ -6,7 +6,7 @@ from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.report.page import RequestLines
 from foretune.tasks.report.standalone import standalone_page
 

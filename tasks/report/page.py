@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.findings import Findings, collect, row_texts
 from foretune.tasks.report.settings import ReportSettings

@@ -12,7 +12,8 @@ from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import Fingerprint, content_task, identity
+from foretune.tasks.engine.keys import Fingerprint, identity
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.loading import token_limits
 from foretune.tasks.samples.chat import load_tokenizer
 from foretune.tasks.samples.forms import canonical_rows

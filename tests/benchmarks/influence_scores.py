@@ -119,7 +119,8 @@ class Bench:
         mean of all, which is what they are ranked by (a solve is linear in its target)."""
         from foretune.storage.events import EventLog
         from foretune.tasks.influence.solve import SolverSettings, solved, solver_plan
-        from foretune.tasks.inputs.adapted import adapt, curvature_operator
+        from foretune.tasks.inputs.adapted import adapt
+        from foretune.tasks.inputs.curvature import curvature_operator
 
         self.landscapes()
         spent = self.seconds(FIRST_ORDER_TASKS)

@@ -11,7 +11,7 @@ import prefect
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.request import RuntimeSettings
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 
 WORKERS = 2
 

@@ -28,7 +28,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.request import RuntimeSettings
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from tests.benchmarks import caching
 from tests.benchmarks.environment import environment, with_earlier, write_results
 

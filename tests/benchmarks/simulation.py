@@ -34,9 +34,9 @@ class Demo:
     """The demo's model and rows as the stored run read them."""
 
     def __init__(self, root: str) -> None:
-        from foretune.flows.commands.exports import artifact_of
         from foretune.flows.request import load_request
         from foretune.storage.refs import ArtifactRef
+        from foretune.storage.results import artifact_of
         from foretune.storage.runs import latest
         from foretune.tasks.inputs.handles import ModelHandle
         from foretune.tasks.samples.dataset import read_table

@@ -20,7 +20,7 @@ from foretune.tasks.backtest.influence import datamodeling
 from foretune.tasks.backtest.passes import trainer_of
 from foretune.tasks.backtest.signals import base_name, came_true, dead_modules
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.sources import resolve_sources
 from foretune.tasks.numerics.agreement import Agreement
 from tests.flows.conftest import Called

@@ -9,18 +9,11 @@ from foretune.flows.commands.listing import list_rows
 from foretune.flows.request import load_request
 from foretune.flows.simulate import simulate
 from foretune.storage.runs import Run
-from foretune.tasks.engine.invariants import (
-    BrokenInvariant,
-    no_optimizer_steps,
-    unwatch,
-    watch,
-    weights_digest,
-    weights_unchanged,
-    witness,
-)
+from foretune.tasks.engine.invariants import BrokenInvariant, no_optimizer_steps
 from foretune.tasks.engine.keys import Fingerprint
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import ModelSettings
+from foretune.tasks.loading.witnesses import unwatch, watch, weights_digest, weights_unchanged, witness
 from foretune.tasks.numerics.bounds import bounded
 
 

@@ -13,7 +13,8 @@ import prefect
 from foretune.flows.engines.ray import OnRay
 from foretune.flows.request import RuntimeSettings
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import Fingerprint, content_task
+from foretune.tasks.engine.keys import Fingerprint
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import ModelSettings
 

@@ -26,7 +26,7 @@ from foretune.storage.drafts import Draft
 from foretune.storage.events import read_events
 from foretune.storage.manifest import FileRecord
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import BACK_OFF, content_task
+from foretune.tasks.engine.passes import BACK_OFF, content_task
 from tests.orchestration.inline import run_inline
 from tests.storage.conftest import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 

@@ -15,7 +15,8 @@ from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.engine.keys import ContentKey, Fingerprint, content_task, identity, without_result, work_of
+from foretune.tasks.engine.keys import ContentKey, Fingerprint, identity, without_result, work_of
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.samples.rows import ShardRows
 from foretune.tasks.samples.shards import Shard
 

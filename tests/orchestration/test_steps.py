@@ -13,7 +13,7 @@ from foretune.flows.engines.threads import steps_on
 from foretune.flows.request import RuntimeSettings
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 
 lock, computing, most = threading.Lock(), 0, 0
 started: dict[int, float] = {}

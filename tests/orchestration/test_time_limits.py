@@ -17,7 +17,7 @@ from foretune.flows.engines.threads import steps_on
 from foretune.flows.request import RuntimeSettings
 from foretune.storage.events import read_events
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.time_limits import OverTime, pass_minutes, uncounted, within_time
 from foretune.tasks.inputs.handles import exclusive
 

@@ -1,0 +1,161 @@
+"""A pass: the decorator that turns `compute(draft, run, **inputs)` into a Prefect task, and how it runs once.
+
+A pass's parameters are its declared inputs, and three of their names are read here: `run` never counts in the key,
+`role` and `rows` name the pass for people, and `model` may offer a device slot to wait for (see `PassInput`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import prefect
+
+from foretune.storage.errors import failure_line
+from foretune.storage.rates import remember_rate
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.engine.announcements import announce
+from foretune.tasks.engine.invariants import no_optimizer_steps
+from foretune.tasks.engine.keys import NUMERICS, ContentKey, library_versions, work_of
+from foretune.tasks.engine.memory import give_back, within_memory
+from foretune.tasks.engine.time_limits import within_time
+
+BACK_OFF = (2.0, 8.0, 30.0)
+"""Seconds before each further attempt of a pass that the outside world failed; storage has tried for longer by then."""
+
+
+LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""Faults of the outside world that are there again however long one waits."""
+
+
+@functools.cache
+def code_commit() -> str | None:
+    """The commit this code was checked out at, or None outside a checkout."""
+    import subprocess
+
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=False
+    )
+    return asked.stdout.strip() or None
+
+
+def content_task(
+    *,
+    version: int,
+    libraries: tuple[str, ...] = NUMERICS,
+    retries: int = len(BACK_OFF),
+    trains: bool = False,
+) -> Callable[[Callable[..., None]], prefect.Task[..., ArtifactRef]]:
+    """Turn `compute(draft, run, **inputs)` into a Prefect task `(run, **inputs) -> ArtifactRef`.
+
+    `compute` writes the artefact's files into `draft`; the manifest is written when it returns. `version` is
+    raised whenever the numbers that `compute` writes would change for the same inputs. `trains` is for the real
+    runs of a backtest alone: in any other pass an optimizer that steps is a broken invariant.
+    """
+
+    def decorate(compute: Callable[..., None]) -> prefect.Task[..., ArtifactRef]:
+        policy = ContentKey(task=compute.__name__, version=version, libraries=libraries)
+        guard = contextlib.nullcontext if trains else functools.partial(_no_training, policy)
+        signature = inspect.signature(compute)
+
+        @functools.wraps(compute)
+        def body(*args: Any, **kwargs: Any) -> ArtifactRef:
+            arguments = body.__signature__.bind(*args, **kwargs).arguments
+            return _produce(policy, compute, arguments, guard)
+
+        parameters = [p for name, p in signature.parameters.items() if name != "draft"]
+        body.__signature__ = signature.replace(parameters=parameters, return_annotation=ArtifactRef)
+        return prefect.task(
+            body,
+            name=compute.__name__,
+            cache_policy=policy,
+            persist_result=True,
+            result_serializer="json",
+            retries=retries,
+            retry_delay_seconds=list(BACK_OFF[:retries]),
+            retry_jitter_factor=0.5,  # shards that failed together do not come back together
+            retry_condition_fn=_is_transient,
+            log_prints=False,
+        )
+
+    return decorate
+
+
+def _produce(
+    policy: ContentKey,
+    compute: Callable[..., None],
+    arguments: dict[str, Any],
+    guard: Callable[[], contextlib.AbstractContextManager[None]],
+) -> ArtifactRef:
+    run: Run = arguments["run"]
+    inputs = policy.inputs_of(arguments)
+    key = policy.key_of_inputs(inputs)
+    hit = run.store.find(policy.task, key)
+    if hit is not None:
+        return hit
+    started = time.perf_counter()
+    label = _label(policy.task, arguments)
+    announce(run, "pass_started", task=policy.task, label=label, key=key)
+    try:
+        with (
+            guard(),  # first, because it imports torch one thread at a time
+            _device_slot(arguments),
+            run.store.create(
+                policy.task,
+                key,
+                version=policy.version,
+                inputs=inputs,
+                libraries=library_versions(policy.libraries),
+                git_commit=code_commit(),
+                work=work_of(arguments),
+            ) as draft,
+        ):
+            within_time(lambda: within_memory(lambda sized: compute(draft, **sized), arguments, label))
+    except Exception as error:
+        announce(run, "pass_failed", task=policy.task, label=label, error=failure_line(error))
+        error.add_note(f"{label} failed")
+        raise
+    if "torch" in sys.modules:
+        give_back()
+    remember_rate(draft.manifest)
+    announce(
+        run,
+        "pass_finished",
+        task=policy.task,
+        label=label,
+        key=key,
+        cached=False,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    return draft.ref
+
+
+def _device_slot(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """A slot of the device that the pass's model computes on; a hit returned before and never waits for one."""
+    slot = getattr(arguments.get("model"), "slot", None)
+    return slot() if slot else contextlib.nullcontext()
+
+
+def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[None]:
+    """No optimizer may step while a pass runs; a pass that has no torch at hand is not made to import it."""
+    return no_optimizer_steps() if "torch" in {*policy.libraries, *sys.modules} else contextlib.nullcontext()
+
+
+def _label(task: str, arguments: dict[str, Any]) -> str:
+    """What the user reads: the task, and the role and shard it worked on."""
+    role, shard = arguments.get("role"), getattr(arguments.get("rows"), "shard", None)
+    words = [task, role if isinstance(role, str) else "", f"[{shard.prefix or 'all'}]" if shard is not None else ""]
+    return " ".join(word for word in words if word)
+
+
+def _is_transient(task: prefect.Task[..., Any], task_run: Any, state: Any) -> bool:
+    """Retry faults of the outside world only: bad input and a broken invariant stay what they are."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, OSError) and not isinstance(error, LASTING)
