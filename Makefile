@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RIVALS := .bench/rivals
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test lint bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
+.PHONY: demo test test-fast lint docs bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
 	bench-orchestration bench-rivals-venv server clean
 .DEFAULT_GOAL := demo
 
@@ -22,12 +22,32 @@ $(MODEL): | $(STAMP)
 demo: $(STAMP) $(MODEL)
 	$(BIN)/foretune simulate examples/demo/request.yaml
 
+# Two workers: a test computes on one core. A file's tests stay together, since they share what it set up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-lint: $(STAMP)
+# Every room, without what starts servers, processes or whole simulations by the dozen.
+test-fast: $(STAMP)
+	$(PYTEST) -m "not slow"
+
+# What static tools read: the folders under the names that they are installed by.
+LINKS := $(VENV)/src/foretune
+.PHONY: $(LINKS)
+$(LINKS): $(STAMP)
+	rm -rf $@ && mkdir -p $@/flows
+	cd $@ && ln -s ../../../tasks ../../../storage ../../../flows/api/*.py .
+	cd $@/flows && ln -s $$(ls -d ../../../../flows/* | grep -v -e /api -e __pycache__) .
+
+lint: $(LINKS)
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	$(BIN)/ruff format --check .
+	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --builder html docs build/docs
 
 bench: bench-simulation bench-prediction bench-influence bench-caching bench-overheads bench-orchestration
 

@@ -8,8 +8,9 @@ from typing import Any
 import prefect
 
 from foretune.flows.commands.history import History
-from foretune.flows.commands.plan import Planned, PlannedTask
-from foretune.flows.dag.wiring import Wiring, simulation
+from foretune.flows.commands.plan import Planned, PlannedTask, total
+from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
 from foretune.flows.request import Request
@@ -63,11 +64,11 @@ def training_plan(run: Run, request: Request, seeds: list[int], retrain: int) ->
     step, sources = Planned(run, History(run.store)), resolve_sources(request.dataset, request.model, request.sae)
     wiring = Wiring(step, request, sources)
     trainer = trainer_of(wiring.dpo_beta)
-    against_training(wiring, simulation(step, request, sources), trainer, seeds, retrain)
+    against_training(wiring, simulation(wiring), trainer, seeds, retrain)
     asked = [planned for planned in step.tasks if planned.task == "real_run"]
     waiting = [planned for planned in asked if planned.state == "run"]
     seconds = [planned.seconds or _by_landscape(step, planned, request.training.epochs) for planned in waiting]
-    return {"real_runs": len(asked), "to_train": len(waiting), "seconds": None if None in seconds else sum(seconds)}
+    return {"real_runs": len(asked), "to_train": len(waiting), "seconds": total(seconds)}
 
 
 def _by_landscape(step: Planned, planned: PlannedTask, epochs: float) -> float | None:
@@ -81,7 +82,7 @@ def run_backtest(run: Run, request: Request, sources: Sources, seeds: list[int],
     with steps_on(run, request.runtime) as step:
         wiring = Wiring(step, request, sources)
         trainer = trainer_of(wiring.dpo_beta)
-        made = simulation(step, request, sources)
+        made = simulation(wiring)
         step.finish()  # while a pass of the simulation runs, no optimizer may step
         made |= against_training(wiring, made, trainer, seeds, retrain)
         step.finish()

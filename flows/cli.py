@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,11 +25,15 @@ from foretune.flows.commands.options import (
 from foretune.flows.environment import prepare
 from foretune.storage.errors import BadInput, failure_line
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from foretune.flows.request import Request
+    from foretune.storage.runs import Run
+
 app = typer.Typer(
     name="foretune",
     help="Tell what fine-tuning a language model on a dataset would do, before anything is trained.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -37,21 +41,54 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from foretune import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+]
+
+
+@app.callback(invoke_without_command=True)
+def without_command(context: typer.Context, version: Version = False) -> None:
+    """`foretune` alone asks for help."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def started(
+    request: str, overrides: list[str] | None, root: str | None, quiet: bool, title: str = "", suffix: str = ""
+) -> tuple[Request, Run, Console]:
+    """The request, a new run of it (its id ends the request's name with `suffix`) and the terminal.
+
+    With a title the terminal says what is about to run. Nothing is written.
+    """
+    from datetime import UTC, datetime
+
+    from foretune.flows.request import load_request
+    from foretune.storage.runs import Run, new_run_id
+
+    wanted = load_request(request, with_root(overrides, root))
+    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), f"{wanted.run_name}{suffix}"))
+    console = console_for(quiet)
+    if title:
+        console.print(f"[bold]{title}[/bold]  {wanted.line()}")
+    return wanted, run, console
+
+
 @app.command()
 def simulate(
     request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """Run the simulation: quality, landscape, influence, prediction, checkpoint, report."""
-    from datetime import UTC, datetime
-
     from foretune.flows.commands.console import LivePasses, print_answer
-    from foretune.flows.request import load_request
-    from foretune.storage.runs import Run, new_run_id
 
-    wanted = load_request(request, with_root(overrides, root))
-    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
-    console = console_for(quiet)
-    console.print(f"[bold]foretune[/bold]  {wanted.line()}")
+    wanted, run, console = started(request, overrides, root, quiet, title="foretune")
     check_inputs(wanted, run)
     from foretune.flows.simulate import simulate as flow
 
@@ -138,17 +175,12 @@ def vet(
     quiet: Quiet = False,
 ) -> None:
     """Simulate the newest version of a dataset and apply the gate; exit status 3 when it says no."""
-    from datetime import UTC, datetime
-
     from foretune.flows.commands.console import LivePasses, print_verdict
     from foretune.flows.gate import Gate, load_gate
-    from foretune.flows.request import load_request
-    from foretune.storage.runs import Run, new_run_id
     from foretune.storage.versions import newest_version
 
-    wanted, rules = load_request(request, with_root(overrides, root)), load_gate(gate) if gate else Gate()
-    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
-    console = console_for(quiet)
+    wanted, run, console = started(request, overrides, root, quiet)
+    rules = load_gate(gate) if gate else Gate()
     dataset = newest_version(dataset or wanted.dataset.path)
     check_inputs(
         wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})}),
@@ -159,7 +191,7 @@ def vet(
 
     with LivePasses(run, console):
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
-    verdict = state.result(raise_on_failure=state.name != REFUSED)
+    verdict: Any = state.result(raise_on_failure=state.name != REFUSED)
     print_verdict(console, verdict)
     finish(verdict, as_json)
     if verdict["verdict"] == "fail":
@@ -177,16 +209,10 @@ def backtest(
     quiet: Quiet = False,
 ) -> None:
     """Simulate, really train, and score the simulation on six axes."""
-    from datetime import UTC, datetime
-
     from foretune.flows.commands.console import LivePasses, print_backtest, print_training_plan
-    from foretune.flows.request import load_request
-    from foretune.storage.runs import Run, new_run_id
 
-    wanted, orders = load_request(request, with_root(overrides, root)), whole_numbers("--seeds", seeds)
-    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), f"{wanted.run_name}-backtest"))
-    console = console_for(quiet)
-    console.print(f"[bold]foretune backtest[/bold]  {wanted.line()}")
+    orders = whole_numbers("--seeds", seeds)
+    wanted, run, console = started(request, overrides, root, quiet, title="foretune backtest", suffix="-backtest")
     check_inputs(wanted, run)
     from foretune.flows.backtest import backtest as flow
     from foretune.flows.backtest import checked_seeds, training_plan
@@ -304,8 +330,9 @@ def main() -> None:
     except typer.Abort:
         _fail("stopped", 1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the command line
-            _fail(error.format_message(), 2)
+        said = getattr(error, "format_message", None)  # a usage error of the command line
+        if said:
+            _fail(said(), 2)
         _fail(failure_line(error), 1)
     if status == INTERRUPTED:
         _fail("stopped; run the same command again to go on where it ended", 1)

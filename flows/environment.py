@@ -29,4 +29,4 @@ def prepare(command_line: bool = False) -> None:
         os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "CRITICAL")  # its database library does the same
         for room in ("flows", "tasks", "storage"):
-            logging.getLogger(room).setLevel(logging.WARNING)
+            logging.getLogger(f"foretune.{room}").setLevel(logging.WARNING)

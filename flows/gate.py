@@ -25,16 +25,22 @@ class GateRule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", title="Rule")
 
-    number: str | None = Field(None, title="Number", description="of the result's summary: heldout_loss_evaluated")
-    above: float | None = Field(None, title="Above", description="crossed when the number is larger than this")
-    below: float | None = Field(None, title="Below", description="crossed when the number is smaller than this")
-    rises_by: float | None = Field(None, title="Rises by", description="more than this over the last accepted run")
-    falls_by: float | None = Field(None, title="Falls by", description="more than this under the last accepted run")
-    signal: str | None = Field(None, title="Signal", description="its name, or any")
-    severity: Literal["info", "warn", "critical"] = Field(
-        "info", title="Severity", description="signals only: crossed from this severity on"
+    number: str | None = Field(
+        default=None, title="Number", description="of the result's summary: heldout_loss_evaluated"
     )
-    verdict: Literal["warn", "fail"] = Field("fail", title="When crossed")
+    above: float | None = Field(default=None, title="Above", description="crossed when the number is larger than this")
+    below: float | None = Field(default=None, title="Below", description="crossed when the number is smaller than this")
+    rises_by: float | None = Field(
+        default=None, title="Rises by", description="more than this over the last accepted run"
+    )
+    falls_by: float | None = Field(
+        default=None, title="Falls by", description="more than this under the last accepted run"
+    )
+    signal: str | None = Field(default=None, title="Signal", description="its name, or any")
+    severity: Literal["info", "warn", "critical"] = Field(
+        default="info", title="Severity", description="signals only: crossed from this severity on"
+    )
+    verdict: Literal["warn", "fail"] = Field(default="fail", title="When crossed")
     reason: str = Field(title="Reason", description="why the threshold is there; printed with the verdict")
 
     @model_validator(mode="after")
@@ -61,12 +67,12 @@ class Gate(BaseModel):
 
     version: Literal[1] = 1
     rules: list[GateRule] = Field(
-        [GateRule(signal="any", severity="critical", reason="a critical signal is a reason to look first")],
+        default=[GateRule(signal="any", severity="critical", reason="a critical signal is a reason to look first")],
         title="Rules",
         description="every rule is applied; the worst verdict counts",
     )
     accepts: Literal["pass", "warn"] = Field(
-        "pass",
+        default="pass",
         title="Accepts",
         description="worst verdict with which a version becomes the one that later versions are compared with",
     )
@@ -114,6 +120,7 @@ def apply_gate(gate: Gate, result: dict[str, Any], accepted: dict[str, Any] | No
         if rule.signal is not None:
             crossings += _crossed_by_signals(rule, result["signals"])
             continue
+        assert rule.number is not None  # a rule has either
         value = _number(rule.number, result["summary"], position)
         if rule.bound in ("rises_by", "falls_by") and accepted is None:
             skipped.append(f"{rule.number} {rule.bound}")
@@ -148,8 +155,8 @@ def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
     return {
         "above": lambda: value > limit,
         "below": lambda: value < limit,
-        "rises_by": lambda: value - before > limit,
-        "falls_by": lambda: before - value > limit,
+        "rises_by": lambda: before is not None and value - before > limit,
+        "falls_by": lambda: before is not None and before - value > limit,
     }[rule.bound]()
 
 

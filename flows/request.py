@@ -20,12 +20,13 @@ from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
-from foretune.tasks.influence.ranking import InfluenceSettings
+from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inspection.settings import DiffSettings
-from foretune.tasks.landscape.landscape import LandscapeSettings, SignalThresholds
+from foretune.tasks.landscape.landscape import LandscapeSettings
 from foretune.tasks.landscape.prompt_gain import PromptGainSettings
+from foretune.tasks.landscape.signals import SignalThresholds
 from foretune.tasks.loading import AdapterSettings, ModelSettings
 from foretune.tasks.prediction.settings import PredictionSettings
 from foretune.tasks.quality.settings import QualitySettings
@@ -41,22 +42,28 @@ class RuntimeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Runtime")
 
     version: Literal[1] = 1
-    root: str = Field("./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
+    root: str = Field(default="./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
     verify: Literal["sizes", "full"] = Field(
-        "sizes",
+        default="sizes",
         title="Check of what is stored",
         description="before it counts as stored; full: every file is read and hashed, else when it is opened",
     )
-    runner: Literal["threads", "ray"] = Field("threads", title="Task runner", description="ray: over many machines")
-    max_workers: int = Field(2, ge=1, le=64, title="Tasks at once", description="on this machine")
+    runner: Literal["threads", "ray"] = Field(
+        default="threads", title="Task runner", description="ray: over many machines"
+    )
+    max_workers: int = Field(default=2, ge=1, le=64, title="Tasks at once", description="on this machine")
     pass_minutes: float | None = Field(
-        None, gt=0, title="Time limit", description="minutes that one task may compute; none: no limit"
+        default=None, gt=0, title="Time limit", description="minutes that one task may compute; none: no limit"
     )
     ray_address: str | None = Field(
-        None, title="Ray cluster", description="host:port or ray://host:port; none: RAY_ADDRESS, else this machine"
+        default=None,
+        title="Ray cluster",
+        description="host:port or ray://host:port; none: RAY_ADDRESS, else this machine",
     )
-    ray_cpus: float = Field(1, gt=0, title="Processors per task", description="that Ray sets aside for it")
-    ray_gpus: float = Field(0, ge=0, title="GPUs per task", description="that Ray sets aside for one with a model")
+    ray_cpus: float = Field(default=1, gt=0, title="Processors per task", description="that Ray sets aside for it")
+    ray_gpus: float = Field(
+        default=0, ge=0, title="GPUs per task", description="that Ray sets aside for one with a model"
+    )
 
 
 class Request(BaseModel):
@@ -65,17 +72,19 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", title="foretune request")
 
     version: Literal[1] = 1
-    name: str | None = Field(None, title="Name", description="part of the run id; default: the dataset's file name")
+    name: str | None = Field(
+        default=None, title="Name", description="part of the run id; default: the dataset's file name"
+    )
     dataset: DatasetSettings
     model: ModelSettings
-    sae: SaeSettings | None = Field(None, title="Sparse autoencoder", description="none: no concepts are named")
+    sae: SaeSettings | None = Field(default=None, title="Sparse autoencoder", description="none: no concepts are named")
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
     shards: ShardSettings = ShardSettings()
     quality: QualitySettings = QualitySettings()
     baseline: BaselineSettings = BaselineSettings()
     landscape: LandscapeSettings = LandscapeSettings()
-    thresholds: SignalThresholds = Field(SignalThresholds(), title="Signals of the landscape")
+    thresholds: SignalThresholds = Field(default=SignalThresholds(), title="Signals of the landscape")
     features: FeatureSettings = FeatureSettings()
     prompt_gain: PromptGainSettings = PromptGainSettings()
     curvature: CurvatureSettings = CurvatureSettings()
@@ -83,7 +92,7 @@ class Request(BaseModel):
     preference: PreferenceSettings = PreferenceSettings()
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    diff: DiffSettings = Field(DiffSettings(), title="Base and predicted model")
+    diff: DiffSettings = Field(default=DiffSettings(), title="Base and predicted model")
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

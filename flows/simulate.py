@@ -11,7 +11,8 @@ from typing import Any
 import prefect
 from prefect.exceptions import TerminationSignal
 
-from foretune.flows.dag.wiring import simulation
+from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
 from foretune.flows.request import Request, to_yaml
@@ -64,7 +65,7 @@ def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) 
 def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
     """Every pass, run or looked up, on base weights that stay; the published result."""
     with steps_on(run, request.runtime) as step:
-        made = simulation(step, request, sources)
+        made = simulation(Wiring(step, request, sources))
         step.finish()
     return publish(
         run=run,

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import prefect
+from prefect import State
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
 from foretune.flows.failures import ending_in_one_line, said_by_its_state

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,7 +115,7 @@ class ArtifactStore:
         git_commit: str | None = None,
         work: dict[str, int] | None = None,
         verify: Callable[[Path], None] | None = None,
-    ) -> Iterator[Draft]:
+    ) -> Generator[Draft]:
         """Write an artefact: `with store.create(...) as draft:` and `draft.ref` after the block.
 
         `verify` sees the draft's folder before it is stored and raises to refuse it. When anything raises,

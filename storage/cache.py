@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 
@@ -20,6 +23,13 @@ def cache_dir() -> Path:
 def new_draft(name: str) -> str:
     """A name that no other writer uses, for a file or folder that is renamed once it is complete."""
     return f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Generator[Path]:
+    """An empty folder for a library that insists on writing; gone, with all in it, after the block."""
+    with tempfile.TemporaryDirectory(prefix="foretune-") as folder:
+        yield Path(folder)
 
 
 def sweep_cache(older_than: float) -> int:

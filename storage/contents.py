@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.cache import cache_dir
 from foretune.storage.digests import digest_of, hash_file
-from foretune.storage.errors import Changed, Damaged, StorageFault
+from foretune.storage.errors import BadInput, Changed, Damaged, StorageFault
 from foretune.storage.manifest import MANIFEST, FileRecord, Manifest
 from foretune.storage.places import Place
 
@@ -122,7 +124,10 @@ class Artifact:
         if filters is None:  # read_table imports pandas, which takes longer than most of our files
             return pq.ParquetFile(self.path(name), memory_map=True).read(columns)
         # No partitioning: a folder called "a=b" on the way would otherwise become a column.
-        return pq.read_table(self.path(name), columns=columns, filters=filters, memory_map=True, partitioning=None)
+        no_partitions: Any = None  # pyarrow documents None, and infers the type from its default
+        return pq.read_table(
+            self.path(name), columns=columns, filters=filters, memory_map=True, partitioning=no_partitions
+        )
 
     def table(self, name: str, columns: list[str] | None = None, filters: Any = None) -> pandas.DataFrame:
         """A Parquet file as a data frame."""
@@ -142,6 +147,21 @@ class Artifact:
 
     def json(self, name: str) -> Any:
         return json.loads(self.path(name).read_bytes())
+
+    def text(self, name: str) -> str:
+        """A UTF-8 file as text."""
+        return self.path(name).read_text(encoding="utf-8")
+
+    def copy_to(self, folder: str | os.PathLike[str]) -> list[str]:
+        """Copy every file into a local folder, which must be new or empty (BadInput); the names of the files."""
+        target = Path(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
+        source = self.folder()
+        for name in self.names():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+        return self.names()
 
     @property
     def _local(self) -> Path:

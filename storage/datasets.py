@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from foretune.storage.digests import file_digest
 from foretune.storage.errors import BadInput
@@ -81,7 +81,7 @@ def _undecodable_line(path: Path, packed: bool) -> int:
     raise AssertionError(f"{path} changed while it was read")
 
 
-def _opened(path: Path, packed: bool) -> BinaryIO:
+def _opened(path: Path, packed: bool) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if packed else open(path, "rb")
 
 
@@ -137,7 +137,8 @@ def _parquet_rows(uri: str, path: Path, columns: list[str] | None) -> list[Row]:
         missing = [name for name in columns or () if name not in stored]
         if missing:
             raise BadInput(f"{uri}: no column {missing[0]!r}; it has {', '.join(stored)}")
-        return pq.read_table(path, columns=columns, partitioning=None).to_pylist()
+        no_partitions: Any = None  # pyarrow documents None, and infers the type from its default
+        return pq.read_table(path, columns=columns, partitioning=no_partitions).to_pylist()
     except PermissionError as error:
         raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
     # pyarrow reports a broken footer as OSError, a missing one as ArrowInvalid.

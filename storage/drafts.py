@@ -88,6 +88,12 @@ class Draft:
         path.write_text(to_json(obj, indent=1) + "\n", encoding="utf-8")
         return path
 
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a UTF-8 file."""
+        path = self.path(name)
+        path.write_text(text, encoding="utf-8")
+        return path
+
     def files(self) -> dict[str, FileRecord]:
         """Size and sha256 of every file written so far, each forced to the disk."""
         records = {}

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from foretune.storage.cache import cache_dir
@@ -64,7 +64,7 @@ def _os_error_in(error: Exception) -> OSError | None:
 
 
 @contextlib.contextmanager
-def disk_faults(path: Path, doing: str = "write") -> Iterator[None]:
+def disk_faults(path: Path, doing: str = "write") -> Generator[None]:
     """Turn a full, read-only or forbidden disk under `path` into a StorageFault that names it.
 
     An error that names a file outside `path` is not this disk's and passes through unchanged.
@@ -75,7 +75,7 @@ def disk_faults(path: Path, doing: str = "write") -> Iterator[None]:
         raise
     except Exception as error:
         cause = _os_error_in(error)
-        reason = _REASONS.get(cause.errno) if cause else None
+        reason = _REASONS.get(cause.errno) if cause and cause.errno is not None else None
         named = cause.filename if cause else None
         elsewhere = isinstance(named, str) and not _related(Path(named), path)
         if reason is None or elsewhere:

@@ -130,7 +130,7 @@ class EventLog:
 
 def _flush_open_logs() -> None:
     for log in list(_open_logs.values()):
-        log._flush_quietly()
+        log._flush_quietly()  # pyright: ignore[reportPrivateUsage] - this module's own
 
 
 # Before `atexit`, when threads may no longer be started, which the S3 client does to open a connection.

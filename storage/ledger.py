@@ -50,7 +50,7 @@ class Ledger:
 def accepted_runs(root: str) -> set[str]:
     """Ids of the runs that a pointer under this root names."""
     folder = Place(root) / "accepted"
-    return {_read(folder / name)["run_id"] for name in folder.list()}
+    return {pointer["run_id"] for name in folder.list() if (pointer := _read(folder / name)) is not None}
 
 
 def _read(place: Place) -> dict[str, Any] | None:

@@ -158,7 +158,7 @@ class Place:
 
     def abandon_uploads(self, before: float) -> int:
         """On S3, abort half-finished uploads below begun before `before` (epoch seconds); how many."""
-        return 0 if self.is_local else self._side.abandon_uploads(self._path, before)
+        return 0 if isinstance(self._side, Disk) else self._side.abandon_uploads(self._path, before)
 
 
 def safe_name(name: str) -> bool:

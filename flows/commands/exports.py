@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 from typing import Any
 
 from foretune.storage.datasets import dataset_digest, read_rows
@@ -19,16 +17,7 @@ MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality'
 
 def export_checkpoint(run: Run, folder: str) -> list[str]:
     """Copy the checkpoint's files into `folder`, which must be new or empty; names of the files."""
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
-    artifact = run.store.open(artifact_of(run, "checkpoint"))
-    source = artifact.folder()
-    target.mkdir(parents=True, exist_ok=True)
-    for name in artifact.names():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
-    return artifact.names()
+    return run.store.open(artifact_of(run, "checkpoint")).copy_to(folder)
 
 
 def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:
     sizes are not known. Bytes: those of the artefact that is nearest in size."""
     unit = next((unit for unit in ("tokens", "rows", "parts") if work.get(unit)), None)
     sized = [took for took in known if unit and took.work.get(unit)]
-    if not sized:
+    if unit is None or not sized:
         return Cost(median(took.seconds for took in known), round(median(took.bytes for took in known)), basis)
     size = work[unit]
     nearest = min(sized, key=lambda took: abs(took.work[unit] - size))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 
 from foretune.flows.commands.history import History
-from foretune.flows.dag.wiring import simulation
+from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -91,7 +92,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     sources = resolve_sources(request.dataset, request.model, request.sae)
     run = Run(request.runtime.root, "plan")
     step = Planned(run, History(run.store))
-    simulation(step, request, sources)
+    simulation(Wiring(step, request, sources))
     waiting = [task for task in step.tasks if task.state == "run"]
     shapes = _footprint(step, sources, request)
     field = shapes and _field(shapes, [step.asked[task.key] for task in step.tasks if task.task == FIELD])
@@ -99,8 +100,8 @@ def make_plan(request: Request) -> dict[str, Any]:
         "tasks": [vars(task) for task in step.tasks],
         "run": len(waiting),
         "cached": len(step.tasks) - len(waiting),
-        "seconds": _total([task.seconds for task in waiting]),
-        "bytes": _total([task.bytes for task in waiting]),
+        "seconds": total([task.seconds for task in waiting]),
+        "bytes": total([task.bytes for task in waiting]),
         "unknown": sorted({task.task for task in waiting if task.seconds is None}),
         "basis": sorted({task.basis for task in waiting if task.basis}),
         "field": field,
@@ -131,9 +132,10 @@ def _field(shapes: Footprint, asked: list[dict[str, Any]]) -> dict[str, int]:
 
 def _footprint(step: Planned, sources: Sources, request: Request) -> Footprint | None:
     converted = [step.run.store.find(task.task, task.key) for task in step.tasks if task.task == "model"]
-    if sources.model is None and converted == [None]:
+    stored = next((each for each in converted if each is not None), None)
+    if sources.model is None and stored is None:
         return None
-    handle = sources.model_handle(lambda _: converted[0], request.model)
+    handle = sources.model_handle(lambda _: cast("ArtifactRef", stored), request.model)
     return footprint(handle.folder(step.run), request.adapter.targets)
 
 
@@ -142,7 +144,8 @@ def _graph_tokens(request: Request) -> int:
     return max(request.landscape.batch_tokens, request.curvature.graph_tokens, request.prediction.batch_tokens)
 
 
-def _total(parts: list[Any]) -> Any:
+def total(parts: list[Any]) -> Any:
+    """The sum; None while one of the parts is not known."""
     return None if None in parts else sum(parts)
 
 
@@ -156,7 +159,7 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         table.add_column(column)
     for name, tasks in groups.items():
         waiting = [task for task in tasks if task["state"] == "run"]
-        seconds = _total([task["seconds"] for task in waiting])
+        seconds = total([task["seconds"] for task in waiting])
         cost = "" if not waiting else "?" if seconds is None else f"{seconds:.1f}"
         why = "; ".join(dict.fromkeys(task["why"] for task in waiting))
         table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -19,10 +19,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.sources import resolve_sources
-from foretune.tasks.prediction.whatif import Outcome, Setting, StoredGradients, predicted_outcomes
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from foretune.tasks.prediction.whatif import Setting, StoredGradients, predicted_outcomes
 
 OPEN = {
     "training": [
@@ -121,10 +118,9 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
     """The run's wiring and what it has stored; BadInput where its inputs have changed or its artefacts are gone."""
     step = Planned(run, History(run.store))
     wiring = Wiring(step, request, resolve_sources(request.dataset, request.model, request.sae))
-    made = {"landscape": wiring.landscape("train"), "heldout_landscape": wiring.landscape("heldout")}
-    made["curvature"] = wiring.curvature()
-    prediction = wiring.prediction(made)["prediction"]
-    needed: list[ArtifactRef] = [*wiring.fields["train"], wiring.gradients["heldout"], prediction]
+    train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
+    prediction = wiring.prediction(train, heldout, wiring.curvature(train))["prediction"]
+    needed: list[ArtifactRef] = [*train.blocks, heldout.gradient, prediction]
     gone = [each.task for each in needed if not each.uri]
     if gone:
         raise BadInput(
@@ -133,8 +129,8 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
         )
     stored = StoredGradients.of(
         run,
-        wiring.fields["train"],
-        wiring.gradients["heldout"],
+        train.blocks,
+        heldout.gradient,
         prediction,
         request.adapter,
         request.training,
@@ -145,15 +141,19 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
     return wiring, stored
 
 
-def _evaluator(wiring: Wiring, request: Request) -> Callable[[Setting, dict[str, Tensor]], float]:
-    """Held-out loss of a delta by forward passes, on the rows that the prediction looks at."""
-    from foretune.tasks.inputs.adapted import adapt
-    from foretune.tasks.prediction.evaluation import RowsAtWeights
+def _evaluator(wiring: Wiring, request: Request) -> Callable[[Setting, Any], float]:
+    """Held-out loss of a delta by forward passes, on the rows that the prediction evaluates."""
+    from foretune.tasks.prediction.evaluation import rows_at_weights
 
-    run, settings = wiring.step.run, request.prediction
-    adapted = adapt(wiring.model.open(run), request.adapter, request.training.seed)
-    rows = wiring.evaluation_rows().read(run)
-    heldout = RowsAtWeights(adapted, rows, wiring.dpo_beta, settings.batch_tokens)
+    heldout = rows_at_weights(
+        wiring.step.run,
+        wiring.model,
+        wiring.evaluation_rows(),
+        request.adapter,
+        request.training.seed,
+        wiring.dpo_beta,
+        request.prediction.batch_tokens,
+    )
     return lambda setting, delta: heldout.loss(delta)
 
 
@@ -184,7 +184,7 @@ def print_whatif(console: Console, result: dict[str, Any]) -> None:
     console.print(f"held-out loss at the base weights {result['base_loss']:.3f}; {result['page']}", soft_wrap=True)
 
 
-def _movement(outcome: dict[str, Any] | Outcome) -> str:
+def _movement(outcome: dict[str, Any]) -> str:
     if outcome["largest_movement"] is None:
         return "-"
     return f"{100 * outcome['largest_movement']:.1f} % {outcome['largest_module'] or ''}"

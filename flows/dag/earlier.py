@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run, resolve_run, runs_named
 from foretune.tasks.engine.keys import identity
-from foretune.tasks.prediction.earlier_path import distance, own, sketch, unfit
+from foretune.tasks.prediction.earlier_path import is_same_path, mismatch, path_distance, sketch
 from foretune.tasks.prediction.path import path
+
+if TYPE_CHECKING:
+    from foretune.tasks.engine.keys import ContentKey
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +38,15 @@ def earlier_path(
     for earlier, named in _paths(run.root, name, along):
         ref = run.store.find(named.task, named.key)
         manifest = ref and run.store.manifest(ref.task, ref.key)
-        if ref is None or manifest is None or manifest.version != path.cache_policy.version:
+        if ref is None or manifest is None or manifest.version != cast("ContentKey", path.cache_policy).version:
             why = "its path is gone, or of another version"
-        elif own(manifest.inputs, declared):
+        elif is_same_path(manifest.inputs, declared):
             return None
         else:
             stored = run.store.open(ref).json("path.json")
-            why = unfit(manifest.inputs, stored, declared, rows, travel)
+            why = mismatch(manifest.inputs, stored, declared, rows, travel)
             if not why:
-                fitting.append((distance(stored, rows, travel), ref))
+                fitting.append((path_distance(stored, rows, travel), ref))
         said = said or (why and f"prediction.along: run {earlier.run_id} does not serve this one: {why}")
     if said and not fitting:
         logger.warning("%s; gradients are measured along its own path", said)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextvars import copy_context
 from typing import Any, Protocol
+from uuid import UUID
 
 from prefect.artifacts import ProgressArtifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -26,6 +27,7 @@ class Counted(Protocol):
 
     def counts(self) -> tuple[Counter[str], Counter[str]]:
         """Tasks by name: how many were asked for, and how many of them have ended."""
+        ...
 
 
 @contextlib.contextmanager
@@ -34,11 +36,12 @@ def progress_shown(step: Counted) -> Iterator[None]:
 
     A pass of one task has no artifact of its own, nor has one that is stored already.
     """
-    if FlowRunContext.get() is None:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
         yield
         return
     over = threading.Event()
-    bars = _Bars(step, str(FlowRunContext.get().flow_run.id))
+    bars = _Bars(step, context.flow_run.id)
 
     def follow() -> None:
         while not over.wait(EVERY_SECONDS):
@@ -55,7 +58,7 @@ def progress_shown(step: Counted) -> Iterator[None]:
 
 
 class _Bars:
-    def __init__(self, step: Counted, flow_run_id: str) -> None:
+    def __init__(self, step: Counted, flow_run_id: UUID) -> None:
         self.step, self.flow_run_id = step, flow_run_id
         self._ids: dict[str, Any] = {}
         self._shown: dict[str, tuple[int, int]] = {}

@@ -27,12 +27,13 @@ def scores(figures: Agreement) -> dict[str, float | None]:
     """One score per axis, 1 at best, at least 0; None for an axis that cannot be measured."""
     ratio = figures.norm_ratio
     features = (figures.feature_pearson, figures.feature_spearman, figures.feature_sign50)
+    known = [figure for figure in features if figure is not None]
     return {
         "direction": _bounded(figures.cosine),
         "size": _bounded(min(ratio, 1 / ratio) if ratio else 0.0),
         "loss": _bounded(1 - abs(1 - figures.share)),
         "layers": _bounded(figures.module_spearman),
-        "concepts": None if None in features else _bounded(sum(features) / len(features)),
+        "concepts": None if len(known) < len(features) else _bounded(sum(known) / len(known)),
     }
 
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from foretune.storage.events import EventLog
 from foretune.storage.runs import Run, new_run_id
-from foretune.tasks.landscape.landscape import SignalThresholds, count_dead, landscape_signals, layer_table
+from foretune.tasks.landscape.signals import SignalThresholds, count_dead, landscape_signals, layer_table
 
 
 class TrainingEvents(TrainerCallback):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foretune.storage.refs import ArtifactRef
+    from foretune.storage.runs import Run
+    from foretune.tasks.samples.rows import SubsetRows
 
 
 def datamodeling(
@@ -44,3 +49,34 @@ def summed(scored: list[dict[str, Any]], kept: Sequence[Sequence[str]], method: 
 def number(value: float) -> float | None:
     """None for what is not a number: JSON has no word for it."""
     return value if value == value else None
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Retrained halves of the rows beside the ranking that should have foretold them."""
+
+    scored: list[dict[str, Any]]  # influence.parquet
+    kept: list[list[str]]  # sample ids of each half
+    losses: list[float]  # held-out loss after training on it, nats per token
+    other_target: str | None  # the ranking's target, where it is no loss that the halves could be held against
+
+    @classmethod
+    def of(cls, run: Run, influence: ArtifactRef, half_rows: list[SubsetRows], losses: list[float]) -> Halves:
+        artifact = run.store.open(influence)
+        target = artifact.json("targets.json")[0]
+        other = None if target["better"] == "lower" else target["name"]
+        return cls(
+            artifact.arrow("influence.parquet").to_pylist(), [half.subset.ids for half in half_rows], losses, other
+        )
+
+    @property
+    def ranking(self) -> dict[str, Any] | None:
+        return datamodeling(self.scored, self.kept, self.losses) if self.other_target is None else None
+
+    def described(self) -> list[dict[str, Any]]:
+        """Per half its rows, its held-out loss and the summed score of its rows."""
+        totals = summed(self.scored, self.kept, self.scored[0]["method"])
+        return [
+            {"rows": len(ids), "heldout_loss": loss, "summed_influence": total}
+            for ids, loss, total in zip(self.kept, self.losses, totals, strict=True)
+        ]

@@ -57,7 +57,7 @@ class HeldOut:
         return sums.sum(0) / tokens.sum()
 
 
-def drawn_out(
+def first_step_extrapolated(
     first_step: dict[str, Tensor], training: TrainingSettings, record: dict[str, Any]
 ) -> dict[str, Tensor] | None:
     """The first step as long as all learning rates of the run together; None where warm-up starts at rate 0."""

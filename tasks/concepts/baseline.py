@@ -23,7 +23,7 @@ class BaselineSettings(BaseModel):
 
     version: Literal[1] = 1
     batch_tokens: int = Field(
-        4096,
+        default=4096,
         ge=1,
         title="Tokens per micro-batch",
         description="padding included",
@@ -90,7 +90,9 @@ def baseline(draft: Any, run: Run, shards: list[ArtifactRef]) -> None:
 
     from foretune.tasks.numerics.activations import FeatureSums, ReconstructionSums
 
-    sums, everything, quality = None, None, ReconstructionSums()
+    sums: Any = None
+    everything: Any = None
+    quality = ReconstructionSums()
     for shard in shards:
         opened = run.store.open(shard)
         tensors, counts = opened.tensors("sums.safetensors"), opened.json("counts.json")

@@ -30,7 +30,7 @@ class PreferenceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Preference pairs")
 
     version: Literal[1] = 1
-    batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(default=1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
 @content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
@@ -59,7 +59,7 @@ def preference(
             measured.update(zip(minibatch.rows, measure_pairs(call, minibatch, dpo_beta, residuals, sums), strict=True))
     draft.write_table("pairs.parquet", _pair_table(table, measured))
     cosine = None
-    if autoencoder is not None:
+    if autoencoder is not None and baseline is not None:  # with an SAE there is a baseline
         base_acts = run.store.open(baseline).tensors("baseline.safetensors")["base_acts_mean"]
         stored = run.store.open(gradient).tensors("gradients.safetensors") if gradient else {}
         sft = stored.get("resid_grad_mean", sums.sft / sums.tokens)
@@ -85,6 +85,7 @@ def measure_pairs(
 
     from foretune.tasks.numerics.losses import margins, preference_losses, sequence_logprobs
 
+    assert minibatch.rejected is not None  # a table of pairs
     chosen = sequence_logprobs(call({}, minibatch.batch), minibatch.batch.labels)
     rejected = sequence_logprobs(call({}, minibatch.rejected), minibatch.rejected.labels)
     captured = list(residuals())

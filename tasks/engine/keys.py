@@ -20,6 +20,7 @@ from prefect.results import get_result_store
 from pydantic import BaseModel
 
 from foretune.storage.digests import digest_of
+from foretune.storage.places import Place
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 
@@ -128,7 +129,7 @@ class ContentKey(CachePolicy):
 def _forget(results: Any, record: str) -> None:
     folder = getattr(results.result_storage, "basepath", None)
     if folder is not None:
-        (Path(str(folder)).expanduser() / record).unlink(missing_ok=True)
+        (Place(Path(str(folder)).expanduser()) / record).delete()
 
 
 @functools.cache

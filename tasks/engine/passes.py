@@ -64,14 +64,15 @@ def content_task(
         policy = ContentKey(task=compute.__name__, version=version, libraries=libraries)
         guard = contextlib.nullcontext if trains else functools.partial(_no_training, policy)
         signature = inspect.signature(compute)
+        parameters = [p for name, p in signature.parameters.items() if name != "draft"]
+        taken = signature.replace(parameters=parameters, return_annotation=ArtifactRef)
 
         @functools.wraps(compute)
         def body(*args: Any, **kwargs: Any) -> ArtifactRef:
-            arguments = body.__signature__.bind(*args, **kwargs).arguments
+            arguments = taken.bind(*args, **kwargs).arguments
             return _produce(policy, compute, arguments, guard)
 
-        parameters = [p for name, p in signature.parameters.items() if name != "draft"]
-        body.__signature__ = signature.replace(parameters=parameters, return_annotation=ArtifactRef)
+        setattr(body, "__signature__", taken)  # noqa: B010 - no attribute that a type checker knows
         return prefect.task(
             body,
             name=compute.__name__,

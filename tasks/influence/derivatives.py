@@ -31,7 +31,7 @@ class ScoringSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Scoring pass")
 
     version: Literal[1] = 1
-    batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(default=1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
 @content_task(version=1)
@@ -127,8 +127,9 @@ def _of_stored_rows(run: Run, node: ArtifactRef, ids: list[str], solved: Any, st
     import torch
 
     kept = whole_rows(run, [node], scale)
+    assert kept is not None  # of one node at least
     solution, directions = (a.tensor_file("directions.safetensors") for a in (solved, stored))
-    found = 0.0
+    found: Any = 0.0
     for name in kept.names:
         along = torch.cat([solution.get_tensor(name).unsqueeze(0), directions.get_tensor(name)])
         found = found + (kept.block(name) @ along.flatten(1).T).double()

@@ -9,44 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.influence.derivatives import ScoringSettings
-from foretune.tasks.influence.replays import ReplaySettings
-from foretune.tasks.influence.solve import SolverSettings
-from foretune.tasks.influence.targets import TargetSettings
 from foretune.tasks.inputs.training import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NEAREST = 3  # held-out rows named beside a sample
-
-
-class InfluenceSettings(BaseModel):
-    """Which score ranks the samples, on what, and how they are read."""
-
-    model_config = ConfigDict(extra="forbid", title="Influence")
-
-    version: Literal[1] = 1
-    method: Literal["auto", "replayed", "preconditioned", "lissa"] = Field(
-        "auto",
-        title="Ranking score",
-        description="auto: replayed where rows were kept one by one (LoRA, AdamW, at most landscape.row_gradients "
-        "rows), else preconditioned",
-    )
-    target: TargetSettings = Field(TargetSettings(), title="Target")
-    solver: SolverSettings = Field(SolverSettings(), title="LiSSA solver")
-    replays: ReplaySettings = Field(ReplaySettings(), title="Replays")
-    neutral: float = Field(0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation")
-    outlier: float = Field(3.0, gt=0, title="Outlier beyond", description="standard deviations from the mean score")
-    tokens_of: int | None = Field(
-        None, ge=0, title="Tokens of row", description="number of a training row whose tokens are scored one by one"
-    )
-    scoring: ScoringSettings = Field(ScoringSettings(), title="Pass over all samples")
 
 
 class RankingSettings(BaseModel):

@@ -21,8 +21,10 @@ class ReplaySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Replays")
 
     version: Literal[1] = 1
-    runs: int = Field(256, ge=8, title="Replays", description="random halves of the rows, each in an order of its own")
-    steps: int = Field(64, ge=1, title="Longest replay", description="steps; in whole epochs, at least one")
+    runs: int = Field(
+        default=256, ge=8, title="Replays", description="random halves of the rows, each in an order of its own"
+    )
+    steps: int = Field(default=64, ge=1, title="Longest replay", description="steps; in whole epochs, at least one")
 
 
 @content_task(version=2, libraries=("torch",))
@@ -44,6 +46,7 @@ def influence_replays(
     from foretune.tasks.numerics.schedules import learning_rates
 
     kept = whole_rows(run, nodes, lora_scale(adapter))
+    assert kept is not None  # of one node at least
     place = {sample_id: n for n, sample_id in enumerate(kept.ids)}
     derivatives = _derivatives(run, shards, place)
     stored = run.store.open(targets).tensor_file("targets.safetensors")

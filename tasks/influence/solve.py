@@ -36,20 +36,20 @@ class SolverSettings(BaseModel):
 
     version: Literal[1] = 1
     preset: Literal["automatic", "seed", "tuned"] = Field(
-        "automatic",
+        default="automatic",
         title="Preset",
         description="automatic: scale from the largest eigenvalue; seed: scale 25; tuned: also the damping, so that "
         "the iterations converge, and the rows that the curvature sample needs",
     )
-    iterations: int = Field(10, ge=1, title="Iterations")
-    damping: float = Field(0.01, gt=0, lt=1, title="Damping", description="effective damping = damping x scale")
-    scale: float | None = Field(None, gt=0, title="Scale", description="none: what the preset says")
-    tolerance: float = Field(0.0, ge=0, title="Stop at residual", description="0: use all iterations")
+    iterations: int = Field(default=10, ge=1, title="Iterations")
+    damping: float = Field(default=0.01, gt=0, lt=1, title="Damping", description="effective damping = damping x scale")
+    scale: float | None = Field(default=None, gt=0, title="Scale", description="none: what the preset says")
+    tolerance: float = Field(default=0.0, ge=0, title="Stop at residual", description="0: use all iterations")
     preconditioner: Literal["none", "adam"] = Field(
-        "none", title="Preconditioner", description="adam: the damping acts in the metric of Adam's step sizes"
+        default="none", title="Preconditioner", description="adam: the damping acts in the metric of Adam's step sizes"
     )
     check: bool = Field(
-        False, title="Check", description="solve by conjugate gradients too and store how far both agree"
+        default=False, title="Check", description="solve by conjugate gradients too and store how far both agree"
     )
 
 

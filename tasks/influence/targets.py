@@ -28,14 +28,14 @@ class TargetSettings(BaseModel):
 
     version: Literal[1] = 1
     of: Literal["heldout", "margin", "feature"] = Field(
-        "heldout",
+        default="heldout",
         title="Target",
         description="heldout: mean held-out loss; margin: of the preference pairs; feature: mean activation of an "
         "SAE feature on held-out label tokens",
     )
-    feature: int | str | None = Field(None, title="Feature", description="number, or a label or part of one")
+    feature: int | str | None = Field(default=None, title="Feature", description="number, or a label or part of one")
     rows: int = Field(
-        24, ge=0, title="Held-out rows scored apart", description="chosen by id; LoRA with rows kept one by one"
+        default=24, ge=0, title="Held-out rows scored apart", description="chosen by id; LoRA with rows kept one by one"
     )
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def adapt(loaded: LoadedModel, adapter: AdapterSettings, seed: int) -> AdaptedMo
 
 
 def space_of(
-    shapes: dict[str, tuple[int, int]], adapter: AdapterSettings, seed: int, dtype: Any, device: Any = "cpu"
+    shapes: Mapping[str, tuple[int, ...]], adapter: AdapterSettings, seed: int, dtype: Any, device: Any = "cpu"
 ) -> Space:
     """The adapter's coordinates without a model at hand; `shapes` in the model's order, `dtype` that of the model."""
     from foretune.tasks.numerics.spaces import FullSpace, LoraSpace

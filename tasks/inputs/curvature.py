@@ -25,24 +25,33 @@ class CurvatureSettings(BaseModel):
 
     version: Literal[1] = 1
     curvature: Literal["gauss_newton", "hessian"] = Field(
-        "gauss_newton", title="Curvature", description="hessian is exact but may be indefinite: LiSSA may diverge"
+        default="gauss_newton",
+        title="Curvature",
+        description="hessian is exact but may be indefinite: LiSSA may diverge",
     )
-    rows: int = Field(8, ge=1, title="Curvature sample", description="training rows, chosen by id")
+    rows: int = Field(default=8, ge=1, title="Curvature sample", description="training rows, chosen by id")
     max_row_tokens: int = Field(
-        256, ge=2, title="Longest row of the curvature sample", description="a product's memory grows with its square"
+        default=256,
+        ge=2,
+        title="Longest row of the curvature sample",
+        description="a product's memory grows with its square",
     )
     quotients: Literal["auto", "sampled", "exact"] = Field(
-        "auto",
+        default="auto",
         title="K_ii",
         description="sampled: from gradients under labels that the model draws, with an error; they are kept, so that "
         "other rows or another mean gradient cost no pass; exact: one product per tensor; auto: sampled for LoRA",
     )
-    quotient_draws: int = Field(16, ge=2, title="Draws of the sampled K_ii", description="per row of the sample")
-    quotient_rows: int = Field(4, ge=1, title="Rows of the exact K_ii", description="out of the curvature sample")
-    power_iterations: int = Field(3, ge=1, title="Power iterations for the sharpness")
-    batch_tokens: int = Field(1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    quotient_draws: int = Field(
+        default=16, ge=2, title="Draws of the sampled K_ii", description="per row of the sample"
+    )
+    quotient_rows: int = Field(
+        default=4, ge=1, title="Rows of the exact K_ii", description="out of the curvature sample"
+    )
+    power_iterations: int = Field(default=3, ge=1, title="Power iterations for the sharpness")
+    batch_tokens: int = Field(default=1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
     graph_tokens: int = Field(
-        1024,
+        default=1024,
         ge=0,
         title="Tokens whose graph is kept between products",
         description="about 3 MB a token for a 135M model",

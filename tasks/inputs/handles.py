@@ -103,6 +103,6 @@ def exclusive(loaded: LoadedModel) -> Iterator[None]:
 
 
 @content_task(version=1, libraries=(*NUMERICS, "gguf"))
-def model(draft: Any, run: Run, gguf: Fingerprint, dtype: str) -> None:
+def model(draft: Any, run: Run, gguf: Fingerprint, dtype: Any) -> None:
     """A GGUF file as a Hugging Face folder: sharded safetensors in `dtype`, config and tokenizer."""
     convert_gguf(localise(gguf.uri), draft.folder, dtype)

@@ -80,8 +80,8 @@ def compare_rows(base: LoadedModel, new: LoadedModel, table: pa.Table, batch_tok
     parts, order = [], []
     for minibatch in minibatches(table, batch_tokens, base.device):
         with torch.no_grad():
-            logits = [call({}, minibatch.batch) for call in calls]
-        parts.append(compare_logits(*logits, minibatch.batch.labels))
+            before, after = (call({}, minibatch.batch) for call in calls)
+        parts.append(compare_logits(before, after, minibatch.batch.labels))
         order += minibatch.rows
     return reordered(joined(parts), order, len(table))
 
@@ -131,6 +131,7 @@ def win_rate(loaded: LoadedModel, table: pa.Table, batch_tokens: int) -> float:
 
     call, wins, count = label_caller(loaded, []), 0, 0
     for minibatch in minibatches(table, batch_tokens, loaded.device):
+        assert minibatch.rejected is not None  # a table of pairs
         with torch.no_grad():
             chosen = sequence_logprobs(call({}, minibatch.batch), minibatch.batch.labels)
             rejected = sequence_logprobs(call({}, minibatch.rejected), minibatch.rejected.labels)

@@ -15,9 +15,9 @@ class DiffSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Model comparison")
 
     version: Literal[1] = 1
-    rows: int = Field(64, ge=1, title="Held-out rows compared", description="chosen by id")
-    ece_bins: int = Field(15, ge=2, title="Bins of the calibration error")
+    rows: int = Field(default=64, ge=1, title="Held-out rows compared", description="chosen by id")
+    ece_bins: int = Field(default=15, ge=2, title="Bins of the calibration error")
     regression: float = Field(
-        0.10, gt=0, title="Regression", description="a probe regresses when its perplexity rises by this share"
+        default=0.10, gt=0, title="Regression", description="a probe regresses when its perplexity rises by this share"
     )
-    batch_tokens: int = Field(2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(default=2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())

@@ -30,9 +30,11 @@ class PromptGainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Prompt gain")
 
     version: Literal[1] = 1
-    mismatch: float = Field(0.0, title="Mismatch at", description="nats; an answer that gains no more is flagged")
-    share: float = Field(0.02, ge=0, le=1, title="Answer mismatch signal", description="share of rows")
-    batch_tokens: int = Field(2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    mismatch: float = Field(
+        default=0.0, title="Mismatch at", description="nats; an answer that gains no more is flagged"
+    )
+    share: float = Field(default=0.02, ge=0, le=1, title="Answer mismatch signal", description="share of rows")
+    batch_tokens: int = Field(default=2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
 
 class AnswerPass(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
     from torch import Tensor
-    from torch.nn import Module, Parameter
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
     from foretune.tasks.loading.models import LoadedModel
@@ -31,9 +32,9 @@ class AdapterTargets(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title="Adapter")
 
     version: Literal[1] = 1
-    method: Literal["lora", "full"] = Field("lora", title="Method")
+    method: Literal["lora", "full"] = Field(default="lora", title="Method")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        ["q_proj", "v_proj"],
+        default=["q_proj", "v_proj"],
         min_length=1,
         title="Target modules",
         description="module names or their last parts, as in peft; all-linear: all linear ones but the head",
@@ -50,18 +51,18 @@ class AdapterTargets(BaseModel):
 class AdapterSettings(AdapterTargets):
     """What the fine-tune trains, in the names of peft's LoraConfig."""
 
-    r: int = Field(8, ge=1, title="Rank")
-    lora_alpha: int = Field(16, ge=1, title="Alpha", description="the update is scaled by alpha / r")
+    r: int = Field(default=8, ge=1, title="Rank")
+    lora_alpha: int = Field(default=16, ge=1, title="Alpha", description="the update is scaled by alpha / r")
     lora_dropout: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         title="Dropout",
         description="in expectation: no value of it moves a prediction; a real run of backtest drops out",
         json_schema_extra={"affects_result": False},
     )
-    use_rslora: bool = Field(False, title="Rank-stabilised", description="scale by alpha / sqrt(r)")
-    bias: Literal["none"] = Field("none", title="Trained biases")
+    use_rslora: bool = Field(default=False, title="Rank-stabilised", description="scale by alpha / sqrt(r)")
+    bias: Literal["none"] = Field(default="none", title="Trained biases")
 
     @property
     def targets(self) -> AdapterTargets:
@@ -91,7 +92,7 @@ def lora_scale(adapter: AdapterSettings) -> float:
     return adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
 
 
-def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Parameter]:
+def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Tensor]:
     """{name: weight} of what moves, in the model's order, names as in `model.named_parameters`.
 
     LoRA: the full weights [out, in] of the modules that peft adapts. Full: every floating-point parameter, a
@@ -123,7 +124,8 @@ def undecayed_weights(model: Module) -> frozenset[str]:
     """Names of the parameters that transformers' Trainer leaves out of weight decay: norms and biases."""
     from transformers import Trainer
 
-    decayed = Trainer.get_decay_parameter_names(None, model)  # reads nothing of a trainer
+    no_trainer: Any = None
+    decayed = Trainer.get_decay_parameter_names(no_trainer, model)  # reads nothing of a trainer
     return frozenset(name for name, _ in model.named_parameters()) - frozenset(decayed)
 
 
@@ -175,7 +177,7 @@ def _likeness(leaf: str, asked: list[str]) -> float:
 
 
 def lora_init(
-    shapes: dict[str, tuple[int, int]], adapter: AdapterSettings, seed: int, dtype: torch.dtype | None = None
+    shapes: Mapping[str, tuple[int, ...]], adapter: AdapterSettings, seed: int, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """{name: A [r, in]} as peft's `get_peft_model` draws it right after `torch.manual_seed(seed)`; B is zero.
 

@@ -16,29 +16,34 @@ class ModelSettings(BaseModel):
     name_or_path: str = Field(
         min_length=1, title="Model", description="hub id, local folder, s3:// folder, or .gguf file"
     )
-    revision: str | None = Field(None, title="Revision", description="branch, tag or commit of a hub id")
+    revision: str | None = Field(default=None, title="Revision", description="branch, tag or commit of a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", title="Dtype", description="in which the model computes"
+        default="float32", title="Dtype", description="in which the model computes"
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device", description="auto: CUDA when there"
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device", description="auto: CUDA when there"
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
-        "eager", title="Attention", description="only eager has the forward-mode derivatives that passes use"
+        default="eager", title="Attention", description="only eager has the forward-mode derivatives that passes use"
     )
     gradient_checkpointing: bool = Field(
-        False,
+        default=False,
         title="Gradient checkpointing",
         description="gradients of the landscape and of anchors in less memory: every layer runs twice",
     )
-    trust_remote_code: bool = Field(False, title="Run code that comes with the model")
-    allow_pickle: bool = Field(False, title="Open pickled weights")
+    trust_remote_code: bool = Field(default=False, title="Run code that comes with the model")
+    allow_pickle: bool = Field(default=False, title="Open pickled weights")
     device_map: Literal["auto"] | None = Field(
-        None, title="Device map", description="auto: spread the layers over GPUs, main memory and disk"
+        default=None, title="Device map", description="auto: spread the layers over GPUs, main memory and disk"
     )
     cpu_memory_gb: float | None = Field(
-        None, gt=0, title="Main memory for the model", description="GB that device_map fills before it goes to disk"
+        default=None,
+        gt=0,
+        title="Main memory for the model",
+        description="GB that device_map fills before it goes to disk",
     )
     offload_folder: str | None = Field(
-        None, title="Offload folder", description="where device_map puts layers that fit nowhere else; none: the cache"
+        default=None,
+        title="Offload folder",
+        description="where device_map puts layers that fit nowhere else; none: the cache",
     )

@@ -54,9 +54,13 @@ def joined(parts: list[SampleComparison]) -> SampleComparison:
     """Micro-batches one after another."""
     return SampleComparison(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("loss_base", "loss_new", "kl", "tokens")),
-        confidence=tuple(torch.cat([part.confidence[side] for part in parts]) for side in (0, 1)),
-        correct=tuple(torch.cat([part.correct[side] for part in parts]) for side in (0, 1)),
+        confidence=_sides([part.confidence for part in parts]),
+        correct=_sides([part.correct for part in parts]),
     )
+
+
+def _sides(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([base for base, _ in pairs]), torch.cat([new for _, new in pairs])
 
 
 def reordered(sides: SampleComparison, order: list[int], rows: int) -> SampleComparison:

@@ -1,4 +1,4 @@
-"""What every row does to a loss, read off many retrainings of the surrogate: a linear datamodel.
+"""The effect of every row on a loss, from many retrainings of the surrogate: a linear datamodel.
 
 The optimiser's recursion is advanced over the stored row gradients for random halves of the rows, each in an order
 of its own, and the outcome is regressed on which rows took part (Ilyas et al. 2022, arXiv 2202.00622). Two things
@@ -51,7 +51,7 @@ def half_runs(
 ) -> HalfRuns:
     """`runs` random halves, every epoch in an order of its own; `rates(steps)` gives the schedule.
 
-    Raises ValueError for fewer than four rows: halves of them say nothing about a single one.
+    Raises ValueError for fewer than four rows: halves of so few do not tell the rows apart.
     """
     if rows < 4:
         raise ValueError(f"{rows} rows: a datamodel needs at least 4")
@@ -95,11 +95,11 @@ def replayed_changes(
         rows, target = block(name), targets(name)
         for chunk in _chunks(weights, rows.shape[1]):
             batches = (weights[chunk] * scales[chunk]) @ rows  # [c, t, d]
-            moved = {"": torch.zeros_like(batches[:, 0])}
-            state = initial_state(settings, moved)
+            change = {"": torch.zeros_like(batches[:, 0])}
+            state = initial_state(settings, change)
             for step, rate in enumerate(runs.rates):
-                state, _ = advance(settings, state, moved, {"": batches[:, step]}, rate)
-            changes[chunk] += (moved[""] @ target.T).double()
+                state, _ = advance(settings, state, change, {"": batches[:, step]}, rate)
+            changes[chunk] += (change[""] @ target.T).double()
     return changes
 
 
@@ -122,39 +122,34 @@ def _chunks(weights: Tensor, width: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """What the rows' own derivatives say of the same runs."""
+    """The first-order effects of the rows in the same runs."""
 
-    scores: Tensor  # [n, targets] float64 change of every target by a row's taking part
+    scores: Tensor  # [n, targets] float64 change of every target when a row takes part
     changes: Tensor  # [k, targets] float64 change of every target after each run
 
 
 def first_order(derivatives: Tensor, tokens: Sequence[float], runs: HalfRuns, momentum: float) -> FirstOrder:
-    """Sums over the rows taken, from each row's derivatives [n, targets] along Adam's direction.
+    """First-order scores and changes, from each row's derivatives [n, targets] along Adam's direction.
 
     Adam divides by the size of the batch gradients themselves, so a row counts by its summed loss, against the mean
     tokens of a batch and not against those of its own: that explains 0.85 to 0.89 of the replays' variance, a batch's
-    own tokens 0.67 to 0.72 (SmolLM2, self-instruct). A batch at step t is felt at every later step u by (1 - m)
-    m^(u - t) / (1 - m^(u + 1)) of rate u, Adam's mean of gradients with its bias corrected (m = beta 1).
+    own tokens 0.67 to 0.72 (SmolLM2, self-instruct). A batch at step t moves the weights at every step u >= t by
+    (1 - m) m^(u - t) / (1 - m^(u + 1)) of rate u: Adam's mean of gradients with its bias corrected (m = beta 1).
     """
-    steps, d = len(runs.rates), derivatives.double()
-    felt = torch.tensor(
-        [
-            sum(rate * (1 - momentum) * momentum ** (u - t) / (1 - momentum ** (u + 1)) for u, rate in later)
-            for t in range(steps)
-            for later in [list(enumerate(runs.rates))[t:]]
-        ],
-        dtype=torch.float64,
-    )
+    d, rates = derivatives.double(), torch.tensor(runs.rates, dtype=torch.float64)
+    step = torch.arange(len(rates), dtype=torch.float64)
+    decay = (momentum ** (step - step[:, None]).clamp_min(0)).triu()  # [t, u] m^(u - t) of every later step u
+    effect = decay @ (rates * (1 - momentum) / (1 - momentum ** (step + 1)))  # [t]
     size = max(len(step) for step in runs.steps[0]) * sum(tokens) / len(tokens)
     taken = (runs.weights(tokens) > 0).double()
-    shares = (taken * felt[None, :, None]).sum(1) / size  # [k, n]
+    shares = (taken * effect[None, :, None]).sum(1) / size  # [k, n]
     inclusion = runs.inclusion(len(tokens))
     return FirstOrder(-d * (shares.sum() / inclusion.sum()), -shares @ d)
 
 
 @dataclass(frozen=True)
 class Datamodel:
-    """Change of every target by a row's taking part, per target one column."""
+    """Change of every target when a row takes part; one column per target."""
 
     scores: Tensor  # [n, targets] float64
     explained: Tensor  # [targets] share of the outcomes' variance over replays that first order explains
@@ -165,7 +160,7 @@ def fit_datamodel(inclusion: Tensor, changes: Tensor, known_order: FirstOrder) -
     """Scores [n, targets] from k replays: inclusion [k, n] and changes [k, targets].
 
     scores = slope * first-order scores + ridge regression of (changes - slope * first-order changes) on inclusion.
-    Halves of one size say nothing about what all rows have in common: that part is first order alone.
+    Halves of equal size hold no information on what all rows have in common: that part is first order alone.
     """
     taken, outcome, known = (part - part.mean(0) for part in (inclusion, changes, known_order.changes))
     slope = (known * outcome).sum(0) / known.square().sum(0).clamp_min(1e-300)

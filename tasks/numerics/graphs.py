@@ -26,9 +26,11 @@ class CurvatureGraph(Protocol):
 
     def product(self, tangent: Vector) -> Vector:
         """H t over all weights; `tangent` covers all of them."""
+        ...
 
     def block(self, tangent: Vector) -> float:
         """t^T H t; `tangent` may cover only some weights, the others do not move."""
+        ...
 
 
 def softmax_curvature(probabilities: Tensor, u: Tensor) -> Tensor:

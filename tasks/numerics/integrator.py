@@ -1,15 +1,15 @@
-"""Anchors: the gradient field measured again along the predicted path, and the recursion carried on over it.
+"""Anchors: the gradient field measured again along the predicted path, and the recursion continued over it.
 
-A segment is predicted with the field extrapolated from the anchors behind it, the gradients of a few nodes
+A segment is predicted with the field extrapolated from the anchors behind it, the gradients of a few blocks
 are measured at its predicted end, and the segment is replayed with the field interpolated to that end: a
 predictor and a corrector with one measurement per segment (PEC; Hairer, Norsett & Wanner, Solving Ordinary
-Differential Equations I, III.1).
+Differential Equations I, III.1). Between anchors the mean gradient is linear in the cumulative learning rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -22,71 +22,90 @@ from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_state, replay
 from foretune.tasks.numerics.vectors import Vector, axpy, dot, norm
 
-SEGMENT_STEPS = 14  # over 12 steps two nodes hold (cosine 0.995), over 27 they do not
-ENOUGH_NODES, ENOUGH_ROWS = 2, 16  # per anchor: what those two nodes were
-
-# measure(delta, nodes): node sums of gradients, as GradientField.read gives them, at base weights + delta
-Measure = Callable[[Vector, Sequence[int]], Sequence[Mapping[str, Tensor]]]
+SEGMENT_STEPS = 14  # over 12 steps two blocks are enough (cosine 0.995), over 27 they are not
+ENOUGH_BLOCKS, ENOUGH_ROWS = 2, 16  # per anchor: the size of those two blocks
 
 
 @dataclass(frozen=True)
 class MeanEstimate:
-    mean: Vector  # {name: [out, in]} gradient of the token-mean loss over all nodes
-    carry: float  # share of a node's deviation from the mean that is left of the one at the base weights
+    mean: Vector  # {name: [out, in]} gradient of the token-mean loss over all blocks
+    coefficient: float  # of the control variate: share of a block's deviation at the base weights that is left
 
 
-def estimate_mean(field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]]) -> MeanEstimate:
-    """Mean gradient over the whole field from some nodes' gradients measured elsewhere: a control variate.
+def estimate_mean(
+    field: GradientField, blocks: Sequence[int], measured: Sequence[Mapping[str, Tensor]]
+) -> MeanEstimate:
+    """Mean gradient over the whole field from some blocks' gradient sums measured elsewhere: a control variate.
 
-    mean(theta) ~ mean_S(theta) + carry * (mean(0) - mean_S(0)), with `carry` between 0 and 1: at 1 the subset
-    tells the drift alone, at 0 the stored field is forgotten.
+    mean(theta) ~ mean_S(theta) + c * (mean(0) - mean_S(0)), with the coefficient c between 0 and 1: at 1 the blocks
+    S only say how far the mean has shifted, at 0 the stored field is not used.
     """
-    tokens = sum(field.tokens[node] for node in nodes)
+    tokens = sum(field.tokens[block] for block in blocks)
     now = {name: sum(gradient[name].float() for gradient in measured) / tokens for name in field.names}
-    carry = _single_carry(field, nodes[0], now) if len(nodes) == 1 else _carry(field, nodes, measured, now)
+    if len(blocks) == 1:
+        coefficient = _coefficient_of_one(field, blocks[0], now)
+    else:
+        coefficient = _coefficient(field, blocks, measured, now)
     for name, mean in now.items():
-        mean.add_(field.mean(name) - field.group_mean(nodes, name), alpha=carry)
-    return MeanEstimate(now, carry)
+        mean.add_(field.mean(name) - field.group_mean(blocks, name), alpha=coefficient)
+    return MeanEstimate(now, coefficient)
 
 
-def _carry(field: GradientField, nodes: Sequence[int], measured: Sequence[Mapping[str, Tensor]], now: Vector) -> float:
-    """Regression of the nodes' deviations from mean_S on those at the base weights, all weights together."""
-    shared = spread = 0.0
+def _coefficient(
+    field: GradientField, blocks: Sequence[int], measured: Sequence[Mapping[str, Tensor]], now: Vector
+) -> float:
+    """Regression of the blocks' deviations from mean_S on those at the base weights, all weights together."""
+    covariance = variance = 0.0
     for name in field.names:
-        base = field.group_mean(nodes, name)
-        for node, gradient in zip(nodes, measured, strict=True):
-            before = field.group_mean([node], name).sub_(base)
-            shared += float((before * (gradient[name] / field.tokens[node] - now[name])).sum())
-            spread += float(before.square().sum())
-    return _within_unit(shared, spread)
+        base = field.group_mean(blocks, name)
+        for block, gradient in zip(blocks, measured, strict=True):
+            before = field.group_mean([block], name).sub_(base)
+            covariance += float((before * (gradient[name] / field.tokens[block] - now[name])).sum())
+            variance += float(before.square().sum())
+    return _within_unit(covariance, variance)
 
 
-def _single_carry(field: GradientField, node: int, now: Vector) -> float:
-    """One node has no mean to deviate from: the same regression on what is orthogonal to the field's mean."""
-    base = {name: field.group_mean([node], name) for name in field.names}
+def _coefficient_of_one(field: GradientField, block: int, now: Vector) -> float:
+    """One block has no mean to deviate from: the same regression on its part orthogonal to the field's mean."""
+    base = {name: field.group_mean([block], name) for name in field.names}
     mean = {name: field.mean(name) for name in field.names}
-    along = dot(base, mean) / dot(mean, mean)
-    before = axpy(-along, mean, base)
+    parallel = dot(base, mean) / dot(mean, mean)
+    before = axpy(-parallel, mean, base)
     return _within_unit(dot(before, now), dot(before, before))
 
 
-def _within_unit(shared: float, spread: float) -> float:
-    return min(1.0, max(0.0, shared / spread)) if spread > 0 else 0.0
+def _within_unit(covariance: float, variance: float) -> float:
+    return min(1.0, max(0.0, covariance / variance)) if variance > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class AnchorPlan:
+    anchor_steps: tuple[int, ...]  # steps where the field is measured again; empty when the budget buys no block
+    blocks_per_anchor: int
 
 
 @dataclass(frozen=True)
 class Anchor:
+    """A point of the predicted path at which the field is to be measured again."""
+
+    step: int  # optimiser steps taken
+    delta: Vector  # predicted weight change there, {name: [out, in]}
+    blocks: tuple[int, ...]  # gradient blocks to measure
+
+
+@dataclass(frozen=True)
+class MeasuredAnchor:
     step: int  # optimiser steps taken where the field was measured again
-    nodes: tuple[int, ...]  # nodes measured
-    carry: float  # see MeanEstimate
+    blocks: tuple[int, ...]  # gradient blocks measured
+    coefficient: float  # see MeanEstimate
     correction: float  # movement that the corrector changed, as a share of the segment's movement
     loss_change: float  # nats per training token since the base weights, by the path integral of the means
 
 
 @dataclass(frozen=True)
 class Integration:
-    segments: tuple[Replay, ...]  # in order, each carried on from the one before
-    anchors: tuple[Anchor, ...]  # re-measurements; the base weights are not among them
+    segments: tuple[Replay, ...]  # in order, each continued from the one before
+    anchors: tuple[MeasuredAnchor, ...]  # re-measurements; the base weights are not among them
     measured_rows: int  # rows whose gradients were measured again
 
     @property
@@ -104,62 +123,56 @@ def integrate(
     adapter: Adapter,
     settings: OptimizerSettings,
     rates: Sequence[float],
-    measure: Measure,
+    plan: AnchorPlan,
     *,
-    stops: Sequence[int],
-    nodes_per_anchor: int,
     seed: int,
     snapshots: Collection[int] = (),
-    keep: Callable[[int, Vector], None] | None = None,
-) -> Integration:
-    """Replays the run in segments that end at `stops`, measuring the field again at each predicted end.
+) -> Generator[Anchor | Integration, MeanEstimate, None]:
+    """Replays the run in segments that end at the plan's anchor steps, with the field measured again at each.
 
-    `keep` is given every stop and how far the mean gradient has moved there from that at the base weights.
+    Yields every anchor, to be sent the mean gradient that was measured there, and last of all the integration:
 
-    The measured nodes rotate through the field in a seeded order, so that what one subset gets wrong the
-    next ones average out. Every stop costs `nodes_per_anchor` nodes. Raises ValueError when the stops do not
-    rise to the end of the schedule, or there are fewer nodes than asked for.
+        reached = next(run)
+        while isinstance(reached, Anchor):
+            reached = run.send(estimate_mean(field, reached.blocks, measured(reached)))
+
+    The measured blocks rotate through the field in a seeded order, so that what one subset gets wrong the
+    next ones average out. Raises ValueError when the anchor steps do not rise to the end of the schedule, or the
+    field has fewer blocks than the plan measures at once.
     """
-    field = batches.field
-    if list(stops) != sorted({*stops} - {0}) or stops[-1] != len(rates):
-        raise ValueError(f"stops {list(stops)} must rise from above 0 to {len(rates)}, the schedule's end")
+    field, steps = batches.field, plan.anchor_steps
+    if list(steps) != sorted({*steps} - {0}) or steps[-1] != len(rates):
+        raise ValueError(f"anchor steps {list(steps)} must rise from above 0 to {len(rates)}, the schedule's end")
     run = _Run(batches, adapter, settings, rates, tuple(snapshots))
     before = last = _Mean(0, {name: field.mean(name) for name in field.names})
     state, segments, anchors = initial_replay_state(adapter, settings), [], []
     here, loss_change = adapter.delta(state.parameters), 0.0
-    for stop, nodes in zip(stops, rotation(field.nodes, nodes_per_anchor, len(stops), seed), strict=True):
-        predicted = run.advance(state, last, run.extrapolated(before, last, stop)).delta
-        estimate = estimate_mean(field, nodes, measure(predicted, nodes))
-        before, last = last, _Mean(stop, estimate.mean)
-        if keep is not None:
-            keep(stop, {name: mean - field.mean(name) for name, mean in last.gradient.items()})
+    for step, blocks in zip(steps, rotation(field.blocks, plan.blocks_per_anchor, len(steps), seed), strict=True):
+        predicted = run.advance(state, last, run.extrapolated(before, last, step)).delta
+        estimate = yield Anchor(step, predicted, blocks)
+        before, last = last, _Mean(step, estimate.mean)
         segments.append(run.advance(state, before, last))
         state, start, here = segments[-1].state, here, segments[-1].delta
         moved = axpy(-1.0, start, here)
         loss_change += 0.5 * (dot(before.gradient, moved) + dot(last.gradient, moved))
         correction = norm(axpy(-1.0, predicted, here)) / max(norm(moved), 1e-30)
-        anchors.append(Anchor(stop, nodes, estimate.carry, correction, loss_change))
-    rows = sum(field.rows[node] for anchor in anchors for node in anchor.nodes)
-    return Integration(tuple(segments), tuple(anchors), rows)
+        anchors.append(MeasuredAnchor(step, blocks, estimate.coefficient, correction, loss_change))
+    rows = sum(field.rows[block] for anchor in anchors for block in anchor.blocks)
+    yield Integration(tuple(segments), tuple(anchors), rows)
 
 
-@dataclass(frozen=True)
-class AnchorPlan:
-    stops: tuple[int, ...]  # steps where the field is measured again; empty when the budget buys no node
-    nodes_per_anchor: int
+def trusted_share(errors: Mapping[int, float], rates: Sequence[float], tolerance: float) -> float:
+    """Share of the run's cumulative learning rate over which the frozen field is good to `tolerance` nats.
 
-
-def trusted_travel(errors: Mapping[int, float], rates: Sequence[float], tolerance: float) -> float:
-    """Share of the run's travel, its summed learning rates, over which the frozen field is good to `tolerance` nats.
-
-    `errors` holds, by step, how far the loss predicted over the frozen field was from the evaluated one. It grows
-    with the square of the travel, so that the first one beyond the tolerance says where it was passed.
+    `errors` holds, by step, how far the loss predicted over the frozen field was from the evaluated one. The error
+    grows with the square of the cumulative learning rate, so the first one beyond the tolerance tells where the
+    tolerance was passed.
     """
-    travelled = [0.0, *accumulate(rates)]
-    whole = travelled[-1] or 1.0  # a warm-up as long as the run travels nowhere
+    elapsed_lr = [0.0, *accumulate(rates)]
+    whole = elapsed_lr[-1] or 1.0  # a warm-up as long as the run has no learning rate at all
     trusted = 0.0
     for step in sorted(errors):
-        reached, error = travelled[step] / whole, abs(errors[step])
+        reached, error = elapsed_lr[step] / whole, abs(errors[step])
         if not error <= tolerance:  # not a number is beyond any tolerance
             return max(trusted, reached * math.sqrt(tolerance / error)) if math.isfinite(error) else trusted
         trusted = reached
@@ -169,47 +182,47 @@ def trusted_travel(errors: Mapping[int, float], rates: Sequence[float], toleranc
 def plan_anchors(
     field: GradientField, rates: Sequence[float], trusted: float, max_anchors: int, max_rows: int
 ) -> AnchorPlan:
-    """As many segments as the base field, `trusted` over that share of the travel, asks for and `max_rows` rows pay.
+    """As many segments as a base field that is `trusted` over that share of the run needs and `max_rows` rows pay for.
 
-    An anchor measures no more than ENOUGH_NODES nodes, or those that make ENOUGH_ROWS rows: a run that is trusted for
-    long costs less than it may. Short of rows, a second node per anchor (one node has no mean to deviate from) goes
-    before another segment, but no segment is longer than SEGMENT_STEPS or twice the trusted travel as long as there
-    is a node for each. Cosine on SmolLM2 by the length of a segment in trusted travels: 1.6 0.94 (216 steps, 16
-    segments of one node; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
+    An anchor measures no more than ENOUGH_BLOCKS blocks, or those that make ENOUGH_ROWS rows: a run that is trusted
+    for long costs less than it may. Short of rows, a second block per anchor (one block has no mean to deviate from)
+    goes before another segment, but no segment is longer than SEGMENT_STEPS or twice the trusted share as long as
+    there is a block for each. Cosine on SmolLM2 by the length of a segment in trusted shares: 1.6 0.94 (216 steps, 16
+    segments of one block; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
     layers, 8 of one and 4 of two).
     """
     wanted = min(max_anchors, math.ceil(1 / trusted - 1e-9)) if trusted else max_anchors
-    nodes = int(max_rows * field.nodes / sum(field.rows))
-    if nodes < 1 or wanted < 1:
+    blocks = int(max_rows * field.blocks / sum(field.rows))
+    if blocks < 1 or wanted < 1:
         return AnchorPlan((), 0)
     long = 1 / (2 * trusted) if trusted else math.inf
-    segments = max(nodes // min(2, field.nodes), math.ceil(len(rates) / SEGMENT_STEPS), min(nodes, long), 1)
-    stops = equal_travel(rates, min(wanted, nodes, int(segments)))
-    enough = max(ENOUGH_NODES, math.ceil(ENOUGH_ROWS * field.nodes / sum(field.rows)))
-    return AnchorPlan(tuple(stops), min(field.nodes, enough, max(1, nodes // len(stops))))
+    segments = max(blocks // min(2, field.blocks), math.ceil(len(rates) / SEGMENT_STEPS), min(blocks, long), 1)
+    steps = equal_segments(rates, min(wanted, blocks, int(segments)))
+    enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
+    return AnchorPlan(tuple(steps), min(field.blocks, enough, max(1, blocks // len(steps))))
 
 
-def equal_travel(rates: Sequence[float], segments: int) -> list[int]:
-    """Steps that end segments of equal travel, the sum of learning rates; the last is the schedule's end.
+def equal_segments(rates: Sequence[float], segments: int) -> list[int]:
+    """Steps that end segments of equal cumulative learning rate; the last is the schedule's end.
 
     Fewer than `segments` when the run has too few steps.
     """
-    travelled = [0.0, *accumulate(rates)]
-    ends = [travelled[-1] * cut / segments for cut in range(1, segments)]
-    return sorted({*steps_at(travelled, ends), len(rates)} - {0})
+    elapsed_lr = [0.0, *accumulate(rates)]
+    ends = [elapsed_lr[-1] * cut / segments for cut in range(1, segments)]
+    return sorted({*nearest_steps(elapsed_lr, ends), len(rates)} - {0})
 
 
-def steps_at(travelled: Sequence[float], travels: Sequence[float]) -> list[int]:
-    """The steps that come nearest to having travelled so far; `travelled` is the travel before every step."""
-    return [min(range(len(travelled)), key=lambda step: abs(travelled[step] - travel)) for travel in travels]
+def nearest_steps(elapsed_lr: Sequence[float], wanted: Sequence[float]) -> list[int]:
+    """For each wanted cumulative learning rate the step nearest to it; `elapsed_lr` is the one before every step."""
+    return [min(range(len(elapsed_lr)), key=lambda step: abs(elapsed_lr[step] - each)) for each in wanted]
 
 
-def rotation(nodes: int, size: int, rounds: int, seed: int) -> list[tuple[int, ...]]:
-    """`size` distinct nodes per round, walking cyclically through one seeded order of all nodes."""
-    if not 1 <= size <= nodes:
-        raise ValueError(f"{size} nodes per anchor asked of a field of {nodes}: give between 1 and {nodes}")
-    order = torch.randperm(nodes, generator=torch.Generator().manual_seed(seed)).tolist()
-    return [tuple(order[(turn * size + i) % nodes] for i in range(size)) for turn in range(rounds)]
+def rotation(blocks: int, size: int, rounds: int, seed: int) -> list[tuple[int, ...]]:
+    """`size` distinct blocks per round, walking cyclically through one seeded order of all blocks."""
+    if not 1 <= size <= blocks:
+        raise ValueError(f"{size} blocks per anchor asked of a field of {blocks}: give between 1 and {blocks}")
+    order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [tuple(order[(turn * size + i) % blocks] for i in range(size)) for turn in range(rounds)]
 
 
 @dataclass(frozen=True)
@@ -227,21 +240,21 @@ class _Run:
     snapshots: tuple[int, ...]
 
     @cached_property
-    def travelled(self) -> list[float]:
-        """Sum of learning rates before each step: the abscissa along which the mean gradient is a line."""
+    def elapsed_lr(self) -> list[float]:
+        """Cumulative learning rate before each step: the abscissa in which the mean gradient is linear."""
         return [0.0, *accumulate(self.rates)]
 
-    def share(self, start: int, stop: int, step: int) -> float:
-        """How far `step` lies on the way from `start` to `stop`; above one beyond it."""
-        path = self.travelled[stop] - self.travelled[start]
-        return (self.travelled[step] - self.travelled[start]) / path if path else 0.0
+    def share(self, start: int, end: int, step: int) -> float:
+        """Where `step` lies between `start` (0) and `end` (1) in cumulative learning rate; above one beyond it."""
+        whole = self.elapsed_lr[end] - self.elapsed_lr[start]
+        return (self.elapsed_lr[step] - self.elapsed_lr[start]) / whole if whole else 0.0
 
-    def extrapolated(self, before: _Mean, last: _Mean, stop: int) -> _Mean:
-        """The straight line through the last two means at `stop`; the last one while there is only one."""
-        ahead = self.share(before.step, last.step, stop)
+    def extrapolated(self, before: _Mean, last: _Mean, step: int) -> _Mean:
+        """The straight line through the last two means at `step`; the last one while there is only one."""
+        ahead = self.share(before.step, last.step, step)
         if not ahead:
-            return _Mean(stop, last.gradient)
-        return _Mean(stop, {n: torch.lerp(before.gradient[n], g, ahead) for n, g in last.gradient.items()})
+            return _Mean(step, last.gradient)
+        return _Mean(step, {n: torch.lerp(before.gradient[n], g, ahead) for n, g in last.gradient.items()})
 
     def advance(self, state: ReplayState, start: _Mean, end: _Mean) -> Replay:
         """Replays from `start` to `end` with the mean on the line between them.

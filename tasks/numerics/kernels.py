@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def differentiable_attention() -> AbstractContextManager[None]:
+def differentiable_attention() -> AbstractContextManager[object]:
     """Within it, scaled dot-product attention runs its plain kernel.
 
     The fused ones have no forward-mode and no second derivative, and their backward pass depends on the batch

@@ -45,11 +45,11 @@ def tune(
         raise ValueError(
             f"tune needs lambda_max > 0, trace > 0 and tolerance in (0, 1), got {lambda_max}, {trace}, {tolerance}"
         )
-    if (effective_damping is None) == (iterations is None):
-        raise ValueError("give either effective_damping or iterations, the other follows")
     size = SAFETY * lambda_max
-    if iterations is not None:
+    if iterations is not None and effective_damping is None:
         damping = 1.0 - tolerance ** (1.0 / iterations)
+    elif iterations is not None or effective_damping is None:
+        raise ValueError("give either effective_damping or iterations, the other follows")
     else:
         damping = effective_damping / size
         if not 0.0 < damping < 1.0:

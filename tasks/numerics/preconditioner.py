@@ -37,10 +37,10 @@ def node_moments(field: GradientField, space: Space, batch_rows: int, name: str)
     batch_rows = max(1, min(batch_rows, sum(field.rows) // 2))
     mean = space.pull({name: field.mean(name)})[name]
     variance = torch.zeros_like(mean)
-    for node in range(field.nodes):
+    for node in range(field.blocks):
         factor = field.noise_factor([node], batch_rows) ** 2
         node_gradient = space.pull({name: field.group_mean([node], name)})[name]
-        variance += factor / field.nodes * (node_gradient - mean).square()
+        variance += factor / field.blocks * (node_gradient - mean).square()
     return Moments(mean, variance)
 
 

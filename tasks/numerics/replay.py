@@ -53,7 +53,7 @@ class LoraAdapter:
 
     @property
     def decay_origin(self) -> None:
-        """The factors are stored themselves, so decay acts on them as they are."""
+        """None: what is stored are the factors themselves, so decay acts on them as they are."""
         return None
 
     @property
@@ -64,7 +64,7 @@ class LoraAdapter:
 
 @dataclass(frozen=True)
 class FullAdapter:
-    """W = W0 + D: every weight moves with its own gradient. D is stored: small moves keep their digits."""
+    """W = W0 + D: every weight moves with its own gradient. D is stored, so that small changes keep their digits."""
 
     weights: Mapping[str, Tensor]  # W0 by name, [out, in]; weight decay pulls W0 + D
     undecayed: frozenset[str] = frozenset()  # names that weight decay leaves alone

@@ -1,8 +1,8 @@
 """Every row's gradient in the coordinates of a LoRA adapter at its start: G_i A0^T, [out, r] instead of [out, in].
 
-It is what the row does to B at first order, a few hundred times smaller than the gradient itself, and falls out
-of the landscape's own forward and backward pass: with x_t the module's input and d_t the gradient of its output at
-token t, G_i A0^T = sum_t d_t (A0 x_t)^T.
+To first order it is the row's gradient in B. It is a few hundred times smaller than the full gradient, and falls
+out of the landscape's own forward and backward pass: with x_t the module's input and d_t the gradient of its output
+at token t, G_i A0^T = sum_t d_t (A0 x_t)^T.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ class RowGradients:
     read: Callable[[int, str], Tensor] = field(repr=False)
     _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def imposed(self, gradient: Tensor, shares: Mapping[int, float], name: str) -> Tensor:
-        """`gradient` [out, in] with its part in the row space of A0 replaced by that of a batch: the rows' own
-        gradients, each times its share.
+    def with_row_space_replaced(self, gradient: Tensor, shares: Mapping[int, float], name: str) -> Tensor:
+        """G (I - P) + sum_i s_i G_i P with P = A0^+ A0 the projection on the row space of A0, [out, in].
 
-        What a batch does outside that space is felt through the motion of A alone: there `gradient`, a batch of
-        the same size but of other rows, stands for it.
+        G is `gradient`, the s_i are `shares`, by row. Inside the row space this is exactly the gradient of a batch of
+        those rows. Outside it only `gradient` is known, that of a batch of the same size but of other rows; an
+        approximation there matters little, because it enters through the motion of A alone.
         """
         down = self.factors[name].to(gradient)
-        known = (gradient @ down.T).neg_()
+        change = (gradient @ down.T).neg_()
         for row, share in shares.items():
-            known.add_(self.read(row, name).to(known), alpha=share)
-        return gradient.addmm(known, self._lift(name, down))
+            change.add_(self.read(row, name).to(change), alpha=share)
+        return gradient.addmm(change, self._lift(name, down))
 
     def _lift(self, name: str, down: Tensor) -> Tensor:
         """[r, in] with (G A0^T) lift = G projected on the row space of A0; the rank may exceed the input width."""

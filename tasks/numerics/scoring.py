@@ -50,6 +50,7 @@ def sample_derivatives(
     derivatives, seen = [], 0
     for batch in batches:
         if method == "one_sided":
+            assert step is not None and base_losses is not None  # checked above
             with torch.no_grad():
                 ahead = _losses(call, batch)(perturbed(weights, direction, step)).double().sum(-1)
             base = base_losses[seen : seen + batch.rows].to(ahead)

@@ -26,12 +26,12 @@ class Member:
     adapter: Adapter
     settings: OptimizerSettings
     rates: Sequence[float]  # one learning rate per step
-    kept: Collection[int] = ()  # step counts whose merged delta is wanted
+    snapshots: Collection[int] = ()  # step counts whose merged delta is wanted
 
 
 @dataclass
 class Swept:
-    """Where one run came to; after a fault, the steps before it."""
+    """How far one run came: all of its steps, or those before its fault."""
 
     adapter: Adapter
     snapshots: dict[int, Vector] = field(default_factory=dict)  # steps taken -> parameters at that moment
@@ -39,7 +39,7 @@ class Swept:
     fault: str | None = None
 
     def delta_at(self, step: int) -> Vector:
-        """Merged weight change {name: [out, in]} once `step` steps are taken; one of the member's `kept`."""
+        """Merged weight change {name: [out, in]} once `step` steps are taken; one of the member's `snapshots`."""
         return self.adapter.delta(self.snapshots[step])
 
 
@@ -48,19 +48,19 @@ def sweep(gradient: Callable[[int, str], Tensor], names: Sequence[str], members:
     """Replay every member over `gradient(step, name)` [out, in], as `replay` would each alone.
 
     A member may adapt fewer modules than `names`, and take fewer steps than the longest. One whose gradient or
-    weights are no longer finite stops there, and says so.
+    weights are no longer finite stops there, and `fault` gives the reason.
     """
     running = [_Running(member, Swept(member.adapter)) for member in members]
     for step in range(max((len(member.rates) for member in members), default=0)):
         active = [run for run in running if run.swept.fault is None and step < len(run.member.rates)]
-        _measure(gradient, names, step, active)
+        _read_gradients(gradient, names, step, active)
         for run in active:
             run.step(step)
     return [run.swept for run in running]
 
 
 class _Running:
-    """One member in motion. Its parameters, and their gradients, are views of one vector each: the optimizer's
+    """One member being replayed. Its parameters, and their gradients, are views of one vector each: the optimizer's
     arithmetic is then a dozen operations a step, whatever the number of modules."""
 
     def __init__(self, member: Member, swept: Swept) -> None:
@@ -70,7 +70,7 @@ class _Running:
         self.parameters = _views(self.flat[""], started)
         self.gradient = torch.zeros_like(self.flat[""])
         self.gradients = _views(self.gradient, started)
-        self.moved = [name.removesuffix(".lora_A") for name in started if not name.endswith(".lora_B")]
+        self.modules = [name.removesuffix(".lora_A") for name in started if not name.endswith(".lora_B")]
         if member.settings.weight_decay and member.adapter.decay_origin is not None:
             raise ValueError("weight decay of a full fine-tune acts on the weights themselves: replay it alone")
         self.state: OptimizerState = initial_state(member.settings, self.flat)
@@ -87,15 +87,15 @@ class _Running:
             self.swept.fault = f"weights beyond all numbers after step {step + 1}"
             return
         self.swept.distances.append(distance)
-        if step + 1 in self.member.kept:
+        if step + 1 in self.member.snapshots:
             self.swept.snapshots[step + 1] = {name: view.clone() for name, view in self.parameters.items()}
 
     def distance(self) -> float:
         """|delta|; of a LoRA product by its r x r Gram matrices, without forming it."""
         if isinstance(self.member.adapter, FullAdapter):
             return float(torch.linalg.vector_norm(self.flat[""]))
-        downs = _grams([self.parameters[f"{name}.lora_A"] for name in self.moved])
-        ups = _grams([self.parameters[f"{name}.lora_B"].T for name in self.moved])
+        downs = _grams([self.parameters[f"{name}.lora_A"] for name in self.modules])
+        ups = _grams([self.parameters[f"{name}.lora_B"].T for name in self.modules])
         return abs(self.member.adapter.scale) * float((downs * ups).sum().clamp_min(0).sqrt())
 
 
@@ -118,12 +118,12 @@ def _grams(factors: list[Tensor]) -> Tensor:
     return grams
 
 
-def _measure(
+def _read_gradients(
     gradient: Callable[[int, str], Tensor], names: Sequence[str], step: int, active: Sequence[_Running]
 ) -> None:
     """Fill every active member's gradient; the LoRA factors of all members share two products a module."""
     for name in names:
-        members = [run for run in active if name in run.moved]
+        members = [run for run in active if name in run.modules]
         if not members:
             continue
         batch = gradient(step, name)
@@ -132,10 +132,10 @@ def _measure(
             if run not in lora:
                 run.gradients[name].copy_(batch)
         if lora:
-            _of_factors(batch, name, lora)
+            _factor_gradients(batch, name, lora)
 
 
-def _of_factors(batch: Tensor, name: str, members: Sequence[_Running]) -> None:
+def _factor_gradients(batch: Tensor, name: str, members: Sequence[_Running]) -> None:
     """dL/dB = scale G A^T and dL/dA = scale B^T G, the factors of all members stacked."""
     down, up = f"{name}.lora_A", f"{name}.lora_B"
     ranks = [run.parameters[down].shape[0] for run in members]

@@ -7,30 +7,29 @@ seed's closed form, delta_i = -eta T / (K_ii + lambda) g_i, is always computed a
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.contents import Artifact
 from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
-from foretune.tasks.prediction.earlier_path import stored_drift
-from foretune.tasks.prediction.evaluation import RowsAtWeights, loss_at_base
+from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
+from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.settings import PredictionSettings
 from foretune.tasks.prediction.trajectory import (
-    DRIFT,
-    HELDOUT_DRIFT,
     Trajectory,
-    along,
-    path_steps,
+    evaluation_steps,
+    frozen_gradient_trajectory,
     path_summary,
-    single_anchor,
-    virtual_run,
+    trajectory_along_stored_path,
 )
+from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
@@ -61,65 +60,73 @@ def prediction(
     dpo_beta: float | None,
     settings: PredictionSettings,
 ) -> None:
-    """Delta, map of K_ii and eta_eff, loss along the predicted path, horizon, trust.
+    """The weight delta, the map of K_ii and eta_eff by layer, the losses along the path, its horizon and trust.
 
-    `path` is the run's own measured path, or with `earlier` that of a run that went nearly the same way; none with
-    the closed form, which measures nothing.
+    `path` is the run's own measured path, or with `earlier` that of a similar run; none with the closed form, which
+    measures nothing.
     """
     from foretune.tasks.numerics.bounds import bounded
-    from foretune.tasks.numerics.rayleigh import effective_rates
 
     adapted = adapt(model.open(run), adapter, training.seed)
     virtual = virtual_run(run, nodes, adapted, training, paired=dpo_beta is not None)
-    rows = sum(virtual.field.rows)
+    measured, stored = run.store.open(curvature), None if path is None else run.store.open(path)
     mean = run.store.open(gradient).tensors("gradients.safetensors")
-    measured = run.store.open(curvature)
-    # A tensor without gradient has no direction to measure K_ii in, and does not move either.
-    known = {row["module"]: row["K_ii"] for row in measured.arrow("layers.parquet").to_pylist()}
-    quotients = {name: 0.0 if math.isnan(value) else value for name, value in known.items()}
-    rates = effective_rates(quotients, training.learning_rate, virtual.steps, settings.rayleigh_lambda)
-    closed_form = closed_form_path(adapted, mean, rates, virtual.steps)
-    stored = None if path is None else run.store.open(path)
+    closed_form = closed_form_of(adapted, mean, stored_quotients(measured), virtual, settings.rayleigh_lambda)
     if stored is not None and not earlier:
-        trajectory = stored_trajectory(stored, adapted.loaded.device)
+        trajectory = own_trajectory(stored, adapted.loaded.device)
     else:
-        heldout_mean = run.store.open(heldout_gradient).tensors("gradients.safetensors")
-        base = (loss_at_base(run, heldout_nodes, evaluation.subset.ids), heldout_mean)
-        events, device = EventLog.of(run), adapted.loaded.device
+        base_loss = loss_at_base(run, heldout_nodes, evaluation.subset.ids)
+        base_gradient = run.store.open(heldout_gradient).tensors("gradients.safetensors")
+        events = EventLog.of(run)
         with exclusive(adapted.loaded):
-            heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
+            rows = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
+            heldout = HeldOut(rows, base_loss, base_gradient)
             if stored is None:
-                at = path_steps(virtual.steps, settings.path_points)
-                trajectory = single_anchor(closed_form, at, heldout, base, events)
+                steps = evaluation_steps(virtual.steps, settings.path_points)
+                trajectory = frozen_gradient_trajectory(closed_form.path.delta_at, steps, heldout, events)
             else:
-                moved = [stored_drift(stored, what, device) for what in (DRIFT, HELDOUT_DRIFT)]
-                trajectory = along(virtual, *moved, heldout, base, events)
+                shifts = [stored_shift(stored, kind, adapted.loaded.device) for kind in (TRAIN_SHIFT, HELDOUT_SHIFT)]
+                trajectory = trajectory_along_stored_path(virtual, *shifts, heldout, events)
     applied = bounded(trajectory.delta, adapted.weights, settings.max_relative_change)
-    single = stored.arrow("single_anchor.parquet").to_pylist() if stored is not None else trajectory.points
-    draft.write_table("single_anchor.parquet", single)
-    draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in applied.delta.items()})
-    draft.write_table("path.parquet", trajectory.points)
-    draft.write_table("layers.parquet", layer_map(adapted, quotients, rates, closed_form, applied))
-    summary = path_summary(trajectory.points, settings.tolerance)
-    summary |= {
-        "rule": settings.rule,
-        "path_of": EARLIER if earlier else "this run",
-        "steps": virtual.steps,
-        "clipped_steps": trajectory.clipped_steps,
-        "clipped_modules": len(applied.clipped),
-        "anchors": len(trajectory.anchor_steps),
-        "anchor_steps": trajectory.anchor_steps,
-        "order_of_rows": "the trainer's" if virtual.detail else "by shards",
-        "gradient_samples_used": rows + trajectory.measured_rows,
-        "gradient_samples_real": round(rows * training.epochs),
-        **sharpness_summary(measured.json("summary.json"), settings.sharp),
-    }
-    summary["signals"] = prediction_signals(summary, settings)
-    draft.write_json("summary.json", summary)
+    summary = prediction_summary(trajectory, virtual, applied, measured.json("summary.json"), earlier, settings)
+    frozen = trajectory.points if stored is None else stored.arrow("single_anchor.parquet").to_pylist()
+    write_prediction(draft, trajectory, frozen, applied, layer_map(adapted, closed_form, applied), summary)
 
 
-def stored_trajectory(path: Artifact, device: Any) -> Trajectory:
-    """The trajectory as its own run's path holds it."""
+@dataclass(frozen=True)
+class ClosedForm:
+    """delta_i = -eta_eff_i g_i with eta_eff_i = eta T / (K_ii + lambda), by adapted tensor."""
+
+    quotients: dict[str, float]  # K_ii
+    rates: dict[str, float]  # eta_eff
+    path: StraightPath
+
+
+def stored_quotients(curvature: Artifact) -> dict[str, float]:
+    """K_ii by adapted tensor. A tensor without gradient has no direction to measure it in, and no delta either: 0."""
+    stored = {row["module"]: row["K_ii"] for row in curvature.arrow("layers.parquet").to_pylist()}
+    return {name: 0.0 if math.isnan(value) else value for name, value in stored.items()}
+
+
+def closed_form_of(
+    adapted: AdaptedModel,
+    gradient: dict[str, Tensor],
+    quotients: dict[str, float],
+    virtual: VirtualRun,
+    damping: float,
+) -> ClosedForm:
+    """The seed's rule in adapter coordinates, lifted to the weights."""
+    from foretune.tasks.numerics.rayleigh import StraightPath, closed_form_step, effective_rates
+
+    rates = effective_rates(quotients, virtual.training.learning_rate, virtual.steps, damping)
+    pulled = adapted.space.pull({name: gradient[name].to(w.device) for name, w in adapted.weights.items()})
+    return ClosedForm(
+        quotients, rates, StraightPath(adapted.space.lift(closed_form_step(pulled, rates)), virtual.steps)
+    )
+
+
+def own_trajectory(path: Artifact, device: Any) -> Trajectory:
+    """The trajectory that the run's own path stored."""
     found = path.json("path.json")
     return Trajectory(
         {name: change.to(device) for name, change in path.tensors("delta.safetensors").items()},
@@ -130,40 +137,67 @@ def stored_trajectory(path: Artifact, device: Any) -> Trajectory:
     )
 
 
-def closed_form_path(
-    adapted: AdaptedModel, gradient: dict[str, Tensor], rates: dict[str, float], steps: int
-) -> StraightPath:
-    """The seed's rule in adapter coordinates, lifted to the weights."""
-    from foretune.tasks.numerics.rayleigh import StraightPath, closed_form_step
-
-    pulled = adapted.space.pull({name: gradient[name].to(w.device) for name, w in adapted.weights.items()})
-    return StraightPath(adapted.space.lift(closed_form_step(pulled, rates)), steps)
-
-
-def layer_map(
-    adapted: AdaptedModel,
-    quotients: dict[str, float],
-    rates: dict[str, float],
-    closed_form: StraightPath,
-    applied: BoundedDelta,
-) -> list[dict[str, Any]]:
-    """Per adapted tensor: K_ii, eta_eff, the norm of its delta, and what the closed form would have moved it."""
+def layer_map(adapted: AdaptedModel, closed_form: ClosedForm, applied: BoundedDelta) -> list[dict[str, Any]]:
+    """Per adapted tensor: K_ii, eta_eff, the norm of its delta, and the norm of the closed form's delta."""
     rows = []
     for name, weight in adapted.weights.items():
         norm, size = applied.norms[name], float(weight.norm())
         rows.append(
             {
                 "module": name,
-                "K_ii": quotients[name],
-                "eta_eff": rates[name],
+                "K_ii": closed_form.quotients[name],
+                "eta_eff": closed_form.rates[name],
                 "clipped": name in applied.clipped,
                 "norm": norm,
                 "weight_norm": size,
                 "relative": norm / size if size else 0.0,
-                "closed_form_norm": float(closed_form.final[name].norm()),
+                "closed_form_norm": float(closed_form.path.final[name].norm()),
             }
         )
     return rows
+
+
+def prediction_summary(
+    trajectory: Trajectory,
+    virtual: VirtualRun,
+    applied: BoundedDelta,
+    curvature: dict[str, Any],
+    earlier: bool,
+    settings: PredictionSettings,
+) -> dict[str, Any]:
+    """Losses, horizon and cost of the prediction, the sharpness at the base weights, and the signals from them."""
+    rows = sum(virtual.field.rows)
+    summary = {
+        **path_summary(trajectory.points, settings.tolerance),
+        "rule": settings.rule,
+        "path_of": EARLIER if earlier else "this run",
+        "steps": virtual.steps,
+        "clipped_steps": trajectory.clipped_steps,
+        "clipped_modules": len(applied.clipped),
+        "anchors": len(trajectory.anchor_steps),
+        "anchor_steps": trajectory.anchor_steps,
+        "order_of_rows": "the trainer's" if virtual.row_gradients else "by shards",
+        "gradient_samples_used": rows + trajectory.measured_rows,
+        "gradient_samples_real": round(rows * virtual.training.epochs),
+        **sharpness_summary(curvature, settings.sharp),
+    }
+    return {**summary, "signals": prediction_signals(summary, settings)}
+
+
+def write_prediction(
+    draft: Any,
+    trajectory: Trajectory,
+    frozen: list[dict[str, Any]],
+    applied: BoundedDelta,
+    layers: list[dict[str, Any]],
+    summary: dict[str, Any],
+) -> None:
+    """`frozen` are the points of the path over base gradients alone, `layers` the map by adapted tensor."""
+    draft.write_table("single_anchor.parquet", frozen)
+    draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in applied.delta.items()})
+    draft.write_table("path.parquet", trajectory.points)
+    draft.write_table("layers.parquet", layers)
+    draft.write_json("summary.json", summary)
 
 
 def sharpness_summary(curvature: dict[str, Any], sharp: float) -> dict[str, Any]:

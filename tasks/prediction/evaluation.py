@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.inputs.adapted import AdaptedModel
-from foretune.tasks.loading import recomputed
+from foretune.tasks.inputs.adapted import AdaptedModel, adapt
+from foretune.tasks.inputs.handles import ModelHandle
+from foretune.tasks.loading import AdapterSettings, recomputed
 from foretune.tasks.samples.minibatches import Minibatch, minibatches
+from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def loss_at_base(run: Run, shards: list[ArtifactRef], ids: Collection[str]) -> float:
-    """Mean loss of the rows `ids` at the base weights, as the landscape's shards of their role found it."""
+    """Mean loss of the rows `ids` at the base weights, from the landscape's shards of their role."""
     wanted = set(ids)
     rows = [row for shard in shards for row in run.store.open(shard).arrow("samples.parquet").to_pylist()]
-    kept = [(row["loss_sum"], row["tokens"]) for row in rows if row["sample_id"] in wanted]
-    return sum(loss for loss, _ in kept) / sum(tokens for _, tokens in kept)
+    evaluated = [(row["loss_sum"], row["tokens"]) for row in rows if row["sample_id"] in wanted]
+    return sum(loss for loss, _ in evaluated) / sum(tokens for _, tokens in evaluated)
 
 
 class RowsAtWeights:
@@ -80,3 +83,25 @@ class RowsAtWeights:
                 for side in (minibatch.batch, minibatch.rejected)
             )
         return chosen, rejected
+
+
+def rows_at_weights(
+    run: Run,
+    model: ModelHandle,
+    rows: SubsetRows,
+    adapter: AdapterSettings,
+    seed: int,
+    dpo_beta: float | None,
+    batch_tokens: int,
+) -> RowsAtWeights:
+    """The same, opened from what a pass is given."""
+    return RowsAtWeights(adapt(model.open(run), adapter, seed), rows.read(run), dpo_beta, batch_tokens)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows that are evaluated along the path, and what is known at the base weights."""
+
+    rows: RowsAtWeights
+    base_loss: float  # of these rows
+    base_gradient: dict[str, Tensor]  # {name: [out, in]} mean gradient of all held-out rows

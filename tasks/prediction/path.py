@@ -1,40 +1,36 @@
 """Pass 3a: the path of the weights that the requested run would take, with the gradients measured along it.
 
-It is an artefact of its own so that a run that goes nearly the same way (another rate, a few rows fewer) may be
-predicted along it: see `foretune.tasks.prediction.earlier_path`.
+It is an artefact of its own, so that a similar run (another rate, a few rows fewer) can be predicted along it: see
+`foretune.tasks.prediction.earlier_path`.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import content_task
+from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
-from foretune.tasks.prediction.earlier_path import drift_file, sketch
-from foretune.tasks.prediction.evaluation import RowsAtWeights, loss_at_base
+from foretune.tasks.prediction.earlier_path import sketch
+from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
+from foretune.tasks.prediction.gradient_shifts import ShiftFiles
 from foretune.tasks.prediction.settings import PathSettings
 from foretune.tasks.prediction.trajectory import (
     Trajectory,
-    VirtualRun,
-    anchored,
-    path_steps,
+    anchored_trajectory,
+    evaluation_steps,
+    frozen_gradient_trajectory,
     path_summary,
-    planned_anchors,
-    single_anchor,
-    virtual_run,
 )
+from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import ShardRows, SubsetRows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from foretune.tasks.numerics.integrator import AnchorPlan
 
 
@@ -53,82 +49,100 @@ def path(
     dpo_beta: float | None,
     settings: PathSettings,
 ) -> None:
-    """delta.safetensors before clipping, path.parquet, single_anchor.parquet, path.json, and per anchor what moved."""
-    events = EventLog.of(run)
+    """The weights' path before clipping, the losses along it, and the gradient shift at every anchor."""
     adapted = adapt(model.open(run), adapter, training.seed)
     virtual = virtual_run(run, nodes, adapted, training, paired=dpo_beta is not None)
-    heldout_mean = run.store.open(heldout_gradient).tensors("gradients.safetensors")
-    base = (loss_at_base(run, heldout_nodes, evaluation.subset.ids), heldout_mean)
-    kept = KeptDrift(draft, virtual.field.read(0, virtual.field.names[0]).dtype)
+    base_loss = loss_at_base(run, heldout_nodes, evaluation.subset.ids)
+    base_gradient = run.store.open(heldout_gradient).tensors("gradients.safetensors")
+    shifts, events = ShiftFiles(draft, virtual.field.read(0, virtual.field.names[0]).dtype), EventLog.of(run)
+
+    def at_weights(rows: ShardRows | SubsetRows) -> RowsAtWeights:
+        return RowsAtWeights(adapted, rows.read(run), dpo_beta, settings.batch_tokens)
+
     with exclusive(adapted.loaded):
-        heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
-        at = path_steps(virtual.steps, settings.path_points)
-        followed = partial(single_anchor, virtual.replayed(at), at, heldout, base, events)
-        trajectory = followed(tolerance=settings.tolerance if settings.anchors != 1 else None)
-        plan = anchor_plan(virtual, trajectory, settings)
+        heldout = HeldOut(at_weights(evaluation), base_loss, base_gradient)
+        frozen, plan = planned_path(virtual, heldout, events, settings)
         if plan is None:
-            trajectory = followed(known=trajectory)
-        draft.write_table("single_anchor.parquet", trajectory.points)
-        if plan is not None:
-            tables = [r.read(run) for r, tokens in zip(node_rows, node_tokens(run, nodes), strict=True) if tokens]
-            at_nodes = [RowsAtWeights(adapted, table, dpo_beta, settings.batch_tokens) for table in tables]
-            trajectory = anchored(virtual, plan.stops, plan.nodes_per_anchor, at_nodes, heldout, base, events, kept)
+            trajectory = frozen
+        else:
+            blocks = [at_weights(rows) for rows in trained_rows(run, nodes, node_rows)]
+            trajectory = anchored_trajectory(virtual, plan, blocks, heldout, events, shifts)
+    write_path(draft, virtual, frozen, trajectory, shifts, sketch(row_ids(run, nodes)))
+
+
+def planned_path(
+    virtual: VirtualRun, heldout: HeldOut, events: EventLog, settings: PathSettings
+) -> tuple[Trajectory, AnchorPlan | None]:
+    """The path over the frozen field, and where to measure again; without a plan, that path to the run's end."""
+    steps = evaluation_steps(virtual.steps, settings.path_points)
+    replay = virtual.replayed(steps)
+
+    def followed(**until: Any) -> Trajectory:
+        clipped = len(replay.clipped_steps)
+        return frozen_gradient_trajectory(replay.delta_at, steps, heldout, events, clipped_steps=clipped, **until)
+
+    frozen = followed(tolerance=settings.tolerance if settings.anchors != 1 else None)
+    plan = anchor_plan(virtual, frozen, settings)
+    return (followed(known=frozen) if plan is None else frozen), plan
+
+
+def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings) -> AnchorPlan | None:
+    """Where to measure again, and how many blocks each time. None where the base gradients are accurate enough, or
+    the only ones that the settings ask for or the budget pays for.
+
+    With `auto`, segments are as long as the frozen field can be trusted, and all measured rows together, the base
+    field's included, stay within `gradient_budget` of the real run's gradient samples and within `gradient_passes`
+    more passes over the rows, so that the cost of a long run does not grow with its epochs. A given number of anchors
+    is followed, with one block each where the budget allows no more.
+    """
+    if settings.anchors == 1:
+        return None
+    from foretune.tasks.numerics.integrator import AnchorPlan, equal_segments, plan_anchors, trusted_share
+
+    if settings.anchors == "auto" and path_summary(frozen.points, settings.tolerance)["horizon"] is None:
+        return None
+    field, rows = virtual.field, sum(virtual.field.rows)
+    budget, passes = settings.gradient_budget, settings.gradient_passes
+    spare = max(0, min(int(budget * rows * virtual.training.epochs) - rows, int(passes * rows)))
+    if settings.anchors == "auto":
+        errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in frozen.points}
+        trusted = trusted_share(errors, virtual.rates, settings.tolerance)
+        plan = plan_anchors(field, virtual.rates, trusted, settings.max_anchors - 1, spare)
+        return plan if plan.anchor_steps else None
+    steps = tuple(equal_segments(virtual.rates, int(settings.anchors) - 1))
+    blocks = int(spare * field.blocks / rows / len(steps))
+    return AnchorPlan(steps, min(field.blocks, max(1, blocks)))
+
+
+def write_path(
+    draft: Any, virtual: VirtualRun, frozen: Trajectory, trajectory: Trajectory, shifts: ShiftFiles, rows: list[str]
+) -> None:
+    """All but the gradient shifts, which are written as they are measured."""
+    draft.write_table("single_anchor.parquet", frozen.points)
     draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in trajectory.delta.items()})
     draft.write_table("path.parquet", trajectory.points)
-    travelled = virtual.travelled
+    elapsed_lr = virtual.elapsed_lr
     draft.write_json(
         "path.json",
         {
             "steps": virtual.steps,
-            "travel": travelled[-1],
+            "travel": elapsed_lr[-1],
             "anchor_steps": trajectory.anchor_steps,
             "measured_rows": trajectory.measured_rows,
             "clipped_steps": trajectory.clipped_steps,
-            "moved": {what: [[step, travelled[step]] for step in steps] for what, steps in kept.steps.items()},
-            "rows": sketch(row_ids(run, nodes)),
+            "moved": {kind: [[step, elapsed_lr[step]] for step in steps] for kind, steps in shifts.steps.items()},
+            "rows": rows,
         },
     )
 
 
-class KeptDrift:
-    """Stores how far the mean gradients have moved, a file each, in the dtype of the gradient field."""
-
-    def __init__(self, draft: Any, dtype: Any) -> None:
-        self.draft, self.dtype, self.steps = draft, dtype, dict[str, list[int]]()
-
-    def __call__(self, what: str, step: int, moved: dict[str, Tensor]) -> None:
-        self.draft.write_tensors(
-            drift_file(what, step), {name: change.to(self.dtype) for name, change in moved.items()}
-        )
-        self.steps.setdefault(what, []).append(step)
-
-
-def anchor_plan(virtual: VirtualRun, first: Trajectory, settings: PathSettings) -> AnchorPlan | None:
-    """Where to measure again: nowhere when the single anchor is trusted all the way, or when told so."""
-    if settings.anchors == 1:
-        return None
-    from foretune.tasks.numerics.integrator import trusted_travel
-
-    summary = path_summary(first.points, settings.tolerance)
-    if settings.anchors == "auto" and summary["horizon"] is None:
-        return None
-    errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in first.points}
-    return planned_anchors(
-        virtual,
-        trusted_travel(errors, virtual.rates, settings.tolerance),
-        settings.anchors,
-        settings.max_anchors,
-        settings.gradient_budget,
-        settings.gradient_passes,
-    )
-
-
-def node_tokens(run: Run, nodes: list[ArtifactRef]) -> list[float]:
-    """Trained tokens of every node of the field."""
-    return [run.store.open(node).json("shard.json")["tokens"] for node in nodes]
+def trained_rows(run: Run, nodes: list[ArtifactRef], node_rows: list[ShardRows]) -> list[ShardRows]:
+    """The rows of every gradient block of the field: shards without a trained token are no blocks of it."""
+    tokens = [run.store.open(node).json("shard.json")["tokens"] for node in nodes]
+    return [rows for rows, count in zip(node_rows, tokens, strict=True) if count]
 
 
 def row_ids(run: Run, nodes: list[ArtifactRef]) -> list[str]:
-    """The sample ids of every node's rows."""
+    """The sample ids of every block's rows."""
     tables = [run.store.open(node).arrow("samples.parquet", columns=["sample_id"]) for node in nodes]
     return [sample_id for table in tables for sample_id in table["sample_id"].to_pylist()]

@@ -10,7 +10,7 @@ from foretune.tasks.engine.keys import without_result
 
 
 class PathSettings(BaseModel):
-    """Where gradients are measured along the predicted path, and where the loss is looked at."""
+    """Where gradients are measured along the predicted path, and where the loss is evaluated."""
 
     model_config = ConfigDict(extra="forbid", title="Path")
 

@@ -1,7 +1,7 @@
-"""Other settings over the gradients that a run has stored: no gradient is measured, and no model opened.
+"""Other settings predicted from the gradients that a run has stored: no gradient is measured, no model opened.
 
-The loss is the single anchor's first-order one. How far it may be trusted is read from the run: up to the distance
-from the base weights at which its own single-anchor path still agreed with forward passes.
+The loss is the first-order one, from the gradients at the base weights. It is trusted up to the distance from the
+base weights at which the run's own path over base gradients alone still agreed with forward passes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.inputs.adapted import stored_field
-from foretune.tasks.inputs.field import stored_rows
+from foretune.tasks.inputs.field import stored_field, stored_rows
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings, lora_init, lora_scale
 from foretune.tasks.prediction.settings import PredictionSettings
-from foretune.tasks.prediction.trajectory import VirtualRun, inner, path_steps
+from foretune.tasks.prediction.trajectory import evaluation_steps, inner
+from foretune.tasks.prediction.virtual_run import VirtualRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.sweep import Swept
 
 REACH = 1e-6
-"""A setting that repeats the run ends at the distance that the run was trusted to, up to rounding."""
+"""Relative rounding: a setting that repeats the run ends exactly at the distance up to which the run was trusted."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a setting would do; `evaluated_loss` only where forward passes were asked for."""
+    """The result of a setting; `evaluated_loss` only where forward passes were requested."""
 
     changed: dict[str, Any]
     steps: int
     status: str  # "whole run", "up to step N of M", or why the recursion ended
     trusted_steps: int
     predicted_loss: float | None  # held-out, nats per label token, after the last step; None where it diverges
-    trusted_loss: float | None  # the same at the last looked-at step that is trusted
+    trusted_loss: float | None  # the same at the last evaluation step that is trusted
     evaluated_loss: float | None
     largest_movement: float | None  # norm of a module's delta over the norm of its weight
     largest_module: str | None
@@ -63,17 +63,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class StoredGradients:
-    """What a run keeps that other settings can be predicted from."""
+    """The artefacts of a run from which other settings are predicted."""
 
     run: Run
     field: GradientField
-    detail: RowGradients | None
+    row_gradients: RowGradients | None  # None where they are not stored
     shapes: dict[str, tuple[int, int]]  # [out, in] of the measured weights, in the model's order
     heldout: dict[str, Tensor]  # gradient of the held-out loss at the base weights
     base_loss: float
     trusted_distance: float  # |delta| up to which the run's own path agreed with forward passes
     weight_norms: dict[str, float] = field(repr=False)
-    everything: bool  # whether these are all linear modules
+    everything: bool  # whether all linear modules were measured
     dtype: str = "float32"  # of the model: peft rounds A to it
     paired: bool = False  # a DPO run
 
@@ -90,22 +90,22 @@ class StoredGradients:
         dtype: str,
         paired: bool,
     ) -> StoredGradients:
-        """`adapter` and `training` are the run's own: they tell in which coordinates its rows were kept."""
+        """`adapter` and `training` are the run's own: its per-row gradients are stored in their coordinates."""
         import torch
 
         predicted = run.store.open(prediction)
         names = tuple(run.store.open(nodes[0]).json("shard.json")["modules"])
         first = run.store.open(nodes[0]).tensor_file("gradients.safetensors")
         shapes = {name: tuple(first.get_slice(name).get_shape()) for name in names}
-        detail = None
+        rows = None
         if adapter.method == "lora":
-            detail = stored_rows(run, nodes, lora_init(shapes, adapter, training.seed, getattr(torch, dtype)))
+            rows = stored_rows(run, nodes, lora_init(shapes, adapter, training.seed, getattr(torch, dtype)))
         points = predicted.arrow("single_anchor.parquet").to_pylist()
         layers = predicted.arrow("layers.parquet", columns=["module", "weight_norm"]).to_pylist()
         return cls(
             run=run,
             field=stored_field(run, nodes, names),
-            detail=detail,
+            row_gradients=rows,
             shapes=shapes,
             heldout=run.store.open(heldout_gradient).tensors("gradients.safetensors"),
             base_loss=points[0]["evaluated_loss"],
@@ -118,7 +118,7 @@ class StoredGradients:
 
 
 def trusted_distance(points: list[dict[str, Any]], tolerance: float) -> float:
-    """|delta| at the last point of a path before prediction and evaluation part by more than `tolerance` nats."""
+    """|delta| at the last evaluation of a path before its prediction diverges by more than `tolerance` nats."""
     distance = 0.0
     for point in points:
         if abs(point["predicted_loss"] - point["evaluated_loss"]) > tolerance:
@@ -151,13 +151,15 @@ def predicted_outcomes(
 def _replayed(stored: StoredGradients, settings: list[Setting], prediction: PredictionSettings) -> list[Swept]:
     from foretune.tasks.numerics.sweep import Member, sweep
 
-    rows = sum(stored.field.rows)
+    field, rows = stored.field, sum(stored.field.rows)
     runs = [
-        VirtualRun(_adapter(stored, s), stored.field, s.training, s.training.steps(rows), stored.detail, stored.paired)
+        VirtualRun(_adapter(stored, s), field, s.training, s.training.steps(rows), stored.row_gradients, stored.paired)
         for s in settings
     ]
     points = 1 if settings[0].adapter.method == "full" else prediction.path_points
-    members = [Member(v.adapter, v.training.optimizer_settings(), v.rates, path_steps(v.steps, points)) for v in runs]
+    members = [
+        Member(v.adapter, v.training.optimizer_settings(), v.rates, evaluation_steps(v.steps, points)) for v in runs
+    ]
     longest = max(runs, key=lambda virtual: virtual.steps)
     return sweep(longest.batches().gradient, stored.field.names, members)
 
@@ -213,8 +215,8 @@ def _outcome(
     if not all(math.isfinite(loss) for loss in (*losses.values(), *evaluated.values())):
         return Outcome(setting.changed, steps, "diverges: the loss is no number", 0, None, None, None, None, None)
     if evaluate:
-        parted = [step for step in losses if abs(losses[step] - evaluated[step]) > prediction.tolerance]
-        trusted = max((step for step in losses if not parted or step < parted[0]), default=0)
+        diverged = [step for step in losses if abs(losses[step] - evaluated[step]) > prediction.tolerance]
+        trusted = max((step for step in losses if not diverged or step < diverged[0]), default=0)
     else:
         reach = stored.trusted_distance * (1 + REACH)
         trusted = next((n for n, distance in enumerate(swept.distances) if distance > reach), steps)

@@ -31,14 +31,14 @@ def word_count(normal: str) -> int:
 
 def word_hashes(word_sets: Sequence[Sequence[str]]) -> list[list[int]]:
     """Every word as 64 bits, the same on every machine."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] - of its compiled part
 
     return RMinHash.hash_token_sets(word_sets)
 
 
 def signatures(hashed: Sequence[Sequence[int]]) -> list[list[int]]:
     """MinHash signature of every set, [128] of 32 bits; it depends on the set alone."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] - of its compiled part
 
     return RMinHash.digest_matrix_from_token_hash_sets(hashed, _HASHES, 42).to_rows() if len(hashed) else []
 

@@ -20,7 +20,7 @@ class Keyword(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     phrase: str = Field(pattern=r"\w", description="whole words; a final * leaves the end open")
-    severity: Severity = Field("warn", description="info: counts only beside another keyword")
+    severity: Severity = Field(default="warn", description="info: counts only beside another keyword")
 
 
 class StockPhrase(BaseModel):
@@ -29,7 +29,7 @@ class StockPhrase(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     phrase: str = Field(pattern=r"\w", description="whole words; ^ ties it to the completion's beginning")
-    weight: float = Field(1.0, gt=0, description="a completion is flagged when its weights reach the threshold")
+    weight: float = Field(default=1.0, gt=0, description="a completion is flagged when its weights reach the threshold")
 
 
 def _phrases(text: str) -> tuple[str, ...]:

@@ -15,32 +15,38 @@ class QualitySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Dataset quality")
 
     version: Literal[1] = 1
-    builtin_rules: bool = Field(True, title="Built-in lists", description="use the lists that come with foretune")
-    harmful_keywords: list[Keyword] = Field([], title="More harmful keywords", description="added to the list")
-    assistant_phrases: list[StockPhrase] = Field([], title="More stock phrases", description="added to the list")
+    builtin_rules: bool = Field(
+        default=True, title="Built-in lists", description="use the lists that come with foretune"
+    )
+    harmful_keywords: list[Keyword] = Field(default=[], title="More harmful keywords", description="added to the list")
+    assistant_phrases: list[StockPhrase] = Field(
+        default=[], title="More stock phrases", description="added to the list"
+    )
     assistant_speak_score: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         title="Assistant-speak",
         description="weight of stock phrases from which a completion is flagged",
     )
-    assistant_speak_share: float = Field(0.02, ge=0, le=1, title="Assistant-speak signal", description="share of rows")
-    min_completion_words: int = Field(2, ge=1, title="Short completion", description="fewer words than this")
+    assistant_speak_share: float = Field(
+        default=0.02, ge=0, le=1, title="Assistant-speak signal", description="share of rows"
+    )
+    min_completion_words: int = Field(default=2, ge=1, title="Short completion", description="fewer words than this")
     low_diversity_overlap: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         le=1,
         title="Low diversity signal",
         description="mean pairwise word overlap; diverse data: 0.2 to 0.4",
     )
     near_duplicate_jaccard: float = Field(
-        0.7,
+        default=0.7,
         gt=0,
         le=1,
         title="Near-duplicate",
         description="share of words in common, of all words of two rows",
     )
-    duplicate_share: float = Field(0.02, ge=0, le=1, title="Duplicates signal", description="share of rows")
+    duplicate_share: float = Field(default=0.02, ge=0, le=1, title="Duplicates signal", description="share of rows")
 
     def keywords(self) -> tuple[Keyword, ...]:
         return (*(HARMFUL if self.builtin_rules else ()), *self.harmful_keywords)

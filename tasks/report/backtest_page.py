@@ -7,7 +7,7 @@ from typing import Any
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.report.page import RequestLines
+from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.standalone import standalone_page
 
 
@@ -16,7 +16,7 @@ def backtest_report(draft: Any, run: Run, agreement: ArtifactRef, lines: Request
     """report.html of a backtest."""
     tested = run.store.open(agreement)
     page = backtest_page(tested.json("agreement.json"), lines, tested.manifest.created)
-    draft.path("report.html").write_text(page, encoding="utf-8")
+    draft.write_text("report.html", page)
 
 
 def backtest_page(tested: dict[str, Any], lines: RequestLines, created: str) -> str:

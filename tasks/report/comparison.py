@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
+
+from foretune.tasks.report.standalone import page_environment
 
 SHOWN_ROWS = 20
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _LINK = '<li><a href="#comparison">Comparison</a></li>\n'
 _SECTION = re.compile(r'<section class="pass" id="comparison".*?</section>\n?', re.DOTALL)
 
 
 def comparison_section(compared: dict[str, Any]) -> str:
     """The section as HTML, all foreign text escaped; `compared` is what `flows.compare.compare_runs` returns."""
-    import jinja2
-
-    from foretune.tasks.report.charts.look import visible
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
+    environment = page_environment()
     environment.filters["shown"] = _shown
     return environment.get_template("comparison.html.jinja").render(compared=compared, **_tables(compared))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.findings import Findings, collect, row_texts
+from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.views import (
     BaselineView,
@@ -32,19 +31,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class RequestLines(BaseModel, frozen=True):
-    """What the report's first lines say about the request."""
-
-    name: str
-    dataset: str
-    rows: int
-    model: str
-    adapter: str
-    training: str
-    max_length: int | None
-    spike_norm: float | None
-
-
 @content_task(version=2, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
@@ -52,7 +38,7 @@ def report(
     """report.html of the artefacts `names`."""
     made = dict(zip(names, artifacts, strict=True))
     page = build_report(gathered(run, made, lines), settings)
-    draft.path("report.html").write_text(page, encoding="utf-8")
+    draft.write_text("report.html", page)
 
 
 def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> ReportView:

@@ -26,7 +26,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
         announce(run, "signal", **signal)
     events.flush()  # on S3 the passes' own events may still be gathered here
     page = made.get("backtest_report", made["report"])
-    run.write_report(run.store.open(page).path("report.html").read_text(encoding="utf-8"))
+    run.write_report(run.store.open(page).text("report.html"))
     result = result_of(run, request, made, found, asked)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")

@@ -8,26 +8,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import jinja2
+
     from foretune.tasks.report.charts.look import Chart
 
-_TEMPLATES = Path(__file__).parent / "templates"
 
-
-def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) -> str:
-    """The filled template as text, ready to be written as UTF-8; text of `context` is escaped."""
+def page_environment() -> jinja2.Environment:
+    """Where templates, style and script of every page are loaded from; text is escaped and made visible."""
     import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     from foretune.tasks.report.charts.look import visible
 
-    scripts = [get_plotlyjs(), (_TEMPLATES / "report.js").read_text(encoding="utf-8")]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("foretune.tasks.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -35,13 +31,27 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
         # Markup is our own; any other text may come from the dataset.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) -> str:
+    """The filled template as text, ready to be written as UTF-8; text of `context` is escaped."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = page_environment()
+    scripts = [get_plotlyjs(), _source(environment, "report.js")]
     environment.filters |= {"number": _number, "signed": _signed}
     page = environment.get_template(template).render(
         charts=charts,
         payload=Markup(_payload(charts)),
         scripts=[Markup(script) for script in scripts],
         policy=Markup(_policy(scripts)),
-        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        style=Markup(_source(environment, "report.css")),
         **context,
     )
     return page.lstrip()  # what the macros leave before the doctype
@@ -49,7 +59,7 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
 
 def _payload(charts: Mapping[str, Chart]) -> str:
     """JSON of the figures, without any character that means something to an HTML parser."""
-    figures = {name: json.loads(chart.figure.to_json(engine="json")) for name, chart in charts.items()}
+    figures = {name: json.loads(str(chart.figure.to_json(engine="json"))) for name, chart in charts.items()}
     text = json.dumps(figures, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

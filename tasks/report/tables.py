@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +33,7 @@ def _cell(value: Any) -> Any:
     return None if value is None or value != value else value
 
 
-def _table(caption: str, columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> Table | None:
+def _table(caption: str, columns: Sequence[Column], records: Sequence[Mapping[Any, Any]]) -> Table | None:
     if not records:
         return None
     flags = {column.key for column in columns if column.kind == "flags"}
@@ -43,7 +43,7 @@ def _table(caption: str, columns: Sequence[Column], records: Sequence[Mapping[st
     return Table(caption, columns, rows)
 
 
-def _both_ends(frame: DataFrame, column: str, top: int) -> list[dict[str, Any]]:
+def _both_ends(frame: DataFrame, column: str, top: int) -> list[dict[Hashable, Any]]:
     """The `top` largest and the `top` smallest rows of `column`, largest first, none twice."""
     ordered = frame.sort_values(column, ascending=False, kind="stable")
     ends = ordered if len(ordered) <= 2 * top else ordered.iloc[[*range(top), *range(-top, 0)]]

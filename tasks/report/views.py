@@ -41,8 +41,8 @@ class _Section:
         for each in fields(self):
             held = getattr(self, each.name)
             needed = each.metadata.get("columns", ()) if held is not None else ()
-            missing = [column for column in needed if column not in held.columns]
-            if missing:
+            missing = [column for column in needed if held is not None and column not in held.columns]
+            if held is not None and missing:
                 where = f"{type(self).__name__}.{each.name}"
                 raise ValueError(f"{where} lacks the columns {missing}; it has {list(held.columns)}")
 

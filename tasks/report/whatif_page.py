@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foretune.tasks.report.page import RequestLines
+from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.standalone import standalone_page
 
 

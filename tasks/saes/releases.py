@@ -36,7 +36,8 @@ class ReleasedSae:
 @functools.cache
 def _directory() -> str:
     # Importing sae_lens takes seconds, and parsing all of this file one: the text is searched instead.
-    [package] = importlib.util.find_spec("sae_lens").submodule_search_locations
+    found = importlib.util.find_spec("sae_lens")
+    [package] = (found and found.submodule_search_locations) or []
     return (Path(package) / "pretrained_saes.yaml").read_text(encoding="utf-8")
 
 

@@ -13,27 +13,29 @@ class SaeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title="Sparse autoencoder")
 
     version: Literal[1] = 1
-    release: str | None = Field(None, title="Release", description="sae-lens release, or a hub repository")
-    sae_id: str | None = Field(None, title="SAE id", description="within the release, or a folder of the repository")
+    release: str | None = Field(default=None, title="Release", description="sae-lens release, or a hub repository")
+    sae_id: str | None = Field(
+        default=None, title="SAE id", description="within the release, or a folder of the repository"
+    )
     path: str | None = Field(
-        None, title="Folder", description="local or s3:// folder in the format of sae-lens or sparsify"
+        default=None, title="Folder", description="local or s3:// folder in the format of sae-lens or sparsify"
     )
     hook_name: str | None = Field(
-        None, title="Hook point", description="TransformerLens name or module path; none: what the SAE says"
+        default=None, title="Hook point", description="TransformerLens name or module path; none: what the SAE says"
     )
     centre: Literal["auto", "on", "off"] = Field(
-        "auto",
+        default="auto",
         title="Centre activations",
         description="subtract each token's mean over the width; auto: where the SAE was trained that way",
     )
     labels: str | None = Field(
-        None, title="Labels", description="Neuronpedia export, JSON or Parquet; none: the logit lens"
+        default=None, title="Labels", description="Neuronpedia export, JSON or Parquet; none: the logit lens"
     )
     neuronpedia_id: str | None = Field(
-        None, title="Neuronpedia id", description="model/layer to take from an export of several"
+        default=None, title="Neuronpedia id", description="model/layer to take from an export of several"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device")
-    allow_pickle: bool = Field(False, title="Open pickled weights")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device")
+    allow_pickle: bool = Field(default=False, title="Open pickled weights")
 
     @model_validator(mode="after")
     def _one_source(self) -> SaeSettings:

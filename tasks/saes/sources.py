@@ -107,7 +107,7 @@ def _format(folder: Path) -> Literal["sae_lens", "sparsify"]:
 
 def _raw_config(settings: SaeSettings, path: Path) -> dict[str, Any]:
     released = find_release(settings.release, settings.sae_id) if settings.release else None
-    if released is not None and released.conversion is not None:
+    if settings.release and settings.sae_id and released is not None and released.conversion is not None:
         from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
         return load_sae_config_from_huggingface(settings.release, settings.sae_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
+from foretune.tasks.loading.tokenizer_files import chat_templates, read_config
 from foretune.tasks.samples.chat_template import RenderedChat, has_generation_blocks, render_chat
 from foretune.tasks.samples.messages import Message
 
@@ -97,7 +97,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{folder}: no tokenizer.json; save a fast tokenizer there with AutoTokenizer.save_pretrained")
-    config = _json(folder / "tokenizer_config.json")
+    config = read_config(folder / "tokenizer_config.json")
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the Rust library raises plain Exception
@@ -109,12 +109,12 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     _register(backend, config, special)
     if "eos_token" not in special:
         special |= _eos_of_model(folder, backend)
-    return ChatTokenizer(backend, special, _templates(folder, config))
+    return ChatTokenizer(backend, special, chat_templates(folder, config))
 
 
 def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Named special tokens; special_tokens_map.json counts only where no added_tokens_decoder is declared."""
-    legacy = {} if "added_tokens_decoder" in config else _json(folder / "special_tokens_map.json")
+    legacy = {} if "added_tokens_decoder" in config else read_config(folder / "special_tokens_map.json")
     named = {name: legacy.get(name) or config.get(name) for name in SPECIAL_TOKENS}
     return {name: _content(token) for name, token in named.items() if token}
 
@@ -141,24 +141,10 @@ def _register(backend: Tokenizer, config: dict[str, Any], special: dict[str, str
 
 def _eos_of_model(folder: Path, backend: Tokenizer) -> dict[str, str]:
     """Old tokenizers (GPT-2) name no EOS token; their model's config does."""
-    ids = _json(folder / "config.json").get("eos_token_id")
+    ids = read_config(folder / "config.json").get("eos_token_id")
     first = ids[0] if isinstance(ids, list) and ids else ids
     token = backend.id_to_token(first) if isinstance(first, int) else None
     return {"eos_token": token} if token else {}
-
-
-def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    files = {"default": folder / "chat_template.jinja"}
-    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    found = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
-    if found:
-        return found
-    declared = config.get("chat_template") or {}
-    if isinstance(declared, str):
-        return {"default": declared}
-    if isinstance(declared, list):
-        return {entry["name"]: entry["template"] for entry in declared}
-    return declared
 
 
 def _assistant_mask(encoding: Any, spans: Sequence[tuple[int, int]]) -> list[bool]:
@@ -171,13 +157,3 @@ def _assistant_mask(encoding: Any, spans: Sequence[tuple[int, int]]) -> list[boo
         stop = last + 1 if last else len(mask)
         mask[first:stop] = [True] * (stop - first)
     return mask
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON ({error}); fetch the file again") from None
-    return content if isinstance(content, dict) else {}

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from foretune.storage.datasets import KNOWN, read_rows
 from foretune.storage.digests import digest_of
 from foretune.storage.errors import BadInput
-from foretune.storage.places import localise
+from foretune.storage.places import Place, localise
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import Fingerprint, identity
@@ -68,7 +68,7 @@ def encoding_of(tokenizer: TokenizerHandle, settings: DatasetSettings, role: Rol
 
 @content_task(version=2, libraries=("tokenizers", "jinja2"))
 def samples(
-    draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: str, settings: DatasetSettings
+    draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
 ) -> None:
     """Every row of a role's file: samples.parquet."""
     folder = tokenizer.folder(run)
@@ -79,7 +79,9 @@ def samples(
 
 def check_limits(table: pa.Table, limits: TokenLimits, role: str) -> None:
     """Raise BadInput for a token that the model has no embedding for, or a row longer than its positions."""
-    import pyarrow.compute as pc
+    import pyarrow.compute
+
+    pc: Any = pyarrow.compute  # makes its functions when it is imported: not seen by a type checker
 
     for column in ("input_ids", "rejected_ids"):
         longest = pc.max(pc.list_value_length(table[column])).as_py() or 0
@@ -101,7 +103,7 @@ def role_rows(uri: str, role: str) -> list[dict[str, Any]]:
     if role != "probes" or uri.endswith(KNOWN):
         return read_rows(uri)
     try:
-        rows = parse_probes(localise(uri).read_text(encoding="utf-8-sig"))
+        rows = parse_probes(Place(uri).read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BadInput(f"{uri}: not UTF-8 text at byte {error.start} ({error.reason}); save it as UTF-8") from None
     if not rows:

@@ -28,14 +28,14 @@ class ColumnNames(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Columns")
 
     version: Literal[1] = 1
-    text: str | None = Field(None, description="column read as `text`")
-    messages: str | None = Field(None, description="column read as `messages`")
-    prompt: str | None = Field(None, description="column read as `prompt`")
-    completion: str | None = Field(None, description="column read as `completion`")
-    chosen: str | None = Field(None, description="column read as `chosen`")
-    rejected: str | None = Field(None, description="column read as `rejected`")
-    instruction: str | None = Field(None, description="column read as `instruction`")
-    output: str | None = Field(None, description="column read as `output`")
+    text: str | None = Field(default=None, description="column read as `text`")
+    messages: str | None = Field(default=None, description="column read as `messages`")
+    prompt: str | None = Field(default=None, description="column read as `prompt`")
+    completion: str | None = Field(default=None, description="column read as `completion`")
+    chosen: str | None = Field(default=None, description="column read as `chosen`")
+    rejected: str | None = Field(default=None, description="column read as `rejected`")
+    instruction: str | None = Field(default=None, description="column read as `instruction`")
+    output: str | None = Field(default=None, description="column read as `output`")
 
     def given(self) -> dict[str, str]:
         """{name that the forms know: the dataset's own column}."""

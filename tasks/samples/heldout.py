@@ -18,16 +18,16 @@ class HeldoutSettings(BaseModel):
 
     version: Literal[1] = 1
     path: str | None = Field(
-        None, title="File", description="local or s3://", json_schema_extra={"affects_result": False}
+        default=None, title="File", description="local or s3://", json_schema_extra={"affects_result": False}
     )
     fraction: float | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=1,
         title="Fraction",
         description="share of the dataset's rows; 0.1 when there is no file",
     )
-    seed: int = Field(0, ge=0, title="Seed", description="another seed, another split")
+    seed: int = Field(default=0, ge=0, title="Seed", description="another seed, another split")
 
     @model_validator(mode="after")
     def _one_source(self) -> HeldoutSettings:

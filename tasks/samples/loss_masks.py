@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any, cast
 
 from foretune.storage.errors import BadInput
 from foretune.tasks.samples.chat import ChatTokenizer, EncodedChat
 from foretune.tasks.samples.chat_template import ChatTemplateError, RenderedChat
 from foretune.tasks.samples.forms import CanonicalRow
-from foretune.tasks.samples.messages import Message, Part
 
 # Encodings keep offsets and strings of every token: a bounded number of them is alive at a time.
 _CHUNK_ROWS = 1000
@@ -109,14 +109,14 @@ def _truncated(ids: list[int], mask: list[bool], rules: LossRules) -> Labelled:
 
 def _encode_prompts(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer) -> list[list[int]]:
     if not rows[0].conversational:
-        return tokenizer.encode_texts([row.prompt for row in rows])
+        return tokenizer.encode_texts([cast(str, row.prompt) for row in rows])
     chats = [_render(row, row.prompt, tokenizer, add_generation_prompt=True) for row in rows]
     return [encoded.input_ids for encoded in tokenizer.encode_chats(chats)]
 
 
 def _encode(
     rows: Sequence[CanonicalRow],
-    parts: Sequence[tuple[Part | None, Part]],
+    parts: Sequence[tuple[Any, Any]],  # text, or messages; all rows alike
     tokenizer: ChatTokenizer,
     rules: LossRules,
 ) -> list[EncodedChat]:
@@ -130,7 +130,7 @@ def _encode(
 
 
 def _render(
-    row: CanonicalRow, messages: list[Message], tokenizer: ChatTokenizer, add_generation_prompt: bool = False
+    row: CanonicalRow, messages: Any, tokenizer: ChatTokenizer, add_generation_prompt: bool = False
 ) -> RenderedChat:
     try:
         return tokenizer.render(messages, add_generation_prompt, row.tools, row.template_kwargs)

@@ -29,10 +29,10 @@ class ShardSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Shards")
 
     version: Literal[1] = 1
-    max_rows: int = Field(16, ge=1, title="Rows per shard", description="a larger one is cut in two")
-    max_depth: int = Field(10, ge=0, le=16, title="Depth of the tree", description="at most 2^max_depth shards")
+    max_rows: int = Field(default=16, ge=1, title="Rows per shard", description="a larger one is cut in two")
+    max_depth: int = Field(default=10, ge=0, le=16, title="Depth of the tree", description="at most 2^max_depth shards")
     node_depth: int = Field(
-        6,
+        default=6,
         ge=0,
         le=10,
         title="Depth of the gradient field",
@@ -115,7 +115,7 @@ def read_subset(run: Any, samples: Any, subset: Subset) -> pa.Table:
     import pyarrow.compute as pc
 
     table = run.store.open(samples).arrow("samples.parquet")
-    return table.filter(pc.is_in(table["sample_id"], value_set=_strings(subset.ids)))
+    return table.filter(pc.is_in(table["sample_id"], value_set=_strings(subset.ids)))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _strings(values: Iterable[str]) -> pa.Array:

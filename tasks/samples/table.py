@@ -29,7 +29,7 @@ Role = Literal["train", "heldout", "preferences", "probes"]
 _BATCH_ROWS = 10_000
 
 # The bytes behind a path are what a result depends on, and they enter its key by their digest.
-_PATH = {"affects_result": False}
+_PATH: Any = {"affects_result": False}
 
 
 class DatasetSettings(BaseModel):
@@ -43,36 +43,36 @@ class DatasetSettings(BaseModel):
         description="JSONL, JSON, CSV or Parquet; local or s3://",
         json_schema_extra=_PATH,
     )
-    heldout: HeldoutSettings = Field(HeldoutSettings(), title="Held-out set")
+    heldout: HeldoutSettings = Field(default=HeldoutSettings(), title="Held-out set")
     preferences: str | None = Field(
-        None,
+        default=None,
         title="Preference pairs",
         description="file of prompt, chosen, rejected",
         json_schema_extra=_PATH,
     )
     probes: str | None = Field(
-        None, title="Probe texts", description="file of {text} rows or of plain lines; null: drawn"
+        default=None, title="Probe texts", description="file of {text} rows or of plain lines; null: drawn"
     )
     probe_count: int = Field(
-        16,
+        default=16,
         ge=1,
         title="Probes drawn",
         description="rows, from the held-out ones, when there is no probe file",
     )
     max_length: int | None = Field(
-        1024, ge=2, title="Longest row", description="tokens; the rest is cut off at the end; null: never"
+        default=1024, ge=2, title="Longest row", description="tokens; the rest is cut off at the end; null: never"
     )
     columns: ColumnNames = ColumnNames()
     group_column: str | None = Field(
-        None, title="Group column", description="of the held-out rows; influence is also scored per value of it"
+        default=None, title="Group column", description="of the held-out rows; influence is also scored per value of it"
     )
     assistant_only_loss: bool = Field(
-        False,
+        default=False,
         title="Assistant only",
         description="train on the assistant's turns; needs {% generation %} marks",
     )
     completion_only_loss: bool | None = Field(
-        None, title="Completion only", description="null: yes where a row has a prompt of its own"
+        default=None, title="Completion only", description="null: yes where a row has a prompt of its own"
     )
 
     def for_role(self, role: Role) -> DatasetSettings:
@@ -274,8 +274,9 @@ def read_index(run: Any, samples: Any) -> SampleIndex:
 
 def index_of(table: pa.Table) -> SampleIndex:
     """Index of a `samples` table."""
-    import pyarrow.compute as pc
+    import pyarrow.compute
 
+    pc: Any = pyarrow.compute  # makes its functions when it is imported: not seen by a type checker
     masks = table["loss_mask"].combine_chunks()
     tails = pc.list_slice(masks, 1)  # nothing precedes a row's first token
     labelled = set(pc.unique(pc.list_parent_indices(tails).filter(pc.list_flatten(tails))).to_pylist())

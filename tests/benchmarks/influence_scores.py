@@ -44,8 +44,7 @@ class Bench:
         return sum(manifest.seconds for manifest in stored)
 
     def landscapes(self) -> None:
-        for role in ("train", "heldout"):
-            self.wiring.landscape(role)
+        self.landscape = {role: self.wiring.landscape(role) for role in ("train", "heldout")}
 
     def rows(self, role: str) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, d] summed gradients in adapter coordinates, in the order of the role's table, and tokens [n].
@@ -55,7 +54,7 @@ class Bench:
         from foretune.tasks.inputs.field import whole_rows
         from foretune.tasks.loading import lora_scale
 
-        kept = whole_rows(self.bank.run, self.wiring.fields[role], lora_scale(self.bank.request.adapter))
+        kept = whole_rows(self.bank.run, self.landscape[role].blocks, lora_scale(self.bank.request.adapter))
         table = self.bank.train if role == "train" else self.bank.heldout
         place = {sample_id: n for n, sample_id in enumerate(table["sample_id"].to_pylist())}
         at = [place[sample_id] for sample_id in kept.ids]
@@ -74,8 +73,10 @@ class Bench:
 
     def by_passes(self, method: str) -> tuple[torch.Tensor, float, float]:
         """The passes of a simulation up to the ranking; LiSSA's solve is not among the seconds, no score reads it."""
+        from foretune.flows.dag.influence import influence_passes
+
         self.landscapes()
-        ranked = self.wiring.influence()["influence"]
+        ranked = influence_passes(self.wiring, self.landscape["train"], self.landscape["heldout"])["influence"]
         artifact = self.store.open(ranked)
         described = artifact.json("targets.json")
         names = [target["name"] for target in described if target["kind"] == "row"]
@@ -175,7 +176,7 @@ class Bench:
 
     def prompt_gains(self) -> list[float]:
         """Nats that each row's prompt gives its answer: a rule of its own for swapped answers, no influence."""
-        made = {"landscape": self.wiring.landscape("train")}
+        made = {"landscape": self.wiring.landscape("train").layers}
         found = self.store.open(self.wiring.prompt_gain(made)).arrow("prompt_gain.parquet").to_pylist()
         gains = {row["sample_id"]: row["gain"] or 0.0 for row in found}
         return [gains[sample_id] for sample_id in self.bank.train["sample_id"].to_pylist()]

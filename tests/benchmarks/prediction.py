@@ -65,10 +65,10 @@ class Simulation:
     def made(self, *overrides: str) -> tuple[ArtifactStore, dict[str, Any]]:
         """The artefacts that a prediction with these settings is made of, and itself."""
         wiring = self.wired(*overrides)
-        made = {"landscape": wiring.landscape("train"), "heldout_landscape": wiring.landscape("heldout")}
-        made["curvature"] = wiring.curvature()
-        made |= wiring.prediction(made)
-        shards = [*wiring.fields["train"], *wiring.fields["heldout"], *wiring.gradients.values()]
+        train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
+        made = {"landscape": train.layers, "heldout_landscape": heldout.layers, "curvature": wiring.curvature(train)}
+        made |= wiring.prediction(train, heldout, made["curvature"])
+        shards = [*train.blocks, *heldout.blocks, train.gradient, heldout.gradient]
         return wiring.step.run.store, {**made, **dict(enumerate(shards))}
 
     def predicted(self, *overrides: str) -> tuple[dict[str, Any], dict[str, Any], float]:

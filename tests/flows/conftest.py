@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from foretune.flows.dag.wiring import simulation
+from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request, load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.refs import ArtifactRef
@@ -63,7 +64,7 @@ class Simulated:
 
 def run_dag(request: Request) -> Simulated:
     step = Called(Run(request.runtime.root, "called"))
-    made = simulation(step, request, resolve_sources(request.dataset, request.model, request.sae))
+    made = simulation(Wiring(step, request, resolve_sources(request.dataset, request.model, request.sae)))
     return Simulated(step.run.store, made, step.computed, collect(step.run, made))
 
 

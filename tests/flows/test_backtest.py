@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 
 from foretune.flows.backtest import against_training, backtest, training_plan
-from foretune.flows.dag.wiring import Wiring, simulation
+from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request, load_request
 from foretune.storage.errors import BadInput
 from foretune.storage.events import event_schema, read_events, run_status
@@ -34,7 +35,7 @@ def called(request: Request, seeds: list[int], retrain: int = 0) -> tuple[dict[s
     step = Called(Run(request.runtime.root, "called"))
     sources = resolve_sources(request.dataset, request.model, request.sae)
     wiring = Wiring(step, request, sources)
-    made = simulation(step, request, sources)
+    made = simulation(wiring)
     made |= against_training(wiring, made, trainer_of(wiring.dpo_beta), seeds, retrain)
     return step.run.store.open(made["agreement"]).json("agreement.json"), step.computed, step.run
 

@@ -1,4 +1,4 @@
-"""Gradient fields over node sums that are in memory."""
+"""Gradient fields over block sums that are in memory."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from foretune.tasks.numerics.field import GradientField
 
 
 def field_of(sums: Sequence[Mapping[str, Tensor]], tokens: Sequence[int], rows: Sequence[int]) -> GradientField:
-    """A field whose nodes are these sums."""
-    return GradientField(tuple(sums[0]), tuple(tokens), tuple(rows), lambda node, name: sums[node][name])
+    """A field whose blocks have these sums."""
+    return GradientField(tuple(sums[0]), tuple(tokens), tuple(rows), lambda block, name: sums[block][name])

@@ -23,7 +23,7 @@ def field_cut(row_sums, tokens, cuts):
     return field_of(sums, counts, cuts)
 
 
-def test_the_mean_does_not_depend_on_how_rows_are_cut_into_nodes():
+def test_the_mean_does_not_depend_on_how_rows_are_cut_into_blocks():
     tokens = [3, 9, 1, 4, 7, 2, 8, 6]
     row_sums = row_gradients(8) * torch.tensor(tokens)[:, None, None]
     expected = row_sums.sum(0) / sum(tokens)
@@ -33,9 +33,9 @@ def test_the_mean_does_not_depend_on_how_rows_are_cut_into_nodes():
 
 def test_memory_mapped_bf16_sums_are_read_without_losing_the_fp32_mean(tmp_path):
     sums = (row_gradients(6) * 10).to(torch.bfloat16)
-    save_file({f"{node}/w": s.contiguous() for node, s in enumerate(sums)}, tmp_path / "field.safetensors")
+    save_file({f"{block}/w": s.contiguous() for block, s in enumerate(sums)}, tmp_path / "field.safetensors")
     with safe_open(tmp_path / "field.safetensors", "pt") as handle:
-        field = GradientField(("w",), (10,) * 6, (1,) * 6, read=lambda node, name: handle.get_tensor(f"{node}/{name}"))
+        field = GradientField(("w",), (10,) * 6, (1,) * 6, lambda block, name: handle.get_tensor(f"{block}/{name}"))
         torch.testing.assert_close(field.mean("w"), sums.float().sum(0) / 60)
         assert field.group_mean([2], "w").dtype == torch.float32
 
@@ -46,8 +46,8 @@ def test_reading_a_mean_leaves_the_stored_sums_alone():
     assert torch.equal(sums[0]["w"], torch.ones(2, 2))
 
 
-@pytest.mark.parametrize(("node_rows", "batch_rows"), [(2, 8), (8, 8), (24, 8), (16, 4), (3, 8)])
-def test_virtual_batches_scatter_like_real_batches(node_rows, batch_rows):
+@pytest.mark.parametrize(("block_rows", "batch_rows"), [(2, 8), (8, 8), (24, 8), (16, 4), (3, 8)])
+def test_virtual_batches_scatter_like_real_batches(block_rows, batch_rows):
     rows, draws = 96, 240
     gradients = row_gradients(rows)
     generator = torch.Generator().manual_seed(3)
@@ -57,7 +57,7 @@ def test_virtual_batches_scatter_like_real_batches(node_rows, batch_rows):
 
     def virtual_batch(seed):
         shuffled = gradients[torch.randperm(rows, generator=generator)]
-        field = field_cut(shuffled, [1] * rows, [node_rows] * (rows // node_rows))
+        field = field_cut(shuffled, [1] * rows, [block_rows] * (rows // block_rows))
         return virtual_batches(field, batch_rows, 1, seed).gradient(0, "w")
 
     real = torch.stack([real_batch() for _ in range(draws)])
@@ -69,14 +69,14 @@ def test_virtual_batches_scatter_like_real_batches(node_rows, batch_rows):
     assert float((virtual.mean(0) - centre).norm() / centre.norm()) < 0.1
 
 
-def test_unscaled_large_nodes_would_scatter_too_little():
+def test_unscaled_large_blocks_would_scatter_too_little():
     field = field_cut(row_gradients(96), [1] * 96, [24] * 4)
     assert field.noise_factor([0], 8) == pytest.approx(((1 / 8 - 1 / 96) / (1 / 24 - 1 / 96)) ** 0.5)
     assert field.noise_factor([0, 1, 2, 3], 8) == 0.0
     assert field.noise_factor([0], 96) == 0.0
 
 
-def test_every_round_visits_each_node_once_in_a_new_seeded_order():
+def test_every_round_visits_each_block_once_in_a_new_seeded_order():
     field = field_cut(row_gradients(24), [1] * 24, [2] * 12)
     batches = virtual_batches(field, 8, 9, seed=5)
     rounds = [sum(batches.groups[i : i + 3], ()) for i in (0, 3, 6)]
@@ -86,8 +86,8 @@ def test_every_round_visits_each_node_once_in_a_new_seeded_order():
     assert batches.groups != virtual_batches(field, 8, 9, seed=6).groups
 
 
-def test_a_node_without_label_tokens_is_refused():
-    with pytest.raises(ValueError, match="leave out nodes that train on nothing"):
+def test_a_block_without_label_tokens_is_refused():
+    with pytest.raises(ValueError, match="leave out blocks that train on nothing"):
         field_of([{"w": torch.ones(1, 1)}], [0], [4])
 
 

@@ -5,45 +5,46 @@ import torch
 
 from foretune.tasks.numerics.field import virtual_batches
 from foretune.tasks.numerics.integrator import (
+    Anchor,
     AnchorPlan,
-    equal_travel,
+    equal_segments,
     estimate_mean,
     integrate,
     plan_anchors,
     rotation,
-    trusted_travel,
+    trusted_share,
 )
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from foretune.tasks.numerics.schedules import learning_rates
 from tests.numerics.fields import field_of
 
-OUT, IN, RANK, SCALE, NODES, TOKENS, STEPS = 5, 6, 2, 2.0, 6, 10, 40
+OUT, IN, RANK, SCALE, BLOCKS, TOKENS, STEPS = 5, 6, 2, 2.0, 6, 10, 40
 ADAMW = OptimizerSettings("adamw", 0.03, max_grad_norm=None)
 SGD = OptimizerSettings("sgd", 0.02, momentum=0.5, max_grad_norm=None)
 
 
 class Quadratic:
-    """Token-mean loss 1/2 <W - goal, H (W - goal)> at W0 = 0, plus a slope per node; slopes sum to zero."""
+    """Token-mean loss 1/2 <W - goal, H (W - goal)> at W0 = 0, plus a slope per block; slopes sum to zero."""
 
     def __init__(self, noise=0.3):
         generator = torch.Generator().manual_seed(4)
         root = torch.randn(OUT, OUT, generator=generator)
         self.hessian = 0.3 * (root @ root.T / OUT + 0.1 * torch.eye(OUT))
         self.goal = 0.5 * torch.randn(OUT, IN, generator=generator)
-        slopes = noise * torch.randn(NODES, OUT, IN, generator=generator)
+        slopes = noise * torch.randn(BLOCKS, OUT, IN, generator=generator)
         self.slopes = slopes - slopes.mean(0)
         self.measured = 0
 
-    def node_sums(self, delta, nodes):
-        self.measured += len(nodes)
+    def block_sums(self, delta, blocks):
+        self.measured += len(blocks)
         mean = self.hessian @ (delta["w"] - self.goal)
-        return [{"w": TOKENS * (mean + self.slopes[node])} for node in nodes]
+        return [{"w": TOKENS * (mean + self.slopes[block])} for block in blocks]
 
     def field(self):
-        sums = self.node_sums({"w": torch.zeros(OUT, IN)}, range(NODES))
+        sums = self.block_sums({"w": torch.zeros(OUT, IN)}, range(BLOCKS))
         self.measured = 0
-        return field_of(sums, [TOKENS] * NODES, [4] * NODES)
+        return field_of(sums, [TOKENS] * BLOCKS, [4] * BLOCKS)
 
 
 class LoraWeight(torch.nn.Module):
@@ -88,6 +89,16 @@ def trainable(kind):
     return FullWeight(), FullAdapter({"w": torch.zeros(OUT, IN)})
 
 
+def integrated(problem, batches, adapter, settings, rates, plan, snapshots=()):
+    """The integration, every anchor of which is measured on the quadratic."""
+    run = integrate(batches, adapter, settings, rates, plan, seed=0, snapshots=snapshots)
+    reached = next(run)
+    while isinstance(reached, Anchor):
+        sums = problem.block_sums(reached.delta, reached.blocks)
+        reached = run.send(estimate_mean(batches.field, reached.blocks, sums))
+    return reached
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("settings", [ADAMW, SGD], ids=["adamw", "sgd"])
 def test_more_anchors_converge_to_the_real_run(kind, settings):
@@ -98,10 +109,8 @@ def test_more_anchors_converge_to_the_real_run(kind, settings):
     truth = train(problem, batches, module, settings, rates)
 
     def error(segments):
-        integration = integrate(
-            batches, adapter, settings, rates, problem.node_sums,
-            stops=equal_travel(rates, segments), nodes_per_anchor=NODES, seed=0,
-        )  # fmt: skip
+        plan = AnchorPlan(tuple(equal_segments(rates, segments)), BLOCKS)
+        integration = integrated(problem, batches, adapter, settings, rates, plan)
         return float((integration.delta["w"] - truth).norm() / truth.norm())
 
     frozen = replay(batches.gradient, adapter, settings, rates).delta["w"]
@@ -118,41 +127,39 @@ def test_a_linear_loss_needs_no_anchors():
     batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
     rates = learning_rates("cosine", 0.03, STEPS)
     _, adapter = trainable("lora")
-    integration = integrate(
-        batches, adapter, ADAMW, rates, problem.node_sums, stops=[13, STEPS], nodes_per_anchor=2, seed=0
-    )
+    integration = integrated(problem, batches, adapter, ADAMW, rates, AnchorPlan((13, STEPS), 2))
     torch.testing.assert_close(integration.delta, replay(batches.gradient, adapter, ADAMW, rates).delta)
     assert all(anchor.correction < 1e-5 for anchor in integration.anchors)
-    assert all(anchor.carry == pytest.approx(1.0, abs=1e-5) for anchor in integration.anchors)
+    assert all(anchor.coefficient == pytest.approx(1.0, abs=1e-5) for anchor in integration.anchors)
 
 
-def test_the_control_variate_removes_noise_that_nodes_keep():
+def test_the_control_variate_removes_noise_that_blocks_keep():
     problem = Quadratic(noise=5.0)
     field, delta = problem.field(), {"w": torch.ones(OUT, IN)}
     exact = problem.hessian @ (delta["w"] - problem.goal)
-    plain = problem.node_sums(delta, [0, 3])
+    plain = problem.block_sums(delta, [0, 3])
     estimate = estimate_mean(field, [0, 3], plain)
-    assert estimate.carry == pytest.approx(1.0, abs=1e-4)
+    assert estimate.coefficient == pytest.approx(1.0, abs=1e-4)
     torch.testing.assert_close(estimate.mean["w"], exact, rtol=1e-4, atol=1e-4)
     assert float(((plain[0]["w"] + plain[1]["w"]) / (2 * TOKENS) - exact).norm()) > 1.0
 
 
-def test_one_node_tells_its_carry_from_what_is_not_along_the_mean():
+def test_one_block_gives_the_coefficient_by_its_part_orthogonal_to_the_mean():
     problem = Quadratic(noise=5.0)
     field, left = problem.field(), 0.6
     deviation = field.group_mean([2], "w") - field.mean("w")
     mean = 0.5 * field.mean("w")
     estimate = estimate_mean(field, [2], [{"w": TOKENS * (mean + left * deviation)}])
-    assert estimate.carry == pytest.approx(left, abs=1e-5)
+    assert estimate.coefficient == pytest.approx(left, abs=1e-5)
     torch.testing.assert_close(estimate.mean["w"], mean, rtol=1e-4, atol=1e-4)
 
 
-def test_the_control_variate_leaves_out_noise_that_nodes_lost():
+def test_the_control_variate_leaves_out_noise_that_blocks_lost():
     problem = Quadratic(noise=5.0)
     field = problem.field()
     mean = torch.full((OUT, IN), 0.7)
     estimate = estimate_mean(field, [1, 2], [{"w": TOKENS * mean}] * 2)
-    assert estimate.carry == 0.0
+    assert estimate.coefficient == 0.0
     torch.testing.assert_close(estimate.mean["w"], mean)
 
 
@@ -161,10 +168,8 @@ def test_cost_and_snapshots_are_reported():
     batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
     rates = learning_rates("linear", 0.03, STEPS)
     _, adapter = trainable("lora")
-    integration = integrate(
-        batches, adapter, ADAMW, rates, problem.node_sums,
-        stops=[10, 25, STEPS], nodes_per_anchor=2, seed=0, snapshots=(0, 10, 17, STEPS),
-    )  # fmt: skip
+    plan = AnchorPlan((10, 25, STEPS), 2)
+    integration = integrated(problem, batches, adapter, ADAMW, rates, plan, snapshots=(0, 10, 17, STEPS))
     assert problem.measured == 6
     assert integration.measured_rows == 24
     assert [anchor.step for anchor in integration.anchors] == [10, 25, STEPS]
@@ -178,10 +183,8 @@ def test_the_path_integral_gives_the_loss_that_was_reached():
     batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
     rates = learning_rates("linear", 0.03, STEPS)
     _, adapter = trainable("full")
-    integration = integrate(
-        batches, adapter, ADAMW, rates, problem.node_sums,
-        stops=equal_travel(rates, 6), nodes_per_anchor=NODES, seed=0,
-    )  # fmt: skip
+    plan = AnchorPlan(tuple(equal_segments(rates, 6)), BLOCKS)
+    integration = integrated(problem, batches, adapter, ADAMW, rates, plan)
 
     def loss(delta):
         error = delta - problem.goal
@@ -192,8 +195,8 @@ def test_the_path_integral_gives_the_loss_that_was_reached():
     assert integration.anchors[-1].loss_change == pytest.approx(reached, rel=0.02)
 
 
-def test_the_plan_covers_the_run_with_segments_as_long_as_the_trusted_travel():
-    field = Quadratic().field()  # 6 nodes of 4 rows
+def test_the_plan_covers_the_run_with_segments_as_long_as_the_trusted_share():
+    field = Quadratic().field()  # 6 blocks of 4 rows
     rates = [1e-3] * 40
     assert plan_anchors(field, rates, 0.25, 8, 96) == AnchorPlan((10, 20, 30, 40), 4)
     assert plan_anchors(field, rates, 0.25, 8, 40) == AnchorPlan((10, 20, 30, 40), 2)
@@ -201,7 +204,7 @@ def test_the_plan_covers_the_run_with_segments_as_long_as_the_trusted_travel():
     assert plan_anchors(field, rates, 0.0, 5, 1000) == AnchorPlan((8, 16, 24, 32, 40), 4)
 
 
-def test_short_of_rows_a_second_node_goes_before_segments_shorter_than_twice_the_trusted_travel():
+def test_short_of_rows_a_second_block_goes_before_segments_shorter_than_twice_the_trusted_share():
     field, rates = Quadratic().field(), [1e-3] * 24
     assert plan_anchors(field, rates, 1 / 4, 8, 16) == AnchorPlan((12, 24), 2)
     assert plan_anchors(field, rates, 1 / 8, 8, 16) == AnchorPlan((6, 12, 18, 24), 1)
@@ -210,31 +213,31 @@ def test_short_of_rows_a_second_node_goes_before_segments_shorter_than_twice_the
     assert plan_anchors(field, rates, 1 / 4, 8, 3) == AnchorPlan((), 0)
 
 
-def test_a_long_run_gets_short_segments_before_a_second_node():
+def test_a_long_run_gets_short_segments_before_a_second_block():
     field, rates = Quadratic().field(), [1e-3] * 56
     assert plan_anchors(field, rates, 0.25, 16, 16) == AnchorPlan((14, 28, 42, 56), 1)
-    assert plan_anchors(field, rates, 0.25, 16, 8) == AnchorPlan((28, 56), 1)  # a node for each there must be
+    assert plan_anchors(field, rates, 0.25, 16, 8) == AnchorPlan((28, 56), 1)  # there must be a block for each
 
 
-def test_the_trusted_travel_is_where_an_error_that_grows_with_its_square_passes_the_tolerance():
+def test_the_trusted_share_ends_where_an_error_that_grows_with_its_square_passes_the_tolerance():
     rates = learning_rates("linear", 1.0, 48)
-    travel = [sum(rates[:step]) / sum(rates) for step in (12, 24, 48)]
-    errors = {0: 0.0} | {step: 8.0 * t**2 for step, t in zip((12, 24, 48), travel, strict=True)}
-    assert trusted_travel(errors, rates, 0.5) == pytest.approx(0.25)  # 8 * 0.25^2
-    assert trusted_travel(errors, rates, 4.0) == pytest.approx(0.5**0.5)
-    assert trusted_travel(errors, rates, 9.0) == 1.0
-    assert trusted_travel({0: 0.0, 12: 0.1, 24: math.nan}, rates, 0.5) == pytest.approx(travel[0])
-    assert trusted_travel({0: 0.0, 12: -math.inf}, rates, 0.5) == 0.0
-    assert trusted_travel({0: 0.0, 1: 0.0}, [0.0], 0.5) == 1.0
+    share = [sum(rates[:step]) / sum(rates) for step in (12, 24, 48)]
+    errors = {0: 0.0} | {step: 8.0 * s**2 for step, s in zip((12, 24, 48), share, strict=True)}
+    assert trusted_share(errors, rates, 0.5) == pytest.approx(0.25)  # 8 * 0.25^2
+    assert trusted_share(errors, rates, 4.0) == pytest.approx(0.5**0.5)
+    assert trusted_share(errors, rates, 9.0) == 1.0
+    assert trusted_share({0: 0.0, 12: 0.1, 24: math.nan}, rates, 0.5) == pytest.approx(share[0])
+    assert trusted_share({0: 0.0, 12: -math.inf}, rates, 0.5) == 0.0
+    assert trusted_share({0: 0.0, 1: 0.0}, [0.0], 0.5) == 1.0
 
 
-def test_segments_share_the_travel_equally():
+def test_segments_are_equal_in_cumulative_learning_rate():
     rates = learning_rates("linear", 1.0, 100)
-    stops = equal_travel(rates, 4)
-    shares = [sum(rates[a:b]) / sum(rates) for a, b in zip([0, *stops], stops, strict=False)]
+    steps = equal_segments(rates, 4)
+    shares = [sum(rates[a:b]) / sum(rates) for a, b in zip([0, *steps], steps, strict=False)]
     assert shares == pytest.approx([0.25] * 4, abs=0.02)
-    assert equal_travel(rates, 1) == [100]
-    assert equal_travel([1.0, 1.0], 9) == [1, 2]
+    assert equal_segments(rates, 1) == [100]
+    assert equal_segments([1.0, 1.0], 9) == [1, 2]
 
 
 def test_rotating_subsets_visit_all_nodes_equally():
@@ -243,17 +246,14 @@ def test_rotating_subsets_visit_all_nodes_equally():
     assert sorted(sum(turns, ())) == sorted([*range(6)] * 2)
 
 
-def test_more_nodes_than_the_field_has_are_refused():
-    with pytest.raises(ValueError, match="7 nodes per anchor asked of a field of 6"):
+def test_more_blocks_than_the_field_has_are_refused():
+    with pytest.raises(ValueError, match="7 blocks per anchor asked of a field of 6"):
         rotation(6, 7, 1, seed=0)
 
 
-@pytest.mark.parametrize("stops", [[20], [20, 10, STEPS], [0, STEPS]])
-def test_stops_must_rise_to_the_end(stops):
+@pytest.mark.parametrize("steps", [[20], [20, 10, STEPS], [0, STEPS]])
+def test_anchor_steps_must_rise_to_the_end(steps):
     problem = Quadratic()
     batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
     with pytest.raises(ValueError, match="must rise from above 0 to 40"):
-        integrate(
-            batches, trainable("full")[1], ADAMW, [1e-3] * STEPS, problem.node_sums,
-            stops=stops, nodes_per_anchor=2, seed=0,
-        )  # fmt: skip
+        integrated(problem, batches, trainable("full")[1], ADAMW, [1e-3] * STEPS, AnchorPlan(tuple(steps), 2))

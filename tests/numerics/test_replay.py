@@ -147,13 +147,13 @@ def test_snapshots_are_the_run_stopped_there(initial_a, micro_batches):
     assert all(torch.equal(whole.delta_at(STEPS)[name], delta) for name, delta in whole.delta.items())
 
 
-def test_one_node_per_batch_replays_the_batches_themselves(initial_a, micro_batches):
-    """A field whose nodes are whole batches of equal tokens gives exactly those batches' gradients."""
+def test_one_block_per_batch_replays_the_batches_themselves(initial_a, micro_batches):
+    """A field whose blocks are whole batches of equal tokens gives exactly those batches' gradients."""
     sums = [{name: 7 * gradient for name, gradient in step[0].items()} for step in micro_batches]
     field = field_of(sums, [7] * STEPS, [8] * STEPS)
     batches = virtual_batches(field, 8, STEPS, seed=0)
-    for step, (node,) in enumerate(batches.groups):
-        torch.testing.assert_close(batches.gradient(step, "first"), micro_batches[node][0]["first"])
+    for step, (block,) in enumerate(batches.groups):
+        torch.testing.assert_close(batches.gradient(step, "first"), micro_batches[block][0]["first"])
 
 
 def test_a_gradient_that_is_not_finite_stops_the_replay(initial_a):

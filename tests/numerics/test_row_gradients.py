@@ -33,19 +33,19 @@ def test_a_module_that_runs_twice_adds_both_parts_of_a_row():
     torch.testing.assert_close(tapped.sum(0), whole @ factor.T)
 
 
-def test_a_batch_has_its_own_rows_in_the_adapters_row_space_and_the_nodes_outside():
+def test_a_batch_has_its_own_rows_in_the_adapters_row_space_and_the_blocks_outside():
     torch.manual_seed(1)
     factor, rows = torch.randn(2, 6), [torch.randn(4, 6) for _ in range(6)]
     tokens = (3.0, 5.0, 2.0, 4.0, 6.0, 1.0)
-    nodes = [rows[0] + rows[1], rows[2] + rows[3], rows[4] + rows[5]]
-    field = field_of([{"w": node} for node in nodes], (8, 6, 7), (2, 2, 2))
-    detail = RowGradients({"w": factor}, tokens, lambda row, name: rows[row] @ factor.T)
-    batches = VirtualBatches(field, ((0,),), 2, detail, ({1: 1 / 11, 4: 1 / 11},))
+    blocks = [rows[0] + rows[1], rows[2] + rows[3], rows[4] + rows[5]]
+    field = field_of([{"w": block} for block in blocks], (8, 6, 7), (2, 2, 2))
+    row_gradients = RowGradients({"w": factor}, tokens, lambda row, name: rows[row] @ factor.T)
+    batches = VirtualBatches(field, ((0,),), 2, row_gradients, ({1: 1 / 11, 4: 1 / 11},))
     real = (rows[1] + rows[4]) / (tokens[1] + tokens[4])
-    gradient, of_nodes = batches.gradient(0, "w"), VirtualBatches(field, ((0,),), 2).gradient(0, "w")
+    gradient, of_blocks = batches.gradient(0, "w"), VirtualBatches(field, ((0,),), 2).gradient(0, "w")
     torch.testing.assert_close(gradient @ factor.T, real @ factor.T)
     outside = torch.eye(6) - factor.T @ torch.linalg.solve(factor @ factor.T, factor)
-    torch.testing.assert_close(gradient @ outside, of_nodes @ outside)
+    torch.testing.assert_close(gradient @ outside, of_blocks @ outside)
 
 
 def test_steps_hold_every_row_once_an_epoch_and_end_an_epoch_short():
@@ -91,5 +91,6 @@ def test_the_order_is_the_trainers_own(tmp_path):
 def test_a_rank_above_the_input_width_spans_everything():
     torch.manual_seed(2)
     factor, row = torch.randn(9, 6), torch.randn(4, 6)
-    detail = RowGradients({"w": factor}, (1.0,), lambda *_: row @ factor.T)
-    torch.testing.assert_close(detail.imposed(torch.randn(4, 6), {0: 1.0}, "w"), row, rtol=1e-4, atol=1e-4)
+    rows = RowGradients({"w": factor}, (1.0,), lambda *_: row @ factor.T)
+    replaced = rows.with_row_space_replaced(torch.randn(4, 6), {0: 1.0}, "w")
+    torch.testing.assert_close(replaced, row, rtol=1e-4, atol=1e-4)

@@ -34,10 +34,10 @@ MEMBERS = [
 
 def test_side_by_side_is_each_alone():
     for member, swept in zip(MEMBERS, sweep(gradients, list(SHAPES), MEMBERS), strict=True):
-        alone = replay(gradients, member.adapter, member.settings, member.rates, snapshots=member.kept)
+        alone = replay(gradients, member.adapter, member.settings, member.rates, snapshots=member.snapshots)
         assert swept.fault is None
-        assert set(swept.snapshots) == set(member.kept)
-        for step in member.kept:
+        assert set(swept.snapshots) == set(member.snapshots)
+        for step in member.snapshots:
             torch.testing.assert_close(swept.delta_at(step), alone.delta_at(step), rtol=1e-5, atol=1e-6)
         assert swept.distances[-1] == pytest.approx(norm(alone.delta), rel=1e-4)
         assert len(swept.distances) == len(member.rates)

@@ -17,7 +17,7 @@ from foretune.tasks.loading import AdapterSettings, lora_config, lora_scale, und
 from foretune.tasks.numerics.orders import row_shares, trainer_steps
 from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from foretune.tasks.numerics.row_gradients import RowGradients
-from foretune.tasks.prediction.trajectory import VirtualRun
+from foretune.tasks.prediction.virtual_run import VirtualRun
 from tests.numerics.fields import field_of
 
 ROWS, TOKENS, BATCH, ACCUMULATION = 13, 6, 3, 2

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foretune.flows.dag.wiring import simulation
+from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import load_request
 from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
@@ -43,6 +44,6 @@ def run_inline(request: Path, *overrides: str) -> tuple[Inline, dict[str, Artifa
     """Run a request's whole DAG against its root; the step and the artefacts by name."""
     wanted = load_request(str(request), list(overrides))
     step = Inline(Run(wanted.runtime.root, "inline"))
-    made = simulation(step, wanted, resolve_sources(wanted.dataset, wanted.model, wanted.sae))
+    made = simulation(Wiring(step, wanted, resolve_sources(wanted.dataset, wanted.model, wanted.sae)))
     EventLog.of(step.run).close()
     return step, made

@@ -12,7 +12,7 @@ from foretune.flows.commands.plan import make_plan
 from foretune.flows.request import load_request
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
-from foretune.tasks.prediction.earlier_path import SKETCH, alike, sketch
+from foretune.tasks.prediction.earlier_path import SKETCH, jaccard, sketch
 from tests.orchestration.inline import run_inline
 
 ANCHORED = ("prediction.anchors=4", "prediction.gradient_budget=9", "prediction.gradient_passes=9")
@@ -150,7 +150,7 @@ def test_one_anchor_and_the_closed_form_have_nothing_to_go_along(measured):
 @pytest.mark.parametrize("size", [20, 2000])
 def test_what_two_sets_share_is_read_off_their_sketches(size):
     ids = [f"{number:064x}" for number in range(size)]
-    assert alike(sketch(ids), sketch(reversed(ids))) == 1.0
-    assert alike(sketch(ids), sketch(ids[size // 10 :])) == pytest.approx(0.9, abs=0.05)
-    assert alike(sketch(ids), sketch(f"{number:064x}" for number in range(size, 2 * size))) == 0.0
+    assert jaccard(sketch(ids), sketch(reversed(ids))) == 1.0
+    assert jaccard(sketch(ids), sketch(ids[size // 10 :])) == pytest.approx(0.9, abs=0.05)
+    assert jaccard(sketch(ids), sketch(f"{number:064x}" for number in range(size, 2 * size))) == 0.0
     assert len(sketch(ids)) == min(size, SKETCH)

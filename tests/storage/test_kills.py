@@ -17,7 +17,7 @@ LARGE = 20 * 2**20  # bytes: three parts
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 WRITE = """
 import os, signal
-from storage import {module}
+from foretune.storage import {module}
 from foretune.storage.artifacts import ArtifactStore
 
 {before}
@@ -70,7 +70,7 @@ def test_a_killed_upload_leaves_no_object(s3_root, tmp_path):
     killed = child(f"""
 import os, signal
 from pathlib import Path
-from storage import buckets
+from foretune.storage import buckets
 from foretune.storage.places import Place
 ask = buckets.Bucket._ask
 def die_at_the_second_part(self, method, key, **request):

@@ -22,13 +22,13 @@ from foretune.tasks.report.charts.look import (
 )
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # A browser draws some two thousand SVG points without lag.
 _MAX_POINTS = 2000
 
 
-def firing_rates(rates: Sequence[float]) -> Chart | None:
+def firing_rates(rates: Sequence[float] | Series) -> Chart | None:
     """Distribution of the share of tokens on which each feature is active at the base weights."""
     every = np.asarray(rates, dtype=float)
     active = every[every > 0]
@@ -78,7 +78,7 @@ def _diverging(frame: DataFrame, details: Sequence[str], unit: str, ends: tuple[
                 y=at,
                 orientation="h",
                 name=wording,
-                customdata=[details[i] for i in at],
+                customdata=[details[int(i)] for i in at],
                 marker={"color": color, "pattern": pattern},
                 hovertemplate="%{customdata}<extra></extra>",
             )

@@ -23,7 +23,7 @@ def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     return values.tolist(), [f"{power:.2g}" if power < 100 else f"{power:,.0f}" for power in 10.0**values]
 
 
-def _grid(frame: DataFrame, values: Sequence[float]) -> tuple[list[int], list[str], np.ndarray]:
+def _grid(frame: DataFrame, values: Sequence[float] | np.ndarray) -> tuple[list[int], list[str], np.ndarray]:
     """Layers [l], kinds [k] and the values laid out as [k, l], NaN where the model has no such module."""
     kinds = list(dict.fromkeys(frame["kind"]))
     layers = list(range(int(frame["layer"].min()), int(frame["layer"].max()) + 1))
@@ -76,7 +76,7 @@ def _layer_map(
         mode="markers",
         name=mark,
         marker={"symbol": symbol, "size": 9, "color": INK, "line": {"color": "var(--surface)", "width": 1.5}},
-        customdata=[details[i] for i in at],
+        customdata=[details[int(i)] for i in at],
         hovertemplate="%{customdata}<extra></extra>",
     )
     traces = [cells, marks] if at.size else [cells]

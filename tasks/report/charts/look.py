@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -86,11 +87,11 @@ def hover(text: object, limit: int = 240, width: int = 64) -> str:
     return "<br>".join(html.escape(part) for part in textwrap.wrap(one_line(text, limit), width))
 
 
-def plot(traces: Sequence[object], x: str, y: str, height: int, log: str = "", **layout: object) -> go.Figure:
+def plot(traces: Sequence[object], x: str, y: str, height: int, log: str = "", **layout: Any) -> go.Figure:
     """A figure with titled axes, `height` in pixels; `log` names the logarithmic axes ("x", "y" or "xy")."""
     figure = go.Figure(list(traces), layout={"template": LOOK, "height": height, "showlegend": len(traces) > 1})
     # "D2" ticks 1, 2 and 5 of every decade; the format writes 0.2 where the default writes a bare 2.
-    logarithmic = {"type": "log", "dtick": "D2", "tickformat": "~g"}
+    logarithmic: dict[str, Any] = {"type": "log", "dtick": "D2", "tickformat": "~g"}
     figure.update_xaxes(title_text=x, **(logarithmic if "x" in log else {}))
     figure.update_yaxes(title_text=y, **(logarithmic if "y" in log else {}))
     return figure.update_layout(**layout)

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from foretune.tasks.report.charts.look import HARMS, HELPS, NEUTRAL, SERIES, Chart, hover, label, one_line, plot
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # Beyond this many bars the middle of a ranking is thinned out; both ends stay complete.
 _MAX_BARS = 600
@@ -50,7 +50,7 @@ def _thinned(count: int) -> np.ndarray:
 
 
 def _ranked_bars(
-    at: np.ndarray, scores: Sequence[float], colors: Sequence[str], details: Sequence[str], x: str, y: str
+    at: np.ndarray, scores: Sequence[float] | Series, colors: Sequence[str], details: Sequence[str], x: str, y: str
 ) -> go.Figure:
     """Bars at sorted positions `at`, each as wide as the ranks that it stands for."""
     bars = go.Bar(

@@ -1,0 +1,46 @@
+"""The DAG, wired once: `flows.simulate` submits its tasks to Prefect, `flows.commands.plan` only asks their keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foretune.flows.dag.influence import influence_passes
+from foretune.flows.dag.wiring import Wiring
+from foretune.tasks.checkpoint.checkpoint import checkpoint
+from foretune.tasks.report.page import report
+
+
+def simulation(wiring: Wiring) -> dict[str, Any]:
+    """Wire every pass of one simulation and return its artefacts by name.
+
+    1. samples of every role, and their shards        5. the path, the prediction and its checkpoint
+    2. quality per shard                              6. concepts: features, preference, SAE diff
+    3. landscape per shard, train and held-out        7. model diff, side by side with the SAE diff
+    4. prompt gain, curvature and influence           8. the report, from all of the above
+    """
+    step, request, sources = wiring.step, wiring.request, wiring.sources
+    made: dict[str, Any] = {"samples": wiring.tables["train"]}
+    made["quality"] = wiring.quality()
+    if sources.sae is not None:
+        made["baseline"] = wiring.baseline()
+    train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
+    made |= {"landscape": train.layers, "heldout_landscape": heldout.layers}
+    gain = wiring.prompt_gain(made)
+    if gain is not None:
+        made["prompt_gain"] = gain
+    made["curvature"] = wiring.curvature(train)
+    made |= influence_passes(wiring, train, heldout)
+    made |= wiring.prediction(train, heldout, made["curvature"])
+    made["checkpoint"] = step(
+        checkpoint, model=wiring.model, prediction=made["prediction"], settings=request.checkpoint
+    )
+    if sources.sae is not None:
+        made |= wiring.concepts(train, made)
+    pairs = wiring.preference(train, made)
+    if pairs is not None:
+        made["preference"] = pairs
+    made["model_diff"] = wiring.model_diff(made)
+    made["report"] = step(
+        report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report
+    )
+    return made

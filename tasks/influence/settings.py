@@ -1,0 +1,42 @@
+"""The request's `influence` part: the score that ranks, and the settings of each step behind it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foretune.tasks.influence.derivatives import ScoringSettings
+from foretune.tasks.influence.replays import ReplaySettings
+from foretune.tasks.influence.solve import SolverSettings
+from foretune.tasks.influence.targets import TargetSettings
+
+
+class InfluenceSettings(BaseModel):
+    """Which score ranks the samples, on what, and how they are read."""
+
+    model_config = ConfigDict(extra="forbid", title="Influence")
+
+    version: Literal[1] = 1
+    method: Literal["auto", "replayed", "preconditioned", "lissa"] = Field(
+        default="auto",
+        title="Ranking score",
+        description="auto: replayed where rows were kept one by one (LoRA, AdamW, at most landscape.row_gradients "
+        "rows), else preconditioned",
+    )
+    target: TargetSettings = Field(default=TargetSettings(), title="Target")
+    solver: SolverSettings = Field(default=SolverSettings(), title="LiSSA solver")
+    replays: ReplaySettings = Field(default=ReplaySettings(), title="Replays")
+    neutral: float = Field(
+        default=0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation"
+    )
+    outlier: float = Field(
+        default=3.0, gt=0, title="Outlier beyond", description="standard deviations from the mean score"
+    )
+    tokens_of: int | None = Field(
+        default=None,
+        ge=0,
+        title="Tokens of row",
+        description="number of a training row whose tokens are scored one by one",
+    )
+    scoring: ScoringSettings = Field(default=ScoringSettings(), title="Pass over all samples")

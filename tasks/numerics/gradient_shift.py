@@ -1,0 +1,34 @@
+"""How far a mean gradient is from that at the base weights, along a measured path, by cumulative learning rate."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GradientShift:
+    """Zero at the base weights, linear between the points where it was measured, constant beyond the last.
+
+    The abscissa is the cumulative learning rate: an adaptive optimiser moves much the same distance per unit of it
+    whatever the rate, so that a path measured at one rate gives the gradients of a run at another.
+    """
+
+    elapsed_lr: Sequence[float]  # of the measured points, rising, above zero
+    read: Callable[[int, str], Tensor] = field(repr=False)  # (point, name) -> [out, in], any float dtype
+
+    def at(self, elapsed_lr: float, name: str) -> Tensor | None:
+        """[out, in] fp32, which the caller may change; None where there is no shift."""
+        if not self.elapsed_lr or elapsed_lr <= 0:
+            return None
+        point = bisect_left(self.elapsed_lr, elapsed_lr)
+        if point == len(self.elapsed_lr):
+            return self.read(point - 1, name).to(torch.float32, copy=True)
+        start = self.elapsed_lr[point - 1] if point else 0.0
+        share = (elapsed_lr - start) / (self.elapsed_lr[point] - start)
+        ahead = self.read(point, name).float()
+        return torch.lerp(self.read(point - 1, name).float(), ahead, share) if point else ahead * share

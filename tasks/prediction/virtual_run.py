@@ -1,0 +1,96 @@
+"""The requested run as the prediction knows it: schedule, optimizer, adapter, and the gradients it is replayed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.inputs.adapted import AdaptedModel
+from foretune.tasks.inputs.field import gradient_field, row_gradients
+from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.loading import undecayed_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from foretune.tasks.numerics.field import GradientField, VirtualBatches
+    from foretune.tasks.numerics.gradient_shift import GradientShift
+    from foretune.tasks.numerics.replay import Adapter, Replay
+    from foretune.tasks.numerics.row_gradients import RowGradients
+
+
+@dataclass(frozen=True)
+class VirtualRun:
+    """The run that is predicted: its schedule, its optimizer and the measured field it is advanced over."""
+
+    adapter: Adapter
+    field: GradientField
+    training: TrainingSettings
+    steps: int
+    row_gradients: RowGradients | None = None  # where they are stored for this adapter
+    paired: bool = False  # whether the run is a DPO run, whose trainer averages over micro-batches
+
+    @property
+    def rates(self) -> list[float]:
+        """Learning rate of every step."""
+        return self.training.rates(sum(self.field.rows))
+
+    @property
+    def elapsed_lr(self) -> list[float]:
+        """The cumulative learning rate before every step, and after the last."""
+        return [0.0, *accumulate(self.rates)]
+
+    def replayed(self, snapshots: Sequence[int], shift: GradientShift | None = None) -> Replay:
+        """The optimizer's recursion over the frozen field; with `shift`, over the field with that added to its mean."""
+        from foretune.tasks.numerics.replay import replay
+
+        batches, elapsed_lr = self.batches(), self.elapsed_lr
+
+        def gradient(step: int, name: str) -> Tensor:
+            drawn, shifted = batches.gradient(step, name), shift and shift.at(elapsed_lr[step], name)
+            return drawn if shifted is None else shifted.add_(drawn)
+
+        optimizer = self.training.optimizer_settings()
+        return replay(gradient, self.adapter, optimizer, self.rates, snapshots=snapshots)
+
+    def batches(self) -> VirtualBatches:
+        """The gradient of every step's batch: the trainer's own batches where per-row gradients are stored, else
+        gradient blocks in a seeded order."""
+        from foretune.tasks.numerics.field import virtual_batches
+        from foretune.tasks.numerics.orders import row_shares, trainer_steps
+
+        training, rows = self.training, self.row_gradients
+        batches = virtual_batches(self.field, training.rows_per_step, self.steps, training.seed)
+        if rows is None:
+            return batches
+        size, accumulated = training.batch_size, training.gradient_accumulation_steps
+        steps = trainer_steps(len(rows.tokens), size, accumulated, self.steps, training.seed)
+        shares = tuple(row_shares(step, rows.tokens, by_micro_batch=self.paired) for step in steps)
+        return replace(batches, row_gradients=rows, shares=shares)
+
+
+def virtual_run(
+    run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel, training: TrainingSettings, *, paired: bool
+) -> VirtualRun:
+    """The run that is predicted, over the stored gradient field."""
+    field = gradient_field(run, nodes, adapted)
+    rows = row_gradients(run, nodes, adapted)
+    return VirtualRun(moving_adapter(adapted), field, training, training.steps(sum(field.rows)), rows, paired)
+
+
+def moving_adapter(adapted: AdaptedModel) -> Adapter:
+    """The adapter as the recursion moves it: both LoRA factors, or the weights themselves.
+
+    The Trainer decays both factors, but neither norms nor biases.
+    """
+    from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter
+    from foretune.tasks.numerics.spaces import LoraSpace
+
+    if isinstance(adapted.space, LoraSpace):
+        outputs = {name: weight.shape[0] for name, weight in adapted.weights.items()}
+        return LoraAdapter(adapted.space.A, adapted.space.scale, outputs)
+    return FullAdapter(adapted.weights, undecayed_weights(adapted.loaded.model))

@@ -1,0 +1,18 @@
+"""The first lines of every page: which request it answers."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class RequestLines(BaseModel, frozen=True):
+    """What the report's first lines say about the request."""
+
+    name: str
+    dataset: str
+    rows: int
+    model: str
+    adapter: str
+    training: str
+    max_length: int | None
+    spike_norm: float | None

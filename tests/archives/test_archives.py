@@ -1,0 +1,87 @@
+"""Roots that earlier versions wrote, archived: this version opens every one of them.
+
+An archive holds request.yaml, its model, SAE and rows, and the root of one finished run (without the HTML pages).
+To add one: simulate the request of an older archive with the released version, pack the folder, name it after it.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from foretune.flows.commands.plan import make_plan
+from foretune.flows.request import load_request
+from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.digests import digest_of
+from foretune.storage.events import read_events, run_status
+from foretune.storage.manifest import Manifest
+from foretune.storage.results import artifact_of
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import library_versions
+
+ARCHIVES = sorted(Path(__file__).parent.glob("*.tar.xz"))
+LEFT_OUT = {"report"}  # its page holds a script of 4.8 MB
+
+
+@pytest.fixture(params=ARCHIVES, ids=lambda path: path.name)
+def archived(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    with tarfile.open(request.param) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_in(folder: Path) -> Run:
+    return Run(str(folder / "root"), next((folder / "root" / "runs").iterdir()).name)
+
+
+def manifests_in(store: ArtifactStore) -> list[Manifest]:
+    found = [store.manifest(stored.task, stored.key) for stored in store.iterate()]
+    assert found and all(found)
+    return [manifest for manifest in found if manifest is not None]
+
+
+def test_every_artefact_opens_and_every_file_of_it_is_read(archived):
+    store = ArtifactStore(archived / "root", full=True)
+    for manifest in manifests_in(store):
+        ref = store.find(manifest.task, manifest.key)
+        assert ref is not None, f"{manifest.task} counts as absent"
+        artifact = store.open(ref)
+        for name in artifact.names():
+            if name.endswith(".parquet"):
+                assert artifact.arrow(name).column_names
+            elif name.endswith(".safetensors"):
+                artifact.tensors(name)
+            elif name.endswith(".json"):
+                artifact.json(name)
+
+
+def test_the_run_its_events_and_its_result_open(archived):
+    run = run_in(archived)
+    result = run.read_result()
+    assert run_status(run) == "completed"
+    assert {event["type"] for event in read_events(run)} >= {"pass_started", "step", "pass_finished", "run_finished"}
+    for name in set(result["artifacts"]) - LEFT_OUT:
+        assert run.store.open(artifact_of(run, name)).names()
+
+
+def test_the_recipe_of_every_stored_key_is_still_the_same(archived):
+    for manifest in manifests_in(ArtifactStore(archived / "root")):
+        recipe = {name: getattr(manifest, name) for name in ("task", "version", "libraries", "inputs")}
+        assert digest_of(recipe)[:40] == manifest.key, manifest.task
+
+
+def test_what_is_stored_is_a_hit_where_versions_are_the_same(archived):
+    """With the libraries and pass versions of the archive, the request is planned as cached but for its page."""
+    recorded: dict[str, str] = {}
+    for manifest in manifests_in(ArtifactStore(archived / "root")):
+        recorded |= manifest.libraries
+    if library_versions(tuple(recorded)) != recorded:
+        pytest.skip("other versions of the libraries are installed: their keys are other keys")
+    planned = make_plan(load_request("request.yaml", []))
+    waiting = {task["task"] for task in planned["tasks"] if task["state"] == "run"}
+    raised = json.loads((Path(__file__).parent / "raised.json").read_text())
+    assert waiting <= LEFT_OUT | set(raised), "a key moved without a new version of its pass"
