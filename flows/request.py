@@ -90,7 +90,7 @@ class Request(BaseModel):
     curvature: CurvatureSettings = CurvatureSettings()
     influence: InfluenceSettings = InfluenceSettings()
     preference: PreferenceSettings = PreferenceSettings()
-    prediction: PredictionSettings = PredictionSettings()
+    prediction: PredictionSettings = PredictionSettings()  # pyright: ignore[reportCallIssue]
     checkpoint: CheckpointSettings = CheckpointSettings()
     diff: DiffSettings = Field(default=DiffSettings(), title="Base and predicted model")
     report: ReportSettings = ReportSettings()

@@ -66,7 +66,10 @@ class Halves:
         target = artifact.json("targets.json")[0]
         other = None if target["better"] == "lower" else target["name"]
         return cls(
-            artifact.arrow("influence.parquet").to_pylist(), [half.subset.ids for half in half_rows], losses, other
+            artifact.arrow("influence.parquet").to_pylist(),
+            [list(half.subset.ids) for half in half_rows],
+            losses,
+            other,
         )
 
     @property

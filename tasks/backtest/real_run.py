@@ -177,13 +177,13 @@ def _sft_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
 
     arguments = TrainingArguments(**trainer_arguments(run.training, run.seed, run.folder))
-    return Trainer(model=model, args=arguments, train_dataset=run.examples, data_collator=collated)
+    return Trainer(model=model, args=arguments, train_dataset=run.examples, data_collator=collated)  # pyright: ignore[reportArgumentType]
 
 
 def _dpo_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
     try:
         from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
+        from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
         from trl.trainer.dpo_trainer import DataCollatorForPreference
     except ImportError as missing:
         raise BadInput("backtest: preference pairs are trained with trl's DPOTrainer; pip install trl") from missing
@@ -201,12 +201,12 @@ def _dpo_trainer(loaded: LoadedModel, model: Any, run: _Settings) -> Trainer:
         ref_model=None if run.adapter.method == "lora" else copy.deepcopy(loaded.model),
         args=DPOConfig(
             **trainer_arguments(run.training, run.seed, run.folder),
-            beta=run.dpo_beta,
+            beta=run.dpo_beta,  # pyright: ignore[reportArgumentType]
             max_length=None,
             bf16=False,
             gradient_checkpointing=False,
         ),
         train_dataset=Dataset.from_list(run.examples),
-        data_collator=DataCollatorForPreference(pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad),
+        data_collator=DataCollatorForPreference(pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad),  # pyright: ignore[reportArgumentType]
         processing_class=loaded.tokenizer,
     )

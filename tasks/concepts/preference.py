@@ -133,14 +133,14 @@ def _unit(vector: Any) -> Any:
     return vector / vector.norm().clamp_min(1e-30)
 
 
-def preference_summary(margins: list[dict[str, float | None]], cosine: float | None) -> dict[str, Any]:
+def preference_summary(margins: list[dict[str, Any]], cosine: float | None) -> dict[str, Any]:
     """Mean margins, the share of pairs the base model already ranks right, and a warning when it does not."""
     count = len(margins)
     known = {name: [pair[name] for pair in margins if pair[name] is not None] for name in margins[0]}
     means = {name: sum(values) / len(values) if values else None for name, values in known.items()}
     raw = means["margin_raw"]
     signals = []
-    if raw < 0:
+    if raw < 0:  # pyright: ignore[reportOptionalOperand]
         signals.append(
             {
                 "name": "backwards_preference",

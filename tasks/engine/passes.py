@@ -73,8 +73,8 @@ def content_task(
             return _produce(policy, compute, arguments, guard)
 
         setattr(body, "__signature__", taken)  # noqa: B010 - no attribute that a type checker knows
-        return prefect.task(
-            body,
+        return prefect.task(  # pyright: ignore[reportCallIssue]
+            body,  # pyright: ignore[reportArgumentType]
             name=compute.__name__,
             cache_policy=policy,
             persist_result=True,
@@ -125,7 +125,7 @@ def _produce(
         raise
     if "torch" in sys.modules:
         give_back()
-    remember_rate(draft.manifest)
+    remember_rate(draft.manifest)  # pyright: ignore[reportArgumentType]
     announce(
         run,
         "pass_finished",

@@ -109,7 +109,7 @@ def influence_shard(
     if node is not None:
         derivatives = _of_stored_rows(run, node, ids, solved, stored, lora_scale(adapter))
     else:
-        adapted = adapt(model.open(run), adapter, seed)
+        adapted = adapt(model.open(run), adapter, seed)  # pyright: ignore[reportOptionalMemberAccess]
         columns = _columns(adapted, solved, stored)
         derivatives = torch.zeros(len(table), len(columns), dtype=torch.float64)
         with exclusive(adapted.loaded):

@@ -66,7 +66,7 @@ def feature_gradient(
 
     table, loaded, autoencoder = rows.read(run), model.open(run), sae.open()
     names = feature_labels(sae.settings, autoencoder, loaded, labels.uri if labels else None)
-    number = feature_number(feature, names)
+    number = feature_number(feature, names)  # pyright: ignore[reportArgumentType]
     weights, tokens = target_weights(loaded, targets), 0
 
     def activations() -> Iterator[Any]:

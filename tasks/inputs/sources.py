@@ -35,7 +35,7 @@ class Sources:
 
     def model_handle(self, convert: Callable[[Fingerprint], ArtifactRef], settings: ModelSettings) -> ModelHandle:
         """The model as the passes take it; `convert` makes a folder of a GGUF file."""
-        return ModelHandle(source=self.model or convert(self.gguf), settings=settings)
+        return ModelHandle(source=self.model or convert(self.gguf), settings=settings)  # pyright: ignore[reportArgumentType]
 
 
 def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSettings | None) -> Sources:

@@ -34,9 +34,9 @@ def curvature_samples(
         samples = sampled_gradients(
             adapted.call,
             adapted.weights,
-            adapted.space,
+            adapted.space,  # pyright: ignore[reportArgumentType]
             batches,
-            adapted.modules,
+            adapted.modules,  # pyright: ignore[reportArgumentType]
             settings.quotient_draws,
             seed,
             torch.bfloat16,

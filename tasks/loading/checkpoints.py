@@ -86,7 +86,7 @@ def _merged(key: str, tensor: Tensor, delta: Tensor | None) -> Tensor:
 
 def _shards(layout: dict[str, Stored], max_shard_size: str) -> dict[str, list[str]]:
     """File name -> keys, in groups of at most `max_shard_size`; a larger tensor has a file of its own."""
-    number, unit = re.fullmatch(r"(\d+)(KB|MB|GB)", max_shard_size).groups()
+    number, unit = re.fullmatch(r"(\d+)(KB|MB|GB)", max_shard_size).groups()  # pyright: ignore[reportOptionalMemberAccess]
     limit = int(number) * UNITS[unit]
     groups: list[list[str]] = []
     room = 0
@@ -157,7 +157,7 @@ def _same_layout(layout: dict[str, Stored], wanted: dict[str, Stored]) -> None:
 def _largest_logit(folder: Path, loaded: LoadedModel, probe_ids: list[int] | None) -> float:
     import torch
 
-    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
     ids = torch.tensor([probe_ids or [n * vocabulary // 16 for n in range(16)]], device=loaded.device)
     with torch.no_grad():
         logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits

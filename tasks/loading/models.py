@@ -118,7 +118,7 @@ def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
     device = choose_device(settings.device)
     model = _from_pretrained(folder, settings, pickled=files[0].suffix == ".bin")
     if settings.device_map is None:
-        model.to(device)
+        model.to(device)  # pyright: ignore[reportArgumentType]
     model.eval().requires_grad_(False)
     transposed = _linear_for_conv1d(folder, model)
     _refuse_non_finite(folder, model)
@@ -162,7 +162,7 @@ def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> Pr
 
     quiet_transformers()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             folder,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=settings.attn_implementation,
@@ -208,7 +208,7 @@ def _linear_for_conv1d(folder: Path, model: PreTrainedModel) -> frozenset[str]:
     if replaced and offloaded(model):
         raise BadInput(f"model {folder}: its Conv1D layers cannot be offloaded; set model.device_map to null")
     for name, module in replaced:
-        linear = nn.Linear(*module.weight.shape, device="meta")
+        linear = nn.Linear(*module.weight.shape, device="meta")  # pyright: ignore[reportArgumentType]
         linear.weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
         linear.bias = module.bias
         model.set_submodule(name, linear.eval())
@@ -250,7 +250,7 @@ def functional_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[di
     def call(weights: dict[str, Tensor], batch: Batch) -> Tensor:
         if others := weights.keys() - allowed:
             raise ValueError(f"{min(others)} is not among the {len(allowed)} weights of this caller")
-        if away and torch._C._functorch.peek_interpreter_stack() is not None:
+        if away and torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
             raise BadInput(
                 f"model.device_map: {away} tensors are fetched when they are used, which forward-mode derivatives do "
                 "not allow; use more GPUs or a smaller model"
@@ -271,7 +271,7 @@ def label_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[dict[st
         from foretune.tasks.numerics.losses import label_positions
 
         positions = label_positions(batch.labels)
-        handle = head.register_forward_pre_hook(lambda module, args: (args[0][positions], *args[1:]))
+        handle = head.register_forward_pre_hook(lambda module, args: (args[0][positions], *args[1:]))  # pyright: ignore[reportOptionalMemberAccess]
         try:
             return call(weights, batch)
         finally:

@@ -28,7 +28,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        width = 1 if self.dtype == "BOOL" else int(re.search(r"\d+", self.dtype)[0]) // 8
+        width = 1 if self.dtype == "BOOL" else int(re.search(r"\d+", self.dtype)[0]) // 8  # pyright: ignore[reportOptionalSubscript]
         return math.prod(self.shape) * width
 
     def __str__(self) -> str:

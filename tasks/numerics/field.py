@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ class GradientField:
     names: tuple[str, ...]  # adapted weights
     tokens: tuple[int, ...]  # label tokens per block
     rows: tuple[int, ...]  # rows per block
-    read: Callable[[int, str], Tensor] = field(repr=False)
-    _means: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    read: Callable[[int, str], Tensor] = dataclasses.field(repr=False)
+    _means: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.rows):
@@ -74,7 +75,9 @@ class VirtualBatches:
     row_gradients: RowGradients | None = None  # per-row gradients of a LoRA adapter, where they are stored
     shares: tuple[Mapping[int, float], ...] = ()  # of each step's rows, for `row_gradients`; see orders.row_shares
     keep_bytes: int = 2**31  # for gradients kept for later rounds and replays, an equal share per weight
-    _kept: dict[tuple[tuple[int, ...], str], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[tuple[tuple[int, ...], str], Tensor] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def gradient(self, step: int, name: str) -> Tensor:
         """Gradient of the token-mean loss at 0-based `step`, [out, in] fp32, read-only.

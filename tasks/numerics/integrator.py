@@ -43,12 +43,12 @@ def estimate_mean(
     tokens = sum(field.tokens[block] for block in blocks)
     now = {name: sum(gradient[name].float() for gradient in measured) / tokens for name in field.names}
     if len(blocks) == 1:
-        coefficient = _coefficient_of_one(field, blocks[0], now)
+        coefficient = _coefficient_of_one(field, blocks[0], now)  # pyright: ignore[reportArgumentType]
     else:
-        coefficient = _coefficient(field, blocks, measured, now)
+        coefficient = _coefficient(field, blocks, measured, now)  # pyright: ignore[reportArgumentType]
     for name, mean in now.items():
-        mean.add_(field.mean(name) - field.group_mean(blocks, name), alpha=coefficient)
-    return MeanEstimate(now, coefficient)
+        mean.add_(field.mean(name) - field.group_mean(blocks, name), alpha=coefficient)  # pyright: ignore[reportAttributeAccessIssue]
+    return MeanEstimate(now, coefficient)  # pyright: ignore[reportArgumentType]
 
 
 def _coefficient(

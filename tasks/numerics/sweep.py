@@ -142,5 +142,5 @@ def _factor_gradients(batch: Tensor, name: str, members: Sequence[_Running]) -> 
     to_up = (batch @ torch.cat([run.parameters[down] for run in members]).T).split(ranks, dim=1)
     to_down = (torch.cat([run.parameters[up] for run in members], dim=1).T @ batch).split(ranks)
     for run, for_up, for_down in zip(members, to_up, to_down, strict=True):
-        torch.mul(for_up, run.member.adapter.scale, out=run.gradients[up])
-        torch.mul(for_down, run.member.adapter.scale, out=run.gradients[down])
+        torch.mul(for_up, run.member.adapter.scale, out=run.gradients[up])  # pyright: ignore[reportAttributeAccessIssue]
+        torch.mul(for_down, run.member.adapter.scale, out=run.gradients[down])  # pyright: ignore[reportAttributeAccessIssue]

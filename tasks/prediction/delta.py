@@ -85,8 +85,10 @@ def prediction(
                 steps = evaluation_steps(virtual.steps, settings.path_points)
                 trajectory = frozen_gradient_trajectory(closed_form.path.delta_at, steps, heldout, events)
             else:
-                shifts = [stored_shift(stored, kind, adapted.loaded.device) for kind in (TRAIN_SHIFT, HELDOUT_SHIFT)]
-                trajectory = trajectory_along_stored_path(virtual, *shifts, heldout, events)
+                device = adapted.loaded.device
+                train_shift = stored_shift(stored, TRAIN_SHIFT, device)
+                heldout_shift = stored_shift(stored, HELDOUT_SHIFT, device)
+                trajectory = trajectory_along_stored_path(virtual, train_shift, heldout_shift, heldout, events)
     applied = bounded(trajectory.delta, adapted.weights, settings.max_relative_change)
     summary = prediction_summary(trajectory, virtual, applied, measured.json("summary.json"), earlier, settings)
     frozen = trajectory.points if stored is None else stored.arrow("single_anchor.parquet").to_pylist()

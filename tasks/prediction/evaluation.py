@@ -79,7 +79,7 @@ class RowsAtWeights:
 
         with torch.no_grad():
             chosen, rejected = (
-                sequence_logprobs(self.adapted.call(self.adapted.weights, side), side.labels)
+                sequence_logprobs(self.adapted.call(self.adapted.weights, side), side.labels)  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
                 for side in (minibatch.batch, minibatch.rejected)
             )
         return chosen, rejected

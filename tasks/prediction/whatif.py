@@ -6,8 +6,9 @@ base weights at which the run's own path over base gradients alone still agreed 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
@@ -72,7 +73,7 @@ class StoredGradients:
     heldout: dict[str, Tensor]  # gradient of the held-out loss at the base weights
     base_loss: float
     trusted_distance: float  # |delta| up to which the run's own path agreed with forward passes
-    weight_norms: dict[str, float] = field(repr=False)
+    weight_norms: dict[str, float] = dataclasses.field(repr=False)
     everything: bool  # whether all linear modules were measured
     dtype: str = "float32"  # of the model: peft rounds A to it
     paired: bool = False  # a DPO run
@@ -246,7 +247,7 @@ def marked(outcomes: list[Outcome]) -> list[Outcome]:
         outcome = outcomes[number]
         if outcome.evaluated_loss is not None:
             return False, outcome.evaluated_loss
-        return not outcome.trusted, outcome.predicted_loss if outcome.trusted else outcome.trusted_loss
+        return not outcome.trusted, outcome.predicted_loss if outcome.trusted else outcome.trusted_loss  # pyright: ignore[reportReturnType]
 
     alive = [number for number, outcome in enumerate(outcomes) if outcome.predicted_loss is not None]
     best = min(alive, key=rank, default=None)

@@ -65,7 +65,7 @@ def flagged_rows(samples: DataFrame, top: int) -> Table | None:
     )
     originals = [row_of.get(original) for original in worst["duplicate_of"]]
     caption = f"{len(worst):,} of {len(flagged):,} flagged rows"
-    return _table(caption, columns, worst.assign(original=originals).astype({"original": object}).to_dict("records"))
+    return _table(caption, columns, worst.assign(original=originals).astype({"original": object}).to_dict("records"))  # pyright: ignore[reportArgumentType]
 
 
 def influential_rows(rows: DataFrame, top: int) -> Table | None:

@@ -108,7 +108,7 @@ def _sae_lens(settings: SaeSettings, path: Path, device: torch.device) -> Any:
         warnings.simplefilter("ignore")  # advice on loading the model with TransformerLens
         try:
             if settings.release is not None:
-                sae = SAE.from_pretrained(settings.release, settings.sae_id, device=str(device))
+                sae = SAE.from_pretrained(settings.release, settings.sae_id, device=str(device))  # pyright: ignore[reportArgumentType]
             else:
                 sae = SAE.load_from_disk(path, device=str(device), dtype="float32")
         except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:

@@ -98,7 +98,7 @@ def _format(folder: Path) -> Literal["sae_lens", "sparsify"]:
     if (folder / "cfg.json").is_file():
         for name, kind in WEIGHTS.items():
             if (folder / name).is_file():
-                return kind
+                return kind  # pyright: ignore[reportReturnType]
     below = sorted(cfg.parent.name for cfg in folder.glob("*/cfg.json"))
     if below:
         raise BadInput(f"sae {folder}: a folder of {len(below)} SAEs; name one, for example {below[0]}")

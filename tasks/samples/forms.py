@@ -106,8 +106,9 @@ def canonical_rows(rows: Sequence[Mapping[str, Any]], columns: ColumnNames | Non
 
 def as_plain_text(row: CanonicalRow) -> CanonicalRow:
     """An adaptable conversation as text, an empty line between turns, for a tokenizer without a template."""
-    prompt = "".join(message["content"] + "\n\n" for message in row.prompt)
-    return replace(row, prompt=prompt, completion=row.completion[0]["content"])
+    turns: Any = row.prompt  # messages, in an adaptable row
+    answer: Any = row.completion[0]
+    return replace(row, prompt="".join(turn["content"] + "\n\n" for turn in turns), completion=answer["content"])
 
 
 def shown_texts(row: CanonicalRow) -> tuple[str, str, str | None]:
@@ -118,7 +119,8 @@ def shown_texts(row: CanonicalRow) -> tuple[str, str, str | None]:
     if row.form != "messages":
         rejected = None if row.rejected is None else shown(row.rejected)
         return shown(row.prompt or ""), shown(row.completion), rejected
-    turns = [number for number, message in enumerate(row.completion) if message["role"] == "assistant"]
+    messages: Any = row.completion
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     cut = turns[-1] if turns else 0
     return shown(row.completion[:cut]), shown(row.completion[cut:]), None
 

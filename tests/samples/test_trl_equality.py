@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 
 from foretune.tasks.samples.chat import load_tokenizer
 from foretune.tasks.samples.table import DatasetSettings, read_samples
-
-pytestmark = pytest.mark.optional
-trl = pytest.importorskip("trl")
 
 MARKED = (
     "{% for message in messages %}"
