@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 ROOMS = {"flows/api": "foretune", "flows": "foretune/flows", "tasks": "foretune/tasks", "storage": "foretune/storage"}
 

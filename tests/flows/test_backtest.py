@@ -27,6 +27,8 @@ from foretune.tasks.numerics.agreement import Agreement
 from tests.flows.conftest import Called
 from tests.flows.test_command_line import assert_bad_input, foretune
 
+pytestmark = pytest.mark.slow
+
 AXES = ["direction", "size", "loss", "layers", "concepts", "samples"]
 
 

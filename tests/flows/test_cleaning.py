@@ -14,6 +14,8 @@ from foretune.flows.request import load_request
 from foretune.flows.simulate import simulate
 from foretune.storage.runs import resolve_run
 
+pytestmark = pytest.mark.slow
+
 NOISE = ["zq9 #!7 ~~ kx", "0x7f 0x3c ;; 0x11", "^^^ %% @@ qq ^^^", "@@@ 88 || zz 88"]
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 BINARY = Path(sys.executable).with_name("foretune")
 COMMAND = [str(BINARY)] if BINARY.exists() else [sys.executable, "-m", "foretune.flows.cli"]
 

@@ -17,6 +17,8 @@ from foretune.storage.runs import Run
 from foretune.tasks.backtest.callback import TrainingEvents
 from tests.flows.test_command_line import COMMAND, foretune
 
+pytestmark = pytest.mark.slow
+
 CHECK = jsonschema.Draft202012Validator(event_schema(), format_checker=jsonschema.FormatChecker())
 
 

@@ -14,6 +14,8 @@ from foretune.storage.errors import BadInput
 from tests.flows.conftest import Simulated
 from tests.flows.dense import EXACT, adapted, label_losses, lora_start, role_rows, rows_of
 
+pytestmark = pytest.mark.slow
+
 SGD = ("training.optimizer=sgd", "training.lr_scheduler_type=constant", "landscape.gradient_dtype=float32")
 RATE, STEPS, SCALE = 1e-3, 10, 2.0  # of the tiny request: 18 rows in batches of 4, 2 epochs; alpha / r
 

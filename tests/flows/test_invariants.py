@@ -16,6 +16,8 @@ from foretune.tasks.loading import ModelSettings
 from foretune.tasks.loading.witnesses import unwatch, watch, weights_digest, weights_unchanged, witness
 from foretune.tasks.numerics.bounds import bounded
 
+pytestmark = pytest.mark.slow
+
 
 def run_with(request, *overrides: str) -> dict:
     return simulate(load_request(str(request), list(overrides)), run_id="broken")

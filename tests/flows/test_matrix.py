@@ -12,6 +12,8 @@ import pytest
 
 from foretune.storage.errors import BadInput
 
+pytestmark = pytest.mark.slow
+
 Rows = Sequence[dict[str, Any]]
 
 

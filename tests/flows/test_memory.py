@@ -17,6 +17,8 @@ from foretune.tasks.engine.memory import halved, within_memory
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import ModelSettings
 
+pytestmark = pytest.mark.slow
+
 
 class Sizes(BaseModel):
     batch_tokens: int = 64

@@ -18,6 +18,8 @@ from foretune.storage.events import read_events
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
 
+pytestmark = pytest.mark.slow
+
 
 def test_gpt2_and_its_transposed_weights(simulated, folder_of):
     from transformers import AutoModelForCausalLM

@@ -11,6 +11,8 @@ import yaml
 
 from tests.flows.dense import label_losses, rows_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_gain_is_the_loss_without_the_prompt_less_the_loss_with_it(simulated, reference):
     done = simulated()

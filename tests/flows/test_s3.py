@@ -19,6 +19,8 @@ from foretune.storage.errors import BadInput
 from tests.flows.conftest import run_dag
 from tests.storage.conftest import own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 BINARY = Path(sys.executable).with_name("foretune")
 
 

@@ -13,6 +13,8 @@ from foretune.storage.events import read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 
+pytestmark = pytest.mark.slow
+
 PASSES = {
     "samples",
     "quality",

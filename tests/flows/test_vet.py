@@ -15,6 +15,8 @@ from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, list_runs
 from tests.flows.test_command_line import assert_bad_input, foretune
 
+pytestmark = pytest.mark.slow
+
 LOSS = {"number": "heldout_loss_evaluated", "reason": "agreed"}
 OPEN, SHUT = Gate(rules=[{**LOSS, "above": 1e6}]), Gate(rules=[{**LOSS, "above": 0.0}])
 

@@ -13,6 +13,8 @@ from foretune.storage.runs import Run
 from foretune.tasks.prediction.whatif import Outcome, marked, trusted_distance
 from tests.flows.conftest import run_dag
 
+pytestmark = pytest.mark.slow
+
 SINGLE = ["prediction.anchors=1", "landscape.gradient_dtype=float32"]
 
 

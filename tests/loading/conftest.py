@@ -38,11 +38,3 @@ def batch():
 
 def settings(folder: Path | str, **changes) -> ModelSettings:
     return ModelSettings(name_or_path=str(folder), device="cpu", **changes)
-
-
-@pytest.fixture
-def resid():
-    """Activations [4, 7, 32] away from zero mean."""
-    import torch
-
-    return 3 * torch.randn(4, 7, 32, generator=torch.Generator().manual_seed(9)) + 1

@@ -20,6 +20,8 @@ from foretune.tasks.numerics.row_gradients import RowGradients
 from foretune.tasks.prediction.virtual_run import VirtualRun
 from tests.numerics.fields import field_of
 
+pytestmark = pytest.mark.slow
+
 ROWS, TOKENS, BATCH, ACCUMULATION = 13, 6, 3, 2
 SHAPES = {"first": (6, 5), "second": (4, 5)}
 COMMON = {"batch_size": BATCH, "gradient_accumulation_steps": ACCUMULATION, "epochs": 2.5, "max_grad_norm": 0.0}

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.benchmarks import caching, environment
+
+pytestmark = pytest.mark.slow
 
 
 def write_questions(folder: Path, monkeypatch) -> None:

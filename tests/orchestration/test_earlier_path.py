@@ -15,6 +15,8 @@ from foretune.storage.runs import Run
 from foretune.tasks.prediction.earlier_path import SKETCH, jaccard, sketch
 from tests.orchestration.inline import run_inline
 
+pytestmark = pytest.mark.slow
+
 ANCHORED = ("prediction.anchors=4", "prediction.gradient_budget=9", "prediction.gradient_passes=9")
 LATEST = (*ANCHORED, "prediction.along=latest")
 

@@ -30,6 +30,8 @@ from foretune.tasks.engine.passes import BACK_OFF, content_task
 from tests.orchestration.inline import run_inline
 from tests.storage.conftest import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 
 def start(target, *arguments) -> multiprocessing.Process:
     """A process of its own, forked from one that has the heavy libraries loaded."""

@@ -14,6 +14,8 @@ from foretune.flows.commands.plan import make_plan
 from foretune.flows.request import load_request
 from tests.orchestration.inline import run_inline
 
+pytestmark = pytest.mark.slow
+
 LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and for the gradient field
 
 AFTER_PREDICTION = {

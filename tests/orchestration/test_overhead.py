@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.benchmarks import overheads
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_cached_shard_costs_two_requests_at_most_and_lists_no_bucket(prefect_server, monkeypatch):

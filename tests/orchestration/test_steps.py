@@ -15,6 +15,8 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 
+pytestmark = pytest.mark.slow
+
 lock, computing, most = threading.Lock(), 0, 0
 started: dict[int, float] = {}
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.storage.children import child
 
+pytestmark = pytest.mark.slow
+
 MEASURE = """
 import os, re
 from pathlib import Path

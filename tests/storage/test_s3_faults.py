@@ -13,6 +13,8 @@ from foretune.storage.places import Place
 from foretune.storage.s3_faults import is_transient
 from tests.storage.children import one_line
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef"
 LARGE = 20 * 2**20  # bytes: three parts
 

@@ -20,6 +20,8 @@ from foretune.tasks.engine.passes import content_task
 from foretune.tasks.samples.rows import ShardRows
 from foretune.tasks.samples.shards import Shard
 
+pytestmark = pytest.mark.slow
+
 
 class Settings(BaseModel):
     learning_rate: float = 1e-4
@@ -103,7 +105,7 @@ def test_an_input_without_identity_is_refused():
 
 def test_keys_do_not_depend_on_the_process():
     code = (
-        "from foretune.tasks.engine.keys import ContentKey; from tests.orchestration.test_keys import Settings;"
+        "from foretune.tasks.engine.keys import ContentKey; from tests.engine.test_keys import Settings;"
         "print(ContentKey(task='t').key_of({'b': 1, 'a': Settings()}))"
     )
     keys = {

@@ -21,6 +21,8 @@ from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.time_limits import OverTime, pass_minutes, uncounted, within_time
 from foretune.tasks.inputs.handles import exclusive
 
+pytestmark = pytest.mark.slow
+
 SHORT = 1.5 / 60
 """Minutes."""
 
