@@ -12,6 +12,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS, without_result
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
 from foretune.tasks.loading import label_caller
 from foretune.tasks.loading.hooks import captured_residuals
@@ -140,16 +141,16 @@ def preference_summary(margins: list[dict[str, Any]], cosine: float | None) -> d
     means = {name: sum(values) / len(values) if values else None for name, values in known.items()}
     raw = means["margin_raw"]
     signals = []
-    if raw < 0:  # pyright: ignore[reportOptionalOperand]
+    if raw is not None and raw < 0:
         signals.append(
-            {
-                "name": "backwards_preference",
-                "severity": "warn",
-                "value": raw,
-                "threshold": 0.0,
-                "advice": "the base model prefers the rejected answers on average; check that chosen and rejected "
+            Signal(
+                name="backwards_preference",
+                severity="warn",
+                value=raw,
+                threshold=0.0,
+                advice="the base model prefers the rejected answers on average; check that chosen and rejected "
                 "are not swapped, and that chosen answers are not just longer",
-            }
+            ).stored()
         )
     return {
         "pairs": count,

@@ -23,6 +23,7 @@ from foretune.storage.digests import digest_of
 from foretune.storage.places import Place
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine.pass_inputs import Identified, Sized
 
 logger = logging.getLogger("foretune")
 
@@ -51,8 +52,7 @@ def identity(value: Any) -> Any:
     if isinstance(value, Fingerprint):
         return {"digest": value.digest}
     if isinstance(value, BaseModel):
-        own = getattr(value, "identity", None)
-        return own() if own else _settings_identity(value)
+        return value.identity() if isinstance(value, Identified) else _settings_identity(value)
     if isinstance(value, list | tuple):
         return [identity(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no identity for a cache key: pass a reference or a setting")
@@ -70,7 +70,7 @@ def _settings_identity(settings: BaseModel) -> dict[str, Any]:
 
 def work_of(arguments: dict[str, Any]) -> dict[str, int]:
     """How much a task works on, for estimates: rows and tokens of its row sets, parts that it reduces."""
-    sets = [value for value in arguments.values() if hasattr(value, "work")]
+    sets = [value for value in arguments.values() if isinstance(value, Sized)]
     work = {"rows": sum(each.work[0] for each in sets), "tokens": sum(each.work[1] for each in sets)}
     work["parts"] = sum(len(value) for value in arguments.values() if isinstance(value, list))
     return {unit: amount for unit, amount in work.items() if amount}

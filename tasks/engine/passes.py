@@ -1,7 +1,7 @@
 """A pass: the decorator that turns `compute(draft, run, **inputs)` into a Prefect task, and how it runs once.
 
 A pass's parameters are its declared inputs, and three of their names are read here: `run` never counts in the key,
-`role` and `rows` name the pass for people, and `model` may offer a device slot to wait for (see `PassInput`).
+`role` and `rows` name the pass for people, and `model` may offer a device slot to wait for (see `pass_inputs`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from foretune.tasks.engine.announcements import announce
 from foretune.tasks.engine.invariants import no_optimizer_steps
 from foretune.tasks.engine.keys import NUMERICS, ContentKey, library_versions, work_of
 from foretune.tasks.engine.memory import give_back, within_memory
+from foretune.tasks.engine.pass_inputs import DeviceBound
 from foretune.tasks.engine.time_limits import within_time
 
 BACK_OFF = (2.0, 8.0, 30.0)
@@ -140,8 +141,8 @@ def _produce(
 
 def _device_slot(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
     """A slot of the device that the pass's model computes on; a hit returned before and never waits for one."""
-    slot = getattr(arguments.get("model"), "slot", None)
-    return slot() if slot else contextlib.nullcontext()
+    model = arguments.get("model")
+    return model.slot() if isinstance(model, DeviceBound) else contextlib.nullcontext()
 
 
 def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.loading import label_caller
 from foretune.tasks.samples.minibatches import minibatches
@@ -141,12 +142,12 @@ def prompt_gain_signals(summary: dict[str, Any], settings: PromptGainSettings) -
     if not count:
         return []
     return [
-        {
-            "name": "answer_mismatch",
-            "severity": "warn" if count > settings.share * rows else "info",
-            "value": count,
-            "threshold": settings.share * rows,
-            "advice": f"{count} of {rows} answers are no likelier under their prompt than without it; read them first, "
+        Signal(
+            name="answer_mismatch",
+            severity="warn" if count > settings.share * rows else "info",
+            value=count,
+            threshold=settings.share * rows,
+            advice=f"{count} of {rows} answers are no likelier under their prompt than without it; read them first, "
             "they may belong to other rows",
-        }
+        ).stored()
     ]

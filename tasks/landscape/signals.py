@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from foretune.tasks.engine.signals import Signal
+
 
 class SignalThresholds(BaseModel):
     """Where the landscape's numbers become signals."""
@@ -78,26 +80,26 @@ def landscape_signals(
     dead = [layer["module"] for layer in layers if layer["dead"]]
     if dead:
         signals.append(
-            {
-                "name": "dead_layer",
-                "severity": "warn",
-                "value": len(dead),
-                "threshold": thresholds.dead_layer_norm,
-                "advice": f"{len(dead)} of {len(layers)} adapted modules get no gradient ({', '.join(dead[:3])}); "
+            Signal(
+                name="dead_layer",
+                severity="warn",
+                value=len(dead),
+                threshold=thresholds.dead_layer_norm,
+                advice=f"{len(dead)} of {len(layers)} adapted modules get no gradient ({', '.join(dead[:3])}); "
                 "leave them out of target_modules",
-            }
+            ).stored()
         )
     spike = sum(step["max_grad_norm"] for step in steps) / len(steps)
     limit = thresholds.spike_factor * max_grad_norm
     if max_grad_norm and spike > limit:
         signals.append(
-            {
-                "name": "gradient_spike",
-                "severity": "warn",
-                "value": spike,
-                "threshold": limit,
-                "advice": "most steps would be clipped hard; lower learning_rate, add warm-up, or look at the rows "
+            Signal(
+                name="gradient_spike",
+                severity="warn",
+                value=spike,
+                threshold=limit,
+                advice="most steps would be clipped hard; lower learning_rate, add warm-up, or look at the rows "
                 "with the largest loss",
-            }
+            ).stored()
         )
     return signals

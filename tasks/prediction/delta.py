@@ -15,6 +15,7 @@ from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
 from foretune.tasks.inputs.handles import ModelHandle, exclusive
 from foretune.tasks.inputs.training import TrainingSettings
@@ -217,34 +218,34 @@ def prediction_signals(summary: dict[str, Any], settings: PredictionSettings) ->
     signals = []
     if summary["sharpness_label"] == "sharp":
         signals.append(
-            {
-                "name": "sharp_landscape",
-                "severity": "warn",
-                "value": summary["sharpness"],
-                "threshold": settings.sharp,
-                "advice": "the loss bends sharply at the base weights; lower learning_rate or add warm-up",
-            }
+            Signal(
+                name="sharp_landscape",
+                severity="warn",
+                value=summary["sharpness"],
+                threshold=settings.sharp,
+                advice="the loss bends sharply at the base weights; lower learning_rate or add warm-up",
+            ).stored()
         )
     if summary["horizon"] is not None:
         remedy = "leave prediction.along out" if summary["path_of"] == EARLIER else "simulate a shorter run"
         signals.append(
-            {
-                "name": "beyond_horizon",
-                "severity": "warn",
-                "value": summary["horizon"],
-                "threshold": summary["steps"],
-                "advice": f"prediction and evaluation part before step {summary['horizon']} of "
+            Signal(
+                name="beyond_horizon",
+                severity="warn",
+                value=summary["horizon"],
+                threshold=summary["steps"],
+                advice=f"prediction and evaluation part before step {summary['horizon']} of "
                 f"{summary['steps']}; read the end of the path as a direction, not as a number, or {remedy}",
-            }
+            ).stored()
         )
     if summary["clipped_modules"]:
         signals.append(
-            {
-                "name": "delta_clipped",
-                "severity": "critical",
-                "value": summary["clipped_modules"],
-                "threshold": settings.max_relative_change,
-                "advice": "tensors would move further than max_relative_change of their norm; lower learning_rate",
-            }
+            Signal(
+                name="delta_clipped",
+                severity="critical",
+                value=summary["clipped_modules"],
+                threshold=settings.max_relative_change,
+                advice="tensors would move further than max_relative_change of their norm; lower learning_rate",
+            ).stored()
         )
     return signals

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foretune.tasks.engine.signals import Signal
 from foretune.tasks.quality.rules import NOTES, RULES
 
 if TYPE_CHECKING:
@@ -57,33 +58,29 @@ def quality_signals(summary: dict[str, Any], settings: QualitySettings) -> list[
     overlap = summary["overlap"]["mean"] or 0.0
     lengths, idle = counts["too_long"] + counts["empty_completion"], counts["no_trained_tokens"]
     candidates = [
-        _signal("harmful_content", "warn", counts["harmful_content"], 0,
+        Signal("harmful_content", "warn", counts["harmful_content"], 0,
                 f"{_rows(counts['harmful_content'])} with keywords of harmful content; look at them, "
                 "then drop what you would not teach"),
-        _signal("assistant_speak", "warn", speak, settings.assistant_speak_share,
+        Signal("assistant_speak", "warn", speak, settings.assistant_speak_share,
                 f"{_rows(counts['assistant_speak'])} with stock phrases of chat assistants; "
                 "rewrite or drop them, or the model will talk like that"),
-        _signal("low_diversity", "warn", overlap, settings.low_diversity_overlap,
+        Signal("low_diversity", "warn", overlap, settings.low_diversity_overlap,
                 "rows share most of their words; add other wordings, or train for fewer epochs"),
-        _signal("length_violation", "warn", lengths, 0,
+        Signal("length_violation", "warn", lengths, 0,
                 f"{_rows(counts['too_long'])} longer than dataset.max_length "
                 f"({summary['truncated_tokens']:,} tokens cut off), {_rows(counts['empty_completion'])} "
                 "without words; raise max_length, split or drop them"),
-        _signal("duplicate_rows", "warn", duplicates, settings.duplicate_share,
+        Signal("duplicate_rows", "warn", duplicates, settings.duplicate_share,
                 f"{_rows(counts['exact_duplicate'])} copied, {_rows(counts['near_duplicate'])} nearly; "
                 "they count several times: keep one of each cluster"),
-        _signal("no_trained_tokens", "critical" if idle * 10 >= rows else "warn", idle, 0,
+        Signal("no_trained_tokens", "critical" if idle * 10 >= rows else "warn", idle, 0,
                 f"{_rows(idle)} without a trained token, which cost time and teach nothing; "
                 "raise dataset.max_length or drop them"),
-        _signal("contradictory_rows", "info", counts["contradictory"], 0,
+        Signal("contradictory_rows", "info", counts["contradictory"], 0,
                 f"{_rows(counts['contradictory'])} with a prompt that another row answers otherwise; "
                 "check which answer is right"),
     ]  # fmt: skip
-    return [signal for signal in candidates if signal["value"] > signal["threshold"]]
-
-
-def _signal(name: str, severity: str, value: float, threshold: float, advice: str) -> dict[str, Any]:
-    return {"name": name, "severity": severity, "value": value, "threshold": threshold, "advice": advice}
+    return [signal.stored() for signal in candidates if signal.value > signal.threshold]
 
 
 def _rows(count: int) -> str:
