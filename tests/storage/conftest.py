@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import logging
 import socket
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +18,6 @@ from pathlib import Path
 import pytest
 
 from foretune.storage.artifacts import ArtifactStore
-
-_bucket_numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +67,7 @@ def s3_client(s3_environment: str):
 @pytest.fixture
 def s3_root(s3_client) -> str:
     """`s3://bucket/root` in a bucket of the test's own."""
-    bucket = f"bucket-{next(_bucket_numbers)}"
+    bucket = f"bucket-{uuid.uuid4().hex}"  # the server keeps its buckets for the whole process
     s3_client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}/root"
 
