@@ -330,9 +330,9 @@ def main() -> None:
     except typer.Abort:
         _fail("stopped", 1)
     except Exception as error:
-        said = getattr(error, "format_message", None)  # a usage error of the command line
-        if said:
-            _fail(said(), 2)
+        usage = getattr(error, "format_message", None)  # a usage error of the command line
+        if usage:
+            _fail(usage(), 2)
         _fail(failure_line(error), 1)
     if status == INTERRUPTED:
         _fail("stopped; run the same command again to go on where it ended", 1)

@@ -152,11 +152,12 @@ def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
     limit = getattr(rule, rule.bound)
     if value is None or (rule.bound in ("rises_by", "falls_by") and before is None):
         return True
+    rise = 0.0 if before is None else value - before  # bounds without a version before do not read it
     return {
         "above": lambda: value > limit,
         "below": lambda: value < limit,
-        "rises_by": lambda: before is not None and value - before > limit,
-        "falls_by": lambda: before is not None and before - value > limit,
+        "rises_by": lambda: rise > limit,
+        "falls_by": lambda: -rise > limit,
     }[rule.bound]()
 
 

@@ -68,7 +68,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, _TRANSIENT_TYPES) and not isinstance(error, boto.SSLError)
 
 
-def _said(state: tenacity.RetryCallState) -> str:
+def _code_after(state: tenacity.RetryCallState) -> str:
     error = state.outcome.exception() if state.outcome else None
     return code_of(error)[0] if error else ""
 
@@ -84,7 +84,7 @@ def attempt(call: Callable[[], T], uri: str) -> T:
         stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(PATIENCE),
         wait=tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT),
         retry=tenacity.retry_if_exception(is_transient),
-        before_sleep=lambda state: logger.info("%s: %s, attempt %d", uri, _said(state), state.attempt_number),
+        before_sleep=lambda state: logger.info("%s: %s, attempt %d", uri, _code_after(state), state.attempt_number),
         reraise=True,
     )
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.contents import Artifact
 from foretune.storage.errors import BadInput
 from foretune.storage.events import read_events, run_status
-from foretune.storage.results import artifact_of
+from foretune.storage.results import artifact_of, finished_result
 from foretune.storage.runs import REPORT, Run, resolve_run
 
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ class StoredRun:
     @property
     def result(self) -> dict[str, Any]:
         """result.json: what `foretune simulate --json` prints. BadInput while the run has not ended."""
-        try:
-            return self._run.read_result()
-        except FileNotFoundError:
-            raise BadInput(f"run {self.run_id} has no result ({self.status}); run it to its end first") from None
+        return finished_result(self._run)
 
     @property
     def request(self) -> Request:

@@ -8,7 +8,6 @@ from typing import Any
 from foretune.storage.datasets import dataset_digest, read_rows
 from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
-from foretune.storage.refs import ArtifactRef
 from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
 
@@ -30,7 +29,8 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
 
     request = yaml.safe_load(run.read_request())
     uri = request["dataset"]["path"]
-    manifest = run.store.manifest(*_task_and_key(artifact_of(run, "samples")))
+    samples = artifact_of(run, "samples")
+    manifest = run.store.manifest(samples.task, samples.key)
     if manifest is None or manifest.inputs["source"]["digest"] != dataset_digest(uri):
         raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
     dropped: dict[int, list[str]] = {}
@@ -61,7 +61,3 @@ def write_rows(rows: list[dict[str, Any]], uri: str) -> None:
     """One JSON object a line, local or on S3."""
     lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
     Place(uri).write_bytes("".join(lines).encode())
-
-
-def _task_and_key(ref: ArtifactRef) -> tuple[str, str]:
-    return ref.task, ref.key

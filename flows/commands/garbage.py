@@ -9,6 +9,7 @@ from foretune.storage.artifacts import ArtifactStore, Stored
 from foretune.storage.cache import sweep_cache
 from foretune.storage.errors import BadInput
 from foretune.storage.ledger import accepted_runs
+from foretune.storage.results import task_and_key
 from foretune.storage.runs import Run, list_runs
 
 GRACE_SECONDS = 3600.0
@@ -36,7 +37,7 @@ def reachable(runs: list[Run], store: ArtifactStore) -> set[tuple[str, str]]:
             named = run.read_result().get("artifacts", {}).values()
         except (FileNotFoundError, BadInput):
             continue
-        waiting += [tuple(stored["uri"].rstrip("/").split("/")[-2:]) for stored in named]
+        waiting += [task_and_key(stored["uri"]) for stored in named]
     seen: set[tuple[str, str]] = set()
     while waiting:
         found = waiting.pop()

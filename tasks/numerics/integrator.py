@@ -13,6 +13,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -41,14 +42,14 @@ def estimate_mean(
     S only say how far the mean has shifted, at 0 the stored field is not used.
     """
     tokens = sum(field.tokens[block] for block in blocks)
-    now = {name: sum(gradient[name].float() for gradient in measured) / tokens for name in field.names}
+    now = {name: cast("Tensor", sum(gradient[name].float() for gradient in measured)) / tokens for name in field.names}
     if len(blocks) == 1:
-        coefficient = _coefficient_of_one(field, blocks[0], now)  # pyright: ignore[reportArgumentType]
+        coefficient = _coefficient_of_one(field, blocks[0], now)
     else:
-        coefficient = _coefficient(field, blocks, measured, now)  # pyright: ignore[reportArgumentType]
+        coefficient = _coefficient(field, blocks, measured, now)
     for name, mean in now.items():
-        mean.add_(field.mean(name) - field.group_mean(blocks, name), alpha=coefficient)  # pyright: ignore[reportAttributeAccessIssue]
-    return MeanEstimate(now, coefficient)  # pyright: ignore[reportArgumentType]
+        mean.add_(field.mean(name) - field.group_mean(blocks, name), alpha=coefficient)
+    return MeanEstimate(now, coefficient)
 
 
 def _coefficient(
