@@ -8,9 +8,7 @@ import prefect
 from prefect.artifacts import create_markdown_artifact
 
 from foretune.flows.failures import ending_in_one_line
-from foretune.storage.errors import BadInput
-from foretune.storage.events import run_status
-from foretune.storage.results import artifact_of
+from foretune.storage.results import artifact_of, finished_result
 from foretune.storage.runs import Run, resolve_run
 from foretune.tasks.report.comparison import comparison_section, first_rows, with_comparison
 from foretune.tasks.report.publish import escape
@@ -47,7 +45,7 @@ def compare(run_a: str, run_b: str = "latest", root: str = "./.foretune") -> dic
 
 def compare_runs(a: Run, b: Run) -> dict[str, Any]:
     """Differences of `b` against `a`. BadInput when one of them has no result."""
-    results = [_result(run) for run in (a, b)]
+    results = [finished_result(run) for run in (a, b)]
     summaries = [result["summary"] for result in results]
     return {
         "a": a.run_id,
@@ -110,13 +108,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.5g}" if isinstance(value, float) else escape(" ".join(str(value).split()))
-
-
-def _result(run: Run) -> dict[str, Any]:
-    try:
-        return run.read_result()
-    except FileNotFoundError:
-        raise BadInput(f"run {run.run_id} has no result ({run_status(run)}); run it to its end first") from None
 
 
 def _have(results: list[dict[str, Any]], name: str) -> bool:
