@@ -114,6 +114,7 @@ class ArtifactStore:
         libraries: dict[str, str] | None = None,
         git_commit: str | None = None,
         work: dict[str, int] | None = None,
+        run_id: str | None = None,
         verify: Callable[[Path], None] | None = None,
     ) -> Generator[Draft]:
         """Write an artefact: `with store.create(...) as draft:` and `draft.ref` after the block.
@@ -142,6 +143,11 @@ class ArtifactStore:
                     git_commit=git_commit,
                     libraries=libraries or {},
                     work=work or {},
+                    cost=draft.cost,
+                    run_id=run_id,
+                    checks=[
+                        check if check.run_id else check.model_copy(update={"run_id": run_id}) for check in draft.checks
+                    ],
                 )
                 draft.write_manifest(manifest)
             commit = commit_on_disk if self.root.is_local else commit_to_s3

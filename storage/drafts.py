@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foretune.storage.checks import Check, checked
 from foretune.storage.digests import hash_file
 from foretune.storage.disk import hidden, sync_file, sync_folder
 from foretune.storage.errors import disk_faults
@@ -32,6 +33,8 @@ class Draft:
     def __init__(self, folder: Path):
         self.folder = folder
         self.stored: ArtifactRef | None = None
+        self.checks: list[Check] = []
+        self.cost: dict[str, int] = {}
         with disk_faults(folder):
             folder.mkdir(parents=True)
 
@@ -93,6 +96,10 @@ class Draft:
         path = self.path(name)
         path.write_text(text, encoding="utf-8")
         return path
+
+    def check(self, name: str, compared: str, **figures: Any) -> None:
+        """Record an invariant that held while the artefact was written."""
+        self.checks.append(checked(name, compared, **figures))
 
     def files(self) -> dict[str, FileRecord]:
         """Size and sha256 of every file written so far, each forced to the disk."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from foretune.storage.checks import Check
 from foretune.storage.digests import digest_of
 from foretune.storage.places import safe_name
 
@@ -38,6 +39,9 @@ class Manifest(BaseModel):
     git_commit: str | None = None
     libraries: dict[str, str] = {}
     work: dict[str, int] = {}  # how much went in, for estimates: rows, tokens, parts
+    cost: dict[str, int] = {}  # what was computed: forward_tokens and backward_tokens through a model
+    run_id: str | None = None  # the run that wrote it
+    checks: list[Check] = []  # invariants that were looked at while it was written
 
     @property
     def sha256(self) -> str:

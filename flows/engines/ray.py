@@ -273,7 +273,9 @@ def worker_batch(
             made = [one_pass.fn(run=run, **_received(each, upstream)) for each in inputs]
         if "model" in inputs[0]:
             try:
-                weights_unchanged(run)
+                check = weights_unchanged(run)
+                if check is not None:
+                    EventLog.of(run).emit("check", **check.model_dump(exclude={"run_id"}))
             except BrokenInvariant:
                 for each in made:
                     if not each.cached:

@@ -122,7 +122,9 @@ def _compare_weights(run: Run) -> None:
     """BrokenInvariant where a base weight moved. What the run computed is deleted then: the next run would find it
     under the key of other numbers."""
     try:
-        weights_unchanged(run)
+        check = weights_unchanged(run)
+        if check is not None:
+            EventLog.of(run).emit("check", **check.model_dump(exclude={"run_id"}))
     except BrokenInvariant:
         close_models()
         EventLog.of(run).flush()

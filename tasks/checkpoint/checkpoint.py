@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import CHECKPOINT_VERIFIED
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import verify_checkpoint, write_checkpoint
@@ -35,4 +37,9 @@ def checkpoint(
     delta = run.store.open(prediction).tensors("delta.safetensors")
     base = model.folder(run)
     write_checkpoint(draft.folder, loaded, delta, base, settings.max_shard_size)
-    verify_checkpoint(draft.folder, base, model.settings)
+    compared = verify_checkpoint(draft.folder, base, model.settings)
+    draft.check(
+        CHECKPOINT_VERIFIED,
+        "the written folder, opened again, with the base model's: keys, dtypes, shapes, companion files, logits",
+        **dataclasses.asdict(compared),
+    )

@@ -6,6 +6,20 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+NO_TRAINING_LOOP = "no_training_loop"
+BASE_WEIGHTS_UNCHANGED = "base_weights_unchanged"
+LISSA_WITHIN_BUDGET = "lissa_within_budget"
+DELTA_FINITE_AND_CLIPPED = "delta_finite_and_clipped"
+CHECKPOINT_VERIFIED = "checkpoint_verified"
+
+INVARIANTS = (
+    NO_TRAINING_LOOP,
+    BASE_WEIGHTS_UNCHANGED,
+    LISSA_WITHIN_BUDGET,
+    DELTA_FINITE_AND_CLIPPED,
+    CHECKPOINT_VERIFIED,
+)
+
 
 class BrokenInvariant(RuntimeError):
     """A promise about the simulation itself does not hold; nothing that follows from it may be used."""
@@ -16,8 +30,9 @@ _first_import = threading.Lock()
 
 
 @contextlib.contextmanager
-def no_optimizer_steps() -> Iterator[None]:
-    """Inside the block, a `torch.optim` step of any optimizer raises: the simulation never trains."""
+def no_optimizer_steps() -> Iterator[bool]:
+    """Inside the block, a `torch.optim` step of any optimizer raises: the simulation never trains. Yields True: it
+    watches."""
     with _first_import:
         from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -29,6 +44,6 @@ def no_optimizer_steps() -> Iterator[None]:
 
     handle = register_optimizer_step_pre_hook(refuse)
     try:
-        yield
+        yield True
     finally:
         handle.remove()

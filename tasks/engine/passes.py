@@ -12,6 +12,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from foretune.storage.rates import remember_rate
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.announcements import announce
-from foretune.tasks.engine.invariants import no_optimizer_steps
+from foretune.tasks.engine.invariants import NO_TRAINING_LOOP, no_optimizer_steps
 from foretune.tasks.engine.keys import NUMERICS, ContentKey, library_versions, work_of
 from foretune.tasks.engine.memory import give_back, within_memory
 from foretune.tasks.engine.pass_inputs import DeviceBound
 from foretune.tasks.engine.time_limits import within_time
+from foretune.tasks.numerics.work import counted_work
 
 BACK_OFF = (2.0, 8.0, 30.0)
 """Seconds before each further attempt of a pass that the outside world failed; storage has tried for longer by then."""
@@ -94,7 +96,7 @@ def _produce(
     policy: ContentKey,
     compute: Callable[..., None],
     arguments: dict[str, Any],
-    guard: Callable[[], contextlib.AbstractContextManager[None]],
+    guard: Callable[[], contextlib.AbstractContextManager[bool | None]],
 ) -> ArtifactRef:
     run: Run = arguments["run"]
     inputs = policy.inputs_of(arguments)
@@ -107,7 +109,7 @@ def _produce(
     announce(run, "pass_started", task=policy.task, label=label, key=key)
     try:
         with (
-            guard(),  # first, because it imports torch one thread at a time
+            guard() as watched,  # first, because it imports torch one thread at a time
             _device_slot(arguments),
             run.store.create(
                 policy.task,
@@ -117,9 +119,14 @@ def _produce(
                 libraries=library_versions(policy.libraries),
                 git_commit=code_commit(),
                 work=work_of(arguments),
+                run_id=run.run_id,
             ) as draft,
+            counted_work() as work,
         ):
             within_time(lambda: within_memory(lambda sized: compute(draft, **sized), arguments, label))
+            draft.cost = asdict(work) if work.forward_equivalents else {}
+            if watched:
+                draft.check(NO_TRAINING_LOOP, "calls of an optimizer's step in this process", optimizer_steps=0)
     except Exception as error:
         announce(run, "pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
@@ -135,6 +142,7 @@ def _produce(
         key=key,
         cached=False,
         seconds=round(time.perf_counter() - started, 3),
+        **draft.cost,
     )
     return draft.ref
 
@@ -145,7 +153,7 @@ def _device_slot(arguments: dict[str, Any]) -> contextlib.AbstractContextManager
     return model.slot() if isinstance(model, DeviceBound) else contextlib.nullcontext()
 
 
-def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[None]:
+def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[bool | None]:
     """No optimizer may step while a pass runs; a pass that has no torch at hand is not made to import it."""
     return no_optimizer_steps() if "torch" in {*policy.libraries, *sys.modules} else contextlib.nullcontext()
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import LISSA_WITHIN_BUDGET
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.training import Schedule
 
@@ -62,7 +63,9 @@ def influence(
     draft.write_table("influence.parquet", table)
     draft.write_table("targets.parquet", target_table(ids, rows, apart, described))
     draft.write_json("targets.json", described)
-    record = run.store.open(solve).json("solver.json") | {"ranked_by": method, "target": described[0]["name"]}
+    solved = run.store.open(solve)
+    draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
+    record = solved.json("solver.json") | {"ranked_by": method, "target": described[0]["name"]}
     record |= {"unit": described[0]["unit"], "spread": spread_of(by_target[:, 0].tolist())[1]}
     if replays is not None:
         record |= {f"replays_{name}": value for name, value in run.store.open(replays).json("replays.json").items()}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.tasks.engine.invariants import LISSA_WITHIN_BUDGET, BrokenInvariant
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
@@ -79,7 +79,15 @@ def influence_solve(
         roots = _adam_roots(gradient_field(run, nodes, adapted), adapted.space, rows_per_step or 1)
     with exclusive(adapted.loaded):
         operator = curvature_operator(adapted, rows.read(run), curvature)
-        solve, record = solved(operator.matvec, target, solver, EventLog.of(run), roots)
+        solve, record, budget = solved(operator.matvec, target, solver, EventLog.of(run), roots)
+    draft.check(
+        LISSA_WITHIN_BUDGET,
+        "the solve's iterations with those planned, and its last residual with its first",
+        iterations=solve.iterations,
+        planned=budget,
+        first_residual=solve.residuals[0],
+        last_residual=solve.residuals[-1],
+    )
     draft.write_tensors("directions.safetensors", {name: u.contiguous() for name, u in solve.solution.items()})
     draft.write_json(
         "solver.json",
@@ -110,9 +118,10 @@ def solved(
     settings: SolverSettings,
     events: EventLog,
     roots: dict[str, Tensor] | None = None,
-) -> tuple[Solve, dict[str, Any]]:
+) -> tuple[Solve, dict[str, Any], int]:
     """LiSSA within its budget, and what else is known of it; a diverged solve breaks the run, it never ranks.
 
+    Third is the number of iterations that were planned.
     With `roots` D^1/2 the solve is that of D^1/2 H D^1/2, and its damping that of H + d D^-1. Zero solves for zero.
     """
     from foretune.tasks.numerics.lissa import Solve, conjugate_gradient, lissa
@@ -121,7 +130,7 @@ def solved(
     if norm(target) == 0.0:
         scale, damping = settings.scale or 1.0, settings.damping
         advice = "no adapted weight has a gradient on the target: every score is 0"
-        return Solve(target, [0.0], scale, damping, damping * scale, 0, 0, "converged", advice), {}
+        return Solve(target, [0.0], scale, damping, damping * scale, 0, 0, "converged", advice), {}, 0
     products = 0
 
     def counted(theta: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -147,7 +156,8 @@ def solved(
         by = conjugate_gradient(counted, right, solve.effective_damping, solve.iterations)
         agreement = dot(solve.solution, by.solution) / (norm(solve.solution) * norm(by.solution))
         record |= {"conjugate_gradient_residual": by.residuals[-1], "conjugate_gradient_cosine": agreement}
-    return solve if roots is None else replace(solve, solution=_times(roots, solve.solution)), record
+    moved = solve if roots is None else replace(solve, solution=_times(roots, solve.solution))
+    return moved, record, plan.iterations
 
 
 def solver_plan(matvec: Matvec, right: dict[str, Tensor], settings: SolverSettings) -> tuple[LissaPlan, dict[str, Any]]:

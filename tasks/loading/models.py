@@ -17,6 +17,7 @@ from foretune.tasks.loading.folders import model_config, model_fingerprint, weig
 from foretune.tasks.loading.placement import keep_resident, offloaded, placing, stored_value
 from foretune.tasks.loading.settings import ModelSettings
 from foretune.tasks.loading.witnesses import weights_digest
+from foretune.tasks.numerics.work import work_here
 
 if TYPE_CHECKING:
     import torch
@@ -120,11 +121,24 @@ def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
     if settings.device_map is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     model.eval().requires_grad_(False)
+    model.register_forward_hook(count_work, with_kwargs=True)
     transposed = _linear_for_conv1d(folder, model)
     _refuse_non_finite(folder, model)
     at = device if model.device.type == "meta" else model.device
     dtype, digest = getattr(torch, settings.dtype), weights_digest(model)
     return LoadedModel(model, folder, at, dtype, transposed, digest, settings.gradient_checkpointing)
+
+
+def count_work(model: Any, args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> None:
+    """Forward hook of a whole model: its tokens count as forward work, and as backward work at each backward."""
+    import torch
+
+    ids = inputs["input_ids"] if "input_ids" in inputs else args[0]
+    work, tokens = work_here(), ids.numel()
+    tangents = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    work.forward(2 * tokens if tangents else tokens)  # forward mode carries a tangent beside every value
+    if not tangents and output.logits.requires_grad:
+        output.logits.register_hook(lambda gradient: work.backward(tokens))
 
 
 def choose_device(name: str) -> torch.device:

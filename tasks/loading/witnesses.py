@@ -7,7 +7,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.storage.checks import Check, checked
+from foretune.tasks.engine.invariants import BASE_WEIGHTS_UNCHANGED, BrokenInvariant
 from foretune.tasks.loading.placement import stored_value
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ def witness(run: Run, model: Any, digest: str) -> bool:
     return True
 
 
-def weights_unchanged(run: Run) -> None:
-    """Every model that the run has opened holds the weights that were read from its folder, else BrokenInvariant."""
+def weights_unchanged(run: Run) -> Check | None:
+    """Every model that the run has opened holds the weights that were read from its folder, else BrokenInvariant.
+    None where the run opened none."""
     with _lock:
         held = list(_watched.get((run.root, run.run_id), {}).values())
     for each in held:
@@ -66,6 +68,15 @@ def weights_unchanged(run: Run) -> None:
                 f"base weights changed during simulate: digest {each.digest[:12]} before, {after[:12]} after; "
                 "nothing that this run computed may be trusted or is kept, run it again"
             )
+    if not held:
+        return None
+    return checked(
+        BASE_WEIGHTS_UNCHANGED,
+        "sha256 of all parameters of every opened model at the end with that of when it was read",
+        models=len(held),
+        tensors=sum(1 for each in held for _ in each.model.parameters()),
+        sha256=[each.digest for each in held],
+    )
 
 
 def weights_digest(model: Any) -> str:

@@ -19,6 +19,7 @@ from foretune.tasks.numerics.kernels import differentiable_attention
 from foretune.tasks.numerics.losses import label_logits, sample_losses
 from foretune.tasks.numerics.objectives import Call
 from foretune.tasks.numerics.vectors import Vector
+from foretune.tasks.numerics.work import work_here
 
 
 class CurvatureGraph(Protocol):
@@ -48,6 +49,7 @@ class GaussNewtonGraph:
         self._leaves = _leaves(weights)
         with differentiable_attention():
             self._logits = label_logits(call(self._leaves, batch), batch.labels)
+        self._tokens = batch.input_ids.numel()
         self._cotangent = torch.zeros_like(self._logits, requires_grad=True)
         pulled = torch.autograd.grad(self._logits, list(self._leaves.values()), self._cotangent, create_graph=True)
         self._pulled = dict(zip(self._leaves, pulled, strict=True))
@@ -55,6 +57,7 @@ class GaussNewtonGraph:
 
     def push(self, tangent: Vector) -> Tensor:
         """J t, [n, V] logits."""
+        work_here().backward(self._tokens)  # through the graph of the backward, which no hook of the model sees
         return torch.autograd.grad(
             [self._pulled[name] for name in tangent],
             self._cotangent,
@@ -104,6 +107,7 @@ class HessianGraph:
         self._leaves = _leaves(weights)
         with differentiable_attention():
             loss = sample_losses(call(self._leaves, batch), batch.labels).loss_sum.sum()
+        self._tokens = batch.input_ids.numel()
         gradients = torch.autograd.grad(loss, list(self._leaves.values()), create_graph=True)
         self._gradients = dict(zip(self._leaves, gradients, strict=True))
 
@@ -115,6 +119,7 @@ class HessianGraph:
         return sum(_inner(products[name], t) for name, t in tangent.items())
 
     def _rows(self, tangent: Vector, names: list[str]) -> Vector:
+        work_here().backward(self._tokens)  # through the graph of the backward; the model's hook counts the rest
         products = torch.autograd.grad(
             [self._gradients[name] for name in tangent],
             [self._leaves[name] for name in names],

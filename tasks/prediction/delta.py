@@ -14,6 +14,7 @@ from foretune.storage.contents import Artifact
 from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import DELTA_FINITE_AND_CLIPPED
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
@@ -92,6 +93,15 @@ def prediction(
                 trajectory = trajectory_along_stored_path(virtual, train_shift, heldout_shift, heldout, events)
     applied = bounded(trajectory.delta, adapted.weights, settings.max_relative_change)
     summary = prediction_summary(trajectory, virtual, applied, measured.json("summary.json"), earlier, settings)
+    sizes = {name: float(weight.norm()) for name, weight in adapted.weights.items()}
+    draft.check(
+        DELTA_FINITE_AND_CLIPPED,
+        "the norm of every tensor's delta with infinity, and with max_relative_change of the base tensor's norm",
+        tensors=len(applied.norms),
+        clipped=len(applied.clipped),
+        largest_relative_change=max((n / sizes[name] for name, n in applied.norms.items() if sizes[name]), default=0.0),
+        max_relative_change=settings.max_relative_change,
+    )
     frozen = trajectory.points if stored is None else stored.arrow("single_anchor.parquet").to_pylist()
     write_prediction(draft, trajectory, frozen, applied, layer_map(adapted, closed_form, applied), summary)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None]:
-    from foretune.tasks.report.charts import dataset, features, layers, losses, samples, timeline
+    from foretune.tasks.report.charts import dataset, features, layers, losses, samples
 
     top = settings.top_features
     if view.quality:
@@ -49,7 +49,6 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
         yield layers.weight_change(view.model_diff.layers)
         if view.model_diff.probes is not None:
             yield losses.probe_perplexity(view.model_diff.probes, 2 * settings.top_rows)
-    yield timeline.timeline(view.timeline)
 
 
 def build_report(view: ReportView, settings: ReportSettings | None = None) -> str:

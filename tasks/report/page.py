@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@content_task(version=2, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=3, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -52,27 +52,14 @@ def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> Rep
         answer=found.answer,
         reasons=found.reasons,
         signals=found.signals,
-        invariants=dict.fromkeys(INVARIANTS, True),
-        commands=_commands(found),
         numbers=_numbers(found),
-        timeline=_timeline(opened),
         **sections,
     )
-
-
-INVARIANTS = (
-    "no training loop",
-    "base weights unchanged",
-    "LiSSA within its budget",
-    "delta finite and clipped",
-    "checkpoint verified",
-)
 
 
 def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
     created = max(artifact.manifest.created for artifact in opened.values())
     return Header(
-        run_id=lines.name,
         dataset=lines.dataset,
         rows=lines.rows,
         model=lines.model,
@@ -80,14 +67,6 @@ def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
         training=lines.training,
         created=created,
     )
-
-
-def _commands(found: Findings) -> list[str]:
-    commands = ["foretune export latest ./predicted"]
-    harming = sum(row["verdict"] == "harms" for row in found.harmful)
-    if harming:
-        commands.insert(0, f"foretune clean latest --drop-harmful {harming} -o clean.jsonl")
-    return commands
 
 
 def _numbers(found: Findings) -> list[Number]:
@@ -103,16 +82,6 @@ def _numbers(found: Findings) -> list[Number]:
         Number("Noise scale", summary["noise_scale_tokens"], "tokens: from that batch on, more signal than noise"),
         Number("Gradient samples", summary["gradient_samples_used"], real + along),
     ]
-
-
-def _timeline(opened: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seconds that each pass took when it was computed, one after another."""
-    rows, start = [], 0.0
-    for name, artifact in opened.items():
-        seconds = artifact.manifest.seconds
-        rows.append({"task": name, "start": start, "seconds": seconds, "cached": False, "forward_equivalents": None})
-        start += seconds
-    return rows
 
 
 def _placed(modules: DataFrame) -> DataFrame:

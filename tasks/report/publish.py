@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import prefect
@@ -12,6 +13,8 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.announcements import announce
 from foretune.tasks.report.findings import Findings, collect
+from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
+from foretune.tasks.report.run_section import with_run
 
 
 @prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
@@ -25,9 +28,10 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
     for signal in found.signals:
         announce(run, "signal", **signal)
     events.flush()  # on S3 the passes' own events may still be gathered here
-    page = made.get("backtest_report", made["report"])
-    run.write_report(run.store.open(page).text("report.html"))
-    result = result_of(run, request, made, found, asked)
+    record = recorded(run, request, made)
+    page = run.store.open(made.get("backtest_report", made["report"])).text("report.html")
+    run.write_report(with_run(page, record, commands(run.run_id, found)))
+    result = result_of(run, request, made, found, record, asked)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
     announce(run, "run_finished", status="completed", answer=found.answer)
@@ -37,8 +41,16 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
     return result
 
 
+def recorded(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> RunRecord:
+    """What the run's events and the manifests of its artefacts say of the run itself."""
+    opened = {name: run.store.open(ref) for name, ref in made.items()}
+    manifests = {name: artifact.manifest for name, artifact in opened.items()}
+    found = [name for name, ref in made.items() if ref.cached]
+    return run_record(run, manifests, found, request["training"]["epochs"], Epoch.of(opened["samples"]))
+
+
 def result_of(
-    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, asked: int
+    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, record: RunRecord, asked: int
 ) -> dict[str, Any]:
     """The contract of result.json."""
     timings: dict[str, float] = {}
@@ -51,13 +63,9 @@ def result_of(
         "request": request,
         "artifacts": {name: {"uri": ref.uri, "sha256": ref.sha256, "cached": ref.cached} for name, ref in made.items()},
         "signals": found.signals,
-        "invariants": {
-            "no_training_loop": True,
-            "base_weights_unchanged": True,
-            "lissa_within_budget": True,
-            "delta_finite_and_clipped": True,
-            "checkpoint_verified": True,
-        },
+        "invariants": {each.name: each.held for each in record.invariants},
+        "checks": {each.name: asdict(each) for each in record.invariants},
+        "cost": asdict(record.cost),
         "timings": timings,
         "tasks": {"run": len(finished), "cached": asked - len(finished)},
         "summary": {
@@ -69,6 +77,13 @@ def result_of(
             "suppressed": found.suppressed,
         },
     }
+
+
+def commands(run_id: str, found: Findings) -> list[str]:
+    """What to type next."""
+    export = f"foretune export {run_id} ./predicted"
+    harming = sum(row["verdict"] == "harms" for row in found.harmful)
+    return [f"foretune clean {run_id} --drop-harmful {harming} -o clean.jsonl", export] if harming else [export]
 
 
 def verdict_markdown(result: dict[str, Any]) -> str:

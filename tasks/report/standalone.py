@@ -22,7 +22,7 @@ def page_environment() -> jinja2.Environment:
 
     from foretune.tasks.report.charts.look import visible
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("foretune.tasks.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -31,6 +31,8 @@ def page_environment() -> jinja2.Environment:
         # Markup is our own; any other text may come from the dataset.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+    environment.filters |= {"number": _number, "signed": _signed}
+    return environment
 
 
 def _source(environment: jinja2.Environment, name: str) -> str:
@@ -45,10 +47,9 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
 
     environment = page_environment()
     scripts = [get_plotlyjs(), _source(environment, "report.js")]
-    environment.filters |= {"number": _number, "signed": _signed}
     page = environment.get_template(template).render(
         charts=charts,
-        payload=Markup(_payload(charts)),
+        payload=Markup(chart_data(charts)),
         scripts=[Markup(script) for script in scripts],
         policy=Markup(_policy(scripts)),
         style=Markup(_source(environment, "report.css")),
@@ -57,7 +58,7 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
     return page.lstrip()  # what the macros leave before the doctype
 
 
-def _payload(charts: Mapping[str, Chart]) -> str:
+def chart_data(charts: Mapping[str, Chart]) -> str:
     """JSON of the figures, without any character that means something to an HTML parser."""
     figures = {name: json.loads(str(chart.figure.to_json(engine="json"))) for name, chart in charts.items()}
     text = json.dumps(figures, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

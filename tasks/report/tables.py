@@ -162,26 +162,14 @@ def probe_texts(probes: DataFrame, top: int) -> Table | None:
 
 
 def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Every task of the run with what it cost."""
+    """Every pass that the run computed with what it cost."""
     columns = (
-        Column("task", "task", "code"),
+        Column("pass", "label", "code"),
         Column("start (s)", "start"),
         Column("seconds", "seconds"),
-        Column("forwards per row", "forward_equivalents"),
-        Column("cached", "cached", "code"),
+        Column("forward passes over the training rows", "forward_passes"),
     )
-    return _table(f"{len(timeline):,} tasks", columns, timeline)
-
-
-def artifact_places(artifacts: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Where every artefact lies, with its digest."""
-    columns = (
-        Column("pass", "pass", "code"),
-        Column("place", "uri", "code"),
-        Column("sha256", "sha256", "code"),
-    )
-    records = [{"pass": name, **reference} for name, reference in artifacts.items()]
-    return _table("artefacts of this run", columns, records)
+    return _table(f"{len(timeline):,} passes", columns, timeline)
 
 
 def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table | None]:
@@ -199,6 +187,4 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
         "moved-modules": view.prediction and moved_modules(view.prediction.layers, long),
         "changed-features": view.sae_diff and changed_features(view.sae_diff.features, top_features),
         "probe-texts": probe_texts(probes, long) if probes is not None else None,
-        "passes": passes(view.timeline),
-        "artifacts": artifact_places(view.artifacts),
     }

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Header:
-    run_id: str
     dataset: str
     rows: int
     model: str
@@ -132,8 +131,6 @@ class ReportView:
     answer: str  # "Yes", "Yes, with care" or "Not yet"
     reasons: Sequence[str]
     signals: Sequence[Mapping[str, Any]] = ()  # name, severity, value, threshold, advice
-    invariants: Mapping[str, bool] = field(default_factory=dict)
-    commands: Sequence[str] = ()  # what to type next
     numbers: Sequence[Number] = ()
     quality: QualityView | None = None
     baseline: BaselineView | None = None
@@ -144,5 +141,3 @@ class ReportView:
     prediction: PredictionView | None = None
     sae_diff: SaeDiffView | None = None
     model_diff: ModelDiffView | None = None
-    timeline: Sequence[Mapping[str, Any]] = ()  # task, start, seconds, cached, forward_equivalents
-    artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # pass -> uri, sha256, cached

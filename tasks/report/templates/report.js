@@ -1,6 +1,8 @@
 "use strict";
 (() => {
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const figures = {};
+  for (const part of document.querySelectorAll("script.figures"))
+    Object.assign(figures, JSON.parse(part.textContent.startsWith("{") ? part.textContent : "{}"));
 
   // A figure names its colours as CSS variables: one figure serves both colour schemes.
   const resolved = (value, style) => {

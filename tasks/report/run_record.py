@@ -1,0 +1,201 @@
+"""What is true of a run, not of its artefacts: the invariants looked at, when its passes ran, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from foretune.storage.checks import Check
+from foretune.storage.contents import Artifact
+from foretune.storage.events import read_events
+from foretune.storage.manifest import Manifest
+from foretune.storage.runs import Run
+from foretune.tasks.engine.invariants import INVARIANTS
+
+GRADIENT_PASS = "landscape_shard train"
+"""One forward and backward over every training row: what an epoch of the real run costs at least."""
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """All records of one invariant together."""
+
+    name: str
+    held: bool | None  # None: nobody has recorded a look at it
+    compared: str = ""
+    figures: Mapping[str, Any] | None = None  # counts of several records are summed
+    looks: int = 0
+    checked: str | None = None  # the last time, ISO 8601
+    runs: tuple[str, ...] = ()  # that looked
+
+    def line(self, run_id: str) -> str:
+        """Figures and who looked, for people."""
+        if self.held is None:
+            return "not recorded: computed by a version that kept no record"
+        words = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in (self.figures or {}).items())
+        others = ", ".join(name for name in self.runs if name != run_id)
+        return f"{words}; looked at by run {others}" if others else words
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a simulation and the run that it predicts cost. `forward passes` are over all training rows.
+
+    The real run's seconds are its epochs times those of the gradient pass over the same rows on this machine: without
+    its optimizer, its evaluation and its start, and with what the gradients' storage costs.
+    """
+
+    seconds: float  # wall time of this run
+    forward_passes: float | None  # computed in this run
+    real_seconds: float | None
+    real_forward_passes: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    run_id: str
+    invariants: tuple[Invariant, ...]
+    timeline: tuple[dict[str, Any], ...]  # task, label, start (seconds since the run began), seconds, forward_passes
+    cached: tuple[str, ...]  # artefacts that were found, by pass
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of the real run computes."""
+
+    tokens: int
+    forward_passes: int  # over these tokens: 3 for a forward and a backward, 4 for pairs, which a reference reads too
+
+    @staticmethod
+    def of(samples: Artifact) -> Epoch:
+        """Of a `samples` artefact; a row without a label is not trained on."""
+        import pyarrow.compute as pc
+
+        table = samples.arrow("samples.parquet", columns=["form", "input_ids", "loss_mask", "rejected_ids"])
+        lengths = pc.list_value_length(table["input_ids"]).fill_null(0).to_pylist()
+        rejected = pc.list_value_length(table["rejected_ids"]).fill_null(0).to_pylist()
+        labels = [any(mask or ()) for mask in table["loss_mask"].to_pylist()]
+        tokens = sum(a + b for a, b, label in zip(lengths, rejected, labels, strict=True) if label or b)
+        return Epoch(tokens, 4 if any(rejected) else 3)
+
+
+def run_record(
+    run: Run, manifests: Mapping[str, Manifest], cached: Iterable[str], epochs: float, epoch: Epoch
+) -> RunRecord:
+    """Read from the run's events and the manifests of its artefacts, by pass."""
+    events = read_events(run)
+    return RunRecord(
+        run.run_id,
+        invariants_of(run, manifests, events),
+        tuple(timeline_of(events, epoch.tokens)),
+        tuple(cached),
+        cost_of(run, manifests, events, epochs, epoch),
+    )
+
+
+def invariants_of(run: Run, manifests: Mapping[str, Manifest], events: list[dict[str, Any]]) -> tuple[Invariant, ...]:
+    """Every invariant with its records: those of the artefacts' manifests, of this run's events, and where this run
+    opened no model, those of the runs that computed what it gives."""
+    records = [check for manifest in manifests.values() for check in manifest.checks]
+    records += _checks_in(events, run.run_id)
+    for name in _makers(run, manifests):
+        records += _checks_in(read_events(Run(run.root, name)), name)
+    return tuple(_together(name, [record for record in records if record.name == name]) for name in INVARIANTS)
+
+
+def timeline_of(events: Iterable[Mapping[str, Any]], tokens: int) -> list[dict[str, Any]]:
+    """Every pass that was computed, from its start to its end."""
+    begun: dict[str, float] = {}
+    first: float | None = None
+    passes = []
+    for event in events:
+        at = _seconds(event)
+        first = at if first is None else first
+        if event["type"] == "pass_started":
+            begun[event.get("key", event["label"])] = at
+        elif event["type"] == "pass_finished":
+            start = begun.get(event.get("key", event["label"]), at - event["seconds"])
+            spent = _equivalents(event)
+            passes.append(
+                {
+                    "task": event["task"],
+                    "label": event["label"],
+                    "start": max(0.0, start - first),
+                    "seconds": max(0.0, at - start),
+                    "forward_passes": spent / tokens if spent is not None and tokens else None,
+                }
+            )
+    return sorted(passes, key=lambda each: each["start"])
+
+
+def cost_of(
+    run: Run, manifests: Mapping[str, Manifest], events: list[dict[str, Any]], epochs: float, epoch: Epoch
+) -> Cost:
+    """Seconds and forward passes of this run, and of the real one."""
+    spent = [_equivalents(event) for event in events if event["type"] == "pass_finished"]
+    counted = [each for each in spent if each is not None]
+    rate = _seconds_per_equivalent(events)
+    if rate is None:
+        others = (read_events(Run(run.root, name)) for name in _makers(run, manifests))
+        rate = next((found for found in map(_seconds_per_equivalent, others) if found is not None), None)
+    times = [_seconds(event) for event in events]
+    return Cost(
+        seconds=round(max(times) - min(times), 3) if times else 0.0,
+        forward_passes=sum(counted) / epoch.tokens if epoch.tokens else None,
+        real_seconds=None if rate is None else rate * epoch.forward_passes * epoch.tokens * epochs,
+        real_forward_passes=epoch.forward_passes * epochs,
+    )
+
+
+def _together(name: str, records: Sequence[Check]) -> Invariant:
+    if not records:
+        return Invariant(name, None)
+    latest = max(records, key=lambda record: record.checked)
+    figures = dict(latest.figures)
+    if len(records) > 1:  # of a pass each: a count of all of them, the rest is the latest one's
+        counts = {n: v for n, v in figures.items() if type(v) is int}
+        figures |= {n: sum(int(record.figures.get(n, 0)) for record in records) for n in counts}
+        figures |= {"looks": len(records)}
+    runs = tuple(sorted({record.run_id for record in records if record.run_id}))
+    return Invariant(name, True, latest.compared, figures, len(records), latest.checked, runs)
+
+
+def _makers(run: Run, manifests: Mapping[str, Manifest]) -> list[str]:
+    """Other runs that computed what this one gives."""
+    return sorted({each.run_id for each in manifests.values() if each.run_id and each.run_id != run.run_id})
+
+
+def _checks_in(events: Iterable[Mapping[str, Any]], run_id: str) -> list[Check]:
+    kept = ("name", "compared", "figures", "checked")
+    found = [event for event in events if event["type"] == "check" and all(name in event for name in kept)]
+    return [Check(**{name: event[name] for name in kept}, run_id=run_id) for event in found]
+
+
+def _equivalents(event: Mapping[str, Any]) -> int | None:
+    """Tokens times their cost in forwards; None for a pass that opened no model."""
+    if "forward_tokens" not in event:
+        return None
+    return int(event["forward_tokens"]) + 2 * int(event.get("backward_tokens", 0))
+
+
+def _seconds_per_equivalent(events: Iterable[Mapping[str, Any]]) -> float | None:
+    passes = [
+        event for event in events if event["type"] == "pass_finished" and event["label"].startswith(GRADIENT_PASS)
+    ]
+    spent = sum(_equivalents(event) or 0 for event in passes)
+    return sum(event["seconds"] for event in passes) / spent if spent else None
+
+
+def _seconds(event: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_shown(each) for each in value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)

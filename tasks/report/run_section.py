@@ -1,0 +1,40 @@
+"""What a page says of its run rather than of its artefacts: written into the stored page when the run is published.
+
+The stored page is the same for every run of the same artefacts. Where it holds one of the places below, an HTML
+comment, which text from outside can never be since all of it is escaped, the run's own part is put.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from foretune.tasks.report.standalone import chart_data, page_environment
+
+if TYPE_CHECKING:
+    from foretune.tasks.report.run_record import RunRecord
+
+PLACE = re.compile(r"<!--run:([a-z]+)-->")
+
+
+def with_run(page: str, record: RunRecord, commands: Sequence[str]) -> str:
+    """The page with every place filled: `id`, `next`, `invariants`, `cost`, `timeline` and `figures`."""
+    from foretune.tasks.report.charts.timeline import timeline
+    from foretune.tasks.report.tables import passes
+
+    chart = timeline(record.timeline)
+    module = (
+        page_environment()
+        .get_template("run.html.jinja")
+        .make_module({"record": record, "commands": commands, "chart": chart, "table": passes(record.timeline)})
+    )
+    parts = {
+        "id": str(module.run_id()),
+        "next": str(module.next()),
+        "invariants": str(module.invariants()),
+        "cost": str(module.cost()),
+        "timeline": str(module.timeline()),
+        "figures": chart_data({chart.name: chart} if chart else {}),
+    }
+    return PLACE.sub(lambda place: parts.get(place[1], ""), page)

@@ -1,0 +1,45 @@
+"""A loaded model counts its work."""
+
+from __future__ import annotations
+
+import pytest
+
+from foretune.tasks.numerics.work import counted_work
+
+
+@pytest.fixture
+def loaded(opened):
+    return opened("llama")
+
+
+def test_a_forward_and_a_backward_are_counted_by_their_tokens(loaded, batch):
+    import torch
+
+    from foretune.tasks.loading.models import functional_caller
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    call = functional_caller(loaded, [name])
+    tokens = batch.input_ids.numel()
+    with counted_work() as work:
+        call({name: loaded.weight(name)}, batch)
+    assert (work.forward_tokens, work.backward_tokens) == (tokens, 0)
+    weights = {name: loaded.weight(name).detach().clone().requires_grad_()}
+    with counted_work() as work:
+        total = call(weights, batch).float().sum()
+        torch.autograd.grad(total, list(weights.values()), retain_graph=True)
+        torch.autograd.grad(total, list(weights.values()))
+    assert (work.forward_tokens, work.backward_tokens) == (tokens, 2 * tokens)
+
+
+def test_a_curvature_product_counts_both_of_its_backwards(loaded, batch):
+    from foretune.tasks.loading.models import functional_caller
+    from foretune.tasks.numerics.graphs import GaussNewtonGraph
+
+    name = "model.layers.1.self_attn.q_proj.weight"
+    weights = {name: loaded.weight(name)}
+    tokens = batch.input_ids.numel()
+    with counted_work() as work:
+        graph = GaussNewtonGraph(functional_caller(loaded, [name]), weights, batch)
+        assert (work.forward_tokens, work.backward_tokens) == (tokens, tokens)
+        graph.product({name: weights[name].detach()})
+    assert (work.forward_tokens, work.backward_tokens) == (tokens, 3 * tokens)
