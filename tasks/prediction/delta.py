@@ -17,7 +17,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
@@ -79,7 +79,7 @@ def prediction(
         base_loss = loss_at_base(run, heldout_nodes, evaluation.subset.ids)
         base_gradient = run.store.open(heldout_gradient).tensors("gradients.safetensors")
         events = EventLog.of(run)
-        with exclusive(adapted.loaded):
+        with device_lock(adapted.loaded):
             rows = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
             heldout = HeldOut(rows, base_loss, base_gradient)
             if stored is None:

@@ -13,7 +13,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.earlier_path import sketch
@@ -59,7 +59,7 @@ def path(
     def at_weights(rows: ShardRows | SubsetRows) -> RowsAtWeights:
         return RowsAtWeights(adapted, rows.read(run), dpo_beta, settings.batch_tokens)
 
-    with exclusive(adapted.loaded):
+    with device_lock(adapted.loaded):
         heldout = HeldOut(at_weights(evaluation), base_loss, base_gradient)
         frozen, plan = planned_path(virtual, heldout, events, settings)
         if plan is None:

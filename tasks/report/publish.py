@@ -15,8 +15,8 @@ from foretune.tasks.report.findings import Findings, collect
 
 
 @prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
-def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], asked: int) -> dict[str, Any]:
-    """Write result.json last and return it; `asked` is the number of tasks that the wiring asked for.
+def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], submitted: int) -> dict[str, Any]:
+    """Write result.json last and return it; `submitted` is the number of tasks of the wiring.
 
     The run's page is that of its backtest, where there was one.
     """
@@ -27,7 +27,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
     events.flush()  # on S3 the passes' own events may still be gathered here
     page = made.get("backtest_report", made["report"])
     run.write_report(run.store.open(page).text("report.html"))
-    result = result_of(run, request, made, found, asked)
+    result = result_of(run, request, made, found, submitted)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
     announce(run, "run_finished", status="completed", answer=found.answer)
@@ -38,7 +38,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
 
 
 def result_of(
-    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, asked: int
+    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, submitted: int
 ) -> dict[str, Any]:
     """The contract of result.json."""
     timings: dict[str, float] = {}
@@ -59,7 +59,7 @@ def result_of(
             "checkpoint_verified": True,
         },
         "timings": timings,
-        "tasks": {"run": len(finished), "cached": asked - len(finished)},
+        "tasks": {"run": len(finished), "cached": submitted - len(finished)},
         "summary": {
             "answer": found.answer,
             "reasons": found.reasons,
