@@ -12,7 +12,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
-from foretune.flows.failures import ending_in_one_line, said_by_its_state
+from foretune.flows.failures import ending_in_one_line, engine_log_silenced
 from foretune.flows.gate import Gate, apply_gate
 from foretune.flows.request import Request, RuntimeSettings
 from foretune.flows.simulate import simulate
@@ -131,7 +131,7 @@ def announced(name: str, verdict: dict[str, Any]) -> State:
     emit_event(event=EVENT, resource={**resource, "foretune.verdict": verdict["verdict"]}, payload=verdict)
     line = f"{verdict['dataset']}: {verdict['verdict']}"
     if verdict["verdict"] == "fail":
-        said_by_its_state()
+        engine_log_silenced()
         return Failed(name=REFUSED, message=f"{line} ({reasons(verdict, 'fail')})", data=verdict)
     if verdict["verdict"] == "warn":
         line = f"{line} ({reasons(verdict, 'warn')})"
