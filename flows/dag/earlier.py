@@ -47,7 +47,7 @@ def reused_path(run: Run, name: str, along: str, inputs: dict[str, Any], ids: li
     `inputs` are those of the run's own path that are no artefacts, `ids` its training rows, `elapsed_lr` its
     cumulative learning rate. BadInput when there is no run `along`.
     """
-    own = OwnPath({name: identity(value) for name, value in inputs.items()}, sketch(ids), elapsed_lr)
+    own = OwnPath({key: identity(value) for key, value in inputs.items()}, sketch(ids), elapsed_lr)
     reuse = _most_similar(_candidates(run.root, name, along), run, own)
     if reuse.refused:
         logger.warning("prediction.along: %s; gradients are measured along its own path", reuse.reason)
