@@ -19,18 +19,18 @@ from foretune.storage.places import localise
 Row = dict[str, Any]
 
 
-def read_rows(uri: str, columns: list[str] | None = None) -> list[Row]:
+def read_rows(uri: str) -> list[Row]:
     """Every row of a .jsonl, .json, .csv (each also .gz) or .parquet file, as one dict a row, in file order.
 
-    JSON is a list of objects, or an object with one field that is such a list. `columns` keeps only these
-    columns of a Parquet file and reads no others. Empty lines are no rows. Raises BadInput, with the line
-    where there is one, for what is missing, empty, of an unknown kind, not text, or not rows of named fields.
+    JSON is a list of objects, or an object with one field that is such a list. Empty lines are no rows. Raises
+    BadInput, with the line where there is one, for what is missing, empty, of an unknown kind, not text, or not
+    rows of named fields.
     """
     path = _file(uri)
     name = path.name.lower().removesuffix(".gz")
     packed = path.name.lower().endswith(".gz")
     if name.endswith(".parquet") and not packed:
-        rows = _parquet_rows(uri, path, columns)
+        rows = _parquet_rows(uri, path)
     else:
         reader = next((READERS[kind] for kind in READERS if name.endswith(kind)), None)
         if reader is None:
@@ -128,17 +128,13 @@ def _csv_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
         raise BadInput(f"{uri}: line {reader.line_num} is not CSV ({error}); mend that line") from error
 
 
-def _parquet_rows(uri: str, path: Path, columns: list[str] | None) -> list[Row]:
+def _parquet_rows(uri: str, path: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        stored = pq.read_schema(path).names
-        missing = [name for name in columns or () if name not in stored]
-        if missing:
-            raise BadInput(f"{uri}: no column {missing[0]!r}; it has {', '.join(stored)}")
         no_partitions: Any = None  # pyarrow documents None, and infers the type from its default
-        return pq.read_table(path, columns=columns, partitioning=no_partitions).to_pylist()
+        return pq.read_table(path, partitioning=no_partitions).to_pylist()
     except PermissionError as error:
         raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
     # pyarrow reports a broken footer as OSError, a missing one as ArrowInvalid.

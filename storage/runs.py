@@ -95,11 +95,6 @@ def list_runs(root: str) -> list[Run]:
     return [Run(place.uri, run_id) for run_id in (place / "runs").folders()]
 
 
-def latest(root: str) -> Run | None:
-    """The newest run, finished or not."""
-    return next(reversed(list_runs(root)), None)
-
-
 def runs_named(root: str, name: str) -> list[Run]:
     """The runs of requests of this name, newest first, unfinished ones too."""
     return [run for run in reversed(list_runs(root)) if run.name == _slug(name)]

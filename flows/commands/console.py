@@ -18,6 +18,7 @@ from foretune.tasks.report.comparison import first_rows
 
 POLL_SECONDS = 0.25
 LISTED = 8
+CONCEPTS = 5  # of each direction; result.json lists `features.top`
 COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
 
 
@@ -143,7 +144,7 @@ def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
     for title, sign in (("strengthened", "+"), ("suppressed", "-")):
         if summary[title]:
             console.print(f"\n[bold]Concepts {title}[/bold] [dim](score, and change on held-out text)[/dim]")
-        for concept in summary[title]:
+        for concept in summary[title][:CONCEPTS]:
             console.print(
                 f"  {sign} {concept['feature']:<6} {concept['score']:+.3e}  {concept['change']:+.4f}  "
                 f"{escape(one_line(concept['label'] or 'unnamed', 60))}"

@@ -81,7 +81,7 @@ class _Running:
         if not norm < float("inf"):
             self.swept.fault = f"gradient norm {norm} at step {step + 1}"
             return
-        self.state, _ = advance(settings, self.state, self.flat, gradients, self.member.rates[step])
+        self.state = advance(settings, self.state, self.flat, gradients, self.member.rates[step])
         distance = self.distance()
         if not distance < float("inf"):
             self.swept.fault = f"weights beyond all numbers after step {step + 1}"

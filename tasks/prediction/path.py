@@ -6,6 +6,7 @@ It is an artefact of its own, so that a similar run (another rate, a few rows fe
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.events import EventLog
@@ -130,6 +131,7 @@ def write_path(
             "anchor_steps": trajectory.anchor_steps,
             "measured_rows": trajectory.measured_rows,
             "clipped_steps": trajectory.clipped_steps,
+            "anchors": [asdict(anchor) for anchor in trajectory.anchors],
             "moved": {kind: [[step, elapsed_lr[step]] for step in steps] for kind, steps in shifts.steps.items()},
             "rows": rows,
         },

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.gradient_shift import GradientShift
-    from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate
+    from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate, MeasuredAnchor
 
 LAST_EVALUATION = 0.75
 """No intermediate evaluation after this share of the cumulative learning rate: the final one is close enough."""
@@ -34,6 +34,7 @@ class Trajectory:
     anchor_steps: list[int]  # where gradients were measured; 0 is the base
     measured_rows: int  # rows whose gradients were measured again
     clipped_steps: int
+    anchors: tuple[MeasuredAnchor, ...] = ()  # the re-measurements, none of the base
 
 
 def frozen_gradient_trajectory(
@@ -98,7 +99,8 @@ def anchored_trajectory(
         loss, gradient = reached.loss_sum / reached.tokens, ahead
         points.append(_point(end, predicted, loss, delta))
     clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
-    return Trajectory(delta, points, [0, *plan.anchor_steps], integration.measured_rows, clipped)
+    anchor_steps, rows = [0, *plan.anchor_steps], integration.measured_rows
+    return Trajectory(delta, points, anchor_steps, rows, clipped, integration.anchors)
 
 
 def _measured_at_anchors(

@@ -82,9 +82,9 @@ def label(text: object, limit: int = 34) -> str:
     return html.escape(one_line(text, limit))
 
 
-def hover(text: object, limit: int = 240, width: int = 64) -> str:
-    """Foreign text for a hover box: at most `limit` characters, wrapped, escaped."""
-    return "<br>".join(html.escape(part) for part in textwrap.wrap(one_line(text, limit), width))
+def hover(text: object) -> str:
+    """Foreign text for a hover box: at most 240 characters, wrapped at 64, escaped."""
+    return "<br>".join(html.escape(part) for part in textwrap.wrap(one_line(text, 240), 64))
 
 
 def plot(traces: Sequence[object], x: str, y: str, height: int, log: str = "", **layout: Any) -> go.Figure:
