@@ -100,10 +100,10 @@ def _json_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
             raise BadInput(f"{uri}: an object with {found}; give a list of objects or one field with a list")
         whole = whole[lists[0]]
     if not isinstance(whole, list):
-        raise BadInput(f"{uri}: {_kind(whole)} at the top; give a list of objects")
+        raise BadInput(f"{uri}: {kind_of(whole)} at the top; give a list of objects")
     for number, row in enumerate(whole, start=1):
         if not isinstance(row, dict):
-            raise BadInput(f"{uri}: item {number} is {_kind(row)}; every row must be an object")
+            raise BadInput(f"{uri}: item {number} is {kind_of(row)}; every row must be an object")
         yield row
 
 
@@ -163,10 +163,12 @@ def _refuse(constant: str) -> Any:
 
 def _object(uri: str, line: int, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise BadInput(f"{uri}: line {line} is {_kind(value)}; every row must be an object")
+        raise BadInput(f"{uri}: line {line} is {kind_of(value)}; every row must be an object")
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in JSON's words; a value that JSON has no word for, by its type's name."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    names |= {int: "a number", float: "a number"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -20,13 +20,13 @@ from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.earlier_path import sketch
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import ShiftFiles
+from foretune.tasks.prediction.horizon import path_summary
 from foretune.tasks.prediction.settings import PathSettings
 from foretune.tasks.prediction.trajectory import (
     Trajectory,
     anchored_trajectory,
     evaluation_steps,
     frozen_gradient_trajectory,
-    path_summary,
 )
 from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import ShardRows, SubsetRows

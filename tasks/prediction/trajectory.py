@@ -195,23 +195,3 @@ def inner(gradient: dict[str, Tensor], delta: dict[str, Tensor]) -> float:
 def evaluation_steps(steps: int, points: int) -> list[int]:
     """Up to `points` evenly spaced steps at which the path is evaluated; the last is the run's end."""
     return sorted({round(steps * point / points) for point in range(1, points + 1)} - {0})
-
-
-def path_summary(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
-    """First and last losses, and the horizon: the first step where the prediction has diverged."""
-    last, horizon = points[-1], first_divergence(points, tolerance)
-    trusted = max((p["step"] for p in points if horizon is None or p["step"] < horizon), default=0)
-    return {
-        "heldout_loss_base": points[0]["evaluated_loss"],
-        "heldout_loss_predicted": last["predicted_loss"],
-        "heldout_loss_evaluated": last["evaluated_loss"],
-        "horizon": horizon,
-        "trusted_steps": trusted,
-        "trust": "whole run" if horizon is None else f"up to step {trusted} of {last['step']}",
-        "tolerance": tolerance,
-    }
-
-
-def first_divergence(points: list[dict[str, Any]], tolerance: float) -> int | None:
-    """The first step where predicted and evaluated loss differ by more than `tolerance` nats; None without one."""
-    return next((p["step"] for p in points if abs(p["predicted_loss"] - p["evaluated_loss"]) > tolerance), None)
