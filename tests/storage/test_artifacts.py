@@ -101,7 +101,6 @@ def test_tables_tensors_and_json_come_back(store, monkeypatch, tmp_path):
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     with opened.tensor_file("t.safetensors") as handle:
-        assert handle.metadata() == {"unit": "nats"}
         assert torch.equal(handle.get_slice("w")[1:2], tensors["w"][1:2])
     assert opened.json("s.json") == {"n": 3, "x": 0.5, "v": [0, 1, 2], "text": "ü"}
     with pytest.raises(KeyError, match=r"rows\.parquet"):
