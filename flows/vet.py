@@ -23,6 +23,7 @@ from foretune.storage.runs import Run, new_run_id
 from foretune.storage.versions import newest_version
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.report.numbers import plain
 from foretune.tasks.report.publish import escape
 
 EVENT = "foretune.vetting.finished"
@@ -141,11 +142,7 @@ def announced(name: str, verdict: dict[str, Any]) -> State:
 def reasons(verdict: dict[str, Any], grade: str) -> str:
     """What was crossed, with its value and the reason for the threshold."""
     crossed = [crossing for crossing in verdict["crossings"] if crossing["verdict"] == grade]
-    return "; ".join(f"{each['subject']} {_number(each['value'])}: {each['reason']}" for each in crossed)
-
-
-def _number(value: float | str | None) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+    return "; ".join(f"{each['subject']} {plain(each['value'])}: {each['reason']}" for each in crossed)
 
 
 def verdict_table(verdict: dict[str, Any]) -> str:

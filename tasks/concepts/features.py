@@ -28,7 +28,13 @@ class FeatureSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Features")
 
     version: Literal[1] = 1
-    top: int = Field(default=20, ge=1, title="Features listed", json_schema_extra=without_result())
+    top: int = Field(
+        default=20,
+        ge=1,
+        title="Features listed",
+        description="in result.json, per direction",
+        json_schema_extra=without_result(),
+    )
     step: float = Field(default=0.02, gt=0, le=1, title="Difference step", description="share of the predicted delta")
     batch_tokens: int = Field(default=2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 

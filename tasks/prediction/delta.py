@@ -22,12 +22,12 @@ from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT, stored_shift
+from foretune.tasks.prediction.horizon import path_summary
 from foretune.tasks.prediction.settings import PredictionSettings
 from foretune.tasks.prediction.trajectory import (
     Trajectory,
     evaluation_steps,
     frozen_gradient_trajectory,
-    path_summary,
     trajectory_along_stored_path,
 )
 from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run

@@ -110,7 +110,7 @@ def _timeline(opened: dict[str, Any]) -> list[dict[str, Any]]:
     rows, start = [], 0.0
     for name, artifact in opened.items():
         seconds = artifact.manifest.seconds
-        rows.append({"task": name, "start": start, "seconds": seconds, "cached": False, "forward_equivalents": None})
+        rows.append({"task": name, "start": start, "seconds": seconds, "cached": False})
         start += seconds
     return rows
 

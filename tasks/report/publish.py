@@ -20,7 +20,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
 
     The run's page is that of its backtest, where there was one.
     """
-    found = collect(run, made)
+    found = collect(run, made, concepts=request["features"]["top"])
     events = EventLog.of(run)
     for signal in found.signals:
         announce(run, "signal", **signal)

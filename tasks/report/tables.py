@@ -167,21 +167,9 @@ def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
         Column("task", "task", "code"),
         Column("start (s)", "start"),
         Column("seconds", "seconds"),
-        Column("forwards per row", "forward_equivalents"),
         Column("cached", "cached", "code"),
     )
     return _table(f"{len(timeline):,} tasks", columns, timeline)
-
-
-def artifact_places(artifacts: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Where every artefact lies, with its digest."""
-    columns = (
-        Column("pass", "pass", "code"),
-        Column("place", "uri", "code"),
-        Column("sha256", "sha256", "code"),
-    )
-    records = [{"pass": name, **reference} for name, reference in artifacts.items()]
-    return _table("artefacts of this run", columns, records)
 
 
 def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table | None]:
@@ -200,5 +188,4 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
         "changed-features": view.sae_diff and changed_features(view.sae_diff.features, top_features),
         "probe-texts": probe_texts(probes, long) if probes is not None else None,
         "passes": passes(view.timeline),
-        "artifacts": artifact_places(view.artifacts),
     }

@@ -144,5 +144,4 @@ class ReportView:
     prediction: PredictionView | None = None
     sae_diff: SaeDiffView | None = None
     model_diff: ModelDiffView | None = None
-    timeline: Sequence[Mapping[str, Any]] = ()  # task, start, seconds, cached, forward_equivalents
-    artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # pass -> uri, sha256, cached
+    timeline: Sequence[Mapping[str, Any]] = ()  # task, start, seconds, cached

@@ -11,17 +11,14 @@ from foretune.tasks.report.charts.look import NEUTRAL, SERIES, Chart, bars_heigh
 
 
 def _cost(entry: Mapping[str, Any]) -> str:
-    forwards = entry.get("forward_equivalents")
-    spent = f"{entry['seconds']:.3g} s" + (f", {forwards:.3g} forwards" if forwards else "")
-    return "cached" if entry.get("cached") else spent
+    return "cached" if entry.get("cached") else f"{entry['seconds']:.3g} s"
 
 
 def timeline(entries: Sequence[Mapping[str, Any]]) -> Chart | None:
     """Gantt chart of the passes.
 
     Args:
-        entries: task, start (seconds since the run began), seconds, cached, and forward_equivalents
-            (forward passes per row that the task cost) where it is known.
+        entries: task, start (seconds since the run began), seconds and cached.
     """
     if not entries:
         return None
@@ -55,6 +52,6 @@ def timeline(entries: Sequence[Mapping[str, Any]]) -> Chart | None:
     return Chart(
         "timeline",
         "Where the time went",
-        "Each bar runs from start to end of one pass; forwards are forward passes per row.",
+        "Each bar runs from start to end of one pass.",
         names_on_y(figure, [label(name) for name in names]),
     )
