@@ -65,14 +65,14 @@ def training_plan(run: Run, request: Request, seeds: list[int], retrain: int) ->
     wiring = Wiring(step, request, sources)
     trainer = trainer_of(wiring.dpo_beta)
     against_training(wiring, simulation(wiring), trainer, seeds, retrain)
-    asked = [planned for planned in step.tasks if planned.task == "real_run"]
-    waiting = [planned for planned in asked if planned.state == "run"]
+    real_runs = [planned for planned in step.tasks if planned.task == "real_run"]
+    waiting = [planned for planned in real_runs if planned.state == "run"]
     seconds = [planned.seconds or _by_landscape(step, planned, request.training.epochs) for planned in waiting]
-    return {"real_runs": len(asked), "to_train": len(waiting), "seconds": total(seconds)}
+    return {"real_runs": len(real_runs), "to_train": len(waiting), "seconds": total(seconds)}
 
 
 def _by_landscape(step: Planned, planned: PlannedTask, epochs: float) -> float | None:
-    inputs = step.asked[planned.key]
+    inputs = step.inputs[planned.key]
     pass_over_rows = step.history.cost("landscape_shard", work_of(inputs), identity(inputs["model"]))
     return None if pass_over_rows.seconds is None else epochs * pass_over_rows.seconds
 
@@ -90,7 +90,7 @@ def run_backtest(run: Run, request: Request, sources: Sources, seeds: list[int],
         run=run,
         request=request.model_dump(mode="json"),
         made={name: step.ready(artifact) for name, artifact in made.items()},
-        asked=len(step.asked),
+        submitted=len(step.submitted),
     )
 
 

@@ -55,7 +55,7 @@ def compare_runs(a: Run, b: Run) -> dict[str, Any]:
         "signals": _signals(*results),
         "samples": _samples(a, b),
         "quality": _quality(a, b),
-        "features": _features(a, b) if _have(results, "features") else [],
+        "features": _features(a, b) if _all_have(results, "features") else [],
         "layers": _layers(a, b),
     }
 
@@ -110,7 +110,7 @@ def _cell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else escape(" ".join(str(value).split()))
 
 
-def _have(results: list[dict[str, Any]], name: str) -> bool:
+def _all_have(results: list[dict[str, Any]], name: str) -> bool:
     return all(name in result["artifacts"] for result in results)
 
 

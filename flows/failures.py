@@ -20,23 +20,23 @@ from foretune.tasks.engine.time_limits import OverTime
 Flow = TypeVar("Flow", bound=Callable[..., Any])
 
 BAD_INPUT = "BadInput"
-"""Name of the state of a run that was asked for something that cannot be; any other failure is `Failed`."""
+"""Name of the state of a run whose request cannot be met; any other failure is `Failed`."""
 
 EXPLAINED = (BadInput, StorageFault, BrokenInvariant, OverTime)
 """Errors whose one line says it all; of any other, the log keeps the traceback."""
 
 ENGINE = ("prefect.flow_runs", "prefect.engine")
-SAID_TWICE = ("Engine execution exited with unexpected", "Execution of flow run")
+REPEATED = ("Engine execution exited with unexpected", "Execution of flow run")
 
 
-class _SaidOnce(logging.Filter):
+class _WithoutRepetition(logging.Filter):
     """Prefect logs the traceback of a flow that returned a failed state: the state and the log say it already."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and str(record.msg).startswith(SAID_TWICE))
+        return not (record.exc_info and str(record.msg).startswith(REPEATED))
 
 
-_said_once = _SaidOnce()
+_without_repetition = _WithoutRepetition()
 
 
 def ending_in_one_line(event: str) -> Callable[[Flow], Flow]:
@@ -57,7 +57,7 @@ def ending_in_one_line(event: str) -> Callable[[Flow], Flow]:
                 get_run_logger().error("%s", line, exc_info=None if isinstance(error, EXPLAINED) else error)
                 resource = {"prefect.resource.id": event.rpartition(".")[0], "foretune.error": type(error).__name__}
                 emit_event(event=event, resource=resource, payload={"error": line})
-                said_by_its_state()
+                engine_log_silenced()
                 return Failed(name=BAD_INPUT if isinstance(error, BadInput) else None, message=line, data=error)
 
         # Prefect reads parameters and their types from the function itself, which does not know this module's names.
@@ -69,13 +69,13 @@ def ending_in_one_line(event: str) -> Callable[[Flow], Flow]:
 
 
 def _line(error: Exception) -> str:
-    """Which pass, and what it says; the error's type where the text does not explain itself."""
-    said = str(error) if isinstance(error, EXPLAINED) else failure_line(error)
+    """The pass and its message; the error's type where the message does not explain itself."""
+    message = str(error) if isinstance(error, EXPLAINED) else failure_line(error)
     notes = getattr(error, "__notes__", ()) if isinstance(error, EXPLAINED) else ()
-    return ": ".join([*notes, said])
+    return ": ".join([*notes, message])
 
 
-def said_by_its_state() -> None:
-    """This process's flow returns a failed state on purpose; the engine has nothing to add to it."""
+def engine_log_silenced() -> None:
+    """Keep the engine from logging a failed state that the flow of this process returned on purpose."""
     for name in ENGINE:
-        logging.getLogger(name).addFilter(_said_once)  # adding it again changes nothing
+        logging.getLogger(name).addFilter(_without_repetition)  # adding it again changes nothing

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from foretune.flows.form import in_declared_order
+from foretune.flows.settings_files import first_fault, read_settings
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
 from foretune.tasks.report.findings import SEVERITIES
 
 BOUNDS = ("above", "below", "rises_by", "falls_by")
@@ -163,26 +162,8 @@ def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
 
 def load_gate(uri: str) -> Gate:
     """Read gate.yaml; every fault is one BadInput line."""
-    try:
-        content = yaml.safe_load(Place(uri).read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"gate {uri}: no such file; give the path of a gate.yaml") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"gate {uri}: not valid YAML ({error}); mend the file") from None
+    content = read_settings(uri, "gate")
     try:
         return Gate.model_validate(content)
     except pydantic.ValidationError as error:
-        raise BadInput(f"gate {uri}: {_fault(error)}") from None
-
-
-def _fault(error: pydantic.ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    *parents, last = fault["loc"] or ("gate",)
-    where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in fault["loc"]) or "the file"
-    if fault["type"] == "extra_forbidden":
-        fields = GateRule.model_fields if parents else Gate.model_fields
-        near = difflib.get_close_matches(str(last), list(fields), n=1, cutoff=0.0)
-        return f"unknown key {where}; the nearest key is {near[0]}"
-    if fault["type"] == "missing":
-        return f"{where} is missing; add it"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+        raise BadInput(f"gate {uri}: {first_fault(error, Gate, 'gate')}") from None

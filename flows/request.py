@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -14,8 +13,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from foretune.flows.form import in_declared_order
+from foretune.flows.settings_files import first_fault, read_settings
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
@@ -90,7 +89,7 @@ class Request(BaseModel):
     curvature: CurvatureSettings = CurvatureSettings()
     influence: InfluenceSettings = InfluenceSettings()
     preference: PreferenceSettings = PreferenceSettings()
-    prediction: PredictionSettings = PredictionSettings()  # pyright: ignore[reportCallIssue]
+    prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     diff: DiffSettings = Field(default=DiffSettings(), title="Base and predicted model")
     report: ReportSettings = ReportSettings()
@@ -130,15 +129,7 @@ class Request(BaseModel):
 
 def load_request(uri: str, overrides: list[str] | None = None) -> Request:
     """Read a request from YAML and apply `a.b=value` overrides; every fault is one BadInput line."""
-    place = Place(uri)
-    if not place.exists():
-        raise BadInput(f"request {uri}: no such file; give the path of a request.yaml")
-    try:
-        content = yaml.safe_load(place.read_bytes())
-    except yaml.YAMLError as error:
-        raise BadInput(f"request {uri}: not valid YAML ({' '.join(str(error).split())}); mend the file") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"request {uri}: the file holds no mapping; start from examples/demo/request.yaml")
+    content = read_settings(uri, "request")
     for override in overrides or []:
         apply_override(content, override)
     return parse_request(content, where=uri)
@@ -152,7 +143,7 @@ def parse_request(content: dict[str, Any], where: str = "request") -> Request:
     try:
         return Request.model_validate(content)
     except pydantic.ValidationError as error:
-        raise BadInput(f"{where}: {explain(error)}") from None
+        raise BadInput(f"{where}: {first_fault(error, Request, 'request')}") from None
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
@@ -162,36 +153,6 @@ def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
     elif isinstance(value, dict):
         for name, inner in value.items():
             yield from _numbers(inner, f"{path}.{name}" if path else str(name))
-
-
-def explain(error: pydantic.ValidationError) -> str:
-    """The first validation fault as one line: where, what, the remedy."""
-    fault = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in fault["loc"]) or "request"
-    if fault["type"] == "extra_forbidden":
-        parent, known = _fields_at(fault["loc"][:-1])
-        nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"unknown key {path}; the nearest key is {'.'.join([*parent, *nearest])}"
-    if fault["type"] == "missing":
-        return f"{path} is missing; add it to the request"
-    message, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
-    shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
-    return f"{path}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _fields_at(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    model, path = Request, []
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            break
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not inner:
-            break
-        model = inner[0]
-        path.append(str(part))
-    return path, list(model.model_fields)
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

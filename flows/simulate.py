@@ -25,7 +25,7 @@ from foretune.tasks.report.publish import publish
 
 logger = logging.getLogger(__name__)
 
-DAMAGES = 8
+MAX_DAMAGED = 8
 """Damaged artefacts that one run recomputes before it gives up: more of them are a sick disk."""
 
 
@@ -46,7 +46,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
 
 
 def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Attempt with the request beside it; bad input leaves no run behind, any other fault is the run's last event."""
+    """`attempt()` in a run folder with the request; bad input deletes the folder, another fault is its last event."""
     run.write_request(to_yaml(request))
     try:
         return healing(run, attempt)
@@ -56,9 +56,9 @@ def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) 
         raise
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | TerminationSignal)  # the latter: cancelled
-        said = "stopped by the user" if stopped else failure_line(error)
+        message = "stopped by the user" if stopped else failure_line(error)
         with contextlib.suppress(StorageFault), EventLog.of(run):  # a full disk must not hide the fault
-            announce(run, "run_finished", status="stopped" if stopped else "failed", error=said)
+            announce(run, "run_finished", status="stopped" if stopped else "failed", error=message)
         raise
 
 
@@ -71,13 +71,13 @@ def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
         run=run,
         request=request.model_dump(mode="json"),
         made={name: step.ready(artifact) for name, artifact in made.items()},
-        asked=len(step.asked),
+        submitted=len(step.submitted),
     )
 
 
 def healing(run: Run, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Attempt again when a stored file turns out to be damaged: it is no artefact any more, and is recomputed."""
-    for _ in range(DAMAGES):
+    """`attempt()`, again where a stored file turns out to be damaged: its artefact is recomputed then."""
+    for _ in range(MAX_DAMAGED):
         try:
             return attempt()
         except Damaged as damage:

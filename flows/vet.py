@@ -12,7 +12,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
-from foretune.flows.failures import ending_in_one_line, said_by_its_state
+from foretune.flows.failures import ending_in_one_line, engine_log_silenced
 from foretune.flows.gate import Gate, apply_gate
 from foretune.flows.request import Request, RuntimeSettings
 from foretune.flows.simulate import simulate
@@ -23,6 +23,7 @@ from foretune.storage.runs import Run, new_run_id
 from foretune.storage.versions import newest_version
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.report.numbers import plain
 from foretune.tasks.report.publish import escape
 
 EVENT = "foretune.vetting.finished"
@@ -131,7 +132,7 @@ def announced(name: str, verdict: dict[str, Any]) -> State:
     emit_event(event=EVENT, resource={**resource, "foretune.verdict": verdict["verdict"]}, payload=verdict)
     line = f"{verdict['dataset']}: {verdict['verdict']}"
     if verdict["verdict"] == "fail":
-        said_by_its_state()
+        engine_log_silenced()
         return Failed(name=REFUSED, message=f"{line} ({reasons(verdict, 'fail')})", data=verdict)
     if verdict["verdict"] == "warn":
         line = f"{line} ({reasons(verdict, 'warn')})"
@@ -141,11 +142,7 @@ def announced(name: str, verdict: dict[str, Any]) -> State:
 def reasons(verdict: dict[str, Any], grade: str) -> str:
     """What was crossed, with its value and the reason for the threshold."""
     crossed = [crossing for crossing in verdict["crossings"] if crossing["verdict"] == grade]
-    return "; ".join(f"{each['subject']} {_number(each['value'])}: {each['reason']}" for each in crossed)
-
-
-def _number(value: float | str | None) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+    return "; ".join(f"{each['subject']} {plain(each['value'])}: {each['reason']}" for each in crossed)
 
 
 def verdict_table(verdict: dict[str, Any]) -> str:

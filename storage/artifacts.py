@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,13 +115,11 @@ class ArtifactStore:
         git_commit: str | None = None,
         work: dict[str, int] | None = None,
         run_id: str | None = None,
-        verify: Callable[[Path], None] | None = None,
     ) -> Generator[Draft]:
         """Write an artefact: `with store.create(...) as draft:` and `draft.ref` after the block.
 
-        `verify` sees the draft's folder before it is stored and raises to refuse it. When anything raises,
-        nothing is stored. When another writer stored the same key meanwhile, its artefact stands and ours is
-        dropped. Raises StorageFault for a full, read-only or unreachable root.
+        When anything raises, nothing is stored. When another writer stored the same key meanwhile, its artefact
+        stands and ours is dropped. Raises StorageFault for a full, read-only or unreachable root.
         """
         target = self.place(task, key)
         drafts = self._drafts if self.root.is_local else cache_dir() / "drafts"
@@ -130,8 +128,6 @@ class ArtifactStore:
         try:
             with disk_faults(draft.folder):
                 yield draft
-                if verify is not None:
-                    verify(draft.folder)
                 manifest = Manifest(
                     task=task,
                     key=key,

@@ -30,7 +30,7 @@ RACE_SECONDS = 4.0  # how long a writer to S3 waits for another one to finish wh
 
 
 class Manifests(Protocol):
-    """What a commit asks the store: the manifest that stands under a key."""
+    """What a commit needs of the store: the manifest that is stored under a key."""
 
     def manifest(self, task: str, key: str) -> Manifest | None: ...
 

@@ -129,9 +129,9 @@ class Artifact:
             self.path(name), columns=columns, filters=filters, memory_map=True, partitioning=no_partitions
         )
 
-    def table(self, name: str, columns: list[str] | None = None, filters: Any = None) -> pandas.DataFrame:
+    def table(self, name: str, columns: list[str] | None = None) -> pandas.DataFrame:
         """A Parquet file as a data frame."""
-        return self.arrow(name, columns, filters).to_pandas()
+        return self.arrow(name, columns).to_pandas()
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Every tensor of a safetensors file, memory-mapped."""

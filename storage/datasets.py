@@ -19,18 +19,18 @@ from foretune.storage.places import localise
 Row = dict[str, Any]
 
 
-def read_rows(uri: str, columns: list[str] | None = None) -> list[Row]:
+def read_rows(uri: str) -> list[Row]:
     """Every row of a .jsonl, .json, .csv (each also .gz) or .parquet file, as one dict a row, in file order.
 
-    JSON is a list of objects, or an object with one field that is such a list. `columns` keeps only these
-    columns of a Parquet file and reads no others. Empty lines are no rows. Raises BadInput, with the line
-    where there is one, for what is missing, empty, of an unknown kind, not text, or not rows of named fields.
+    JSON is a list of objects, or an object with one field that is such a list. Empty lines are no rows. Raises
+    BadInput, with the line where there is one, for what is missing, empty, of an unknown kind, not text, or not
+    rows of named fields.
     """
     path = _file(uri)
     name = path.name.lower().removesuffix(".gz")
     packed = path.name.lower().endswith(".gz")
     if name.endswith(".parquet") and not packed:
-        rows = _parquet_rows(uri, path, columns)
+        rows = _parquet_rows(uri, path)
     else:
         reader = next((READERS[kind] for kind in READERS if name.endswith(kind)), None)
         if reader is None:
@@ -100,10 +100,10 @@ def _json_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
             raise BadInput(f"{uri}: an object with {found}; give a list of objects or one field with a list")
         whole = whole[lists[0]]
     if not isinstance(whole, list):
-        raise BadInput(f"{uri}: {_kind(whole)} at the top; give a list of objects")
+        raise BadInput(f"{uri}: {kind_of(whole)} at the top; give a list of objects")
     for number, row in enumerate(whole, start=1):
         if not isinstance(row, dict):
-            raise BadInput(f"{uri}: item {number} is {_kind(row)}; every row must be an object")
+            raise BadInput(f"{uri}: item {number} is {kind_of(row)}; every row must be an object")
         yield row
 
 
@@ -128,17 +128,13 @@ def _csv_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
         raise BadInput(f"{uri}: line {reader.line_num} is not CSV ({error}); mend that line") from error
 
 
-def _parquet_rows(uri: str, path: Path, columns: list[str] | None) -> list[Row]:
+def _parquet_rows(uri: str, path: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        stored = pq.read_schema(path).names
-        missing = [name for name in columns or () if name not in stored]
-        if missing:
-            raise BadInput(f"{uri}: no column {missing[0]!r}; it has {', '.join(stored)}")
         no_partitions: Any = None  # pyarrow documents None, and infers the type from its default
-        return pq.read_table(path, columns=columns, partitioning=no_partitions).to_pylist()
+        return pq.read_table(path, partitioning=no_partitions).to_pylist()
     except PermissionError as error:
         raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
     # pyarrow reports a broken footer as OSError, a missing one as ArrowInvalid.
@@ -167,10 +163,12 @@ def _refuse(constant: str) -> Any:
 
 def _object(uri: str, line: int, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise BadInput(f"{uri}: line {line} is {_kind(value)}; every row must be an object")
+        raise BadInput(f"{uri}: line {line} is {kind_of(value)}; every row must be an object")
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in JSON's words; a value that JSON has no word for, by its type's name."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    names |= {int: "a number", float: "a number"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -65,15 +65,13 @@ class Draft:
         pq.write_table(table, path, compression="zstd")
         return path
 
-    def write_tensors(
-        self, name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
-    ) -> Path:
+    def write_tensors(self, name: str, tensors: dict[str, torch.Tensor]) -> Path:
         """Write a safetensors file; tensors of any device and stride, no two sharing memory."""
         from safetensors.torch import save_file
 
         path = self.path(name)
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(plain, path, metadata=metadata)
+        save_file(plain, path)
         return path
 
     def link(self, name: str, source: Path) -> Path:

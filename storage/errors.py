@@ -1,4 +1,4 @@
-"""The two ways storage says no, each in one line: what, where, the remedy."""
+"""The two errors of storage, each in one line: what, where, the remedy."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Damaged(StorageFault):
 
 
 def failure_line(error: BaseException) -> str:
-    """An error as one line: where it happened (its notes), what kind it is, what it says."""
-    said = " ".join(str(error).split())
+    """An error as one line: where it happened (its notes), its type, its message."""
+    message = " ".join(str(error).split())
     kind = type(error).__name__
-    return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {said}" if said else kind])
+    return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {message}" if message else kind])
 
 
 _REASONS = {

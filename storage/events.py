@@ -137,11 +137,6 @@ def _flush_open_logs() -> None:
 getattr(threading, "_register_atexit", atexit.register)(_flush_open_logs)
 
 
-def event_schema() -> dict[str, Any]:
-    """The JSON schema that every line of events.jsonl keeps to, whatever its source."""
-    return json.loads(Path(__file__).with_name("event_schema.json").read_bytes())
-
-
 def read_events(run: Run) -> list[dict[str, Any]]:
     """Every event of the run, in order; half a line at a crash is left out. Empty without a log."""
     events = []

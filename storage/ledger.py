@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
+from foretune.storage.slugs import slug
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Ledger:
 
     @property
     def _slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "dataset"
+        return slug(self.name) or "dataset"
 
     @property
     def _pointer(self) -> Place:

@@ -14,6 +14,7 @@ from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
+from foretune.storage.slugs import slug
 
 REQUEST, RESULT, REPORT, COMPARISON = "request.yaml", "result.json", "report.html", "comparison.json"
 _ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")
@@ -23,11 +24,11 @@ _LONGEST_NAME = 40  # characters; with time and tail well under every file syste
 def new_run_id(now: datetime, name: str) -> str:
     """`20261122-211438-tickets-1a2b`: sorts by time (UTC when `now` has a zone), safe in paths and URLs."""
     moment = now.astimezone(UTC) if now.tzinfo else now
-    return f"{moment:%Y%m%d-%H%M%S}-{_slug(name)}-{secrets.token_hex(2)}"
+    return f"{moment:%Y%m%d-%H%M%S}-{_run_name(name)}-{secrets.token_hex(2)}"
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-") or "run"
+def _run_name(name: str) -> str:
+    return slug(name, _LONGEST_NAME) or "run"
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,9 @@ def list_runs(root: str) -> list[Run]:
     return [Run(place.uri, run_id) for run_id in (place / "runs").folders()]
 
 
-def latest(root: str) -> Run | None:
-    """The newest run, finished or not."""
-    return next(reversed(list_runs(root)), None)
-
-
 def runs_named(root: str, name: str) -> list[Run]:
     """The runs of requests of this name, newest first, unfinished ones too."""
-    return [run for run in reversed(list_runs(root)) if run.name == _slug(name)]
+    return [run for run in reversed(list_runs(root)) if run.name == _run_name(name)]
 
 
 def resolve_run(root: str, name: str) -> Run:

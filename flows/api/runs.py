@@ -128,7 +128,7 @@ class StoredRun:
         wanted = (f"{artifact}{ending}",) if file is None else (file, f"{file}{ending}")
         fitting = names if file is None and len(names) == 1 else [name for name in names if name in wanted]
         if len(fitting) != 1:
-            asked = "several" if file is None and names else f"no {file or f'*{ending}'}"
+            found = "several" if file is None and names else f"no {file or f'*{ending}'}"
             has = ", ".join(names or opened.names())
-            raise BadInput(f"{artifact} of run {self.run_id} has {asked}; give one of the files it has: {has}")
+            raise BadInput(f"{artifact} of run {self.run_id} has {found}; give one of the files it has: {has}")
         return opened, fitting[0]

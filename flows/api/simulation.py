@@ -13,11 +13,11 @@ from foretune.runs import StoredRun, open_run
 if TYPE_CHECKING:
     from foretune.flows.request import Request
 
-    Asked: TypeAlias = Request | Mapping[str, Any] | str | os.PathLike[str]
+    RequestLike: TypeAlias = Request | Mapping[str, Any] | str | os.PathLike[str]
     """A request, the mapping that a request.yaml would hold, or the path or `s3://` URI of one."""
 
 
-def simulate(request: Asked) -> StoredRun:
+def simulate(request: RequestLike) -> StoredRun:
     """Predict what the fine-tune would do, and open the run that tells it.
 
     Takes minutes the first time; what is stored under the request's root is looked up, not computed. Uses the Prefect
@@ -29,20 +29,20 @@ def simulate(request: Asked) -> StoredRun:
     from foretune.flows.commands.options import check_inputs
     from foretune.storage.runs import Run, new_run_id
 
-    wanted = _request(request)
-    run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), wanted.run_name))
-    check_inputs(wanted, run)
+    read = _request(request)
+    run = Run(read.runtime.root, new_run_id(datetime.now(UTC), read.run_name))
+    check_inputs(read, run)
     from foretune.flows.simulate import simulate as flow
 
-    flow(wanted, run_id=run.run_id)
+    flow(read, run_id=run.run_id)
     return open_run(run.run_id, run.root)
 
 
-def plan(request: Asked) -> dict[str, Any]:
+def plan(request: RequestLike) -> dict[str, Any]:
     """What `simulate` would do, without doing it; no model is loaded.
 
-    `tasks`: every task with its `state` (cached or run), why, and seconds and bytes where something like it was
-    measured; `run` and `cached` count them. `seconds`, `bytes`, `field_bytes` (of the gradient field) and
+    `tasks`: every task with its `state` (cached or run), the reason (`why`), and seconds and bytes where something like
+    it was measured; `run` and `cached` count them. `seconds`, `bytes`, `field_bytes` (of the gradient field) and
     `memory_bytes` (of one pass; `workers` run at once) are totals, None where not known. Raises BadInput (a
     ValueError) for whatever is wrong with the request.
     """
@@ -52,11 +52,11 @@ def plan(request: Asked) -> dict[str, Any]:
     return make_plan(_request(request))
 
 
-def _request(asked: Asked) -> Request:
+def _request(request: RequestLike) -> Request:
     from foretune.flows.request import Request, load_request, parse_request
 
-    if isinstance(asked, Request):
-        return asked
-    if isinstance(asked, Mapping):
-        return parse_request(dict(asked))
-    return load_request(os.fspath(asked))
+    if isinstance(request, Request):
+        return request
+    if isinstance(request, Mapping):
+        return parse_request(dict(request))
+    return load_request(os.fspath(request))

@@ -15,9 +15,12 @@ from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run
 from foretune.tasks.report.comparison import first_rows
+from foretune.tasks.report.numbers import fixed, spread
+from foretune.tasks.report.texts import one_line
 
 POLL_SECONDS = 0.25
 LISTED = 8
+CONCEPTS = 5  # of each direction; result.json lists `features.top`
 COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
 
 
@@ -98,7 +101,7 @@ class LivePasses:
     def _on_step(self, event: dict[str, Any]) -> None:
         total = self._steps.get(event["task"])
         place = f"step {event['step']} of {total}" if total else f"batch {event['step']}"
-        loss, norm = _shown(event["loss"], 3), _shown(event["max_grad_norm"], 2)
+        loss, norm = fixed(event["loss"], 3), fixed(event["max_grad_norm"], 2)
         self._note(event["task"], f"{place}: loss {loss}, max gradient norm {norm}")
 
     def _on_progress(self, event: dict[str, Any]) -> None:
@@ -116,11 +119,6 @@ class LivePasses:
         row = self._running.pop(label, None)
         if row is not None:
             self.progress.remove_task(row)
-
-
-def _shown(value: float | None, digits: int) -> str:
-    """Events carry null for what was not a finite number."""
-    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
@@ -143,7 +141,7 @@ def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
     for title, sign in (("strengthened", "+"), ("suppressed", "-")):
         if summary[title]:
             console.print(f"\n[bold]Concepts {title}[/bold] [dim](score, and change on held-out text)[/dim]")
-        for concept in summary[title]:
+        for concept in summary[title][:CONCEPTS]:
             console.print(
                 f"  {sign} {concept['feature']:<6} {concept['score']:+.3e}  {concept['change']:+.4f}  "
                 f"{escape(one_line(concept['label'] or 'unnamed', 60))}"
@@ -234,7 +232,7 @@ def print_backtest(console: Console, result: dict[str, Any], run: Run) -> None:
     for column in ("axis", "simulation", "first step", "re-run"):
         table.add_column(column)
     for axis in found["axes"]:
-        cells = [_spread(axis[method]) for method in ("simulation", "first_step", "rerun")]
+        cells = [spread(axis[method]) for method in ("simulation", "first_step", "rerun")]
         table.add_row(axis["axis"], axis["absent"] or cells[0], *cells[1:])
     console.print(table)
     real = ", ".join(f"{each['heldout_loss']:.3f}" for each in found["runs"])
@@ -245,16 +243,3 @@ def print_backtest(console: Console, result: dict[str, Any], run: Run) -> None:
     for row in found["signals"]:
         console.print(f"  {row['name']:<15} {row['verdict']}  [dim]{escape(row['detail'])}[/dim]")
     console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
-
-
-def _spread(scores: dict[str, float] | None) -> str:
-    if scores is None:
-        return ""
-    low, mean, high = scores["low"], scores["mean"], scores["high"]
-    return f"{mean:.3f}" if low == high else f"{mean:.3f} ({low:.3f}–{high:.3f})"
-
-
-def one_line(text: str, width: int = 96) -> str:
-    """Text on one line, cut with an ellipsis, control characters made visible as spaces."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"

@@ -53,7 +53,7 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     rows = read_rows(uri)
     return {
         "kept": [row for number, row in enumerate(rows) if number not in dropped],
-        "dropped": [{"row": number, "why": "; ".join(why)} for number, why in sorted(dropped.items())],
+        "dropped": [{"row": number, "why": "; ".join(reasons)} for number, reasons in sorted(dropped.items())],
     }
 
 

@@ -14,12 +14,12 @@ from foretune.storage.manifest import Manifest
 from foretune.storage.rates import Took, remembered_rates
 from foretune.tasks.engine.keys import ContentKey, library_versions
 
-LOOKED_AT = 200  # manifests of one task, the newest
+NEWEST_MANIFESTS = 200  # of one task, from which costs and changes are estimated
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a task is expected to take, and from what; None: nothing like it was ever run, here or on this machine."""
+    """Expected cost of a task, and its basis; None where the task never ran, under this root or on this machine."""
 
     seconds: float | None = None
     bytes: int | None = None
@@ -27,7 +27,7 @@ class Cost:
 
 
 class History:
-    """Manifests by task, read when a task of that name is asked about and is not stored."""
+    """Manifests by task, read when a task of that name is not stored."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
@@ -43,7 +43,7 @@ class History:
     @functools.cache  # noqa: B019 - one history lives as long as one plan
     def manifests(self, task: str) -> list[Manifest]:
         """The task's newest manifests, newest first."""
-        newest = sorted(self._stored.get(task, []), reverse=True)[:LOOKED_AT]
+        newest = sorted(self._stored.get(task, []), reverse=True)[:NEWEST_MANIFESTS]
         return [manifest for _, key in newest if (manifest := self.store.manifest(task, key))]
 
     def cost(self, task: str, work: dict[str, int], model: Any = None) -> Cost:

@@ -1,4 +1,4 @@
-"""A dry run: the same wiring, asked for keys instead of results. It loads no model and imports no torch."""
+"""A dry run: the same wiring, computing keys instead of results. It loads no model and imports no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Planned:
     run: Run
     history: History
     tasks: list[PlannedTask] = field(default_factory=list)
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> arguments, for the samples
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every task, by its key
 
     def __call__(self, task: Any, **inputs: Any) -> ArtifactRef:
         policy = task.cache_policy
@@ -61,7 +61,7 @@ class Planned:
             cost = self.history.cost(policy.task, work_of(inputs), declared.get("model"))
             planned.seconds, planned.bytes, planned.basis = cost.seconds, cost.bytes, cost.basis
         self.tasks.append(planned)
-        self.asked[key] = inputs
+        self.inputs[key] = inputs
         return hit or ArtifactRef(task=policy.task, key=key, uri="", sha256="")
 
     def ready(self, artifact: ArtifactRef) -> ArtifactRef:
@@ -70,8 +70,8 @@ class Planned:
     def index(self, samples: ArtifactRef) -> SampleIndex:
         if samples.uri:
             return read_index(self.run, samples)
-        asked = self.asked[samples.key]
-        return preview_index(self.run, asked["source"], asked["tokenizer"], asked["role"], asked["settings"])
+        inputs = self.inputs[samples.key]
+        return preview_index(self.run, inputs["source"], inputs["tokenizer"], inputs["role"], inputs["settings"])
 
 
 def _with_defaults(function: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     simulation(Wiring(step, request, sources))
     waiting = [task for task in step.tasks if task.state == "run"]
     shapes = _footprint(step, sources, request)
-    field = shapes and _field(shapes, [step.asked[task.key] for task in step.tasks if task.task == FIELD])
+    field = shapes and _field(shapes, [step.inputs[task.key] for task in step.tasks if task.task == FIELD])
     return {
         "tasks": [vars(task) for task in step.tasks],
         "run": len(waiting),
@@ -107,26 +107,26 @@ def make_plan(request: Request) -> dict[str, Any]:
         "field": field,
         "field_bytes_whole": field and field_bytes(**field),
         "field_bytes": shapes
-        and field_bytes(**_field(shapes, [step.asked[task.key] for task in waiting if task.task == FIELD])),
+        and field_bytes(**_field(shapes, [step.inputs[task.key] for task in waiting if task.task == FIELD])),
         "workers": request.runtime.max_workers,
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
     }
 
 
 def field_bytes(nodes: int, node_numbers: int, rows: int, row_numbers: int, bytes_per_number: int) -> int:
-    """Storage of a gradient field: a whole gradient per node, and the rows that are kept one by one."""
+    """Storage of a gradient field: a whole gradient per block, and the per-row gradients."""
     return (nodes * node_numbers + rows * row_numbers) * bytes_per_number
 
 
-def _field(shapes: Footprint, asked: list[dict[str, Any]]) -> dict[str, int]:
-    """The terms of `field_bytes` for these nodes, of training and held-out rows."""
-    apart = [node for node in asked if node["coordinates"]]
+def _field(shapes: Footprint, blocks: list[dict[str, Any]]) -> dict[str, int]:
+    """The terms of `field_bytes` for gradient blocks, of training and held-out rows, with these inputs."""
+    per_row = [block for block in blocks if block["coordinates"]]
     return {
-        "nodes": len(asked),
+        "nodes": len(blocks),
         "node_numbers": shapes.adapted,
-        "rows": sum(node["rows"].shard.rows for node in apart),
-        "row_numbers": shapes.outputs * apart[0]["coordinates"].r if apart else 0,
-        "bytes_per_number": BYTES[asked[0]["settings"].gradient_dtype] if asked else 0,
+        "rows": sum(block["rows"].shard.rows for block in per_row),
+        "row_numbers": shapes.outputs * per_row[0]["coordinates"].r if per_row else 0,
+        "bytes_per_number": BYTES[blocks[0]["settings"].gradient_dtype] if blocks else 0,
     }
 
 
@@ -161,8 +161,8 @@ def print_plan(console: Console, planned: dict[str, Any]) -> None:
         waiting = [task for task in tasks if task["state"] == "run"]
         seconds = total([task["seconds"] for task in waiting])
         cost = "" if not waiting else "?" if seconds is None else f"{seconds:.1f}"
-        why = "; ".join(dict.fromkeys(task["why"] for task in waiting))
-        table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, why)
+        reasons = "; ".join(dict.fromkeys(task["why"] for task in waiting))
+        table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, reasons)
     console.print(table)
     console.print(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", soft_wrap=True)
     if planned["field"] is not None:

@@ -21,7 +21,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.inputs.sources import resolve_sources
 from foretune.tasks.prediction.whatif import Setting, StoredGradients, predicted_outcomes
 
-OPEN = {
+VARIABLE_SETTINGS = {
     "training": [
         "learning_rate",
         "epochs",
@@ -41,9 +41,9 @@ OPEN = {
     ],
     "adapter": ["r", "lora_alpha", "use_rslora", "target_modules"],
 }
-"""What stored gradients answer for; anything else is measured again, by `simulate`."""
+"""Settings that stored gradients are enough for; any other needs `simulate`, which measures again."""
 
-MOST = 500
+MAX_SETTINGS = 500
 """Settings of one grid."""
 
 
@@ -60,7 +60,7 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
         content["prediction"]["along"] = run.run_id  # the path that it went along, whatever runs came after it
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
-    settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _product(grid)]
+    settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _combinations(grid)]
     measured = _evaluator(wiring, request) if evaluate else None
     outcomes = predicted_outcomes(stored, settings, request.prediction, measured)
     result = {
@@ -80,16 +80,16 @@ def parsed(option: str) -> tuple[str, list[str]]:
     section, _, name = path.partition(".")
     if not separator or not text:
         raise BadInput(f"--set {option}: not of the form a.b=x,y; for example training.learning_rate=1e-4,2e-4")
-    if name not in OPEN.get(section, []):
-        known = ", ".join(f"{part}.{each}" for part, names in OPEN.items() for each in names)
+    if name not in VARIABLE_SETTINGS.get(section, []):
+        known = ", ".join(f"{part}.{each}" for part, names in VARIABLE_SETTINGS.items() for each in names)
         raise BadInput(f"--set {path}: needs a simulation of its own; stored gradients answer for {known}")
     values, depth = [""], 0
-    for sign in text:
-        depth += (sign == "[") - (sign == "]")
-        if sign == "," and not depth:
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and not depth:
             values.append("")
         else:
-            values[-1] += sign
+            values[-1] += character
     if "" in values:
         raise BadInput(f"--set {option}: a value is empty; for example {path}=1,2")
     if len(set(values)) < len(values):
@@ -97,12 +97,12 @@ def parsed(option: str) -> tuple[str, list[str]]:
     return path, values
 
 
-def _product(grid: list[tuple[str, list[str]]]) -> list[tuple[str, ...]]:
+def _combinations(grid: list[tuple[str, list[str]]]) -> list[tuple[str, ...]]:
     count = 1
     for _, values in grid:
         count *= len(values)
-    if count > MOST:
-        raise BadInput(f"--set: the lists span {count} settings; {MOST} are the most, leave some values out")
+    if count > MAX_SETTINGS:
+        raise BadInput(f"--set: the lists span {count} settings; {MAX_SETTINGS} are the most, leave some values out")
     return list(itertools.product(*(values for _, values in grid)))
 
 

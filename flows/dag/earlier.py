@@ -1,9 +1,10 @@
-"""Which earlier run's measured path a run is predicted along."""
+"""The path of an earlier run that is reused instead of measuring a run's own."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from foretune.storage.errors import BadInput
@@ -19,49 +20,75 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 8  # runs of a name, the newest
+CANDIDATE_RUNS = 8  # of `along: latest`: the newest of the name
 
 
-def earlier_path(
-    run: Run, name: str, along: str, wanted: dict[str, Any], sample_ids: list[str], travel: float
-) -> ArtifactRef | None:
-    """The path of the run `along`; for "latest" the nearest that serves of those that the newest runs of this name
-    went along. None without.
+@dataclass(frozen=True)
+class Reuse:
+    """Which path a run is predicted along: `ref`, or its own where that is None; and the reason, in a line."""
 
-    `wanted` are the inputs of the run's own path, of its training rows `sample_ids` and its summed learning rates
-    `travel`. None also where one of these runs has measured that very path: it is found by its key then.
-    BadInput when there is no run `along`.
+    ref: ArtifactRef | None
+    reason: str
+    refused: bool = False  # there are earlier paths, and none can replace the run's own
+
+
+@dataclass(frozen=True)
+class OwnPath:
+    """What would make a run's own path: its declared inputs, and what of its rows decides how alike two paths are."""
+
+    inputs: dict[str, Any]  # those that are no artefacts, as they enter the key
+    rows: list[str]  # sketch of the training rows' ids
+    elapsed_lr: float  # cumulative learning rate of the whole run
+
+
+def reused_path(run: Run, name: str, along: str, inputs: dict[str, Any], ids: list[str], elapsed_lr: float) -> Reuse:
+    """The path of the run `along`; with "latest" the most similar one that the newest runs of this name used.
+
+    `inputs` are those of the run's own path that are no artefacts, `ids` its training rows, `elapsed_lr` its
+    cumulative learning rate. BadInput when there is no run `along`.
     """
-    declared = {each: identity(value) for each, value in wanted.items()}
-    rows, said = sketch(sample_ids), ""
-    fitting: list[tuple[float, ArtifactRef]] = []
-    for earlier, named in _paths(run.root, name, along):
+    own = OwnPath({key: identity(value) for key, value in inputs.items()}, sketch(ids), elapsed_lr)
+    reuse = _most_similar(_candidates(run.root, name, along), run, own)
+    if reuse.refused:
+        logger.warning("prediction.along: %s; gradients are measured along its own path", reuse.reason)
+    return reuse
+
+
+def _most_similar(candidates: Iterator[tuple[Run, ArtifactRef]], run: Run, own: OwnPath) -> Reuse:
+    version = cast("ContentKey", path.cache_policy).version
+    fitting: list[tuple[float, Reuse]] = []
+    refusals: list[str] = []
+    for earlier, named in candidates:
         ref = run.store.find(named.task, named.key)
         manifest = ref and run.store.manifest(ref.task, ref.key)
-        if ref is None or manifest is None or manifest.version != cast("ContentKey", path.cache_policy).version:
-            why = "its path is gone, or of another version"
-        elif is_same_path(manifest.inputs, declared):
-            return None
+        if ref is None or manifest is None or manifest.version != version:
+            refusals.append(f"run {earlier.run_id} does not serve this one: its path is gone, or of another version")
+            continue
+        if is_same_path(manifest.inputs, own.inputs):
+            return Reuse(None, f"run {earlier.run_id} has measured this very path, which is found by its key")
+        stored = run.store.open(ref).json("path.json")
+        reason = mismatch(manifest.inputs, stored, own.inputs, own.rows, own.elapsed_lr)
+        if reason:
+            refusals.append(f"run {earlier.run_id} does not serve this one: {reason}")
         else:
-            stored = run.store.open(ref).json("path.json")
-            why = mismatch(manifest.inputs, stored, declared, rows, travel)
-            if not why:
-                fitting.append((path_distance(stored, rows, travel), ref))
-        said = said or (why and f"prediction.along: run {earlier.run_id} does not serve this one: {why}")
-    if said and not fitting:
-        logger.warning("%s; gradients are measured along its own path", said)
-    return min(fitting, key=lambda each: each[0])[1] if fitting else None
+            distance = path_distance(stored, own.rows, own.elapsed_lr)
+            fitting.append((distance, Reuse(ref, f"the path of run {earlier.run_id} is the most similar one")))
+    if fitting:
+        return min(fitting, key=lambda each: each[0])[1]
+    if refusals:
+        return Reuse(None, refusals[0], refused=True)
+    return Reuse(None, "no earlier run has a path")
 
 
-def _paths(root: str, name: str, along: str) -> Iterator[tuple[Run, ArtifactRef]]:
-    """Runs with the paths that they were predicted along, each path once; the newest first."""
-    runs = runs_named(root, name)[:LOOKED_AT] if along == "latest" else [resolve_run(root, along)]
+def _candidates(root: str, name: str, along: str) -> Iterator[tuple[Run, ArtifactRef]]:
+    """Earlier runs with the path that each was predicted along, the newest first; a path that several used once."""
+    runs = runs_named(root, name)[:CANDIDATE_RUNS] if along == "latest" else [resolve_run(root, along)]
     seen = set()
-    for each in runs:
+    for run in runs:
         try:
-            ref = artifact_of(each, "path")
+            ref = artifact_of(run, "path")
         except BadInput:  # not ended, or predicted by the closed form
             continue
         if ref.key not in seen:
             seen.add(ref.key)
-            yield each, ref
+            yield run, ref

@@ -14,13 +14,13 @@ from foretune.tasks.influence.target_gradients import feature_gradient, margin_g
 from foretune.tasks.influence.targets import influence_targets
 from foretune.tasks.influence.tokens import influence_tokens
 
-REPLAYED_ROWS = 8  # fewer rows have too few halves to tell one from another
+MIN_REPLAYED_ROWS = 8  # fewer rows have too few halves to tell one from another
 
 
 def influence_passes(wiring: Wiring, train: Landscape, heldout: Landscape) -> dict[str, Any]:
-    """The ranking of the training rows, and the tokens of one of them where they are asked for.
+    """The ranking of the training rows, and the tokens of one of them where the request names it.
 
-    Where the landscape kept the rows one by one, no model is opened to score them.
+    Where the landscape stored per-row gradients, no model is opened to score them.
     """
     request, settings = wiring.request, wiring.request.influence
     adapter, seed, training = request.adapter, request.training.seed, request.training
@@ -65,7 +65,7 @@ def influence_passes(wiring: Wiring, train: Landscape, heldout: Landscape) -> di
 
 
 def _shards(wiring: Wiring, train: Landscape, solve: Any, directions: Any) -> list[Any]:
-    """The scores, shard by shard: of the landscape's blocks where rows were kept one by one, else by a model."""
+    """The scores, shard by shard: from per-row gradients where the landscape stored them, else by a model."""
     request, rows = wiring.request, wiring.rows["train"]
     shared = {
         "solve": solve,
@@ -82,10 +82,10 @@ def _shards(wiring: Wiring, train: Landscape, solve: Any, directions: Any) -> li
 
 
 def _replays(wiring: Wiring, train: Landscape, targets: Any, shards: list[Any]) -> Any:
-    """Replays of halves of the rows; None where rows were not kept one by one, too few, or not trained by AdamW."""
+    """Replays of halves of the rows; None without per-row gradients, with too few rows, or without AdamW."""
     request, training = wiring.request, wiring.request.training
     kept = wiring.row_coordinates("train") is not None
-    if not kept or training.optimizer != "adamw" or len(wiring.rows["train"].index.trained_ids) < REPLAYED_ROWS:
+    if not kept or training.optimizer != "adamw" or len(wiring.rows["train"].index.trained_ids) < MIN_REPLAYED_ROWS:
         return None
     return wiring.step(
         influence_replays,

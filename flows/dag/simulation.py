@@ -1,4 +1,4 @@
-"""The DAG, wired once: `flows.simulate` submits its tasks to Prefect, `flows.commands.plan` only asks their keys."""
+"""The DAG, wired once: `flows.simulate` submits its tasks, `flows.commands.plan` only computes their keys."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from foretune.flows.dag.earlier import earlier_path
+from foretune.flows.dag.earlier import Reuse, reused_path
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -35,7 +35,7 @@ from foretune.tasks.samples.table import Role
 
 
 class Step(Protocol):
-    """How the wiring asks for an artefact: by submitting a task, or by asking whether its key is there."""
+    """How the wiring gets an artefact: by submitting a task, or by looking its key up."""
 
     run: Run
 
@@ -151,7 +151,7 @@ class Wiring:
         return self.step(prompt_gain, shards=shards, landscape=made["landscape"], settings=settings)
 
     def curvature(self, train: Landscape) -> Any:
-        """K_ii along the mean gradient, which every row moves, and the sharpness, which few rows do."""
+        """K_ii along the mean gradient, and the sharpness, which does not read it: other rows leave it cached."""
         request = self.request
         shared = {
             "rows": self.curvature_rows(),
@@ -184,7 +184,7 @@ class Wiring:
             **replayed,
         }
         paths: dict[str, Any] = {}
-        earlier = self._earlier_path({**replayed, **measured})
+        earlier = self._reuse({**replayed, **measured}).ref
         if request.prediction.rule == "recursion":
             paths["path"] = earlier or self.step(path, **shared, **measured)
         predicted = self.step(
@@ -198,15 +198,14 @@ class Wiring:
         )
         return {**paths, "prediction": predicted}
 
-    def _earlier_path(self, wanted: dict[str, Any]) -> ArtifactRef | None:
-        """The measured path of an earlier run that serves this one, where one is asked for; `wanted` are the inputs
-        of its own path that are no artefacts."""
+    def _reuse(self, inputs: dict[str, Any]) -> Reuse:
+        """Whose path the run is predicted along; `inputs` are those of its own path that are no artefacts."""
         request, rows = self.request, self.rows["train"]
         if request.prediction.along is None or not request.prediction.measures_again:
-            return None
+            return Reuse(None, "the request reuses no path")
         elapsed_lr = sum(request.training.rates(len(rows.index.trained_ids)))
-        return earlier_path(
-            self.step.run, request.run_name, request.prediction.along, wanted, rows.index.ids, elapsed_lr
+        return reused_path(
+            self.step.run, request.run_name, request.prediction.along, inputs, rows.index.ids, elapsed_lr
         )
 
     def curvature_rows(self) -> SubsetRows:
@@ -280,7 +279,7 @@ class Wiring:
         return RoleRows(table, self.step.index(table), encoding, self.request.shards)
 
     def row_coordinates(self, role: str) -> RowCoordinates | None:
-        """Where rows are kept one by one: those of a LoRA fine-tune, while they are few enough."""
+        """The coordinates of per-row gradients; None for a full fine-tune, or above `landscape.row_gradients` rows."""
         request, rows = self.request, len(self.rows[role].index.ids)
         if request.adapter.method != "lora" or rows > request.landscape.row_gradients:
             return None

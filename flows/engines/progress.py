@@ -23,10 +23,10 @@ WHOLE = "run"
 
 
 class Counted(Protocol):
-    """The steps of a run, as far as they were asked for."""
+    """The tasks of a run, as far as they were submitted."""
 
     def counts(self) -> tuple[Counter[str], Counter[str]]:
-        """Tasks by name: how many were asked for, and how many of them have ended."""
+        """Tasks by name: how many were submitted, and how many of them have ended."""
         ...
 
 
@@ -65,9 +65,9 @@ class _Bars:
 
     def move(self) -> None:
         """Create or update what has changed. A server that does not answer must not fail the run."""
-        asked, ended = self.step.counts()
-        found = {WHOLE: (ended.total(), asked.total())}
-        found |= {name: (ended[name], number) for name, number in asked.items() if number > 1}
+        submitted, ended = self.step.counts()
+        found = {WHOLE: (ended.total(), submitted.total())}
+        found |= {name: (ended[name], number) for name, number in submitted.items() if number > 1}
         changed = {
             name: counts
             for name, counts in found.items()
@@ -82,9 +82,9 @@ class _Bars:
         except Exception as error:
             logger.debug("progress not shown: %s", error)
 
-    def _show(self, client: SyncPrefectClient, name: str, ended: int, asked: int) -> None:
-        share = round(100 * ended / asked, 1) if asked else 0.0
-        text = f"{name.replace('_', ' ')}: {ended} of {asked} tasks"
+    def _show(self, client: SyncPrefectClient, name: str, ended: int, submitted: int) -> None:
+        share = round(100 * ended / submitted, 1) if submitted else 0.0
+        text = f"{name.replace('_', ' ')}: {ended} of {submitted} tasks"
         if name in self._ids:
             client.update_artifact(self._ids[name], ArtifactUpdate(data=share, description=text))
         else:
@@ -96,4 +96,4 @@ class _Bars:
                 flow_run_id=self.flow_run_id,
             )
             self._ids[name] = client.create_artifact(made).id
-        self._shown[name] = (ended, asked)
+        self._shown[name] = (ended, submitted)

@@ -1,4 +1,4 @@
-"""A Ray cluster takes the steps of the DAG: the cache is asked here, and only what is missing goes to a worker.
+"""A Ray cluster takes the steps of the DAG: the cache is looked up here, and only what is missing goes to a worker.
 
 A run whose artefacts are all stored starts no cluster and joins none.
 """
@@ -62,13 +62,13 @@ class OnRay:
     """Takes a step by looking its key up, and by submitting its task to Ray's workers where nothing is stored.
 
     An artefact is a reference when it is stored and `Missing` when it is not. What is missing of one task is
-    gathered until something else is asked for, and then submitted in batches.
+    gathered until another task is submitted, and then sent in batches.
     """
 
     run: Run
     settings: RuntimeSettings
     stack: contextlib.ExitStack  # closes what the first miss opens
-    asked: list[Any] = field(default_factory=list)
+    submitted: list[Any] = field(default_factory=list)
     _missing: dict[tuple[str, str], Missing] = field(default_factory=dict)  # by task and key
     _gathered: list[Missing] = field(default_factory=list)  # of one task, not yet submitted
     _made: dict[Missing, ArtifactRef] = field(default_factory=dict)  # the cluster forgets results in the end
@@ -84,7 +84,7 @@ class OnRay:
         if artifact is None:
             artifact = Missing(task, ArtifactRef(task=policy.task, key=key, uri="", sha256=""), inputs)
             self._gather(artifact)
-        self.asked.append(artifact)
+        self.submitted.append(artifact)
         return artifact
 
     def ready(self, artifact: Any) -> ArtifactRef:
@@ -105,9 +105,11 @@ class OnRay:
         return read_index(self.run, self.ready(samples))
 
     def counts(self) -> tuple[Counter[str], Counter[str]]:
-        """Tasks by name: asked for, and ended."""
-        asked = list(self.asked)
-        batches = {a.batch.wrapped_future for a in asked if isinstance(a, Missing) and a.batch and a not in self._made}
+        """Tasks by name: submitted, and ended."""
+        submitted = list(self.submitted)
+        batches = {
+            a.batch.wrapped_future for a in submitted if isinstance(a, Missing) and a.batch and a not in self._made
+        }
         ended: set[Any] = set()
         if batches:  # else the cluster may not have been joined, nor Ray imported
             import ray
@@ -121,16 +123,16 @@ class OnRay:
                 or bool(artifact.batch and artifact.batch.wrapped_future in ended)
             )
 
-        names = [(a if isinstance(a, ArtifactRef) else a.ref).task for a in asked]
-        return Counter(names), Counter(name for name, a in zip(names, asked, strict=True) if over(a))
+        names = [(a if isinstance(a, ArtifactRef) else a.ref).task for a in submitted]
+        return Counter(names), Counter(name for name, a in zip(names, submitted, strict=True) if over(a))
 
     def finish(self) -> None:
         """Wait for everything; the first failed task in the order of submission raises its own error."""
         self._submit_gathered()
-        for artifact in self.asked:
+        for artifact in self.submitted:
             if isinstance(artifact, Missing):
                 artifact.batch.wait()
-        for artifact in self.asked:
+        for artifact in self.submitted:
             self.ready(artifact)
 
     def _gather(self, missing: Missing) -> None:
@@ -224,8 +226,8 @@ class OnRay:
         try:
             return self.stack.enter_context(RayTaskRunner(address or "local", init_kwargs=quiet | own))
         except ConnectionError as error:
-            said = str(error).split("\n")[0]
-            raise BadInput(f"runtime.ray_address {address}: no Ray cluster answers ({said}); check it") from None
+            message = str(error).split("\n")[0]
+            raise BadInput(f"runtime.ray_address {address}: no Ray cluster answers ({message}); check it") from None
 
 
 def replaced(value: Any, kind: type, stand_in: Callable[[Any], Any]) -> Any:

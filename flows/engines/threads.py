@@ -1,4 +1,4 @@
-"""Two ways to take a step of the DAG by running it: on threads of this process, or on a Ray cluster."""
+"""Runs the tasks of the DAG on threads of this process; `steps_on` chooses between these and a Ray cluster."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from foretune.tasks.samples.table import SampleIndex, read_index
 
 
 @dataclass(eq=False)
-class Asked:
-    """One task of the wiring, and what it is to be given; submitted once its inputs are made."""
+class SubmittedTask:
+    """One task of the wiring with its inputs; the runner is given it once these are made."""
 
     task: Any
     inputs: dict[str, Any]
     unmade: int = 0  # artefacts among the inputs that are not made yet
     future: Any = None
-    needed_by: list[Asked] = field(default_factory=list)
+    needed_by: list[SubmittedTask] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -40,28 +40,28 @@ class Asked:
 
 
 @dataclass
-class Submitted:
-    """Submits every task to a Prefect task runner as soon as its inputs are made; artefacts are `Asked`.
+class OnThreads:
+    """Hands every task to a Prefect task runner as soon as its inputs are made; artefacts are `SubmittedTask`.
 
-    Submitted earlier, a task would wait for its inputs in one of the runner's threads: with as many threads as passes
+    Handed over earlier, a task would wait for its inputs in one of the runner's threads: with as many threads as passes
     may compute at once, two that wait would keep a third from computing.
     """
 
     run: Run
     runner: Any
-    asked: list[Asked] = field(default_factory=list)
-    _ended: SimpleQueue[Asked] = field(default_factory=SimpleQueue)  # filled by the runner's threads
+    submitted: list[SubmittedTask] = field(default_factory=list)
+    _ended: SimpleQueue[SubmittedTask] = field(default_factory=SimpleQueue)  # filled by the runner's threads
 
-    def __call__(self, task: Any, **inputs: Any) -> Asked:
-        asked = Asked(task, inputs)
-        self.asked.append(asked)
-        for needed in {id(each): each for each in found_in(inputs, Asked)}.values():
+    def __call__(self, task: Any, **inputs: Any) -> SubmittedTask:
+        new = SubmittedTask(task, inputs)
+        self.submitted.append(new)
+        for needed in {id(each): each for each in found_in(inputs, SubmittedTask)}.values():
             if not needed.done:
-                needed.needed_by.append(asked)
-                asked.unmade += 1
-        if not asked.unmade:
-            self._submit(asked)
-        return asked
+                needed.needed_by.append(new)
+                new.unmade += 1
+        if not new.unmade:
+            self._start(new)
+        return new
 
     def ready(self, artifact: Any) -> ArtifactRef:
         if isinstance(artifact, ArtifactRef):
@@ -73,33 +73,33 @@ class Submitted:
         return read_index(self.run, self.ready(samples))
 
     def counts(self) -> tuple[Counter[str], Counter[str]]:
-        """Tasks by name: asked for, and ended."""
-        asked = list(self.asked)  # another thread may be adding one
-        return Counter(a.task.name for a in asked), Counter(a.task.name for a in asked if a.done)
+        """Tasks by name: submitted, and ended."""
+        submitted = list(self.submitted)  # another thread may be adding one
+        return Counter(each.task.name for each in submitted), Counter(each.task.name for each in submitted if each.done)
 
     def finish(self) -> None:
         """Wait for everything; the first failed task in the order of the wiring raises its own error."""
-        for asked in self.asked:
-            self._wait_for(asked)
-        for asked in self.asked:
-            asked.future.result()
+        for task in self.submitted:
+            self._wait_for(task)
+        for task in self.submitted:
+            task.future.result()
 
-    def _submit(self, asked: Asked) -> None:
-        given = {name: replaced(value, Asked, lambda made: made.future) for name, value in asked.inputs.items()}
-        asked.future = self.runner.submit(asked.task, parameters={"run": self.run, **given})
-        asked.future.wrapped_future.add_done_callback(lambda _: self._ended.put(asked))
+    def _start(self, ready: SubmittedTask) -> None:
+        given = {name: replaced(value, SubmittedTask, lambda made: made.future) for name, value in ready.inputs.items()}
+        ready.future = self.runner.submit(ready.task, parameters={"run": self.run, **given})
+        ready.future.wrapped_future.add_done_callback(lambda _: self._ended.put(ready))
 
-    def _wait_for(self, wanted: Asked) -> None:
-        """Until a task has ended, well or not, submit whatever has all its inputs then."""
+    def _wait_for(self, wanted: SubmittedTask) -> None:
+        """Until a task has ended, well or not, start whatever has all its inputs then."""
         while not wanted.done:
             for waiting in self._ended.get().needed_by:
                 waiting.unmade -= 1
                 if not waiting.unmade:
-                    self._submit(waiting)
+                    self._start(waiting)
 
 
 @contextlib.contextmanager
-def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[Submitted | OnRay]:
+def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[OnThreads | OnRay]:
     """The steps of a run on the runner that its settings name; what was started for them ends with the block.
 
     However the block ends, the base weights must then be what they were when the run opened them (BrokenInvariant).
@@ -111,7 +111,7 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[Submitted | OnRay]
             if settings.runner == "ray":
                 step = OnRay(run, settings, stack)
             else:
-                step = Submitted(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
+                step = OnThreads(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
             stack.enter_context(progress_shown(step))
             yield step
     finally:

@@ -49,7 +49,7 @@ def axes_of(
     """Per axis the scores of the simulation, of the real first step and of re-runs: {mean, low, high} or None.
 
     `low` and `high` are the worst and the best of the seeds; for `samples`, the interval of its bootstrap.
-    `absent` says why the simulation has no score there. `other_target` is what influence was asked about, where that
+    `absent` is the reason why the simulation has no score there. `other_target` is the influence target, where that
     is not the held-out loss.
     """
     methods = {

@@ -1,4 +1,4 @@
-"""Whether influence scores foretell what training on other rows does."""
+"""Whether influence scores predict the held-out loss after training on other rows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def number(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Halves:
-    """Retrained halves of the rows beside the ranking that should have foretold them."""
+    """Retrained halves of the rows beside the ranking that should have predicted them."""
 
     scored: list[dict[str, Any]]  # influence.parquet
     kept: list[list[str]]  # sample ids of each half

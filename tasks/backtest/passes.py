@@ -20,7 +20,7 @@ from foretune.tasks.backtest.signals import came_true
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.landscape.signals import SignalThresholds
@@ -62,7 +62,7 @@ def real_run(
 
     loaded, table = model.open(run), rows.read(run)
     events = TrainingEvents(run.root, thresholds=thresholds, within=run, task="real_run")
-    with exclusive(loaded), scratch_folder() as folder:
+    with device_lock(loaded), scratch_folder() as folder:
         real = train(loaded, table, adapter, training, dpo_beta, folder=folder, seed=order, callbacks=[events])
     draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in real.delta.items()})
     draft.write_tensors("first_step.safetensors", {name: d.contiguous() for name, d in real.first_step.items()})
@@ -107,7 +107,7 @@ def agreement(
     """The simulation, the real runs' first steps, and the real runs among themselves, on six axes."""
     store = run.store
     adapted = adapt(model.open(run), adapter, training.seed)
-    with exclusive(adapted.loaded):
+    with device_lock(adapted.loaded):
         rows = HeldOut(adapted, heldout.read(run), dpo_beta, sae and sae.open(), compared.read(run), settings)
         on_path = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
         predicted = rows.outcome(store.open(prediction).tensors("delta.safetensors"))

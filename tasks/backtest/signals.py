@@ -16,18 +16,18 @@ def came_true(
 
     `landscape` and `prediction` are the passes' summaries; `records`, `dead` modules and `losses` are one per real
     run, the losses on the rows that the predicted path was evaluated on. A real run is beyond the horizon when its
-    loss parts from the predicted one by more than the tolerance.
+    loss differs from the predicted one by more than the tolerance.
     """
     simulated = {signal["name"] for part in (landscape, prediction) for signal in part["signals"]}
     spikes = [any(signal["name"] == "gradient_spike" for signal in record["signals"]) for record in records]
-    parted = [abs(loss - prediction["heldout_loss_predicted"]) > prediction["tolerance"] for loss in losses]
+    diverged = [abs(loss - prediction["heldout_loss_predicted"]) > prediction["tolerance"] for loss in losses]
     return [
         _row("dead_layer", simulated, [bool(modules) for modules in dead], _modules(landscape["dead_layers"], dead)),
         _row("gradient_spike", simulated, spikes, "mean largest gradient norm against the limit"),
         _row(
             "beyond_horizon",
             simulated,
-            parted,
+            diverged,
             f"predicted loss {prediction['heldout_loss_predicted']:.4f}, real "
             f"{', '.join(f'{loss:.4f}' for loss in losses)}, tolerance {prediction['tolerance']:g}",
         ),
@@ -59,7 +59,7 @@ def _modules(simulated: list[str], dead: list[set[str]]) -> str:
 
 
 def _row(name: str, simulated: set[str], real: list[bool], detail: str) -> dict[str, Any]:
-    said, happened = name in simulated, 2 * sum(real) >= len(real) and any(real)
+    predicted, happened = name in simulated, 2 * sum(real) >= len(real) and any(real)
     verdicts = {
         (True, True): "came true",
         (True, False): "did not come true",
@@ -68,9 +68,9 @@ def _row(name: str, simulated: set[str], real: list[bool], detail: str) -> dict[
     }
     return {
         "name": name,
-        "simulated": said,
+        "simulated": predicted,
         "real_runs": sum(real),
         "of_runs": len(real),
-        "verdict": verdicts[said, happened],
+        "verdict": verdicts[predicted, happened],
         "detail": detail,
     }

@@ -15,7 +15,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS, Fingerprint, without_result
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading.hooks import run_to_hook
 from foretune.tasks.saes import feature_labels
 from foretune.tasks.samples.minibatches import minibatches, token_masks
@@ -28,7 +28,13 @@ class FeatureSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Features")
 
     version: Literal[1] = 1
-    top: int = Field(default=20, ge=1, title="Features listed", json_schema_extra=without_result())
+    top: int = Field(
+        default=20,
+        ge=1,
+        title="Features listed",
+        description="in result.json, per direction",
+        json_schema_extra=without_result(),
+    )
     step: float = Field(default=0.02, gt=0, le=1, title="Difference step", description="share of the predicted delta")
     batch_tokens: int = Field(default=2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
 
@@ -56,7 +62,7 @@ def feature_scores(
     scores = numerics.feature_scores(residual, autoencoder.W_dec, base_acts)
     delta = run.store.open(prediction).tensors("delta.safetensors")
     table = rows.read(run)
-    with exclusive(loaded):
+    with device_lock(loaded):
         predicted = tangent_changes(loaded, autoencoder, delta, table, settings)
     direction = ["strengthened" if s > 0 else "suppressed" if s < 0 else "unchanged" for s in scores.score.tolist()]
     draft.write_table(

@@ -1,4 +1,4 @@
-"""Pass 2c: what preference pairs say at the base weights, and which concepts DPO would move other than SFT."""
+"""Pass 2c: margins of preference pairs at the base weights, and the concepts that DPO moves differently from SFT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS, without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.signals import Signal
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading import label_caller
 from foretune.tasks.loading.hooks import captured_residuals
 from foretune.tasks.samples.dataset import read_table
@@ -54,7 +54,7 @@ def preference(
     autoencoder = sae.open() if sae is not None else None
     measured: dict[int, dict[str, float | None]] = {}
     sums = PairGradients()
-    with exclusive(loaded), captured_residuals(loaded, autoencoder and autoencoder.hook_name) as residuals:
+    with device_lock(loaded), captured_residuals(loaded, autoencoder and autoencoder.hook_name) as residuals:
         call = label_caller(loaded, [])
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
             measured.update(zip(minibatch.rows, measure_pairs(call, minibatch, dpo_beta, residuals, sums), strict=True))

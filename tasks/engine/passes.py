@@ -43,10 +43,10 @@ def code_commit() -> str | None:
     """The commit this code was checked out at, or None outside a checkout."""
     import subprocess
 
-    asked = subprocess.run(
+    git = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent, check=False
     )
-    return asked.stdout.strip() or None
+    return git.stdout.strip() or None
 
 
 def content_task(

@@ -12,8 +12,9 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt, space_of
-from foretune.tasks.inputs.field import stored_field, whole_rows
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.field import per_row_gradients, stored_field
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
+from foretune.tasks.inputs.sample_values import SampleValues
 from foretune.tasks.loading import AdapterSettings, lora_scale
 from foretune.tasks.samples.minibatches import Minibatch, minibatches
 from foretune.tasks.samples.rows import ShardRows
@@ -61,12 +62,12 @@ def influence_directions(
 def _batch_moments(
     run: Run, nodes: list[ArtifactRef], adapter: AdapterSettings, seed: int, dtype: str, rows_per_step: int
 ) -> Callable[[str], Moments]:
-    """Moments of a module's batch gradient, flat: row by row where rows were kept, else from the nodes' scatter."""
+    """Moments of a module's batch gradient, flat: from per-row gradients, else from the blocks' scatter."""
     import torch
 
     from foretune.tasks.numerics.preconditioner import Moments, node_moments, row_moments
 
-    kept = whole_rows(run, nodes, lora_scale(adapter)) if adapter.method == "lora" else None
+    kept = per_row_gradients(run, nodes, lora_scale(adapter)) if adapter.method == "lora" else None
     if kept is not None:
         tokens = torch.tensor(kept.tokens, dtype=torch.float32)
         return lambda name: row_moments(kept.block(name), tokens, rows_per_step)
@@ -98,8 +99,7 @@ def influence_shard(
 ) -> None:
     """derivatives.safetensors: of every sample's summed loss, `lissa` [n] and `preconditioned` [n, targets].
 
-    Read off the gradients that the landscape kept of each row at `node`; without one, from one forward and backward
-    pass of `model` that keeps none.
+    From the per-row gradients of the block `node`; without one, by a forward and backward pass of `model`.
     """
     import torch
 
@@ -112,7 +112,7 @@ def influence_shard(
         adapted = adapt(model.open(run), adapter, seed)  # pyright: ignore[reportOptionalMemberAccess]
         columns = _columns(adapted, solved, stored)
         derivatives = torch.zeros(len(table), len(columns), dtype=torch.float64)
-        with exclusive(adapted.loaded):
+        with device_lock(adapted.loaded):
             for minibatch in minibatches(table, settings.batch_tokens, adapted.loaded.device):
                 derivatives[list(minibatch.rows)] = directional(adapted, columns, minibatch, dpo_beta).cpu()
     draft.write_tensors(
@@ -126,17 +126,14 @@ def _of_stored_rows(run: Run, node: ArtifactRef, ids: list[str], solved: Any, st
     """[n, 1 + targets] float64; 0 for a row without a label, whose gradient was not kept."""
     import torch
 
-    kept = whole_rows(run, [node], scale)
-    assert kept is not None  # of one node at least
+    kept = per_row_gradients(run, [node], scale)
+    assert kept is not None  # of one block at least
     solution, directions = (a.tensor_file("directions.safetensors") for a in (solved, stored))
     found: Any = 0.0
     for name in kept.names:
-        along = torch.cat([solution.get_tensor(name).unsqueeze(0), directions.get_tensor(name)])
-        found = found + (kept.block(name) @ along.flatten(1).T).double()
-    derivatives = torch.zeros(len(ids), found.shape[1], dtype=torch.float64)
-    place = {sample_id: n for n, sample_id in enumerate(ids)}
-    derivatives[[place[sample_id] for sample_id in kept.ids]] = found
-    return derivatives
+        columns = torch.cat([solution.get_tensor(name).unsqueeze(0), directions.get_tensor(name)])
+        found = found + (kept.block(name) @ columns.flatten(1).T).double()
+    return SampleValues(kept.ids, found).spread_over(ids)
 
 
 def _columns(adapted: AdaptedModel, solved: Any, stored: Any) -> list[dict[str, Tensor]]:

@@ -15,7 +15,9 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import LISSA_WITHIN_BUDGET
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.sample_values import SampleValues
 from foretune.tasks.inputs.training import Schedule
+from foretune.tasks.samples.dataset import row_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +26,7 @@ NEAREST = 3  # held-out rows named beside a sample
 
 
 class RankingSettings(BaseModel):
-    """The part of the settings that words a ranking and moves no score."""
+    """The settings that decide order and verdicts of a ranking, and no score."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,69 +49,48 @@ def influence(
     replays: ArtifactRef | None = None,
 ) -> None:
     """influence.parquet: ranked from the most harmful; targets.parquet: every further target's score of each sample."""
-    known = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "row"]).to_pylist()
-    rows = {sample["sample_id"]: sample["row"] for sample in known}
+    rows = row_numbers(run, samples)
     described = run.store.open(targets).json("targets.json")
     counts = run.store.open(gradient).json("counts.json")
     ids, scores = sample_scores(run, shards, replays, counts, schedule)
-    method = chosen_method(settings.method, scores)
-    by_target = scores["lissa" if method == "lissa" else method]
-    apart = scores["replayed" if "replayed" in scores else "preconditioned"]
-    table = ranked(ids, rows, {name: s[:, 0].tolist() for name, s in scores.items()}, method, described[0], settings)
-    nearest = nearest_rows(apart, described)
-    place = {sample_id: n for n, sample_id in enumerate(ids)}
-    for entry in table:
-        entry |= nearest[place[entry["sample_id"]]]
-    draft.write_table("influence.parquet", table)
-    draft.write_table("targets.parquet", target_table(ids, rows, apart, described))
+    method = settings.method if settings.method in scores else best_method(scores)
+    of_first = {name: values[:, 0].tolist() for name, values in scores.items()}
+    of_every_target = scores[best_method(scores)]
+    nearest = dict(zip(ids, nearest_rows(of_every_target, described), strict=True))
+    table = ranked(ids, rows, of_first, method, described[0], settings)
+    draft.write_table("influence.parquet", [entry | nearest[entry["sample_id"]] for entry in table])
+    draft.write_table("targets.parquet", target_table(ids, rows, of_every_target, described))
     draft.write_json("targets.json", described)
     solved = run.store.open(solve)
     draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
     record = solved.json("solver.json") | {"ranked_by": method, "target": described[0]["name"]}
-    record |= {"unit": described[0]["unit"], "spread": spread_of(by_target[:, 0].tolist())[1]}
+    record |= {"unit": described[0]["unit"], "spread": spread_of(of_first[method])[1]}
     if replays is not None:
         record |= {f"replays_{name}": value for name, value in run.store.open(replays).json("replays.json").items()}
     draft.write_json("solver.json", record)
 
 
-def chosen_method(asked: str, scores: dict[str, Tensor]) -> str:
-    """The ranking score: what was asked for where it could be had, else the best there is."""
-    best = "replayed" if "replayed" in scores else "preconditioned"
-    return asked if asked in scores else best
+def best_method(scores: dict[str, Tensor]) -> str:
+    """The replays where there are any, which need rows kept one by one; else the preconditioned derivative."""
+    return "replayed" if "replayed" in scores else "preconditioned"
 
 
 def sample_scores(
     run: Run, shards: list[ArtifactRef], replays: ArtifactRef | None, counts: dict[str, Any], schedule: Schedule
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Sample ids, and per method [n, targets] float64 change of every target; `lissa` has the first target alone."""
-    import torch
-
-    parts = [run.store.open(shard) for shard in shards]
-    ids = [sample_id for part in parts for sample_id in part.json("samples.json")]
-    tensors = [part.tensors("derivatives.safetensors") for part in parts]
-    tokens = counts["tokens"]
-    lissa = torch.cat([t["lissa"] for t in tensors]).unsqueeze(1)
-    first_order = torch.cat([t["preconditioned"] for t in tensors])
+    lissa, first_order = (
+        SampleValues.read(run, shards, "derivatives.safetensors", name) for name in ("lissa", "preconditioned")
+    )
+    ids, tokens, elapsed_lr = lissa.ids, counts["tokens"], sum(schedule.rates(counts["rows"]))
     scores = {
-        "lissa": -lissa / tokens,
-        "preconditioned": -rate_sum(schedule, counts["rows"]) / tokens * first_order,
+        "lissa": -lissa.values.unsqueeze(1) / tokens,
+        "preconditioned": -elapsed_lr / tokens * first_order.values,
     }
-    if replays is not None:
-        opened = run.store.open(replays)
-        place = {sample_id: n for n, sample_id in enumerate(ids)}
-        replayed = torch.zeros_like(first_order)  # a row without a label does nothing
-        positions = [place[sample_id] for sample_id in opened.json("samples.json")]
-        replayed[positions] = opened.tensors("scores.safetensors")["replayed"] * schedule.learning_rate
-        scores["replayed"] = replayed
+    if replays is not None:  # a row without a label is in no replay, and does nothing
+        replayed = SampleValues.read(run, [replays], "scores.safetensors", "replayed")
+        scores["replayed"] = replayed.spread_over(ids) * schedule.learning_rate
     return ids, scores
-
-
-def rate_sum(schedule: Schedule, rows: int) -> float:
-    """Sum of the learning rates of all optimizer steps."""
-    from foretune.tasks.numerics.schedules import learning_rates
-
-    steps, warmup = schedule.steps(rows), schedule.warmup_steps(rows)
-    return sum(learning_rates(schedule.lr_scheduler_type, schedule.learning_rate, steps, warmup))
 
 
 def spread_of(scores: list[float]) -> tuple[float, float]:
@@ -129,25 +110,26 @@ def ranked(
     """Rank 1 does most harm to the target, or raises a concept most.
 
     `z` is the score's distance from the mean in standard deviations, `outlier` says whether it lies beyond
-    `settings.outlier`. Verdict `neutral` when |score| is below `settings.neutral` standard deviations; else `harms`
+    `settings.outlier`. Verdict `neutral` when |score| is at most `settings.neutral` standard deviations; else `harms`
     or `helps`, and for a concept, where neither is better, `raises` or `lowers`.
     """
     chosen = scores[method]
     mean, spread = spread_of(chosen)
-    way = -1.0 if target["better"] == "higher" else 1.0
-    words = ("raises", "lowers") if target["better"] is None else ("harms", "helps")
-    order = sorted(range(len(ids)), key=lambda i: (-way * chosen[i], ids[i]))
+    sign = -1.0 if target["better"] == "higher" else 1.0  # a positive sign * score does harm
+    above, below = ("raises", "lowers") if target["better"] is None else ("harms", "helps")
+    order = sorted(range(len(ids)), key=lambda i: (-sign * chosen[i], ids[i]))
     table = []
     for rank, i in enumerate(order, start=1):
         z = (chosen[i] - mean) / spread if spread else 0.0
-        quiet = abs(chosen[i]) <= settings.neutral * spread
+        neutral = abs(chosen[i]) <= settings.neutral * spread
+        direction = above if sign * chosen[i] > 0 else below
         table.append(
             {
                 "sample_id": ids[i],
                 "row": rows[ids[i]],
                 "score": chosen[i],
                 "rank": rank,
-                "verdict": "neutral" if quiet else words[0] if way * chosen[i] > 0 else words[1],
+                "verdict": "neutral" if neutral else direction,
                 "z": z,
                 "outlier": abs(z) > settings.outlier,
                 "method": method,

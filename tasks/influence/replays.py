@@ -1,4 +1,4 @@
-"""Influence by retraining the surrogate: the run replayed over the stored row gradients, for many halves of them."""
+"""Influence by retraining the surrogate: the run replayed over the per-row gradients of many random halves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.field import whole_rows
+from foretune.tasks.inputs.field import per_row_gradients
+from foretune.tasks.inputs.sample_values import SampleValues
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings, lora_scale
 
@@ -45,14 +46,13 @@ def influence_replays(
     from foretune.tasks.numerics import datamodel
     from foretune.tasks.numerics.schedules import learning_rates
 
-    kept = whole_rows(run, nodes, lora_scale(adapter))
-    assert kept is not None  # of one node at least
-    place = {sample_id: n for n, sample_id in enumerate(kept.ids)}
-    derivatives = _derivatives(run, shards, place)
+    kept = per_row_gradients(run, nodes, lora_scale(adapter))
+    assert kept is not None  # of one block at least
+    derivatives = SampleValues.read(run, shards, "derivatives.safetensors", "preconditioned").of(kept.ids)
     stored = run.store.open(targets).tensor_file("targets.safetensors")
     rows, per_step = len(kept.ids), training.rows_per_step
-    an_epoch = math.ceil((rows // 2) / per_step)
-    epochs = max(1, min(math.ceil(training.epochs), settings.steps // an_epoch))
+    steps_per_epoch = math.ceil((rows // 2) / per_step)
+    epochs = max(1, min(math.ceil(training.epochs), settings.steps // steps_per_epoch))
 
     def rates(steps: int) -> list[float]:
         warmup = math.ceil(steps * training.warmup_steps(rows) / training.steps(rows))
@@ -63,8 +63,8 @@ def influence_replays(
     changes = datamodel.replayed_changes(
         kept.block, kept.names, kept.tokens, lambda name: stored.get_tensor(name).flatten(1), runs, optimizer
     )
-    order = datamodel.first_order(derivatives, kept.tokens, runs, optimizer.betas[0])
-    fitted = datamodel.fit_datamodel(runs.inclusion(rows), changes, order)
+    first_order = datamodel.first_order(derivatives, kept.tokens, runs, optimizer.betas[0])
+    fitted = datamodel.fit_datamodel(runs.inclusion(rows), changes, first_order)
     scores = fitted.scores * (training.epochs / epochs)
     draft.write_tensors("scores.safetensors", {"replayed": scores.contiguous()})
     draft.write_json("samples.json", kept.ids)
@@ -78,16 +78,3 @@ def influence_replays(
             "ridge": float(fitted.ridge[0]),
         },
     )
-
-
-def _derivatives(run: Run, shards: list[ArtifactRef], place: dict[str, int]) -> Any:
-    """[n, targets] first-order derivatives of the rows with a label, in the order of `place`."""
-    import torch
-
-    parts = [run.store.open(shard) for shard in shards]
-    ids = [sample_id for part in parts for sample_id in part.json("samples.json")]
-    stacked = torch.cat([part.tensors("derivatives.safetensors")["preconditioned"] for part in parts])
-    positions = [position for position, sample_id in enumerate(ids) if sample_id in place]
-    ordered = torch.zeros(len(place), stacked.shape[1], dtype=torch.float64)
-    ordered[[place[ids[position]] for position in positions]] = stacked[positions]
-    return ordered

@@ -1,4 +1,4 @@
-"""The inverse-curvature solve (H + dI)^-1 g of influence: LiSSA, with a scale and a depth of its own finding."""
+"""The inverse-curvature solve (H + dI)^-1 g of influence: LiSSA, with a preset or a measured scale and depth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
 from foretune.tasks.inputs.field import gradient_field
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows
 
@@ -77,7 +77,7 @@ def influence_solve(
     roots = None
     if nodes is not None:
         roots = _adam_roots(gradient_field(run, nodes, adapted), adapted.space, rows_per_step or 1)
-    with exclusive(adapted.loaded):
+    with device_lock(adapted.loaded):
         operator = curvature_operator(adapted, rows.read(run), curvature)
         solve, record, budget = solved(operator.matvec, target, solver, EventLog.of(run), roots)
     draft.check(
@@ -119,7 +119,7 @@ def solved(
     events: EventLog,
     roots: dict[str, Tensor] | None = None,
 ) -> tuple[Solve, dict[str, Any], int]:
-    """LiSSA within its budget, and what else is known of it; a diverged solve breaks the run, it never ranks.
+    """LiSSA within its budget, and what the record adds to it. BrokenInvariant for a solve that diverged.
 
     Third is the number of iterations that were planned.
     With `roots` D^1/2 the solve is that of D^1/2 H D^1/2, and its damping that of H + d D^-1. Zero solves for zero.
@@ -153,9 +153,9 @@ def solved(
             f"{solve.residuals[-1]:.3g} after {solve.residuals[0]:.3g}; raise influence.solver.damping"
         )
     if settings.check:
-        by = conjugate_gradient(counted, right, solve.effective_damping, solve.iterations)
-        agreement = dot(solve.solution, by.solution) / (norm(solve.solution) * norm(by.solution))
-        record |= {"conjugate_gradient_residual": by.residuals[-1], "conjugate_gradient_cosine": agreement}
+        checked = conjugate_gradient(counted, right, solve.effective_damping, solve.iterations)
+        agreement = dot(solve.solution, checked.solution) / (norm(solve.solution) * norm(checked.solution))
+        record |= {"conjugate_gradient_residual": checked.residuals[-1], "conjugate_gradient_cosine": agreement}
     moved = solve if roots is None else replace(solve, solution=_times(roots, solve.solution))
     return moved, record, plan.iterations
 

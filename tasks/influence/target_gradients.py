@@ -1,4 +1,4 @@
-"""Gradients of what influence may be measured on other than held-out loss: a preference margin, or a concept."""
+"""Gradients of the influence targets other than held-out loss: the preference margin, or an SAE feature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS, Fingerprint
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading import AdapterTargets, label_caller, target_weights
 from foretune.tasks.loading.hooks import run_to_hook
 from foretune.tasks.saes import feature_labels
@@ -45,7 +45,7 @@ def margin_gradient(draft: Any, run: Run, pairs: ArtifactRef, model: ModelHandle
 
             yield total
 
-    with exclusive(loaded):
+    with device_lock(loaded):
         gradient = value_gradients(weights, margins())
     _write_value(draft, gradient, len(table), {"name": "preference margin", "unit": "nats per pair"})
 
@@ -81,7 +81,7 @@ def feature_gradient(
 
             yield total
 
-    with exclusive(loaded):
+    with device_lock(loaded):
         gradient = value_gradients(weights, activations())
     _write_value(draft, gradient, tokens, {"name": names[number], "feature": number, "unit": "activation per token"})
 

@@ -13,7 +13,8 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import space_of
-from foretune.tasks.inputs.field import whole_rows
+from foretune.tasks.inputs.field import per_row_gradients
+from foretune.tasks.inputs.sample_values import SampleValues
 from foretune.tasks.loading import AdapterSettings, lora_scale
 from foretune.tasks.samples.shards import Subset
 
@@ -59,28 +60,28 @@ def influence_targets(
 ) -> None:
     """targets.safetensors: {module: [targets, ...]} gradients in adapter coordinates; targets.json: what they are.
 
-    `gradient` is the first target's. Held-out rows and groups of them follow where the landscape kept `nodes` row by
-    row; `rows` bounds how many stand on their own.
+    `gradient` is the first target's. Held-out rows and groups of them follow where the blocks `nodes` have
+    per-row gradients; `rows` are those that are targets on their own.
     """
     import torch
 
     opened = run.store.open(gradient)
     first = opened.tensors("gradients.safetensors")
     record = opened.json("target.json" if "target.json" in opened.names() else "counts.json")
-    names, known = record["modules"], [_first_target(record)]
-    kept = whole_rows(run, nodes, lora_scale(adapter)) if adapter.method == "lora" else None
+    names, described = record["modules"], [_first_target(record)]
+    kept = per_row_gradients(run, nodes, lora_scale(adapter)) if adapter.method == "lora" else None
     weights = torch.zeros(0, 0)
     if kept is not None:
-        weights, described = _shares(run, samples, rows, kept.ids, kept.tokens)
-        known += described
+        weights, further = _shares(run, samples, rows, kept.ids, kept.tokens)
+        described += further
     space = space_of({name: tuple(first[name].shape) for name in names}, adapter, seed, getattr(torch, dtype))
     stacked = {}
     for name in names:
         main = space.pull({name: first[name].float()})[name].unsqueeze(0)
-        apart = [] if kept is None else [(weights @ kept.block(name)).view(-1, *main.shape[1:])]
-        stacked[name] = torch.cat([main, *apart]).contiguous()
+        further = [] if kept is None else [(weights @ kept.block(name)).view(-1, *main.shape[1:])]
+        stacked[name] = torch.cat([main, *further]).contiguous()
     draft.write_tensors("targets.safetensors", stacked)
-    draft.write_json("targets.json", known)
+    draft.write_json("targets.json", described)
 
 
 def _first_target(record: dict[str, Any]) -> dict[str, Any]:
@@ -100,18 +101,19 @@ def _shares(
 
     columns = ["sample_id", "row", "group"]
     table = {row["sample_id"]: row for row in run.store.open(samples).arrow("samples.parquet", columns).to_pylist()}
-    place = {sample_id: n for n, sample_id in enumerate(ids)}
-    members: list[tuple[dict[str, Any], list[int]]] = [
-        ({"name": f"held-out row {table[i]['row']}", "kind": "row", "row": table[i]["row"]}, [place[i]])
+    tokens_of = dict(zip(ids, tokens, strict=True))
+    members: list[tuple[dict[str, Any], list[str]]] = [
+        ({"name": f"held-out row {table[i]['row']}", "kind": "row", "row": table[i]["row"]}, [i])
         for i in sorted(rows.ids, key=lambda i: table[i]["row"])
-        if i in place
+        if i in tokens_of
     ]
     groups = sorted({table[i]["group"] for i in ids} - {None})
     members += [
-        ({"name": group, "kind": "group", "group": group}, [place[i] for i in ids if table[i]["group"] == group])
+        ({"name": group, "kind": "group", "group": group}, [i for i in ids if table[i]["group"] == group])
         for group in groups
     ]
     shares = torch.zeros(len(members), len(ids))
-    for target, (_, positions) in enumerate(members):
-        shares[target, positions] = 1.0 / sum(tokens[n] for n in positions)
-    return shares, [{**known, "unit": "nats per token", "better": "lower"} for known, _ in members]
+    for target, (_, chosen) in enumerate(members):
+        share = torch.full((len(chosen),), 1.0 / sum(tokens_of[i] for i in chosen))
+        shares[target] = SampleValues(chosen, share).spread_over(ids)
+    return shares, [{**described, "unit": "nats per token", "better": "lower"} for described, _ in members]

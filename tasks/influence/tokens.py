@@ -1,4 +1,4 @@
-"""Which tokens of one sample do what the sample does: its score, token by token."""
+"""The influence score of one sample, token by token: how much of it each label token accounts for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.minibatches import minibatches
 from foretune.tasks.samples.rows import SubsetRows
@@ -38,7 +38,7 @@ def influence_tokens(
     stored = run.store.open(directions).tensor_file("directions.safetensors")
     theta = {name: stored.get_slice(name)[0].to(w.device) for name, w in adapted.weights.items()}
     direction = adapted.space.lift(theta)
-    with exclusive(adapted.loaded):
+    with device_lock(adapted.loaded):
         (minibatch,) = minibatches(table, BATCH_TOKENS, adapted.loaded.device)
         derivatives = token_derivatives(adapted.call, adapted.weights, direction, minibatch.batch)[0].tolist()
     ids, mask = table["input_ids"][0].as_py(), table["loss_mask"][0].as_py()

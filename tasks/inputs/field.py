@@ -24,12 +24,12 @@ FILE = "rows.safetensors"
 
 
 def gradient_field(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> GradientField:
-    """The stored gradient sums of all nodes with a trained token, memory-mapped."""
+    """The stored gradient sums of all blocks with a trained token, memory-mapped."""
     return stored_field(run, nodes, tuple(adapted.weights), adapted.loaded.device)
 
 
 def stored_field(run: Run, nodes: list[ArtifactRef], names: tuple[str, ...], device: Any = "cpu") -> GradientField:
-    """`gradient_field` without a model at hand."""
+    """`gradient_field` without a loaded model."""
     from foretune.tasks.numerics.field import GradientField
 
     opened = [run.store.open(node) for node in nodes]
@@ -51,8 +51,8 @@ class RowCoordinates(BaseModel, frozen=True):
     seed: int
 
 
-class RowsApart:
-    """{name: [rows, out, r]} of one shard; keeps nothing where no coordinates are asked for."""
+class PerRowGradients:
+    """Per-row gradients {name: [rows, out, r]} of one shard while it is measured; empty without coordinates."""
 
     def __init__(
         self, loaded: LoadedModel, weights: dict[str, Tensor], coordinates: RowCoordinates | None, rows: int, dtype: Any
@@ -72,7 +72,7 @@ class RowsApart:
         self.kept = {name: torch.zeros(rows, shape[0], coordinates.r, dtype=dtype) for name, shape in shapes.items()}
 
     def keep(self, rows: tuple[int, ...], projected: dict[str, Tensor]) -> None:
-        """Put the rows of one micro-batch in their places."""
+        """Store the gradients of one micro-batch at the positions of its rows."""
         for name, parts in projected.items():
             self.kept[name][list(rows)] = parts.to(self.kept[name])
 
@@ -89,7 +89,7 @@ def row_gradients(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> 
 def stored_rows(
     run: Run, nodes: list[ArtifactRef], factors: dict[str, Tensor], device: Any = "cpu"
 ) -> RowGradients | None:
-    """`row_gradients` without a model at hand; `factors` are the A0 [r, in] in whose coordinates rows were kept."""
+    """`row_gradients` without a loaded model; `factors` are the A0 [r, in] in whose coordinates they are stored."""
     from foretune.tasks.numerics.row_gradients import RowGradients
 
     opened = [run.store.open(node) for node in nodes]
@@ -110,7 +110,7 @@ def stored_rows(
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Every row with a label, in the order of its id, whole modules at a time: what scores are made of.
+    """Per-row gradients of every row with a label, in the order of the ids, read one module at a time.
 
     `block(name)` is [n, out * r] fp32, scale x G_i A0^T: the row's summed loss in the coordinates B of LoRA.
     """
@@ -119,7 +119,7 @@ class StoredRows:
     tokens: list[float]  # label tokens per row (1 per pair for DPO)
     names: list[str]
     scale: float  # alpha / r, or alpha / sqrt(r)
-    _files: list[tuple[Any, list[int]]]  # rows.safetensors of a node, and its positions that have a label
+    _files: list[tuple[Any, list[int]]]  # rows.safetensors of a block, and its rows with a label
 
     def block(self, name: str) -> Tensor:
         import torch
@@ -128,8 +128,8 @@ class StoredRows:
         return torch.cat(parts).mul_(self.scale)
 
 
-def whole_rows(run: Run, nodes: list[ArtifactRef], scale: float) -> StoredRows | None:
-    """The rows that the landscape kept one by one at these nodes; None where it kept none."""
+def per_row_gradients(run: Run, nodes: list[ArtifactRef], scale: float) -> StoredRows | None:
+    """The per-row gradients that the landscape stored beside these gradient blocks; None where it stored none."""
     opened = [run.store.open(node) for node in nodes]
     if not all(FILE in node.names() for node in opened):
         return None

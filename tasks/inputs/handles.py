@@ -88,8 +88,8 @@ class SaeHandle(BaseModel, frozen=True):
 
 
 @contextlib.contextmanager
-def exclusive(loaded: LoadedModel) -> Iterator[None]:
-    """One heavy computation at a time on a device: two at once would hold two sets of activations."""
+def device_lock(loaded: LoadedModel) -> Iterator[None]:
+    """Held while a heavy computation runs on the device: two at once would hold two sets of activations."""
     with _registry:
         lock = _device_locks.setdefault(str(loaded.device), threading.RLock())
     held = False

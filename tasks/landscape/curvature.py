@@ -9,7 +9,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows
 
@@ -40,7 +40,7 @@ def curvature(
         quotients = quotients_of(at, drawn.json("counts.json")["tokens"], pulled)
     else:
         few = rows.read(run).slice(0, settings.quotient_rows)
-        with exclusive(adapted.loaded):
+        with device_lock(adapted.loaded):
             quotients = rayleigh_quotients(curvature_operator(adapted, few, settings), pulled)
     errors = quotients.standard_errors or {}
     draft.write_table(

@@ -1,4 +1,4 @@
-"""Gradients under labels that the model itself draws, kept: the curvature along any direction is read off them."""
+"""Stored gradients under labels drawn from the model: the curvature along any direction is computed from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_batches
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows
 
@@ -30,7 +30,7 @@ def curvature_samples(
 
     adapted = adapt(model.open(run), adapter, seed)
     batches = curvature_batches(adapted, rows.read(run), settings)
-    with exclusive(adapted.loaded):
+    with device_lock(adapted.loaded):
         samples = sampled_gradients(
             adapted.call,
             adapted.weights,

@@ -16,8 +16,8 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.field import RowCoordinates, RowsApart
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.field import PerRowGradients, RowCoordinates
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.landscape.signals import (
     SignalThresholds,
     count_dead,
@@ -27,6 +27,7 @@ from foretune.tasks.landscape.signals import (
 )
 from foretune.tasks.loading import AdapterTargets, label_caller, recomputed, target_weights
 from foretune.tasks.loading.hooks import captured_residuals
+from foretune.tasks.samples.dataset import row_numbers
 from foretune.tasks.samples.minibatches import minibatches
 from foretune.tasks.samples.rows import ShardRows
 
@@ -84,12 +85,12 @@ def landscape_shard(
     total = GradientSum(Objective(dpo_beta), weights)
     steps: list[dict[str, Any]] = []
     losses: dict[int, tuple[float, float]] = {}
-    rows_apart = RowsApart(loaded, weights, coordinates, len(table), dtype)
-    with exclusive(loaded), rows_apart.taps as taps, captured_residuals(loaded, hook_name) as residuals:
+    per_row = PerRowGradients(loaded, weights, coordinates, len(table), dtype)
+    with device_lock(loaded), per_row.taps as taps, captured_residuals(loaded, hook_name) as residuals:
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
             with recomputed(loaded, total.leaves):
                 measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, taps=taps)
-            rows_apart.keep(minibatch.rows, measured.rows)
+            per_row.keep(minibatch.rows, measured.rows)
             losses.update(zip(minibatch.rows, measured.sample_losses, strict=True))
             step = {
                 "loss": measured.loss,
@@ -107,7 +108,7 @@ def landscape_shard(
                 "step", task="landscape", role=role, shard=rows.shard.prefix, step=len(steps), **step, **at_base
             )
     if coordinates is not None:
-        draft.write_tensors("rows.safetensors", rows_apart.kept)
+        draft.write_tensors("rows.safetensors", per_row.kept)
     draft.write_tensors("gradients.safetensors", {name: g.to(dtype) for name, g in total.sums.items()})
     residual = {} if total.residual_sum is None else {"resid_grad_sum": total.residual_sum}
     draft.write_tensors("residual.safetensors", residual)
@@ -151,13 +152,12 @@ def landscape(
 
 
 def _sample_losses(run: Run, samples: ArtifactRef, opened: list[Any]) -> list[dict[str, Any]]:
-    known = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "row"]).to_pylist()
-    rows = {sample["sample_id"]: sample["row"] for sample in known}
+    numbers = row_numbers(run, samples)
     losses = [row for artifact in opened for row in artifact.arrow("samples.parquet").to_pylist()]
     return [
         {
             "sample_id": row["sample_id"],
-            "row": rows[row["sample_id"]],
+            "row": numbers[row["sample_id"]],
             "tokens": row["tokens"],
             "loss": row["loss_sum"] / row["tokens"] if row["tokens"] else None,
         }

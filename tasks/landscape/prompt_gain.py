@@ -16,7 +16,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.signals import Signal
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import label_caller
 from foretune.tasks.samples.minibatches import minibatches
 from foretune.tasks.samples.rows import ShardRows
@@ -52,10 +52,10 @@ def prompt_gain_shard(draft: Any, run: Run, rows: ShardRows, model: ModelHandle,
     from foretune.tasks.numerics.losses import sample_losses
 
     table = rows.read(run)
-    loaded, bare = model.open(run), without_prompts(table)
+    loaded, answers = model.open(run), without_prompts(table)
     call, losses = label_caller(loaded, []), [None] * len(table)
-    with exclusive(loaded), torch.no_grad():
-        for minibatch in minibatches(bare, settings.batch_tokens, loaded.device):
+    with device_lock(loaded), torch.no_grad():
+        for minibatch in minibatches(answers, settings.batch_tokens, loaded.device):
             found = sample_losses(call({}, minibatch.batch), minibatch.batch.labels).loss_sum
             for row, loss in zip(minibatch.rows, found.tolist(), strict=True):
                 losses[row] = loss
@@ -100,11 +100,14 @@ def prompt_gain(
     landscape: ArtifactRef,
     settings: PromptGainSettings,
 ) -> None:
-    """prompt_gain.parquet, least gain first; summary.json with the counts and the signal."""
+    """prompt_gain.parquet, least gain first; summary.json with the counts and the signal.
+
+    `median_gain` is the upper median: of an even number of gains the higher one of the two in the middle.
+    """
     parts = [run.store.open(shard).arrow("losses.parquet").to_pylist() for shard in shards]
     alone = {row["sample_id"]: row["loss_alone"] for part in parts for row in part}
     own = run.store.open(landscape).arrow("samples.parquet").to_pylist()
-    rows = sorted((_gain(row, alone[row["sample_id"]], settings) for row in own), key=_order)
+    rows = sorted((_gain(row, alone[row["sample_id"]], settings) for row in own), key=_least_gain_first)
     flagged = [row for row in rows if row["mismatched"]]
     gains = [row["gain"] for row in rows if row["gain"] is not None]
     draft.write_table("prompt_gain.parquet", rows)
@@ -132,7 +135,7 @@ def _gain(row: dict[str, Any], alone: float | None, settings: PromptGainSettings
     }
 
 
-def _order(row: dict[str, Any]) -> tuple[bool, float, str]:
+def _least_gain_first(row: dict[str, Any]) -> tuple[bool, float, str]:
     return row["gain"] is None, row["gain"] or 0.0, row["sample_id"]
 
 

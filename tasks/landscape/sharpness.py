@@ -8,7 +8,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows
 
@@ -28,7 +28,7 @@ def sharpness(
 
     adapted = adapt(model.open(run), adapter, seed)
     table = rows.read(run)
-    with exclusive(adapted.loaded):
+    with device_lock(adapted.loaded):
         operator = curvature_operator(adapted, table, settings)
         spectrum = power_iteration(operator.matvec, operator.zeros(), settings.power_iterations, seed)
     draft.write_json(

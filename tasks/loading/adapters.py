@@ -154,15 +154,15 @@ def _adapted_modules(model: PreTrainedModel, targets: AdapterTargets) -> list[st
 def _no_such_target(model: PreTrainedModel, targets: AdapterTargets, error: ValueError) -> BadInput:
     from torch import nn
 
-    asked = targets.target_modules if isinstance(targets.target_modules, list) else [targets.target_modules]
+    named = targets.target_modules if isinstance(targets.target_modules, list) else [targets.target_modules]
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        if "not supported" in str(error) and any(f".{name}".endswith(f".{target}") for target in asked):
+        if "not supported" in str(error) and any(f".{name}".endswith(f".{target}") for target in named):
             return _not_linear(name, module)
     leaves = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}
-    near = sorted(leaves, key=lambda leaf: (-_likeness(leaf, asked), leaf))
+    near = sorted(leaves, key=lambda leaf: (-_likeness(leaf, named), leaf))
     return BadInput(
-        f"adapter.target_modules: {', '.join(asked)} matches no module of {type(model).__name__}; "
+        f"adapter.target_modules: {', '.join(named)} matches no module of {type(model).__name__}; "
         f"its linear modules are {', '.join(near)}"
     )
 
@@ -172,8 +172,8 @@ def _not_linear(name: str, module: Module) -> BadInput:
     return BadInput(f"adapter.target_modules: {name} is a {kind}; only linear modules can be simulated")
 
 
-def _likeness(leaf: str, asked: list[str]) -> float:
-    return max(difflib.SequenceMatcher(None, leaf, target).ratio() for target in asked)
+def _likeness(leaf: str, named: list[str]) -> float:
+    return max(difflib.SequenceMatcher(None, leaf, target).ratio() for target in named)
 
 
 def lora_init(

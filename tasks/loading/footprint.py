@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foretune.tasks.loading import AdapterTargets, model_config
 from foretune.tasks.loading.folders import weight_files
+from foretune.tasks.loading.stored import safetensors_layout
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -40,19 +39,11 @@ class Footprint:
 def footprint(folder: Path, targets: AdapterTargets) -> Footprint:
     """Sizes of the model in a Hugging Face folder with safetensors weights."""
     config = model_config(folder)
-    shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    shapes = {name: form.shape for file in weight_files(folder) for name, form in safetensors_layout(file).items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     adapted = [name for name in shapes if _moves(name, shapes[name], targets)]
     outputs = sum(shapes[name][0] for name in adapted)
     return Footprint(sum(sizes.values()), sum(sizes[name] for name in adapted), outputs, graph_numbers(config))
-
-
-def tensor_shapes(file: Path) -> dict[str, list[int]]:
-    """{name: shape} from the header of a safetensors file."""
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def graph_numbers(config: dict[str, Any]) -> int:
@@ -66,7 +57,7 @@ def graph_numbers(config: dict[str, Any]) -> int:
     return layers * block + _LOGIT_TENSORS * config.get("vocab_size", 0)
 
 
-def _moves(name: str, shape: list[int], targets: AdapterTargets) -> bool:
+def _moves(name: str, shape: tuple[int, ...], targets: AdapterTargets) -> bool:
     if targets.method == "full":
         return True
     module = name.removesuffix(".weight")

@@ -47,10 +47,8 @@ _NORM_BEFORE_MLP = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln
 class HookPoint:
     """A module of the model, and whether its input or its output is meant."""
 
-    name: str
     module: Module
     kind: Literal["input", "output"]
-    layer: int | None  # None outside the decoder layers
 
 
 def parse_block_hook(name: str) -> tuple[int, str] | None:
@@ -76,8 +74,7 @@ def hook_point(model: PreTrainedModel, name: str) -> HookPoint:
     modules = dict(model.named_modules())
     for path in (name, f"{model.base_model_prefix}.{name}"):
         if path and path in modules:
-            number = re.search(r"\.(\d+)(?:\.|$)", path)
-            return HookPoint(name, modules[path], "output", int(number[1]) if number else None)
+            return HookPoint(modules[path], "output")
     known = [path for path in modules if path]
     known += [f"blocks.{layer}.{hook}" for layer in range(len(decoder_layers(model))) for hook in BLOCK_HOOKS]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
@@ -107,7 +104,7 @@ def _block_hook(model: PreTrainedModel, name: str, number: int, hook: str) -> Ho
     if place is None:
         kind = type(model).__name__
         raise BadInput(f"hook {name}: {kind} has no such place in its layers; name a module instead")
-    return HookPoint(name, *place, number)
+    return HookPoint(*place)
 
 
 def _places(model: PreTrainedModel, layer: Module) -> dict[str, tuple[Module, Literal["input", "output"]]]:

@@ -62,10 +62,22 @@ class StoredWeights:
     def layout(self) -> dict[str, Stored]:
         """Form of every tensor, by name; the values are not read."""
         found = {key: Stored(_dtype_name(t.dtype), tuple(t.shape)) for key, t in self._pickled.items()}
-        for key, file in self._mapped.items():
-            tensor = file.get_slice(key)
-            found[key] = Stored(tensor.get_dtype(), tuple(tensor.get_shape()))
+        found |= {key: _stored(file, key) for key, file in self._mapped.items()}
         return dict(sorted(found.items()))
+
+
+def safetensors_layout(path: Path) -> dict[str, Stored]:
+    """Form of every tensor of one safetensors file, by name, without torch."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        names = file.keys()
+        return {name: _stored(file, name) for name in names}
+
+
+def _stored(file: Any, key: str) -> Stored:
+    tensor = file.get_slice(key)
+    return Stored(tensor.get_dtype(), tuple(tensor.get_shape()))
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -99,7 +99,6 @@ class DatamodelingScore:
     score: float
     low: float  # 95 % interval, subsets resampled
     high: float
-    per_query: tuple[float, ...]
 
 
 def datamodeling_score(predicted: Tensor, real: Tensor, resamples: int = 500, seed: int = 0) -> DatamodelingScore:
@@ -111,13 +110,12 @@ def datamodeling_score(predicted: Tensor, real: Tensor, resamples: int = 500, se
     if subsets < 4:
         raise ValueError(f"{subsets} retrained subsets: give at least 4")
     generator = torch.Generator().manual_seed(seed)
-    per_query = _per_query(predicted, real)
     drawn = []
     for _ in range(resamples):
         chosen = torch.randint(subsets, (subsets,), generator=generator)
         drawn.append(_mean(_per_query(predicted[chosen], real[chosen])))
     low, high = torch.tensor(drawn, dtype=torch.float64).nanquantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return DatamodelingScore(_mean(per_query), low, high, tuple(per_query))
+    return DatamodelingScore(_mean(_per_query(predicted, real)), low, high)
 
 
 def _per_query(predicted: Tensor, real: Tensor) -> list[float]:

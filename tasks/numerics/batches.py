@@ -36,8 +36,8 @@ class Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
 
 
-def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int = 0) -> Batch:
-    """One batch from (input_ids, labels) pairs of equal length each, padded on the right.
+def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
+    """One batch from (input_ids, labels) pairs of equal length each, padded on the right with id 0.
 
     Raises ValueError for an empty list, an empty row, or labels of another length than their ids.
     """
@@ -47,7 +47,7 @@ def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int 
         if len(ids) != len(labels) or not len(ids):
             raise ValueError(f"row {position} has {len(ids)} ids, {len(labels)} labels: give one label per id")
     shape = (len(samples), max(len(ids) for ids, _ in samples))
-    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    input_ids = torch.zeros(shape, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     padded_labels = torch.full(shape, IGNORED, dtype=torch.long)
     for row, (ids, labels) in enumerate(samples):
@@ -57,35 +57,21 @@ def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int 
     return Batch(input_ids, attention_mask, padded_labels)
 
 
-def buckets(
-    lengths: Sequence[int],
-    max_tokens: int,
-    max_rows: int | None = None,
-    ids: Sequence[str] | None = None,
-) -> list[list[int]]:
-    """Indices grouped by length, longest first, each within `max_tokens` (padded) and `max_rows`.
+def buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices grouped by length, longest first, each group within `max_tokens` (padded); equal lengths stay in order.
 
-    Equal lengths are ordered by `ids`; with them the groups do not depend on the order of the rows.
-    Raises ValueError when a row alone exceeds `max_tokens`, or `max_rows` is below one.
+    Raises ValueError when a row alone exceeds `max_tokens`.
     """
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows is {max_rows}: give at least 1, or None for no bound")
-    keys = range(len(lengths)) if ids is None else ids
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], keys[i]))
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if order and lengths[order[0]] > max_tokens:
         raise ValueError(
             f"a row of {lengths[order[0]]} tokens exceeds max_tokens={max_tokens}: raise max_tokens or truncate rows"
         )
     groups: list[list[int]] = []
     for i in order:
-        if groups and _has_room(groups[-1], lengths, max_tokens, max_rows):
+        # Rows come longest first, so a group's first row sets its padded width.
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
             groups[-1].append(i)
         else:
             groups.append([i])
     return groups
-
-
-def _has_room(group: list[int], lengths: Sequence[int], max_tokens: int, max_rows: int | None) -> bool:
-    # Rows come longest first, so a group's first row sets its padded width.
-    fits = lengths[group[0]] * (len(group) + 1) <= max_tokens
-    return fits and (max_rows is None or len(group) < max_rows)

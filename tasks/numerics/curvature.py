@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from foretune.tasks.numerics.batches import Batch
-from foretune.tasks.numerics.graphs import CurvatureGraph, DifferenceGraph, GaussNewtonGraph, HessianGraph
+from foretune.tasks.numerics.graphs import CurvatureGraph, GaussNewtonGraph, HessianGraph
 from foretune.tasks.numerics.objectives import Call
 from foretune.tasks.numerics.spaces import Space, coordinate_dtype
 from foretune.tasks.numerics.vectors import Vector
-
-JVP_GRAPHS = {"reverse": GaussNewtonGraph, "difference": DifferenceGraph}
 
 
 class CurvatureOperator:
@@ -76,23 +74,15 @@ class CurvatureOperator:
 
 
 def gauss_newton(
-    call: Call,
-    weights: Vector,
-    space: Space,
-    batches: Sequence[Batch],
-    jvp: str = "reverse",
-    graph_tokens: int = 0,
+    call: Call, weights: Vector, space: Space, batches: Sequence[Batch], graph_tokens: int = 0
 ) -> CurvatureOperator:
     """J^T H_L J: J the Jacobian of the logits in theta, H_L the Hessian of cross entropy (Schraudolph 2002).
 
-    `jvp="reverse"` needs kernels with a second derivative (eager and sdpa attention), `"difference"` needs
-    float32 weights. Graphs are kept between products for the first micro-batches, up to `graph_tokens` padded
-    tokens; a token of a 135M-parameter Llama takes 3 MB. Raises ValueError when no batch has a label.
+    Needs kernels with a second derivative (eager and sdpa attention). Graphs are kept between products for the first
+    micro-batches, up to `graph_tokens` padded tokens; a token of a 135M-parameter Llama takes 3 MB. Raises ValueError
+    when no batch has a label.
     """
-    if jvp not in JVP_GRAPHS:
-        raise ValueError(f"jvp={jvp!r} is unknown: choose one of {', '.join(JVP_GRAPHS)}")
-    graph = JVP_GRAPHS[jvp]
-    return CurvatureOperator(lambda b: graph(call, weights, b), space, weights, batches, graph_tokens)
+    return CurvatureOperator(lambda b: GaussNewtonGraph(call, weights, b), space, weights, batches, graph_tokens)
 
 
 def hessian(

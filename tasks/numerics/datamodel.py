@@ -98,7 +98,7 @@ def replayed_changes(
             change = {"": torch.zeros_like(batches[:, 0])}
             state = initial_state(settings, change)
             for step, rate in enumerate(runs.rates):
-                state, _ = advance(settings, state, change, {"": batches[:, step]}, rate)
+                state = advance(settings, state, change, {"": batches[:, step]}, rate)
             changes[chunk] += (change[""] @ target.T).double()
     return changes
 

@@ -10,13 +10,10 @@ from torch import Tensor
 @dataclass(frozen=True)
 class FeatureScores:
     score: Tensor  # [d_sae] -<grad, W_dec[f]> * base_act[f]; positive: descent strengthens the feature
-    push: Tensor  # [d_sae] -<grad, W_dec[f]>, what the score of a dormant feature hides
-    dormant: Tensor  # [d_sae] bool, mean activation at most the threshold, so that the score is (nearly) 0
+    dormant: Tensor  # [d_sae] bool, it never fires, so that the score is 0
 
 
-def feature_scores(
-    resid_grad_mean: Tensor, W_dec: Tensor, base_acts_mean: Tensor, dormant_below: float = 0.0
-) -> FeatureScores:
+def feature_scores(resid_grad_mean: Tensor, W_dec: Tensor, base_acts_mean: Tensor) -> FeatureScores:
     """score_f = -<resid_grad_mean, W_dec[f]> * base_acts_mean[f].
 
     `resid_grad_mean` [d_model]: token-mean gradient of the loss in the residual stream; `W_dec` [d_sae,
@@ -30,4 +27,4 @@ def feature_scores(
         )
     push = -(W_dec.double() @ resid_grad_mean.double())
     acts = base_acts_mean.double()
-    return FeatureScores((push * acts).float(), push.float(), acts <= dormant_below)
+    return FeatureScores((push * acts).float(), acts <= 0.0)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from foretune.tasks.numerics.batches import Batch
-from foretune.tasks.numerics.differences import CENTRAL_CHANGE, central, step_size
 from foretune.tasks.numerics.kernels import differentiable_attention
 from foretune.tasks.numerics.losses import label_logits, sample_losses
 from foretune.tasks.numerics.objectives import Call
@@ -64,33 +63,6 @@ class GaussNewtonGraph:
             [t.to(self._leaves[name].dtype) for name, t in tangent.items()],
             retain_graph=True,
         )[0]
-
-    def product(self, tangent: Vector) -> Vector:
-        return _pull(self._logits, self._leaves, softmax_curvature(self._probabilities, self.push(tangent)))
-
-    def block(self, tangent: Vector) -> float:
-        u = self.push(tangent)
-        return _inner(u, softmax_curvature(self._probabilities, u))
-
-
-class DifferenceGraph:
-    """J^T H_L J with J v by a central difference of forward passes: for attention kernels that can be
-    differentiated once only. Relative error of J v 1e-4 to 1e-3 in float32."""
-
-    def __init__(self, call: Call, weights: Vector, batch: Batch) -> None:
-        self._call, self._batch = call, batch
-        self._leaves = _leaves(weights)
-        self._logits = self._forward(self._leaves)
-        self._probabilities = self._logits.detach().softmax(-1)
-
-    def _forward(self, weights: Vector) -> Tensor:
-        return label_logits(self._call(weights, self._batch), self._batch.labels)
-
-    @torch.no_grad()
-    def push(self, tangent: Vector) -> Tensor:
-        """J t, [n, V] logits."""
-        step = step_size(self._forward, self._leaves, tangent, CENTRAL_CHANGE)
-        return central(self._forward, self._leaves, tangent, step)
 
     def product(self, tangent: Vector) -> Vector:
         return _pull(self._logits, self._leaves, softmax_curvature(self._probabilities, self.push(tangent)))

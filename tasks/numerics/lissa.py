@@ -26,36 +26,21 @@ class LissaPlan:
     rows: int | None = None  # samples below which sampling noise of H dominates its largest eigenvalue
 
 
-def tune(
-    lambda_max: float,
-    trace: float,
-    effective_damping: float | None = None,
-    iterations: int | None = None,
-    tolerance: float = 0.05,
-) -> LissaPlan:
-    """Scale from lambda_max, depth (or damping) from the tolerance, curvature rows from the trace.
+def tune(lambda_max: float, trace: float, iterations: int, tolerance: float = 0.05) -> LissaPlan:
+    """Scale from lambda_max, damping from the tolerance, curvature rows from the trace.
 
-    The slowest direction shrinks by 1 - damping an iteration: depth = ln(tolerance) / ln(1 - damping). Give
-    `effective_damping` to get the depth, or `iterations` to get the smallest damping that converges in them.
+    The slowest direction shrinks by 1 - damping an iteration: the damping is the smallest that brings it to the
+    tolerance in `iterations`.
     With b rows, E[H_b^2] <= (lambda_max + trace / b) H when E[h^2] <= trace * H: below b = trace / lambda_max
     the noise, not H, sets the stable scale (after Klochkov & Liu 2024, arXiv 2409.17357).
-    Raises ValueError unless exactly one of the two is given and the numbers are positive.
+    Raises ValueError unless the numbers are positive.
     """
     if lambda_max <= 0.0 or trace <= 0.0 or not 0.0 < tolerance < 1.0:
         raise ValueError(
             f"tune needs lambda_max > 0, trace > 0 and tolerance in (0, 1), got {lambda_max}, {trace}, {tolerance}"
         )
-    size = SAFETY * lambda_max
-    if iterations is not None and effective_damping is None:
-        damping = 1.0 - tolerance ** (1.0 / iterations)
-    elif iterations is not None or effective_damping is None:
-        raise ValueError("give either effective_damping or iterations, the other follows")
-    else:
-        damping = effective_damping / size
-        if not 0.0 < damping < 1.0:
-            raise ValueError(f"effective damping {effective_damping} is not between 0 and the scale {size:.4g}")
-        iterations = math.ceil(math.log(tolerance) / math.log1p(-damping))
-    return LissaPlan(iterations, damping, size, tolerance, math.ceil(trace / lambda_max))
+    damping = 1.0 - tolerance ** (1.0 / iterations)
+    return LissaPlan(iterations, damping, SAFETY * lambda_max, tolerance, math.ceil(trace / lambda_max))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,6 @@ from dataclasses import dataclass
 class NoiseScale:
     noise_scale: float | None  # tokens; None when the gradient is not resolved from its noise
     standard_error: float | None  # tokens, from the spread between nodes
-    low: float | None  # tokens, noise_scale - 2 standard errors, at least 0
-    high: float | None  # tokens, noise_scale + 2 standard errors
-    noise_trace: float  # trace of the per-token gradient covariance
-    signal_square: float  # squared norm of the noise-free gradient; can come out negative
 
 
 def gradient_noise_scale(node_squares: Sequence[float], tokens: Sequence[float], mean_square: float) -> NoiseScale:
@@ -29,14 +25,13 @@ def gradient_noise_scale(node_squares: Sequence[float], tokens: Sequence[float],
     terms = [n * square for square, n in zip(node_squares, tokens, strict=True) if n > 0]
     total, count = sum(tokens), len(terms)
     if count < 2:
-        return NoiseScale(None, None, None, None, math.nan, math.nan)
+        return NoiseScale(None, None)
     noise = (sum(terms) - total * mean_square) / (count - 1)
     signal = mean_square - noise / total
     if not signal > 0.0:
-        return NoiseScale(None, None, None, None, noise, signal)
+        return NoiseScale(None, None)
     average = sum(terms) / count
     noise_error = math.sqrt(count * sum((t - average) ** 2 for t in terms) / (count - 1)) / (count - 1)
     # d(noise / (mean_square - noise / total)) / d noise = mean_square / signal^2
     error = noise_error * mean_square / signal**2
-    scale = max(noise, 0.0) / signal
-    return NoiseScale(scale, error, max(scale - 2 * error, 0.0), scale + 2 * error, noise, signal)
+    return NoiseScale(max(noise, 0.0) / signal, error)

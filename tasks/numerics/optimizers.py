@@ -16,10 +16,9 @@ CLIP_EPS = 1e-6
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What `torch.optim.AdamW` or `torch.optim.SGD` (dampening 0) would be constructed with."""
+    """What `torch.optim.AdamW` or `torch.optim.SGD` (dampening 0) would be constructed with, but for the rate."""
 
     name: str = "adamw"  # adamw | sgd
-    learning_rate: float = 2e-4  # the schedule's base rate
     weight_decay: float = 0.0  # decoupled for AdamW, added to the gradient for SGD
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -65,10 +64,10 @@ def advance(
     learning_rate: float,
     origin: Mapping[str, Tensor] | None = None,
     undecayed: Collection[str] = (),
-) -> tuple[OptimizerState, float]:
+) -> OptimizerState:
     """One optimiser step: moves `parameters` and the moments in place.
 
-    Returns the state with its count raised, and the global norm of the parameters' change.
+    Returns the state with its count raised.
 
     `origin` is for parameters that are stored as differences: weight decay then acts on origin + parameter,
     which is the weight itself. Parameters named in `undecayed` have none. AdamW is Loshchilov & Hutter, arXiv
@@ -76,14 +75,11 @@ def advance(
     rate multiplies the buffer).
     """
     step = _adamw_step if settings.name == "adamw" else _sgd_step
-    norms = []
     for name, parameter in parameters.items():
         decay = 0.0 if name in undecayed else settings.weight_decay
         weight = origin[name] + parameter if decay and origin is not None else parameter
-        change = step(settings, state, name, weight, gradients[name], learning_rate, decay)
-        norms.append(torch.linalg.vector_norm(change))
-        parameter.add_(change)
-    return OptimizerState(state.steps + 1, state.first, state.second), float(_joint_norm(norms))
+        parameter.add_(step(settings, state, name, weight, gradients[name], learning_rate, decay))
+    return OptimizerState(state.steps + 1, state.first, state.second)
 
 
 def _adamw_step(
@@ -127,12 +123,9 @@ def clip_global_norm(gradients: Mapping[str, Tensor], max_norm: float | None) ->
 
     Equal to `torch.nn.utils.clip_grad_norm_`. None or 0 leaves the gradients alone.
     """
-    norm = float(_joint_norm([torch.linalg.vector_norm(gradient) for gradient in gradients.values()]))
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values()]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
     factor = max_norm / (norm + CLIP_EPS) if max_norm else 1.0
     if factor >= 1.0:
         return dict(gradients), norm
     return {name: gradient * factor for name, gradient in gradients.items()}, norm
-
-
-def _joint_norm(norms: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(norms))

@@ -22,24 +22,13 @@ from foretune.tasks.numerics.vectors import Vector
 class RayleighQuotients:
     values: dict[str, float]  # K_ii per module; nan where the gradient is zero
     standard_errors: dict[str, float] | None  # of the sampled mode only
-    mode: str  # per_tensor | shared | sampled
+    mode: str  # per_tensor | sampled
     products: int  # products, or backward passes when sampled, over the curvature sample
 
 
-def rayleigh_quotients(operator: CurvatureOperator, gradient: Vector, mode: str = "per_tensor") -> RayleighQuotients:
-    """K_ii of each module of `gradient`, in the operator's coordinates.
-
-    `per_tensor` is exact, one product per module. `shared` reads g_i . (H g)_i / g_i . g_i off a single
-    product: it adds the coupling to the other modules' gradients, the curvature of moving all together.
-    """
-    if mode == "per_tensor":
-        forms, products = operator.blocks(gradient), len(gradient)
-    elif mode == "shared":
-        product, products = operator.matvec(gradient), 1
-        forms = {name: (g.double() * product[name].double()).sum().item() for name, g in gradient.items()}
-    else:
-        raise ValueError(f"mode={mode!r} is unknown: choose per_tensor or shared")
-    return RayleighQuotients(_over_squares(forms, gradient), None, mode, products)
+def rayleigh_quotients(operator: CurvatureOperator, gradient: Vector) -> RayleighQuotients:
+    """K_ii of each module of `gradient`, in the operator's coordinates: exact, one product per module."""
+    return RayleighQuotients(_over_squares(operator.blocks(gradient), gradient), None, "per_tensor", len(gradient))
 
 
 def sampled_gradients(

@@ -103,8 +103,6 @@ class ReplayState:
 class Replay:
     state: ReplayState  # after the last step
     snapshots: dict[int, dict[str, Tensor]]  # steps taken -> parameters at that moment
-    gradient_norms: tuple[float, ...]  # global norm in adapter coordinates, before clipping, per step
-    update_norms: tuple[float, ...]  # global norm of the parameters' change, per step
     clipped_steps: tuple[int, ...]  # 0-based steps whose gradient was scaled down
     adapter: Adapter
 
@@ -147,21 +145,19 @@ def replay(
         raise ValueError(f"stop={stop} must lie between step {state.step} and {len(rates)}, the schedule's end")
     parameters, optimizer, origin = _copy(state.parameters), state.optimizer.clone(), adapter.decay_origin
     kept = {state.step: _copy(parameters)} if state.step in snapshots else {}
-    norms, updates, clipped = [], [], []
+    clipped = []
     for step in range(state.step, stop):
         raw = adapter.gradients(parameters, gradient, step)
         gradients, norm = clip_global_norm(raw, settings.max_grad_norm)
         if not norm < float("inf"):
             raise ValueError(f"gradient norm {norm} at virtual step {step}: lower the learning rate, add anchors")
-        optimizer, update = advance(settings, optimizer, parameters, gradients, rates[step], origin, adapter.undecayed)
-        updates.append(update)
-        norms.append(norm)
+        optimizer = advance(settings, optimizer, parameters, gradients, rates[step], origin, adapter.undecayed)
         if settings.max_grad_norm and norm > settings.max_grad_norm:
             clipped.append(step)
         if step + 1 in snapshots:
             kept[step + 1] = _copy(parameters)
     end = ReplayState(parameters, optimizer)
-    return Replay(end, kept, tuple(norms), tuple(updates), tuple(clipped), adapter)
+    return Replay(end, kept, tuple(clipped), adapter)
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,9 +42,7 @@ def power_iteration(matvec: Matvec, like: Vector, iterations: int = 3, seed: int
 @dataclass(frozen=True)
 class Ritz:
     values: list[float]  # ascending Ritz values of the Krylov space
-    weights: list[float]  # squared first components: share of the start's energy at each value, sums to 1
     residuals: list[float]  # ||H y - value y|| per unit Ritz vector: some eigenvalue lies this close
-    upper_bound: float  # largest value plus the norm of the last residual vector (Zhou & Li 2011)
     products: int
 
 
@@ -77,9 +75,7 @@ def _ritz(diagonal: list[float], offdiagonal: list[float]) -> Ritz:
     values, vectors = torch.linalg.eigh(tridiagonal)
     return Ritz(
         values=values.tolist(),
-        weights=vectors[0].square().tolist(),
         residuals=(offdiagonal[-1] * vectors[-1].abs()).tolist(),
-        upper_bound=values[-1].item() + offdiagonal[-1],
         products=len(diagonal),
     )
 

@@ -65,6 +65,7 @@ class _Running:
 
     def __init__(self, member: Member, swept: Swept) -> None:
         self.member, self.swept = member, swept
+        self.scale = member.adapter.scale if isinstance(member.adapter, LoraAdapter) else 1.0
         started = member.adapter.start()
         self.flat = {"": torch.cat([parameter.flatten() for parameter in started.values()])}
         self.parameters = _views(self.flat[""], started)
@@ -81,7 +82,7 @@ class _Running:
         if not norm < float("inf"):
             self.swept.fault = f"gradient norm {norm} at step {step + 1}"
             return
-        self.state, _ = advance(settings, self.state, self.flat, gradients, self.member.rates[step])
+        self.state = advance(settings, self.state, self.flat, gradients, self.member.rates[step])
         distance = self.distance()
         if not distance < float("inf"):
             self.swept.fault = f"weights beyond all numbers after step {step + 1}"
@@ -96,7 +97,7 @@ class _Running:
             return float(torch.linalg.vector_norm(self.flat[""]))
         downs = _grams([self.parameters[f"{name}.lora_A"] for name in self.modules])
         ups = _grams([self.parameters[f"{name}.lora_B"].T for name in self.modules])
-        return abs(self.member.adapter.scale) * float((downs * ups).sum().clamp_min(0).sqrt())
+        return abs(self.scale) * float((downs * ups).sum().clamp_min(0).sqrt())
 
 
 def _views(flat: Tensor, like: Vector) -> Vector:
@@ -142,5 +143,5 @@ def _factor_gradients(batch: Tensor, name: str, members: Sequence[_Running]) -> 
     to_up = (batch @ torch.cat([run.parameters[down] for run in members]).T).split(ranks, dim=1)
     to_down = (torch.cat([run.parameters[up] for run in members], dim=1).T @ batch).split(ranks)
     for run, for_up, for_down in zip(members, to_up, to_down, strict=True):
-        torch.mul(for_up, run.member.adapter.scale, out=run.gradients[up])  # pyright: ignore[reportAttributeAccessIssue]
-        torch.mul(for_down, run.member.adapter.scale, out=run.gradients[down])  # pyright: ignore[reportAttributeAccessIssue]
+        torch.mul(for_up, run.scale, out=run.gradients[up])
+        torch.mul(for_down, run.scale, out=run.gradients[down])

@@ -18,17 +18,17 @@ from foretune.tasks.engine.invariants import DELTA_FINITE_AND_CLIPPED
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT, stored_shift
+from foretune.tasks.prediction.horizon import path_summary
 from foretune.tasks.prediction.settings import PredictionSettings
 from foretune.tasks.prediction.trajectory import (
     Trajectory,
     evaluation_steps,
     frozen_gradient_trajectory,
-    path_summary,
     trajectory_along_stored_path,
 )
 from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
@@ -80,7 +80,7 @@ def prediction(
         base_loss = loss_at_base(run, heldout_nodes, evaluation.subset.ids)
         base_gradient = run.store.open(heldout_gradient).tensors("gradients.safetensors")
         events = EventLog.of(run)
-        with exclusive(adapted.loaded):
+        with device_lock(adapted.loaded):
             rows = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
             heldout = HeldOut(rows, base_loss, base_gradient)
             if stored is None:

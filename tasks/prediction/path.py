@@ -6,6 +6,7 @@ It is an artefact of its own, so that a similar run (another rate, a few rows fe
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.events import EventLog
@@ -13,19 +14,19 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
-from foretune.tasks.inputs.handles import ModelHandle, exclusive
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.earlier_path import sketch
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import ShiftFiles
+from foretune.tasks.prediction.horizon import path_summary
 from foretune.tasks.prediction.settings import PathSettings
 from foretune.tasks.prediction.trajectory import (
     Trajectory,
     anchored_trajectory,
     evaluation_steps,
     frozen_gradient_trajectory,
-    path_summary,
 )
 from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import ShardRows, SubsetRows
@@ -59,7 +60,7 @@ def path(
     def at_weights(rows: ShardRows | SubsetRows) -> RowsAtWeights:
         return RowsAtWeights(adapted, rows.read(run), dpo_beta, settings.batch_tokens)
 
-    with exclusive(adapted.loaded):
+    with device_lock(adapted.loaded):
         heldout = HeldOut(at_weights(evaluation), base_loss, base_gradient)
         frozen, plan = planned_path(virtual, heldout, events, settings)
         if plan is None:
@@ -130,6 +131,7 @@ def write_path(
             "anchor_steps": trajectory.anchor_steps,
             "measured_rows": trajectory.measured_rows,
             "clipped_steps": trajectory.clipped_steps,
+            "anchors": [asdict(anchor) for anchor in trajectory.anchors],
             "moved": {kind: [[step, elapsed_lr[step]] for step in steps] for kind, steps in shifts.steps.items()},
             "rows": rows,
         },

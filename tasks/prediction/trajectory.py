@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.gradient_shift import GradientShift
-    from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate
+    from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate, MeasuredAnchor
 
 LAST_EVALUATION = 0.75
 """No intermediate evaluation after this share of the cumulative learning rate: the final one is close enough."""
@@ -34,6 +34,7 @@ class Trajectory:
     anchor_steps: list[int]  # where gradients were measured; 0 is the base
     measured_rows: int  # rows whose gradients were measured again
     clipped_steps: int
+    anchors: tuple[MeasuredAnchor, ...] = ()  # the re-measurements, none of the base
 
 
 def frozen_gradient_trajectory(
@@ -98,7 +99,8 @@ def anchored_trajectory(
         loss, gradient = reached.loss_sum / reached.tokens, ahead
         points.append(_point(end, predicted, loss, delta))
     clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
-    return Trajectory(delta, points, [0, *plan.anchor_steps], integration.measured_rows, clipped)
+    anchor_steps, rows = [0, *plan.anchor_steps], integration.measured_rows
+    return Trajectory(delta, points, anchor_steps, rows, clipped, integration.anchors)
 
 
 def _measured_at_anchors(
@@ -193,23 +195,3 @@ def inner(gradient: dict[str, Tensor], delta: dict[str, Tensor]) -> float:
 def evaluation_steps(steps: int, points: int) -> list[int]:
     """Up to `points` evenly spaced steps at which the path is evaluated; the last is the run's end."""
     return sorted({round(steps * point / points) for point in range(1, points + 1)} - {0})
-
-
-def path_summary(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
-    """First and last losses, and the horizon: the first step where the prediction has diverged."""
-    last, horizon = points[-1], first_divergence(points, tolerance)
-    trusted = max((p["step"] for p in points if horizon is None or p["step"] < horizon), default=0)
-    return {
-        "heldout_loss_base": points[0]["evaluated_loss"],
-        "heldout_loss_predicted": last["predicted_loss"],
-        "heldout_loss_evaluated": last["evaluated_loss"],
-        "horizon": horizon,
-        "trusted_steps": trusted,
-        "trust": "whole run" if horizon is None else f"up to step {trusted} of {last['step']}",
-        "tolerance": tolerance,
-    }
-
-
-def first_divergence(points: list[dict[str, Any]], tolerance: float) -> int | None:
-    """The first step where predicted and evaluated loss differ by more than `tolerance` nats; None without one."""
-    return next((p["step"] for p in points if abs(p["predicted_loss"] - p["evaluated_loss"]) > tolerance), None)

@@ -17,6 +17,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.inputs.field import stored_field, stored_rows
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings, lora_init, lora_scale
+from foretune.tasks.prediction.horizon import last_trusted, trust_in_words
 from foretune.tasks.prediction.settings import PredictionSettings
 from foretune.tasks.prediction.trajectory import evaluation_steps, inner
 from foretune.tasks.prediction.virtual_run import VirtualRun
@@ -120,12 +121,8 @@ class StoredGradients:
 
 def trusted_distance(points: list[dict[str, Any]], tolerance: float) -> float:
     """|delta| at the last evaluation of a path before its prediction diverges by more than `tolerance` nats."""
-    distance = 0.0
-    for point in points:
-        if abs(point["predicted_loss"] - point["evaluated_loss"]) > tolerance:
-            break
-        distance = point["distance"]
-    return distance
+    trusted = last_trusted(points, tolerance)
+    return trusted["distance"] if trusted else 0.0
 
 
 def predicted_outcomes(
@@ -216,8 +213,9 @@ def _outcome(
     if not all(math.isfinite(loss) for loss in (*losses.values(), *evaluated.values())):
         return Outcome(setting.changed, steps, "diverges: the loss is no number", 0, None, None, None, None, None)
     if evaluate:
-        diverged = [step for step in losses if abs(losses[step] - evaluated[step]) > prediction.tolerance]
-        trusted = max((step for step in losses if not diverged or step < diverged[0]), default=0)
+        points = [{"step": n, "predicted_loss": losses[n], "evaluated_loss": evaluated[n]} for n in losses]
+        last = last_trusted(points, prediction.tolerance)
+        trusted = last["step"] if last else 0
     else:
         reach = stored.trusted_distance * (1 + REACH)
         trusted = next((n for n, distance in enumerate(swept.distances) if distance > reach), steps)
@@ -228,7 +226,7 @@ def _outcome(
     return Outcome(
         changed=setting.changed,
         steps=steps,
-        status="whole run" if trusted == steps else f"up to step {trusted} of {steps}",
+        status=trust_in_words(trusted, steps),
         trusted_steps=trusted,
         predicted_loss=losses[steps],
         trusted_loss=next((losses[step] for step in reversed(losses) if step <= trusted), stored.base_loss),
@@ -247,7 +245,8 @@ def marked(outcomes: list[Outcome]) -> list[Outcome]:
         outcome = outcomes[number]
         if outcome.evaluated_loss is not None:
             return False, outcome.evaluated_loss
-        return not outcome.trusted, outcome.predicted_loss if outcome.trusted else outcome.trusted_loss  # pyright: ignore[reportReturnType]
+        loss = outcome.predicted_loss if outcome.trusted else outcome.trusted_loss
+        return not outcome.trusted, math.inf if loss is None else loss
 
     alive = [number for number, outcome in enumerate(outcomes) if outcome.predicted_loss is not None]
     best = min(alive, key=rank, default=None)

@@ -9,7 +9,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.quality.reduction import reduce_quality, shard_quality
 from foretune.tasks.quality.settings import QualitySettings
-from foretune.tasks.samples.dataset import read_table
+from foretune.tasks.samples.dataset import row_numbers
 from foretune.tasks.samples.rows import ShardRows
 
 LIBRARIES = ("ahocorasick-rs", "rensa")
@@ -25,16 +25,15 @@ def quality_shard(draft: Any, run: Run, rows: ShardRows, settings: QualitySettin
 def quality(draft: Any, run: Run, samples: ArtifactRef, shards: list[ArtifactRef], settings: QualitySettings) -> None:
     """Flags per sample, counts per rule, overlap, duplicates, signals."""
     partials = [run.store.open(shard).arrow("rows.parquet") for shard in shards]
-    found = reduce_quality(_renumbered(partials, read_table(run, samples)), settings)
+    found = reduce_quality(_renumbered(partials, row_numbers(run, samples)), settings)
     draft.write_table("samples.parquet", found.samples)
     draft.write_json("summary.json", found.summary | {"signals": found.signals})
 
 
-def _renumbered(partials: list[Any], samples: Any) -> list[Any]:
-    """Row numbers of this dataset: a shard is stored by what its rows say, not by where they stand."""
+def _renumbered(partials: list[Any], numbers: dict[str, int]) -> list[Any]:
+    """The shards' tables with the row numbers of this dataset."""
     import pyarrow as pa
 
-    numbers = dict(zip(samples["sample_id"].to_pylist(), samples["row"].to_pylist(), strict=True))
     renumbered = []
     for part in partials:
         rows = [numbers[sample_id] for sample_id in part["sample_id"].to_pylist()]

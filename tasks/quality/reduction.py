@@ -30,7 +30,7 @@ def shard_quality(table: pa.Table, settings: QualitySettings) -> pa.Table:
     records, word_sets = [], []
     for sample in table.to_pylist():
         prompt, completion = normal_text(sample["prompt"]), normal_text(sample["completion"])
-        records.append(rules.look_at(sample, prompt, completion))
+        records.append(rules.record_of(sample, prompt, completion))
         word_sets.append(words(f"{prompt.text} {completion.text}"))
     hashed = word_hashes(word_sets)
     for record, hashes, signature in zip(records, hashed, signatures(hashed), strict=True):
@@ -80,11 +80,11 @@ def _originals(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     first: dict[tuple[str | None, str], str] = {}
     copies = {}
     for row in rows:
-        said = (row["prompt_digest"], row["completion_digest"])
+        content = (row["prompt_digest"], row["completion_digest"])
         if row["occurrence"] == 0:
-            first.setdefault(said, row["sample_id"])
-        elif said in first:
-            copies[row["sample_id"]] = first[said]
+            first.setdefault(content, row["sample_id"])
+        elif content in first:
+            copies[row["sample_id"]] = first[content]
     return copies
 
 

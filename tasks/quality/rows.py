@@ -59,7 +59,7 @@ class RowRules:
         self.speak: PhraseFinder = PhraseFinder([phrase.phrase for phrase in self.stock])
         self.refusal: PhraseFinder = PhraseFinder(REFUSALS)
 
-    def look_at(self, sample: Mapping[str, Any], prompt: NormalText, completion: NormalText) -> dict[str, Any]:
+    def record_of(self, sample: Mapping[str, Any], prompt: NormalText, completion: NormalText) -> dict[str, Any]:
         """One row's record, without the columns that are made for all rows together."""
         answer = sample["completion"] + "\n" + (sample["rejected"] or "")
         record = {

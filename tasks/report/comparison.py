@@ -15,9 +15,8 @@ _SECTION = re.compile(r'<section class="pass" id="comparison".*?</section>\n?', 
 
 def comparison_section(compared: dict[str, Any]) -> str:
     """The section as HTML, all foreign text escaped; `compared` is what `flows.compare.compare_runs` returns."""
-    environment = page_environment()
-    environment.filters["shown"] = _shown
-    return environment.get_template("comparison.html.jinja").render(compared=compared, **_tables(compared))
+    template = page_environment().get_template("comparison.html.jinja")
+    return template.render(compared=compared, **_tables(compared))
 
 
 def with_comparison(report: str, section: str) -> str:
@@ -53,9 +52,3 @@ def first_rows(rows: list[int]) -> str:
     """Row numbers with commas between them, and how many more there are."""
     more = len(rows) - SHOWN_ROWS
     return ", ".join(str(row) for row in rows[:SHOWN_ROWS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

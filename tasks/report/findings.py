@@ -9,7 +9,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 
 SEVERITIES = ("critical", "warn", "info")
-LISTED = 5  # rows and concepts named on the first screen
+LISTED = 5  # rows named on the first screen, and concepts by which it is judged
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Findings:
     suppressed: list[dict[str, Any]] = field(default_factory=list)
 
 
-def collect(run: Run, artifacts: dict[str, ArtifactRef]) -> Findings:
-    """Read the summaries of every artefact that is there and judge them."""
+def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED) -> Findings:
+    """Read the summaries of every artefact that is there and judge them; `concepts` are listed per direction."""
     opened = {name: run.store.open(ref) for name, ref in artifacts.items()}
     read = {name: a.json("summary.json") for name, a in opened.items() if "summary.json" in a.names()}
     signals = [signal for part in read.values() for signal in part.get("signals", [])]
     signals.sort(key=lambda signal: SEVERITIES.index(signal["severity"]))
     harmful = _harmful(opened)
-    strengthened, suppressed = _concepts(opened)
+    strengthened, suppressed = _concepts(opened, max(concepts, LISTED))
     summary = _summary(read, opened)
-    answer, reasons = judge(summary, signals, harmful, strengthened, suppressed)
-    return Findings(answer, reasons, summary, signals, harmful, strengthened, suppressed)
+    answer, reasons = judge(summary, signals, harmful, suppressed[:LISTED])
+    return Findings(answer, reasons, summary, signals, harmful, strengthened[:concepts], suppressed[:concepts])
 
 
 def _harmful(opened: dict[str, Any]) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def row_texts(samples: Any, wanted: set[str] | None = None) -> dict[str, str]:
     }
 
 
-def _concepts(opened: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _concepts(opened: dict[str, Any], listed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Top strengthened and suppressed features by the seed's score, with what the checkpoint really did."""
     if "features" not in opened:
         return [], []
@@ -77,8 +77,8 @@ def _concepts(opened: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[s
             "relative": share,
         }
 
-    up = [named(row) for row in reversed(ordered[-LISTED:]) if row["score"] > 0]
-    down = [named(row) for row in ordered[:LISTED] if row["score"] < 0]
+    up = [named(row) for row in reversed(ordered[-listed:]) if row["score"] > 0]
+    down = [named(row) for row in ordered[:listed] if row["score"] < 0]
     return up, down
 
 
@@ -107,7 +107,6 @@ def judge(
     summary: dict[str, Any],
     signals: list[dict[str, Any]],
     harmful: list[dict[str, Any]],
-    strengthened: list[dict[str, Any]],
     suppressed: list[dict[str, Any]],
 ) -> tuple[str, list[str]]:
     """Should I train? The rule: any critical signal or a predicted rise of held-out loss says "Not yet", any

@@ -124,8 +124,8 @@ def _features(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines
 def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> InfluenceView:
     rows = opened["influence"].table("influence.parquet")
     solver = opened["influence"].json("solver.json")
-    apart = zip(rows["nearest_rows"], rows["nearest_scores"], strict=True)
-    nearest = [", ".join(f"{n} ({s:+.2g})" for n, s in zip(*each, strict=True)) for each in apart]
+    numbers_and_scores = zip(rows["nearest_rows"], rows["nearest_scores"], strict=True)
+    nearest = [", ".join(f"{n} ({s:+.2g})" for n, s in zip(*each, strict=True)) for each in numbers_and_scores]
     tokens = opened["influence_tokens"].table("tokens.parquet") if "influence_tokens" in opened else None
     return InfluenceView(
         rows=rows.assign(text=rows["sample_id"].map(texts), nearest=nearest),

@@ -18,12 +18,12 @@ from foretune.tasks.report.run_section import with_run
 
 
 @prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
-def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], asked: int) -> dict[str, Any]:
-    """Write result.json last and return it; `asked` is the number of tasks that the wiring asked for.
+def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], submitted: int) -> dict[str, Any]:
+    """Write result.json last and return it; `submitted` is the number of tasks of the wiring.
 
     The run's page is that of its backtest, where there was one.
     """
-    found = collect(run, made)
+    found = collect(run, made, concepts=request["features"]["top"])
     events = EventLog.of(run)
     for signal in found.signals:
         announce(run, "signal", **signal)
@@ -31,7 +31,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], ask
     record = recorded(run, request, made)
     page = run.store.open(made.get("backtest_report", made["report"])).text("report.html")
     run.write_report(with_run(page, record, commands(run.run_id, found)))
-    result = result_of(run, request, made, found, record, asked)
+    result = result_of(run, request, made, found, record, submitted)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
     announce(run, "run_finished", status="completed", answer=found.answer)
@@ -50,7 +50,7 @@ def recorded(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) ->
 
 
 def result_of(
-    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, record: RunRecord, asked: int
+    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], found: Findings, record: RunRecord, submitted: int
 ) -> dict[str, Any]:
     """The contract of result.json."""
     timings: dict[str, float] = {}
@@ -67,7 +67,7 @@ def result_of(
         "checks": {each.name: asdict(each) for each in record.invariants},
         "cost": asdict(record.cost),
         "timings": timings,
-        "tasks": {"run": len(finished), "cached": asked - len(finished)},
+        "tasks": {"run": len(finished), "cached": submitted - len(finished)},
         "summary": {
             "answer": found.answer,
             "reasons": found.reasons,

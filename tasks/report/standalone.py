@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
+
+from foretune.tasks.report.numbers import number, plain, signed
+from foretune.tasks.report.texts import visible
 
 if TYPE_CHECKING:
     import jinja2
@@ -20,8 +21,6 @@ def page_environment() -> jinja2.Environment:
     """Where templates, style and script of every page are loaded from; text is escaped and made visible."""
     import jinja2
 
-    from foretune.tasks.report.charts.look import visible
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("foretune.tasks.report"),
         autoescape=True,
@@ -31,7 +30,7 @@ def page_environment() -> jinja2.Environment:
         # Markup is our own; any other text may come from the dataset.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters |= {"number": _number, "signed": _signed}
+    environment.filters |= {"number": number, "signed": signed, "plain": plain}
     return environment
 
 
@@ -63,24 +62,6 @@ def chart_data(charts: Mapping[str, Chart]) -> str:
     figures = {name: json.loads(str(chart.figure.to_json(engine="json"))) for name, chart in charts.items()}
     text = json.dumps(figures, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _number(value: Any) -> str:
-    """A number as people read it: four significant digits, thousands separated, a dash for nothing."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "-" if value is None or math.isnan(value) else ("∞" if value > 0 else "-∞")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Integral):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-    return str(value)
-
-
-def _signed(value: float | None) -> str:
-    """A change: three significant digits and always a sign."""
-    return _number(value) if value is None or not math.isfinite(value) else f"{value:+.3g}"
 
 
 def _policy(scripts: Sequence[str]) -> str:

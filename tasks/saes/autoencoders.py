@@ -30,7 +30,6 @@ class LoadedSae:
     config: SaeConfig
     W_dec: Tensor  # [d_sae, d_in] what one unit of a feature adds to the reconstruction; on the CPU, float32
     device: torch.device
-    normalisation: str  # "none", or what the coder does to every activation before it encodes
 
     @property
     def d_in(self) -> int:
@@ -83,13 +82,11 @@ def load_sae(settings: SaeSettings, path: Path) -> LoadedSae:
 def _open(settings: SaeSettings, path: Path) -> LoadedSae:
     config = read_sae_config(settings, path)
     device = choose_device(settings.device)
-    normalisation = "none"
     if config.format == "sparsify":
         coder: Any = load_sparsify(path, device)
         directions = coder.W_dec
     else:
         coder = _sae_lens(settings, path, device)
-        normalisation = coder.cfg.normalize_activations
         directions = _directions(coder)
     _refuse_non_finite(path, coder)
     if tuple(directions.shape) != (config.d_sae, config.d_in):
@@ -97,7 +94,7 @@ def _open(settings: SaeSettings, path: Path) -> LoadedSae:
             f"sae {path}: its decoder is {list(directions.shape)}, cfg.json says "
             f"{[config.d_sae, config.d_in]}; give the cfg.json that belongs to these weights"
         )
-    return LoadedSae(coder, config, directions.detach().float().cpu(), device, normalisation)
+    return LoadedSae(coder, config, directions.detach().float().cpu(), device)
 
 
 def _sae_lens(settings: SaeSettings, path: Path, device: torch.device) -> Any:

@@ -116,6 +116,12 @@ def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
     return run.store.open(samples).arrow("samples.parquet")
 
 
+def row_numbers(run: Run, samples: ArtifactRef) -> dict[str, int]:
+    """{sample id: position of the row in its file}. Shards do not know it: they are stored by what their rows say."""
+    table = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "row"])
+    return dict(zip(table["sample_id"].to_pylist(), table["row"].to_pylist(), strict=True))
+
+
 def preview_index(
     run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
 ) -> SampleIndex:

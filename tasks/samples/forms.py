@@ -60,8 +60,8 @@ class CanonicalRow:
         return isinstance(self.completion, list)
 
     def content(self) -> dict[str, Any]:
-        """What the row says, without where it stands: the part that the sample id is made of."""
-        said = {
+        """The row's text, without its place in the file: the part that the sample id is made of."""
+        content = {
             "form": self.form,
             "prompt": self.prompt,
             "completion": self.completion,
@@ -69,7 +69,7 @@ class CanonicalRow:
             "tools": self.tools,
             "template_kwargs": self.template_kwargs or None,
         }
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in content.items() if value is not None}
 
 
 def canonical_rows(rows: Sequence[Mapping[str, Any]], columns: ColumnNames | None = None) -> list[CanonicalRow]:
@@ -191,14 +191,14 @@ def shared_prefix(chosen: Part, rejected: Part) -> int:
 
 
 def _read_turns(question: str, answer: str, row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    asked = read_text(row[question], number, question)
+    prompt = read_text(row[question], number, question)
     extra, system = row.get("input"), row.get("system")
     if question == "instruction" and extra not in (None, ""):
-        asked = f"{asked}\n\n{read_text(extra, number, 'input')}"
+        prompt = f"{prompt}\n\n{read_text(extra, number, 'input')}"
     opening = [{"role": "system", "content": read_text(system, number, "system")}] if system else []
     return {
         "form": "prompt_completion",
-        "prompt": [*opening, {"role": "user", "content": asked}],
+        "prompt": [*opening, {"role": "user", "content": prompt}],
         "completion": [{"role": "assistant", "content": read_text(row[answer], number, answer)}],
         "adaptable": True,
     }

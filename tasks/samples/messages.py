@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foretune.storage.datasets import kind_of
 from foretune.storage.errors import BadInput
 
 Message = dict[str, Any]
@@ -23,7 +24,7 @@ ROLES = {
 def read_text(value: Any, row: int | str, column: str) -> str:
     """`value` itself. Raises BadInput, naming the row, unless it is text that UTF-8 can hold."""
     if not isinstance(value, str):
-        raise BadInput(f"row {row}: {column} holds {_kind(value)} where text is expected; make it a string")
+        raise BadInput(f"row {row}: {column} holds {kind_of(value)} where text is expected; make it a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -50,7 +51,7 @@ def read_messages(value: Sequence[Any], row: int | str, column: str) -> list[Mes
 def _message(value: Any, row: str, column: str) -> Message:
     if not isinstance(value, Mapping):
         raise BadInput(
-            f"row {row}: {column} holds {_kind(value)} where a message is expected; "
+            f"row {row}: {column} holds {kind_of(value)} where a message is expected; "
             'write {"role": ..., "content": ...}'
         )
     message = {name: item for name, item in value.items() if item is not None}
@@ -80,14 +81,8 @@ def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
         except json.JSONDecodeError as error:
             raise BadInput(f"row {row}: {column} is not valid JSON ({error}); mend the value") from None
     if value is not None and not isinstance(value, kind):
-        raise BadInput(f"row {row}: {column} holds {_kind(value)} where a {kind.__name__} is expected")
+        raise BadInput(f"row {row}: {column} holds {kind_of(value)} where a {kind.__name__} is expected")
     return value
-
-
-def _kind(value: Any) -> str:
-    kinds = {str: "text", int: "a number", float: "a number", bool: "true or false", type(None): "nothing",
-             dict: "an object", list: "a list"}  # fmt: skip
-    return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def shown(part: Part) -> str:

@@ -34,9 +34,7 @@ def minibatches(table: pa.Table, max_tokens: int, device: Any = "cpu", trained_o
     lengths = [len(i) + (len(rejected_ids[n]) if paired else 0) for n, i in enumerate(ids)]
     kept = [n for n, label in enumerate(labels) if not trained_only or any(value != -100 for value in label[1:])]
     made = []
-    for bucket in buckets(
-        [lengths[n] for n in kept], max([max_tokens, *(lengths[n] for n in kept)]), max(len(kept), 1)
-    ):
+    for bucket in buckets([lengths[n] for n in kept], max([max_tokens, *(lengths[n] for n in kept)])):
         rows = [kept[position] for position in bucket]
         chosen = collate([(ids[n], labels[n]) for n in rows]).to(device)
         rejected = collate([(rejected_ids[n], rejected_labels[n]) for n in rows]).to(device) if paired else None

@@ -22,6 +22,7 @@ from foretune.storage.manifest import Manifest
 from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import library_versions
+from foretune.tasks.report.findings import collect
 
 ARCHIVES = sorted(Path(__file__).parent.glob("*.tar.xz"))
 LEFT_OUT = {"report"}  # its page holds a script of 4.8 MB
@@ -67,6 +68,16 @@ def test_the_run_its_events_and_its_result_open(archived):
     assert {event["type"] for event in read_events(run)} >= {"pass_started", "step", "pass_finished", "run_finished"}
     for name in set(result["artifacts"]) - LEFT_OUT:
         assert run.store.open(artifact_of(run, name)).names()
+
+
+@pytest.mark.parametrize("listed", [1, 5, 20])
+def test_as_many_concepts_are_listed_as_asked_for_and_the_answer_stays(archived, listed):
+    run = run_in(archived)
+    result = run.read_result()
+    made = {name: artifact_of(run, name) for name in result["artifacts"] if name not in LEFT_OUT}
+    found = collect(run, made, concepts=listed)
+    assert len(found.strengthened) == len(found.suppressed) == listed
+    assert (found.answer, found.reasons) == (result["summary"]["answer"], result["summary"]["reasons"])
 
 
 def test_the_recipe_of_every_stored_key_is_still_the_same(archived):

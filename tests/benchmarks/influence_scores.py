@@ -51,10 +51,10 @@ class Bench:
 
         A row whose answer is cut off has no gradient and counts one token.
         """
-        from foretune.tasks.inputs.field import whole_rows
+        from foretune.tasks.inputs.field import per_row_gradients
         from foretune.tasks.loading import lora_scale
 
-        kept = whole_rows(self.bank.run, self.landscape[role].blocks, lora_scale(self.bank.request.adapter))
+        kept = per_row_gradients(self.bank.run, self.landscape[role].blocks, lora_scale(self.bank.request.adapter))
         table = self.bank.train if role == "train" else self.bank.heldout
         place = {sample_id: n for n, sample_id in enumerate(table["sample_id"].to_pylist())}
         at = [place[sample_id] for sample_id in kept.ids]

@@ -57,7 +57,7 @@ def ours(root: str, count: int) -> list[bool]:
         for number in range(count):
             step(stored, number=number)
         step.finish()
-        return [step.ready(artifact).cached for artifact in step.asked]
+        return [step.ready(artifact).cached for artifact in step.submitted]
 
 
 @prefect.flow(log_prints=False)

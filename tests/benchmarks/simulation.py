@@ -37,11 +37,11 @@ class Demo:
         from foretune.flows.request import load_request
         from foretune.storage.refs import ArtifactRef
         from foretune.storage.results import artifact_of
-        from foretune.storage.runs import latest
+        from foretune.storage.runs import resolve_run
         from foretune.tasks.inputs.handles import ModelHandle
         from foretune.tasks.samples.dataset import read_table
 
-        self.run, self.request = latest(root), load_request(str(PROJECT / REQUEST))
+        self.run, self.request = resolve_run(root, "latest"), load_request(str(PROJECT / REQUEST))
         refs = {s.task: ArtifactRef(task=s.task, key=s.key, uri="", sha256="") for s in self.run.store.iterate()}
         self.loaded = ModelHandle(source=refs["model"], settings=self.request.model).open(self.run)
         self.train = read_table(self.run, artifact_of(self.run, "samples"))

@@ -16,7 +16,7 @@ import yaml
 
 from foretune.storage.events import read_events, run_status
 from foretune.storage.ledger import Ledger
-from foretune.storage.runs import latest, list_runs
+from foretune.storage.runs import list_runs
 from tests.deployments.postgres import binaries
 from tests.deployments.team import PROJECT, Team, end, published
 
@@ -41,13 +41,13 @@ def request_body(tiny_request: Path, shared_root: str) -> dict:
 def test_a_run_started_over_http_completes(team, request_body, shared_root):
     run = team.ended(team.run(team.deployment("simulate"), request=request_body))
     assert (run["state_type"], run["state"]["message"]) == ("COMPLETED", None), team.tail()
-    result = latest(shared_root).read_result()
+    result = list_runs(shared_root)[-1].read_result()
     assert result["tasks"]["run"] > 0
     shown = team.artifacts(run["id"])
     assert shown["foretune-progress-run"] == 100
     assert shown["foretune-progress-landscape-shard"] == 100
     assert "Should I train?" in shown["foretune-verdict"]
-    ours = read_events(latest(shared_root))
+    ours = read_events(list_runs(shared_root)[-1])
     theirs = team.until(
         lambda: (seen := team.events(run["id"], "foretune.")) and seen[-1]["event"] == "foretune.run.finished" and seen
     )
@@ -101,7 +101,7 @@ def test_every_schedule_has_its_next_runs(team, name, hour, days):
 
 
 def test_a_schedule_that_is_due_produces_a_run(team, request_body, shared_root):
-    deployment, before = team.deployment("simulate"), latest(shared_root)
+    deployment, before = team.deployment("simulate"), list_runs(shared_root)[-1]
     schedule = {
         "schedule": {"interval": 3600, "anchor_date": (datetime.now(UTC) + timedelta(seconds=4)).isoformat()},
         "active": True,
@@ -110,12 +110,12 @@ def test_a_schedule_that_is_due_produces_a_run(team, request_body, shared_root):
     team.post(f"deployments/{deployment['id']}/schedules", [schedule])
     due = team.until(lambda: [r for r in team.runs(deployment) if r["auto_scheduled"] and r["start_time"]])
     assert team.ended(due[0]["id"])["state_type"] == "COMPLETED", team.tail()
-    assert latest(shared_root) != before
-    assert latest(shared_root).read_result()["tasks"]["run"] == 0
+    assert list_runs(shared_root)[-1] != before
+    assert list_runs(shared_root)[-1].read_result()["tasks"]["run"] == 0
     shown = team.artifacts(due[0]["id"])
     assert {"foretune-progress-run", "foretune-verdict"} <= set(shown)  # with nothing to compute they are there, too
     assert shown["foretune-progress-run"] == 100
-    signals = [event for event in read_events(latest(shared_root)) if event["type"] == "signal"]
+    signals = [event for event in read_events(list_runs(shared_root)[-1]) if event["type"] == "signal"]
     team.until(lambda: team.events(due[0]["id"], "foretune.run.finished"))
     assert len(team.events(due[0]["id"], "foretune.signal")) == len(signals)
 
@@ -163,7 +163,7 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on_where_it_was(team, requ
     forget_lost_runs()  # ten quiet seconds are none too few for a run that works
     again = team.ended(team.run(team.deployment("simulate"), request=request_body))
     assert again["state_type"] == "COMPLETED", team.tail()
-    result = latest(root).read_result()
+    result = list_runs(root)[-1].read_result()
     assert result["tasks"]["cached"] >= len(done)
     assert set(Counter(finished()).values()) == {1}
 

@@ -19,7 +19,7 @@ from foretune.storage.events import read_events
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.time_limits import OverTime, pass_minutes, uncounted, within_time
-from foretune.tasks.inputs.handles import exclusive
+from foretune.tasks.inputs.handles import device_lock
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_waiting_for_a_device_does_not_count():
     device, inside = SimpleNamespace(device="pretended"), threading.Event()
 
     def other() -> None:
-        with exclusive(device):
+        with device_lock(device):
             inside.set()
             time.sleep(3)
 
@@ -88,7 +88,7 @@ def test_waiting_for_a_device_does_not_count():
     inside.wait()
 
     def waits() -> str:
-        with exclusive(device):
+        with device_lock(device):
             return busy(0.01)
 
     with pass_minutes(SHORT):
@@ -110,12 +110,12 @@ def test_a_limit_that_is_reached_while_it_waits_gives_the_device_back():
     device = SimpleNamespace(device="pretended too")
 
     def works() -> None:
-        with exclusive(device):
+        with device_lock(device):
             busy(30)
 
     with pass_minutes(SHORT), pytest.raises(OverTime):
         within_time(works)
-    taken = threading.Thread(target=lambda: exclusive(device).__enter__())
+    taken = threading.Thread(target=lambda: device_lock(device).__enter__())
     taken.start()
     taken.join(5)
     assert not taken.is_alive()

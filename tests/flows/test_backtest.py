@@ -14,7 +14,7 @@ from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request, load_request
 from foretune.storage.errors import BadInput
-from foretune.storage.events import event_schema, read_events, run_status
+from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run
 from foretune.tasks.backtest.axes import scores, spread
 from foretune.tasks.backtest.influence import datamodeling
@@ -26,6 +26,7 @@ from foretune.tasks.inputs.sources import resolve_sources
 from foretune.tasks.numerics.agreement import Agreement
 from tests.flows.conftest import Called
 from tests.flows.test_command_line import assert_bad_input, foretune
+from tests.storage.schema import event_schema
 
 pytestmark = pytest.mark.slow
 

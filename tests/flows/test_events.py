@@ -12,10 +12,11 @@ import pytest
 
 from foretune.flows.request import load_request
 from foretune.flows.simulate import simulate
-from foretune.storage.events import EventLog, event_schema, read_events
+from foretune.storage.events import EventLog, read_events
 from foretune.storage.runs import Run
 from foretune.tasks.backtest.callback import TrainingEvents
 from tests.flows.test_command_line import COMMAND, foretune
+from tests.storage.schema import event_schema
 
 pytestmark = pytest.mark.slow
 

@@ -93,8 +93,8 @@ def test_a_number_that_is_not_there_is_bad_input(name):
         ({"number": "a"}, "rules.1: give exactly one of above, below, rises_by, falls_by for a"),
         ({"number": "a", "above": 1, "below": 0}, "rules.1: give exactly one of"),
         ({"signal": "a", "above": 1}, "rules.1: above needs a number, not a signal"),
-        ({"number": "a", "abov": 1}, "unknown key rules.1.abov; the nearest key is above"),
-        ({"number": "a", "above": 1, "verdict": "stop"}, "rules.1.verdict: Input should be 'warn' or 'fail'"),
+        ({"number": "a", "abov": 1}, "unknown key rules.1.abov; the nearest key is rules.1.above"),
+        ({"number": "a", "above": 1, "verdict": "stop"}, "rules.1.verdict: input should be 'warn' or 'fail'"),
     ],
 )
 def test_a_wrong_rule_is_one_line(tmp_path, rule, message):
@@ -108,7 +108,7 @@ def test_a_wrong_rule_is_one_line(tmp_path, rule, message):
     ("text", "message"),
     [
         ("rules: [", "not valid YAML"),
-        ("- a", "the file: Input should be"),
+        ("- a", "the file holds no mapping"),
         ("rules: [{signal: any}]", "rules.1.reason is missing; add it"),
         ("rulse: []", "unknown key rulse; the nearest key is rules"),
     ],

@@ -107,13 +107,6 @@ def test_kept_graphs_run_the_forward_pass_once(perceptron):
     assert calls.count(4) == 1 and calls.count(2) == 5
 
 
-def test_difference_of_forwards_agrees_with_autograd(llama):
-    v = llama.random(9)
-    exact = gauss_newton(llama.call, llama.weights, FullSpace(), [llama.batch]).matvec(v)
-    difference = gauss_newton(llama.call, llama.weights, FullSpace(), [llama.batch], jvp="difference")
-    close(llama.flat(difference.matvec(v)), llama.flat(exact), 1e-3)
-
-
 def test_blocks_are_the_quadratic_forms_of_the_diagonal_blocks(llama):
     v = llama.random(10)
     for build, dense in ((gauss_newton, llama.dense_gauss_newton()), (hessian, llama.dense_hessian())):
@@ -131,12 +124,6 @@ def test_half_precision_weights_give_float32_products_close_to_float32(half_llam
     close(llama.flat(half), llama.flat(exact), 0.1)
 
 
-def test_half_precision_differences_are_refused(half_llama):
-    operator = gauss_newton(half_llama.call, half_llama.weights, FullSpace(), [half_llama.batch], jvp="difference")
-    with pytest.raises(ValueError, match=r"finite differences need float32 weights, .* is torch\.bfloat16"):
-        operator.matvec(half_llama.random(0))
-
-
 def test_batches_without_labels_count_for_nothing(perceptron):
     silent = perceptron.split(6)[0]
     silent = type(silent)(silent.input_ids, silent.attention_mask, torch.full_like(silent.labels, -100))
@@ -146,8 +133,3 @@ def test_batches_without_labels_count_for_nothing(perceptron):
     close(perceptron.flat(both), perceptron.flat(expected), 1e-12)
     with pytest.raises(ValueError, match="1 curvature batches hold 0 label tokens"):
         gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [silent])
-
-
-def test_an_unknown_jvp_names_the_choices(perceptron):
-    with pytest.raises(ValueError, match="choose one of reverse, difference"):
-        gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch], jvp="sideways")

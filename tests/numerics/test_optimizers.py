@@ -3,18 +3,19 @@ import torch
 
 from foretune.tasks.numerics.optimizers import OptimizerSettings, advance, clip_global_norm, initial_state
 
+RATES = {"adamw": 3e-3, "sgd": 0.1}
 SETTINGS = {
-    "adamw": OptimizerSettings("adamw", 3e-3),
-    "adamw with decay": OptimizerSettings("adamw", 3e-3, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6),
-    "sgd": OptimizerSettings("sgd", 0.1),
-    "sgd with decay": OptimizerSettings("sgd", 0.1, weight_decay=0.05),
-    "sgd with momentum": OptimizerSettings("sgd", 0.1, momentum=0.9, weight_decay=0.05),
-    "sgd with nesterov": OptimizerSettings("sgd", 0.1, momentum=0.9, nesterov=True),
+    "adamw": OptimizerSettings("adamw"),
+    "adamw with decay": OptimizerSettings("adamw", weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6),
+    "sgd": OptimizerSettings("sgd"),
+    "sgd with decay": OptimizerSettings("sgd", weight_decay=0.05),
+    "sgd with momentum": OptimizerSettings("sgd", momentum=0.9, weight_decay=0.05),
+    "sgd with nesterov": OptimizerSettings("sgd", momentum=0.9, nesterov=True),
 }
 
 
 def torch_optimizer(settings, parameters):
-    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    common = {"lr": RATES[settings.name], "weight_decay": settings.weight_decay}
     if settings.name == "adamw":
         return torch.optim.AdamW(parameters, betas=settings.betas, eps=settings.eps, **common)
     return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.nesterov, **common)
@@ -32,16 +33,13 @@ def test_twelve_steps_equal_torch_optim(settings, weights):
     optimizer = torch_optimizer(settings, theirs.values())
     ours, state = {name: w.clone() for name, w in weights.items()}, initial_state(settings, weights)
     for step in range(12):
-        rate = settings.learning_rate * (step + 1) / 12
+        rate = RATES[settings.name] * (step + 1) / 12
         optimizer.param_groups[0]["lr"] = rate
         gradients = {name: torch.randn_like(w) for name, w in weights.items()}
         for name, parameter in theirs.items():
             parameter.grad = gradients[name].clone()
         optimizer.step()
-        before = {name: w.clone() for name, w in ours.items()}
-        state, update_norm = advance(settings, state, ours, gradients, rate)
-        moved = torch.cat([(ours[name] - before[name]).flatten() for name in ours]).norm()
-        assert update_norm == pytest.approx(float(moved), rel=1e-4)
+        state = advance(settings, state, ours, gradients, rate)
     for name, parameter in theirs.items():
         torch.testing.assert_close(ours[name], parameter.detach(), rtol=1e-6, atol=1e-6)
 
@@ -54,8 +52,8 @@ def test_decay_of_differences_acts_on_the_weight_itself(name, weights):
     change_state = initial_state(settings, weights)
     for _ in range(6):
         gradients = {n: torch.randn_like(w) for n, w in weights.items()}
-        whole_state, _ = advance(settings, whole_state, whole, gradients, 0.02)
-        change_state, _ = advance(settings, change_state, change, gradients, 0.02, origin=weights)
+        whole_state = advance(settings, whole_state, whole, gradients, 0.02)
+        change_state = advance(settings, change_state, change, gradients, 0.02, origin=weights)
     for n, weight in weights.items():
         torch.testing.assert_close(weight + change[n], whole[n], rtol=1e-6, atol=1e-6)
 

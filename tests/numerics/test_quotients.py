@@ -31,15 +31,6 @@ def test_per_tensor_quotients_are_those_of_the_dense_diagonal_blocks(llama, buil
     assert found.values == pytest.approx(expected, rel=1e-2)
 
 
-def test_the_shared_mode_adds_the_coupling_between_modules(perceptron):
-    gradient = mean_gradient(perceptron)
-    operator = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch])
-    found = rayleigh_quotients(operator, gradient, mode="shared")
-    product = perceptron.unflat(perceptron.dense_gauss_newton() @ perceptron.flat(gradient))
-    expected = {n: ((g * product[n]).sum() / (g * g).sum()).item() for n, g in gradient.items()}
-    assert found.values == pytest.approx(expected, rel=1e-9) and found.products == operator.products == 1
-
-
 def sampled(toy, space, gradient, **options):
     samples = sampled_gradients(toy.call, toy.weights, space, toy.split(2, 3), toy.modules, **options)
     return quotients_of(samples, toy.tokens, gradient)
@@ -92,9 +83,3 @@ def test_a_zero_gradient_has_no_quotient(perceptron):
     operator = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch])
     gradient = {n: torch.zeros_like(w) for n, w in perceptron.weights.items()}
     assert all(math.isnan(k) for k in rayleigh_quotients(operator, gradient).values.values())
-
-
-def test_an_unknown_mode_names_the_choices(perceptron):
-    operator = gauss_newton(perceptron.call, perceptron.weights, FullSpace(), [perceptron.batch])
-    with pytest.raises(ValueError, match="choose per_tensor or shared"):
-        rayleigh_quotients(operator, perceptron.weights, mode="guess")

@@ -44,7 +44,6 @@ def test_lanczos_with_full_depth_gives_the_distinct_eigenvalues(matrix_with_spec
     start = {"x": torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))}
     ritz = lanczos(matvec_of(matrix_with_spectrum(SPECTRUM, 3)), start, 8)
     assert ritz.values[-7:] == pytest.approx(sorted(set(SPECTRUM)), abs=1e-8)
-    assert sum(ritz.weights) == pytest.approx(1.0)
 
 
 def test_ritz_residuals_bound_the_distance_to_an_eigenvalue(matrix_with_spectrum):

@@ -40,7 +40,7 @@ def uses_on_ray(root: str, model: str, address: str) -> dict[int, list[int]]:
         for number in range(SHARDS):
             step(counted_use, model=handle, number=number)
         step.finish()
-        for artifact in step.asked:
+        for artifact in step.submitted:
             use = step.run.store.open(step.ready(artifact)).json("use.json")
             uses[use["process"]].append(use["use"])
     return uses

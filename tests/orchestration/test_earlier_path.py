@@ -97,6 +97,15 @@ def test_a_path_that_does_not_serve_is_measured_and_the_reason_said(measured, ch
     assert why in caplog.text
 
 
+def test_every_anchor_of_a_measured_path_is_stored(measured):
+    step, made = run_inline(measured, *ANCHORED)
+    found = step.run.store.open(made["path"]).json("path.json")
+    assert [anchor["step"] for anchor in found["anchors"]] == found["anchor_steps"][1:] != []
+    for anchor in found["anchors"]:
+        assert 0.0 <= anchor["coefficient"] <= 1.0 and anchor["correction"] > 0.0
+        assert anchor["blocks"] and anchor["loss_change"] < 0.0
+
+
 def test_the_run_itself_is_found_again_whatever_ran_after_it(measured):
     finish(measured, "20260102-000000-tiny-0002", *LATEST, "training.learning_rate=7e-4")
     finish(measured, "20260103-000000-tiny-0003", *ANCHORED, "training.learning_rate=3e-3")

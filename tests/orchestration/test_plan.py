@@ -18,7 +18,8 @@ from foretune.storage.cache import cache_dir
 from foretune.storage.rates import KEPT, remember_rate, remembered_rates
 from foretune.tasks.engine.keys import ContentKey
 from foretune.tasks.loading import AdapterTargets
-from foretune.tasks.loading.footprint import footprint, tensor_shapes
+from foretune.tasks.loading.footprint import footprint
+from foretune.tasks.loading.stored import safetensors_layout
 from tests.orchestration.inline import run_inline
 
 
@@ -150,8 +151,9 @@ def test_sizes_come_from_the_headers_of_the_weights(tiny_llama):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    own = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    assert tensor_shapes(tiny_llama / "model.safetensors") == own
+    own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    stored = safetensors_layout(tiny_llama / "model.safetensors")
+    assert {name: form.shape for name, form in stored.items()} == own
     sizes = footprint(tiny_llama, AdapterTargets(target_modules=["q_proj", "v_proj"]))
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert sizes.adapted == 2 * (32 * 32 + 16 * 32)

@@ -197,18 +197,18 @@ def _model_diff(rng: np.random.Generator) -> ModelDiffView:
 
 
 TIMELINE = [
-    {"task": task, "start": start, "seconds": seconds, "cached": cached, "forward_equivalents": forwards}
-    for task, start, seconds, cached, forwards in (
-        ("samples", 0.0, 0.4, False, None),
-        ("quality", 0.4, 0.2, False, None),
-        ("baseline", 0.6, 0.01, True, 0.6),
-        ("landscape", 0.7, 22.4, False, 3.0),
-        ("features", 23.1, 0.9, False, None),
-        ("influence", 23.1, 31.0, False, 1.2),
-        ("prediction", 54.1, 14.2, False, 0.8),
-        ("checkpoint", 68.3, 3.1, False, None),
-        ("sae_diff", 71.4, 9.0, False, 0.6),
-        ("model_diff", 71.4, 11.0, False, 0.5),
+    {"task": task, "start": start, "seconds": seconds, "cached": cached}
+    for task, start, seconds, cached in (
+        ("samples", 0.0, 0.4, False),
+        ("quality", 0.4, 0.2, False),
+        ("baseline", 0.6, 0.01, True),
+        ("landscape", 0.7, 22.4, False),
+        ("features", 23.1, 0.9, False),
+        ("influence", 23.1, 31.0, False),
+        ("prediction", 54.1, 14.2, False),
+        ("checkpoint", 68.3, 3.1, False),
+        ("sae_diff", 71.4, 9.0, False),
+        ("model_diff", 71.4, 11.0, False),
     )
 ]
 
@@ -274,7 +274,6 @@ def example_view(seed: int = 7) -> ReportView:
         sae_diff=sae_diff,
         model_diff=_model_diff(rng),
         timeline=TIMELINE,
-        artifacts={"quality": {"uri": ".foretune/artifacts/quality/4c1d", "sha256": "9f" * 32, "cached": False}},
     )
 
 

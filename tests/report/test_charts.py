@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from foretune.tasks.report.charts import dataset, features, layers, losses, samples, settings, timeline
-from foretune.tasks.report.charts.look import HARMS, HELPS, hover, label, visible
+from foretune.tasks.report.charts.look import HARMS, HELPS, hover, label
+from foretune.tasks.report.texts import visible
 from foretune.tasks.report.views import ReportView
 
 

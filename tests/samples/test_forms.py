@@ -129,7 +129,7 @@ BAD = {
     "row 0 has the columns .none.": [{}],
     "row 0: text holds a number where text is expected": [{"text": 4.0}],
     "row 0: text holds half of a surrogate pair at character 1": [{"text": "a\ud800"}],
-    "row 0, message 1: messages holds text where a message is expected": [{"messages": [USER, "Hello"]}],
+    "row 0, message 1: messages holds a string where a message is expected": [{"messages": [USER, "Hello"]}],
     "row 0, message 0: messages holds a message with the keys role; a message has role and content": [
         {"messages": [{"role": "user"}]}],
     "row 0, message 0: messages holds content that is not text": [

@@ -75,15 +75,6 @@ def test_an_exception_leaves_nothing(store):
     assert not draft.folder.exists()
 
 
-def test_a_refused_draft_is_not_stored(store):
-    def refuse(files: Path) -> None:
-        raise ArithmeticError((files / "a.txt").read_text())
-
-    with pytest.raises(ArithmeticError, match="text"):
-        make(store, verify=refuse)
-    assert list(store.iterate()) == []
-
-
 def test_an_artefact_without_files_is_refused(store):
     with pytest.raises(ValueError, match="nothing was written"), store.create("landscape", KEY, {}):
         pass
@@ -98,7 +89,7 @@ def test_tables_tensors_and_json_come_back(store, monkeypatch, tmp_path):
         draft.write_table("rows.parquet", [{"a": 1, "ids": [1, 2]}, {"a": 2, "ids": []}])
         draft.write_table("frame.parquet", frame)
         draft.write_table("arrow.parquet", pa.table({"z": [1, 2, 3]}))
-        draft.write_tensors("t.safetensors", tensors, metadata={"unit": "nats"})
+        draft.write_tensors("t.safetensors", tensors)
         draft.write_json("s.json", {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(3), "text": "ü"})
     opened = another_process(store, monkeypatch, tmp_path).open(draft.ref)
     assert opened.names() == ["arrow.parquet", "frame.parquet", "rows.parquet", "s.json", "t.safetensors"]
@@ -110,7 +101,6 @@ def test_tables_tensors_and_json_come_back(store, monkeypatch, tmp_path):
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     with opened.tensor_file("t.safetensors") as handle:
-        assert handle.metadata() == {"unit": "nats"}
         assert torch.equal(handle.get_slice("w")[1:2], tensors["w"][1:2])
     assert opened.json("s.json") == {"n": 3, "x": 0.5, "v": [0, 1, 2], "text": "ü"}
     with pytest.raises(KeyError, match=r"rows\.parquet"):

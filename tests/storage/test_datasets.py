@@ -76,13 +76,6 @@ def test_rows_come_from_s3_too(s3_root, name):
     assert dataset_digest(file.uri) == sha256(data).hexdigest()
 
 
-def test_only_the_wanted_columns_of_a_parquet_file_are_read(tmp_path):
-    (tmp_path / "d.parquet").write_bytes(parquet())
-    assert read_rows(str(tmp_path / "d.parquet"), columns=["completion"])[0] == {"completion": "a,b"}
-    with pytest.raises(BadInput, match="no column 'answer'; it has prompt, completion"):
-        read_rows(str(tmp_path / "d.parquet"), columns=["answer"])
-
-
 GOOD = b'{"text": "a"}\n'
 
 WRONG = {

@@ -10,7 +10,7 @@ import pytest
 from foretune.storage.errors import BadInput
 from foretune.storage.events import EventLog, run_status
 from foretune.storage.places import Place
-from foretune.storage.runs import Run, latest, list_runs, new_run_id, resolve_run
+from foretune.storage.runs import Run, list_runs, new_run_id, resolve_run
 
 OLD = "20261121-090000-tickets-00aa"
 NEW = "20261122-211438-tickets-1a2b"
@@ -82,7 +82,6 @@ def test_an_unfinished_run_says_so(filled):
 
 def test_runs_are_listed_oldest_first(filled):
     assert [run.run_id for run in list_runs(filled)] == [OLD, OTHER, NEW]
-    assert latest(filled).run_id == NEW
     assert [run.name for run in list_runs(filled)] == ["tickets", "my-faq", "tickets"]
 
 
@@ -117,7 +116,6 @@ def test_an_unknown_run_is_answered_with_the_nearest(filled, name, said):
 
 def test_a_root_without_runs_says_what_to_do(root):
     assert list_runs(root) == []
-    assert latest(root) is None
     with pytest.raises(BadInput, match="no runs here; start one with `foretune simulate` or give --root"):
         resolve_run(root, "latest")
 

@@ -1,0 +1,36 @@
+"""The horizon: how far along a path the predicted losses may be trusted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def first_divergence(points: list[dict[str, Any]], tolerance: float) -> int | None:
+    """The first step where predicted and evaluated loss differ by more than `tolerance` nats; None without one."""
+    return next((p["step"] for p in points if abs(p["predicted_loss"] - p["evaluated_loss"]) > tolerance), None)
+
+
+def last_trusted(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any] | None:
+    """The last point before the first divergence; None where there is none."""
+    horizon = first_divergence(points, tolerance)
+    return next((p for p in reversed(points) if horizon is None or p["step"] < horizon), None)
+
+
+def trust_in_words(trusted: int, steps: int) -> str:
+    """`trusted` of a run's `steps`, as people read it."""
+    return "whole run" if trusted == steps else f"up to step {trusted} of {steps}"
+
+
+def path_summary(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
+    """First and last losses, and the horizon: the first step where the prediction has diverged."""
+    last, trusted = points[-1], last_trusted(points, tolerance)
+    steps = trusted["step"] if trusted else 0
+    return {
+        "heldout_loss_base": points[0]["evaluated_loss"],
+        "heldout_loss_predicted": last["predicted_loss"],
+        "heldout_loss_evaluated": last["evaluated_loss"],
+        "horizon": first_divergence(points, tolerance),
+        "trusted_steps": steps,
+        "trust": trust_in_words(steps, last["step"]),
+        "tolerance": tolerance,
+    }

@@ -1,0 +1,45 @@
+"""Numbers as people read them, on pages and in terminals."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+from typing import Any
+
+
+def number(value: Any) -> str:
+    """Four significant digits, thousands separated, a dash for nothing."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-" if value is None or math.isnan(value) else ("∞" if value > 0 else "-∞")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return str(value)
+
+
+def signed(value: float | None) -> str:
+    """A change: three significant digits and always a sign."""
+    return number(value) if value is None or not math.isfinite(value) else f"{value:+.3g}"
+
+
+def plain(value: Any) -> str:
+    """Four significant digits of a fraction, everything else as it is: whole numbers may name a row or a feature."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """`digits` after the point. Events carry null for what was not a finite number."""
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def spread(scores: dict[str, float] | None) -> str:
+    """Mean, and in brackets from the lowest to the highest where they differ; nothing without scores."""
+    if scores is None:
+        return ""
+    low, mean, high = scores["low"], scores["mean"], scores["high"]
+    return f"{mean:.3f}" if low == high else f"{mean:.3f} ({low:.3f}–{high:.3f})"
