@@ -9,6 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from foretune.tasks.engine.invariants import INVARIANTS
+from foretune.tasks.report.build import build_report
+from foretune.tasks.report.run_record import Cost, Invariant, RunRecord
+from foretune.tasks.report.run_section import with_run
+from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.views import (
     BaselineView,
     FeaturesView,
@@ -196,21 +201,40 @@ def _model_diff(rng: np.random.Generator) -> ModelDiffView:
     return ModelDiffView(layers, probes.assign(kl=rng.gamma(2, 0.05, 16)), facts)
 
 
-TIMELINE = [
-    {"task": task, "start": start, "seconds": seconds, "cached": cached}
-    for task, start, seconds, cached in (
-        ("samples", 0.0, 0.4, False),
-        ("quality", 0.4, 0.2, False),
-        ("baseline", 0.6, 0.01, True),
-        ("landscape", 0.7, 22.4, False),
-        ("features", 23.1, 0.9, False),
-        ("influence", 23.1, 31.0, False),
-        ("prediction", 54.1, 14.2, False),
-        ("checkpoint", 68.3, 3.1, False),
-        ("sae_diff", 71.4, 9.0, False),
-        ("model_diff", 71.4, 11.0, False),
+TIMELINE = tuple(
+    {"task": task, "label": task, "start": start, "seconds": seconds, "forward_passes": forwards}
+    for task, start, seconds, forwards in (
+        ("samples", 0.0, 0.4, None),
+        ("quality", 0.4, 0.2, None),
+        ("landscape", 0.7, 22.4, 3.0),
+        ("features", 23.1, 0.9, None),
+        ("influence", 23.1, 31.0, 1.2),
+        ("prediction", 54.1, 14.2, 0.8),
+        ("checkpoint", 68.3, 3.1, None),
+        ("sae_diff", 71.4, 9.0, 0.6),
+        ("model_diff", 71.4, 11.0, 0.5),
     )
+)
+COMMANDS = [
+    "foretune clean 2026-11-22T02-04-11-brisk-otter --drop-harmful 3 -o tickets.clean.jsonl",
+    "foretune whatif 2026-11-22T02-04-11-brisk-otter --set training.learning_rate=1e-4,2e-4",
 ]
+
+
+def example_record() -> RunRecord:
+    """A run that looked at every invariant but one."""
+    seen = (
+        Invariant(name, True, "this with that", {"tensors": 60}, 1, "2026-11-22T02:05:00+00:00", ("otter",))
+        for name in INVARIANTS[:-1]
+    )
+    cost = Cost(82.4, 6.1, 65.0, 9.0)
+    return RunRecord("otter", (*seen, Invariant(INVARIANTS[-1], None)), TIMELINE, ("baseline",), cost)
+
+
+def published(view: ReportView, settings: ReportSettings | None = None) -> str:
+    """The page as a run's folder holds it."""
+    return with_run(build_report(view, settings), example_record(), COMMANDS)
+
 
 SIGNALS = [
     dict(zip(("name", "severity", "value", "threshold", "advice"), values, strict=True))
@@ -230,7 +254,6 @@ def example_view(seed: int = 7) -> ReportView:
     baseline, features, sae_diff = _concepts(rng)
     return ReportView(
         header=Header(
-            "2026-11-22T02-04-11-brisk-otter",
             "tickets.jsonl",
             ROWS,
             "SmolLM2-135M-Instruct",
@@ -245,17 +268,6 @@ def example_view(seed: int = 7) -> ReportView:
             "row 63 trains on nothing: its answer is cut off at 512 tokens",
         ],
         signals=SIGNALS,
-        invariants={
-            "no_training_loop": True,
-            "base_weights_unchanged": True,
-            "solver_converged": True,
-            "delta_finite_and_clipped": True,
-            "checkpoint_reopens": True,
-        },
-        commands=[
-            "foretune clean 2026-11-22T02-04-11-brisk-otter --drop-harmful 3 -o tickets.clean.jsonl",
-            "foretune whatif 2026-11-22T02-04-11-brisk-otter --set training.learning_rate=1e-4,2e-4",
-        ],
         numbers=[
             Number("Held-out loss today", 3.65, "nats per token"),
             Number("Predicted after training", 3.14, "3.15 evaluated on the predicted weights"),
@@ -273,7 +285,6 @@ def example_view(seed: int = 7) -> ReportView:
         prediction=_prediction(rng),
         sae_diff=sae_diff,
         model_diff=_model_diff(rng),
-        timeline=TIMELINE,
     )
 
 

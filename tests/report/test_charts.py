@@ -10,6 +10,7 @@ from foretune.tasks.report.charts import dataset, features, layers, losses, samp
 from foretune.tasks.report.charts.look import HARMS, HELPS, hover, label
 from foretune.tasks.report.texts import visible
 from foretune.tasks.report.views import ReportView
+from tests.report.conftest import TIMELINE
 
 
 def test_text_is_escaped_after_it_is_cut() -> None:
@@ -126,13 +127,15 @@ def test_weight_change_is_relative_and_drops_untouched_modules(view: ReportView)
     assert list(line.y) == pytest.approx(list(kept["delta_norm"] / kept["norm_base"]))
 
 
-def test_the_timeline_draws_each_task_from_start_to_end(view: ReportView) -> None:
-    run, cached = timeline.timeline(view.timeline).figure.data
-    assert list(cached.x) == [0.01] and list(run.base)[2] == 0.7 and list(run.x)[2] == 22.4
+def test_the_timeline_draws_each_task_from_start_to_end() -> None:
+    (run,) = timeline.timeline(TIMELINE).figure.data
+    assert list(run.base)[2] == 0.7 and list(run.x)[2] == 22.4 and run.text[2] == "22.4 s, 3 forwards"
 
 
 def test_a_task_mapped_over_shards_shares_one_line() -> None:
-    shards = [{"task": "landscape", "start": n, "seconds": 1.0, "cached": False} for n in range(8)]
+    shards = [
+        {"task": "landscape", "label": f"{n}", "start": n, "seconds": 1.0, "forward_passes": 1.0} for n in range(8)
+    ]
     (run,) = timeline.timeline(shards).figure.data
     assert set(run.y) == {0} and run.text is None
 

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from foretune.tasks.report.build import build_report
 from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.views import BaselineView, InfluenceView, QualityView, ReportView
+from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
     "quality", "baseline", "landscape", "features", "influence", "preference", "prediction", "sae_diff",
@@ -59,8 +59,8 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
     def figures(self) -> dict[str, Any]:
-        (position,) = (at for at, attrs in enumerate(self.named("script")) if attrs.get("type") == "application/json")
-        return json.loads(self.scripts[position])
+        parts = [at for at, attrs in enumerate(self.named("script")) if attrs.get("type") == "application/json"]
+        return {name: figure for at in parts for name, figure in json.loads(self.scripts[at]).items()}
 
     def named(self, name: str) -> list[dict[str, str | None]]:
         return [attrs for tag, attrs in self.tags if tag == name]
@@ -89,23 +89,23 @@ KEYS = {"name", "severity", "value", "threshold", "advice", "task", "start", "se
 
 @pytest.fixture(scope="module")
 def page(view: ReportView) -> Page:
-    return Page(build_report(view))
+    return Page(published(view))
 
 
 @pytest.fixture(scope="module")
 def attacked(view: ReportView) -> Page:
-    return Page(build_report(poisoned(view)))
+    return Page(published(poisoned(view)))
 
 
 def test_the_first_screen_answers_with_reasons_signals_and_commands(page: Page, view: ReportView) -> None:
-    for wanted in ("Should I train? Not yet.", *view.reasons, *view.commands, "Invariants: 5 of 5 hold"):
+    for wanted in ("Should I train? Not yet.", *view.reasons, *COMMANDS, "Invariants: 4 of 5 checked, and held"):
         assert wanted in page.words
     order = [page.words.index(part) for part in ("Not yet.", "harmful content 2", "Pass 0 reads the rows")]
     assert order == sorted(order)
 
 
 def test_plotly_is_inlined_once_and_nothing_else_is_fetched(page: Page) -> None:
-    assert len(page.scripts) == 3
+    assert len(page.scripts) == 4
     assert sum("plotly.js v" in script[:400] for script in page.scripts) == 1
     assert not any(attrs.get("src") or attrs.get("href", "#")[0] != "#" for _, attrs in page.tags)
     assert not page.named("link") and not page.named("iframe")
@@ -130,7 +130,7 @@ def test_every_chart_has_a_figure_with_axis_titles(page: Page) -> None:
 
 def test_hostile_text_adds_no_element_and_no_attribute(page: Page, attacked: Page) -> None:
     assert {tag for tag, _ in attacked.tags} <= {tag for tag, _ in page.tags} | {"details", "summary"}
-    assert len(attacked.scripts) == 3 and attacked.scripts[1:] == page.scripts[1:]
+    assert len(attacked.scripts) == 4 and attacked.scripts[1:] == page.scripts[1:]
     names = {name for _, attrs in attacked.tags for name in attrs}
     assert not any(name.startswith("on") for name in names) and names <= {n for _, a in page.tags for n in a}
     assert not any(tag in ("img", "b") for tag, _ in attacked.tags)
@@ -153,39 +153,38 @@ def test_hostile_text_leaves_no_markup_in_a_figure(attacked: Page) -> None:
 
 
 def test_the_figures_hold_no_character_that_html_reads(view: ReportView) -> None:
-    html = build_report(poisoned(view))
-    payload = html.split('id="figures">')[1].split("</script>")[0]
+    html = published(poisoned(view))
+    payload = html.split('class="figures">')[1].split("</script>")[0]
     assert payload.isascii() and not set("<>&") & set(payload)
     json.loads(payload)
 
 
 def test_invisible_characters_become_visible_and_the_page_is_utf8(view: ReportView) -> None:
-    html = build_report(poisoned(view))
-    head = html.encode("utf-8").decode().split('id="figures">')[0]
+    html = published(poisoned(view))
+    head = html.encode("utf-8").decode().split('class="figures">')[0]
     assert not re.search("[\x00\u2028\u202e\ud800]", head) and "\ufffd" in head
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_pass_that_did_not_run_is_said_quietly(view: ReportView, section: str) -> None:
-    page = Page(build_report(dataclasses.replace(view, **{section: None})))
+    page = Page(published(dataclasses.replace(view, **{section: None})))
     assert page.words.count("This pass was not part of the run.") == 1
 
 
 def test_a_view_with_nothing_but_a_verdict_is_a_page(view: ReportView) -> None:
-    page = Page(build_report(ReportView(header=view.header, answer="Yes", reasons=[])))
-    assert page.words.count("This pass was not part of the run.") == len(SECTIONS) + 1
-    assert page.figures() == {} and "No signal was raised." in page.words
+    page = Page(published(ReportView(header=view.header, answer="Yes", reasons=[])))
+    assert page.words.count("This pass was not part of the run.") == len(SECTIONS)
+    assert set(page.figures()) == {"timeline"} and "No signal was raised." in page.words
 
 
 def test_a_clean_dataset_says_so(view: ReportView) -> None:
     samples = view.quality.samples.assign(flags=[[] for _ in range(len(view.quality.samples))])
-    page = Page(build_report(dataclasses.replace(view, quality=QualityView(samples, {"duplicate": 0}))))
+    page = Page(published(dataclasses.replace(view, quality=QualityView(samples, {"duplicate": 0}))))
     assert "No row was flagged." in page.words and "dataset-flags" not in page.figures()
 
 
-def test_a_broken_invariant_stands_out(view: ReportView) -> None:
-    page = Page(build_report(dataclasses.replace(view, invariants={"no_training_loop": False, "held": True})))
-    assert "Invariants: 1 of 2 hold" in page.words and "✗ broken no training loop" in page.words
+def test_an_invariant_that_was_not_looked_at_has_no_tick(page: Page) -> None:
+    assert "? checkpoint verified not recorded" in page.words and page.words.count("✓") == 4
 
 
 def test_a_duplicate_names_the_row_that_it_repeats(page: Page, view: ReportView) -> None:
@@ -198,19 +197,19 @@ def test_ten_thousand_long_rows_stay_under_six_megabytes(view: ReportView) -> No
                          "rank": range(count), "verdict": "neutral", "outlier": False, "nearest": "",
                          "text": "word " * 5000})  # fmt: skip
     influence = InfluenceView(rows, [0.5, 0.1], "converged")
-    page = build_report(dataclasses.replace(view, influence=influence))
+    page = published(dataclasses.replace(view, influence=influence))
     assert len(page.encode()) < 6_000_000
 
 
 def test_a_long_text_is_cut_at_the_limit(view: ReportView) -> None:
     rows = view.influence.rows.assign(text="x" * 5000)
     influence = dataclasses.replace(view.influence, rows=rows)
-    html = build_report(dataclasses.replace(view, influence=influence), ReportSettings(text_limit=300))
+    html = published(dataclasses.replace(view, influence=influence), ReportSettings(text_limit=300))
     assert "x" * 300 in html and "x" * 301 not in html and "(5,000 characters in all)" in html
 
 
 def test_the_same_view_gives_the_same_page(view: ReportView) -> None:
-    assert build_report(view) == build_report(view)
+    assert published(view) == published(view)
 
 
 def test_a_frame_without_its_columns_is_refused() -> None:
