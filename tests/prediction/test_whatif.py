@@ -11,7 +11,7 @@ from foretune.flows.request import load_request, to_yaml
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
 from foretune.tasks.prediction.whatif import Outcome, marked, trusted_distance
-from tests.flows.conftest import run_dag
+from tests.dag import run_dag
 
 pytestmark = pytest.mark.slow
 

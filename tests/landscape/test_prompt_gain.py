@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.flows.dense import label_losses, rows_of
+from tests.dense import label_losses, rows_of
 
 pytestmark = pytest.mark.slow
 
