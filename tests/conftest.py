@@ -205,14 +205,6 @@ def tiny_request(tmp_path: Path, write_tiny_request: Callable[[Path], Path]) -> 
     return write_tiny_request(tmp_path)
 
 
-@pytest.fixture
-def simulated(tiny_request: Path) -> Callable[..., Simulated]:
-    """`simulated("a.b=c", ...)` runs the whole DAG of the tiny request with these settings changed."""
-    from tests.dag import run_dag
-
-    return lambda *overrides: run_dag(tiny_request, *overrides)
-
-
 @pytest.fixture(scope="session")
 def first(tmp_path_factory: pytest.TempPathFactory, write_tiny_request: Callable[[Path], Path]) -> Simulated:
     """The tiny request simulated once, as it is; only to be read."""
@@ -228,15 +220,35 @@ def first_run(first: Simulated) -> Path:
 
 
 @pytest.fixture
+def simulated(tiny_request: Path, first: Simulated) -> Callable[..., Simulated]:
+    """`simulated("a.b=c", ...)` runs the whole DAG of the tiny request with these settings changed.
+
+    What `first` has stored is stored for it too: it computes what the settings change.
+    """
+    from tests.dag import run_dag
+
+    linked(Path(first.step.run.root) / "artifacts", tiny_request.parent / "root" / "artifacts")
+    return lambda *overrides: run_dag(tiny_request, *overrides)
+
+
+def linked(source: Path, folder: Path) -> None:
+    """A copy of a folder of artefacts, which nobody changes in place."""
+    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=os.link)
+
+
+def request_beside(source: Path, folder: Path) -> Path:
+    """A copy of a request.yaml with its rows and its root, in a folder of the test's own."""
+    shutil.copytree(source.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifacts"))
+    linked(source.parent / "root" / "artifacts", folder / "root" / "artifacts")
+    for file in (folder / "request.yaml", *(folder / "root" / "runs").glob("*/result.json")):
+        file.write_text(file.read_text().replace(str(source.parent), str(folder)))
+    return folder / "request.yaml"
+
+
+@pytest.fixture
 def warm_request(tmp_path: Path, first_run: Path) -> Path:
-    """The same request in a folder of the test's own, with a copy of the root that has every artefact."""
-    shutil.copytree(first_run.parent, tmp_path, dirs_exist_ok=True, copy_function=os.link)
-    text = first_run.read_text().replace(str(first_run.parent), str(tmp_path))
-    for file in ("request.yaml", "train.jsonl", "heldout.jsonl", "preferences.jsonl", "probes.jsonl"):
-        kept = (tmp_path / file).read_text()
-        (tmp_path / file).unlink()  # the link: what a test writes stays its own
-        (tmp_path / file).write_text(text if file == "request.yaml" else kept)
-    return tmp_path / "request.yaml"
+    """The request of `first` in a folder of the test's own, with a copy of the root that has every artefact."""
+    return request_beside(first_run, tmp_path)
 
 
 @pytest.fixture

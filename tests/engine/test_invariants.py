@@ -69,7 +69,7 @@ def test_a_diverging_solve_ends_the_run_and_ranks_nothing(prefect_server, tiny_r
     assert not [stored for stored in run.store.iterate() if stored.task == "influence"]
 
 
-def test_a_large_learning_rate_is_clipped_and_says_so(prefect_server, tiny_request):
-    result = run_with(tiny_request, "training.learning_rate=1.0", "prediction.max_relative_change=0.01")
+def test_a_large_learning_rate_is_clipped_and_says_so(prefect_server, warm_request):
+    result = run_with(warm_request, "training.learning_rate=1.0", "prediction.max_relative_change=0.01")
     assert "delta_clipped" in {signal["name"] for signal in result["signals"]}
     assert result["summary"]["answer"] == "Not yet"

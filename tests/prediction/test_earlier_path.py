@@ -13,6 +13,7 @@ from foretune.flows.request import load_request
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
 from foretune.tasks.prediction.earlier_path import SKETCH, jaccard, sketch
+from tests.conftest import request_beside
 from tests.dag import run_dag
 
 pytestmark = pytest.mark.slow
@@ -21,11 +22,17 @@ ANCHORED = ("prediction.anchors=4", "prediction.gradient_budget=9", "prediction.
 LATEST = (*ANCHORED, "prediction.along=latest")
 
 
+@pytest.fixture(scope="module")
+def measured_once(first_run, tmp_path_factory) -> Path:
+    request = request_beside(first_run, tmp_path_factory.mktemp("measured"))
+    finish(request, "20260101-000000-tiny-0001", *ANCHORED)
+    return request
+
+
 @pytest.fixture
-def measured(warm_request) -> Path:
+def measured(measured_once, tmp_path) -> Path:
     """A request whose newest finished run has measured its own path; the file has two tests' worth of rows."""
-    finish(warm_request, "20260101-000000-tiny-0001", *ANCHORED)
-    return warm_request
+    return request_beside(measured_once, tmp_path)
 
 
 def finish(request: Path, run_id: str, *overrides: str):
