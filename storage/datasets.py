@@ -59,9 +59,9 @@ def _extension(path: Path) -> str:
 
 def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool) -> list[Row]:
     try:
-        with _opened(path, packed) as stream:
-            # A byte order mark, which spreadsheets write, would become part of the first field's name.
-            return list(reader(uri, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")))
+        # A byte order mark, which spreadsheets write, would become part of the first field's name.
+        with _opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+            return list(reader(uri, text))
     except UnicodeDecodeError as error:
         line = _undecodable_line(path, packed)
         raise BadInput(f"{uri}: line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error

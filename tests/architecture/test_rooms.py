@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
+TESTS = PROJECT / "tests"
 ROOMS = ("flows", "tasks", "storage")
 SOURCES = [path for room in ROOMS for path in sorted((PROJECT / room).rglob("*.py"))]
 FILE_ACCESS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rename", "iterdir"}
@@ -103,3 +104,22 @@ def test_every_package_of_the_tree_is_installed():
     packages = set(tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {path.parent for path in SOURCES if "api" not in path.parts}
     assert packages == {"foretune", *("foretune." + place_of(folder).replace("/", ".") for folder in folders)}
+
+
+BESIDE_STAGES = {"api", "flows", "orchestration", "storage"}
+"""Folders of tests for what is no stage: flows/api, the commands, flows/dag with its engines, and storage."""
+
+
+def test_every_room_has_a_folder_of_tests_of_its_own():
+    stages = {path.name for path in (PROJECT / "tasks").iterdir() if (path / "__init__.py").is_file()}
+    untested = [room for room in sorted(stages | BESIDE_STAGES) if not any((TESTS / room).glob("test_*.py"))]
+    assert untested == []
+
+
+def test_every_folder_of_tests_is_that_of_a_room_and_a_package():
+    """Without __init__.py a conftest would be imported twice, and two files of one name would be one module."""
+    rooms = {path.name for path in (PROJECT / "tasks").iterdir()} | BESIDE_STAGES
+    beyond = {"architecture", "archives", "deployments"}  # the house itself, older versions, servers and pools
+    folders = {path.parent for path in TESTS.rglob("test_*.py")}
+    assert {folder.name for folder in folders} <= rooms | beyond
+    assert [folder.name for folder in folders if not (folder / "__init__.py").is_file()] == []

@@ -15,7 +15,7 @@ from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.datasets import dataset_digest
 from foretune.storage.runs import Run
-from tests.orchestration.inline import run_inline
+from tests.dag import run_dag
 
 CHANGE = "training.learning_rate=2e-3"
 
@@ -25,7 +25,7 @@ def two_runs(warm_request: Path) -> Path:
     """The storage root of two finished runs that differ in the learning rate, an hour and more old."""
     root = warm_request.parent / "root"
     for number, overrides in enumerate(([], [CHANGE]), start=1):
-        step, made = run_inline(warm_request, *overrides)
+        step, made = run_dag(warm_request, *overrides)
         artifacts = {name: {"uri": ref.uri, "sha256": ref.sha256} for name, ref in made.items()}
         wanted = load_request(str(warm_request), overrides).model_dump(mode="json")
         result = {"status": "completed", "request": wanted, "artifacts": artifacts}
@@ -72,7 +72,7 @@ def test_keeping_every_run_deletes_nothing(two_runs, warm_request):
 
 
 def test_young_artefacts_of_no_run_are_spared(two_runs, warm_request):
-    run_inline(warm_request, "report.top_rows=7")
+    run_dag(warm_request, "report.top_rows=7")
     found = collect_garbage(str(two_runs), last=None, days=None, delete=True)
     assert found["artifacts"] == []
 

@@ -20,7 +20,7 @@ from foretune.tasks.engine.keys import ContentKey
 from foretune.tasks.loading import AdapterTargets
 from foretune.tasks.loading.footprint import footprint
 from foretune.tasks.loading.stored import safetensors_layout
-from tests.orchestration.inline import run_inline
+from tests.dag import run_dag
 
 
 def plan_of(request: Path, *overrides: str) -> dict:
@@ -43,7 +43,7 @@ def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, t
     assert planned["unknown"] == sorted({task["task"] for task in planned["tasks"]})
     assert set(reasons(planned).values()) == {"never run here"}
     assert not (tmp_path / "root").exists()
-    step, _ = run_inline(request)
+    step, _ = run_dag(request)
     assert [(task["task"], task["key"]) for task in planned["tasks"]] == [(r.task, r.key) for _, r in step.steps]
     assert {task["state"] for task in plan_of(request)["tasks"]} == {"cached"}
 
@@ -57,7 +57,7 @@ def new_machine(tmp_path, monkeypatch) -> None:
 def test_a_new_root_is_estimated_from_what_ran_on_this_machine(write_tiny_request, tmp_path, new_machine):
     request = write_tiny_request(tmp_path)
     elsewhere = f"runtime.root={tmp_path / 'elsewhere'}"
-    run_inline(request)
+    run_dag(request)
     planned = plan_of(request, elsewhere)
     assert planned["unknown"] == [] and planned["basis"] == ["this machine"]
     measured = ArtifactStore(tmp_path / "root")
@@ -114,7 +114,7 @@ def test_dropped_rows_are_planned_as_they_run(warm_request):
     planned = plan_of(warm_request)
     assert reasons(planned)["landscape_shard"] == "changed: rows"
     assert reasons(planned)["gradient"].startswith("changed: shards (1 of ")
-    step, _ = run_inline(warm_request)
+    step, _ = run_dag(warm_request)
     assert [(t["key"], t["state"] == "cached") for t in planned["tasks"]] == [(r.key, r.cached) for _, r in step.steps]
 
 

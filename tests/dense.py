@@ -1,4 +1,4 @@
-"""References of the flow tests: dense autograd and peft on the tiny model, which import nothing of foretune."""
+"""References: dense autograd and peft on the tiny model, worked out without foretune."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.flows.conftest import Simulated
+from tests.dag import Simulated
 
 EXACT = ("landscape.gradient_dtype=float32", "sae=null", "dataset.preferences=null", "dataset.probes=null")
 
@@ -59,3 +59,13 @@ def role_rows(done: Simulated, role: str) -> list[dict[str, Any]]:
         if manifest is not None and manifest.inputs["role"] == role:
             return done.store.open(done.store.find("samples", stored.key)).arrow("samples.parquet").to_pylist()
     raise LookupError(role)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def moved(model: torch.nn.Module) -> None:
+    """Move one weight in place, by less than any result would show."""
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-6

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from foretune.storage.errors import BadInput
-from tests.flows.conftest import Simulated
-from tests.flows.dense import EXACT, adapted, label_losses, lora_start, role_rows, rows_of
+from tests.dag import Simulated
+from tests.dense import EXACT, adapted, label_losses, lora_start, role_rows, rows_of
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,6 @@ import pytest
 
 from foretune.flows.backtest import against_training, backtest, training_plan
 from foretune.flows.dag.simulation import simulation
-from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request, load_request
 from foretune.storage.errors import BadInput
 from foretune.storage.events import read_events, run_status
@@ -22,9 +21,8 @@ from foretune.tasks.backtest.passes import trainer_of
 from foretune.tasks.backtest.signals import base_name, came_true, dead_modules
 from foretune.tasks.engine.invariants import BrokenInvariant
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.sources import resolve_sources
 from foretune.tasks.numerics.agreement import Agreement
-from tests.flows.conftest import Called
+from tests.dag import called
 from tests.flows.test_command_line import assert_bad_input, foretune
 from tests.storage.schema import event_schema
 
@@ -33,11 +31,10 @@ pytestmark = pytest.mark.slow
 AXES = ["direction", "size", "loss", "layers", "concepts", "samples"]
 
 
-def called(request: Request, seeds: list[int], retrain: int = 0) -> tuple[dict[str, Any], list[str], Run]:
+def backtested(request: Request, seeds: list[int], retrain: int = 0) -> tuple[dict[str, Any], list[str], Run]:
     """The backtest without an engine: what it found, and what was computed for it."""
-    step = Called(Run(request.runtime.root, "called"))
-    sources = resolve_sources(request.dataset, request.model, request.sae)
-    wiring = Wiring(step, request, sources)
+    wiring = called(request)
+    step = wiring.step
     made = simulation(wiring)
     made |= against_training(wiring, made, trainer_of(wiring.dpo_beta), seeds, retrain)
     return step.run.store.open(made["agreement"]).json("agreement.json"), step.computed, step.run
@@ -101,9 +98,9 @@ def test_real_training_writes_its_own_events_into_the_run(finished):
 
 def test_a_repeat_trains_nothing_and_more_seeds_train_only_the_missing(finished, request_file):
     request = load_request(str(request_file))
-    _, computed, _ = called(request, [42, 43], retrain=4)
+    _, computed, _ = backtested(request, [42, 43], retrain=4)
     assert computed == []
-    found, computed, _ = called(request, [42, 43, 44], retrain=4)
+    found, computed, _ = backtested(request, [42, 43, 44], retrain=4)
     assert computed == ["real_run", "agreement", "backtest_report"]
     assert [run["seed"] for run in found["runs"]] == [42, 43, 44]
 
@@ -149,14 +146,14 @@ def test_a_half_is_a_real_run_on_half_of_the_rows(finished, request_file):
 
 @pytest.mark.parametrize("retrain", [0, 3])
 def test_without_enough_halves_the_axis_is_absent_and_not_zero(finished, request_file, retrain):
-    found, computed, _ = called(load_request(str(request_file)), [42], retrain)
+    found, computed, _ = backtested(load_request(str(request_file)), [42], retrain)
     samples = by_axis(found)["samples"]
     assert samples["simulation"] is None and f"{retrain} halves" in samples["absent"]
     assert "real_run" not in computed and found["halves"] == []
 
 
 def test_influence_on_another_target_is_not_held_against_the_loss(finished, request_file):
-    found, *_ = called(load_request(str(request_file), ["influence.target.of=margin"]), [42, 43], retrain=4)
+    found, *_ = backtested(load_request(str(request_file), ["influence.target.of=margin"]), [42, 43], retrain=4)
     samples = by_axis(found)["samples"]
     assert samples["simulation"] is None and "not about held-out loss" in samples["absent"]
     assert found["influence"] is None and len(found["halves"]) == 4
@@ -166,7 +163,7 @@ def test_preference_pairs_are_trained_with_dpo(request_file):
     pytest.importorskip("trl")
     pairs = str(request_file.parent / "preferences.jsonl")
     settings = [f"dataset.path={pairs}", f"dataset.heldout.path={pairs}", "dataset.preferences=null", "sae=null"]
-    found, *_ = called(load_request(str(request_file), settings), [42])
+    found, *_ = backtested(load_request(str(request_file), settings), [42])
     axes = by_axis(found)
     assert axes["direction"]["simulation"]["mean"] > 0.8
     assert axes["concepts"]["simulation"] is None and "no SAE" in axes["concepts"]["absent"]
@@ -180,7 +177,7 @@ def test_pairs_are_averaged_by_micro_batch_as_trl_averages_them(request_file):
     pairs = str(request_file.parent / "preferences.jsonl")
     settings = [f"dataset.path={pairs}", f"dataset.heldout.path={pairs}", "dataset.preferences=null", "sae=null"]
     one_step = ["training.gradient_accumulation_steps=2", "training.epochs=1", "training.optimizer=sgd"]
-    found, *_ = called(load_request(str(request_file), [*settings, *one_step, "training.learning_rate=1e-4"]), [42])
+    found, *_ = backtested(load_request(str(request_file), [*settings, *one_step, "training.learning_rate=1e-4"]), [42])
     assert found["runs"][0]["steps"] == 1
     assert found["runs"][0]["cosine"] == pytest.approx(1, abs=1e-5)
     assert found["runs"][0]["norm_ratio"] == pytest.approx(1, abs=5e-3)
@@ -188,7 +185,7 @@ def test_pairs_are_averaged_by_micro_batch_as_trl_averages_them(request_file):
 
 def test_a_full_fine_tune_is_tested_on_the_same_axes(request_file):
     settings = ["adapter.method=full", "training.learning_rate=1e-4", "sae=null", "dataset.preferences=null"]
-    found, _, _ = called(load_request(str(request_file), settings), [42])
+    found, _, _ = backtested(load_request(str(request_file), settings), [42])
     assert by_axis(found)["direction"]["simulation"]["mean"] > 0.9
 
 

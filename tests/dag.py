@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, NamedTuple
 
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request, load_request
 from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.sources import resolve_sources
@@ -22,15 +20,14 @@ from foretune.tasks.samples.table import SampleIndex, read_index
 
 @dataclass
 class Called:
-    """Takes a step of the wiring at once, in this thread; remembers which artefacts were computed."""
+    """Takes a step of the wiring at once, in this thread; remembers what each step gave."""
 
     run: Run
-    computed: list[str] = field(default_factory=list)
+    steps: list[tuple[str, ArtifactRef]] = field(default_factory=list)
 
     def __call__(self, task: Any, **inputs: Any) -> ArtifactRef:
         made = task.fn(run=self.run, **inputs)
-        if not made.cached:
-            self.computed.append(made.task)
+        self.steps.append((made.task, made))
         return made
 
     def ready(self, artifact: ArtifactRef) -> ArtifactRef:
@@ -39,15 +36,29 @@ class Called:
     def index(self, samples: ArtifactRef) -> SampleIndex:
         return read_index(self.run, samples)
 
+    @property
+    def computed(self) -> list[str]:
+        """Names of the tasks that ran, once per time."""
+        return [task for task, made in self.steps if not made.cached]
 
-@dataclass(frozen=True)
-class Simulated:
-    """One simulation's artefacts, readable by the name of their pass."""
 
-    store: ArtifactStore
+class Simulated(NamedTuple):
+    """One simulation: its steps, and its artefacts, readable by the name of their pass."""
+
+    step: Called
     made: dict[str, ArtifactRef]
-    computed: list[str]
-    found: Findings
+
+    @property
+    def store(self) -> ArtifactStore:
+        return self.step.run.store
+
+    @property
+    def computed(self) -> list[str]:
+        return self.step.computed
+
+    @property
+    def found(self) -> Findings:
+        return collect(self.step.run, self.made)
 
     def table(self, name: str, file: str) -> list[dict[str, Any]]:
         return self.store.open(self.made[name]).arrow(f"{file}.parquet").to_pylist()
@@ -62,21 +73,16 @@ class Simulated:
         return {signal["name"] for signal in self.found.signals}
 
 
-def run_dag(request: Request) -> Simulated:
-    step = Called(Run(request.runtime.root, "called"))
-    made = simulation(Wiring(step, request, resolve_sources(request.dataset, request.model, request.sae)))
-    return Simulated(step.run.store, made, step.computed, collect(step.run, made))
+def called(request: Request) -> Wiring:
+    """A request's wiring, whose steps are called."""
+    sources = resolve_sources(request.dataset, request.model, request.sae)
+    return Wiring(Called(Run(request.runtime.root, "called")), request, sources)
 
 
-@pytest.fixture
-def simulated(tiny_request: Path) -> Callable[..., Simulated]:
-    """`simulated("a.b=c", ...)` runs the whole DAG of the tiny request with these settings changed."""
-    return lambda *overrides: run_dag(load_request(str(tiny_request), list(overrides)))
-
-
-@pytest.fixture
-def reference(tiny_llama: Path) -> Any:
-    """The tiny model, opened by transformers alone."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").requires_grad_(False)
+def run_dag(request: Path | Request, *overrides: str) -> Simulated:
+    """Run a request's whole DAG against its root."""
+    wanted = request if isinstance(request, Request) else load_request(str(request), list(overrides))
+    wiring = called(wanted)
+    made = simulation(wiring)
+    EventLog.of(wiring.step.run).close()
+    return Simulated(wiring.step, made)

@@ -11,18 +11,26 @@ from foretune.flows.request import load_request, to_yaml
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
 from foretune.tasks.prediction.whatif import Outcome, marked, trusted_distance
-from tests.flows.conftest import run_dag
+from tests.conftest import request_beside
+from tests.dag import run_dag
 
 pytestmark = pytest.mark.slow
 
 SINGLE = ["prediction.anchors=1", "landscape.gradient_dtype=float32"]
 
 
+@pytest.fixture(scope="module")
+def single(first_run, tmp_path_factory) -> Path:
+    """The tiny request and, beside it, a root on which it was simulated with one anchor."""
+    request = request_beside(first_run, tmp_path_factory.mktemp("single"))
+    run_dag(request, *SINGLE)
+    return request
+
+
 @pytest.fixture
-def simulated_run(tiny_request: Path) -> Run:
-    """A run of the tiny request with one anchor, its request stored beside it."""
-    request = load_request(str(tiny_request), SINGLE)
-    run_dag(request)
+def simulated_run(single: Path, tmp_path: Path) -> Run:
+    """That run on a root of the test's own, its request stored beside it."""
+    request = load_request(str(request_beside(single, tmp_path)), SINGLE)
     run = Run(request.runtime.root, "called")
     run.write_request(to_yaml(request))
     return run
@@ -43,9 +51,9 @@ def simulated_run(tiny_request: Path) -> Run:
         "adapter.target_modules=[q_proj]",
     ],
 )
-def test_a_setting_is_what_its_own_simulation_predicts(simulated_run, simulated, setting):
+def test_a_setting_is_what_its_own_simulation_predicts(simulated_run, tmp_path, setting):
     (outcome,) = whatif(simulated_run, [setting])["settings"]
-    summary = simulated(*SINGLE, setting).summary("prediction")
+    summary = run_dag(tmp_path / "request.yaml", *SINGLE, setting).summary("prediction")
     # Another rank or other modules start from another A: a simulation keeps rows in its coordinates, whatif cannot.
     close = 2e-2 if setting.startswith("adapter.") and "alpha" not in setting else 1e-5
     assert outcome["steps"] == summary["steps"]

@@ -9,16 +9,15 @@ import pytest
 import torch
 import yaml
 
-from tests.flows.dense import label_losses, rows_of
+from tests.dense import label_losses, rows_of
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_gain_is_the_loss_without_the_prompt_less_the_loss_with_it(simulated, reference):
-    done = simulated()
-    gains = {row["sample_id"]: row for row in done.table("prompt_gain", "prompt_gain")}
+def test_a_gain_is_the_loss_without_the_prompt_less_the_loss_with_it(first, reference):
+    gains = {row["sample_id"]: row for row in first.table("prompt_gain", "prompt_gain")}
     assert len(gains) == 18
-    for row in rows_of(done):
+    for row in rows_of(first):
         ids, mask = row["input_ids"], row["loss_mask"]
         start = mask.index(True)
         alone = float(label_losses(reference, ids[:1] + ids[start:], mask[:1] + mask[start:]).sum())
