@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foretune.tasks.loading import AdapterTargets, model_config
-from foretune.tasks.loading.folders import weight_files
+from foretune.tasks.loading.files import model_files
+from foretune.tasks.loading.folders import ModelConfig
+from foretune.tasks.loading.headers import stored_tensors
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -40,7 +39,7 @@ class Footprint:
 def footprint(folder: Path, targets: AdapterTargets) -> Footprint:
     """Sizes of the model in a Hugging Face folder with safetensors weights."""
     config = model_config(folder)
-    shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    shapes = {name: list(form.shape) for name, form in model_files(folder).layout().items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     adapted = [name for name in shapes if _moves(name, shapes[name], targets)]
     outputs = sum(shapes[name][0] for name in adapted)
@@ -49,21 +48,22 @@ def footprint(folder: Path, targets: AdapterTargets) -> Footprint:
 
 def tensor_shapes(file: Path) -> dict[str, list[int]]:
     """{name: shape} from the header of a safetensors file."""
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: list(form.shape) for name, form in stored_tensors(file).items()}
 
 
-def graph_numbers(config: dict[str, Any]) -> int:
+def graph_numbers(config: ModelConfig) -> int:
     """Numbers that a forward pass keeps for the backward pass, per token; see the counts above."""
-    config = config.get("text_config", config)
-    width = config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0
-    layers = config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0
-    heads = config.get("num_attention_heads") or config.get("n_head") or 0
-    mlp = config.get("intermediate_size") or 4 * width
+    config = config.text
+    width, layers = config.width or 0, config.depth or 0
+    heads = _largest(config.num_attention_heads) or config.n_head or 0
+    mlp = _largest(config.intermediate_size) or 4 * width
     block = _WIDE_TENSORS * width + _MLP_TENSORS * mlp + _ATTENTION_TENSORS * heads * _ROW_TOKENS
-    return layers * block + _LOGIT_TENSORS * config.get("vocab_size", 0)
+    return layers * block + _LOGIT_TENSORS * (config.vocab_size or 0)
+
+
+def _largest(sizes: int | list[int] | None) -> int:
+    """Some architectures give a size per layer."""
+    return max(sizes, default=0) if isinstance(sizes, list) else sizes or 0
 
 
 def _moves(name: str, shape: list[int], targets: AdapterTargets) -> bool:
