@@ -29,7 +29,7 @@ def _read(gguf: Path, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    with reading(f"model {gguf}: transformers", "give another GGUF file or the model's folder"):
+    with reading(f"model {gguf}: transformers cannot read this GGUF file, it", "give the model's folder"):
         model, info = AutoModelForCausalLM.from_pretrained(
             **where, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
         )

@@ -95,7 +95,7 @@ def gguf_header(path: Path) -> GgufHeader:
         raise BadInput(f"model {path}: no such file; check the path")
     with reading(f"model {path}"), open(path, "rb") as stream:
         if stream.read(4) != MAGIC:
-            raise BadInput(f"model {path}: not a GGUF file; {COPY_AGAIN}")
+            raise BadInput(f"model {path}: not a GGUF file; copy it again")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _header(data)
 
@@ -136,7 +136,12 @@ def check_gguf(path: Path) -> None:
             f"model {path}: part {number + 1} of {parts} of a split model; merge it with gguf-split --merge and give "
             "the one file"
         )
-    if not isinstance(header.fields.get("general.architecture"), str) or not header.tensors:
+    architecture = header.fields.get("general.architecture")
+    if not isinstance(architecture, str):
         raise BadInput(f"model {path}: a GGUF file without a model in it; give the file that holds the weights")
     if "adapter" in str(header.fields.get("general.type", "")):
         raise BadInput(f"model {path}: an adapter, not a model; merge it into its base model first")
+    layers = header.fields.get(f"{architecture}.block_count")
+    held = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
+    if isinstance(layers, int) and header.tensors and len(held) < layers:
+        raise BadInput(f"model {path}: says {layers:,} layers and holds {len(held)} of them; {COPY_AGAIN}")
