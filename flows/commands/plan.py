@@ -1,4 +1,4 @@
-"""A dry run: the same wiring, asked for keys instead of results. It loads no model and imports no torch."""
+"""A dry run: the same wiring, asked for keys instead of results. It loads no model; torch checks a new one once."""
 
 from __future__ import annotations
 

@@ -36,10 +36,12 @@ class Footprint:
         return weights + sums + graph_tokens * self.graph * BYTES[dtype] + _PROCESS_BYTES
 
 
-def footprint(folder: Path, targets: AdapterTargets) -> Footprint:
-    """Sizes of the model in a Hugging Face folder with safetensors weights."""
-    config = model_config(folder)
-    shapes = {name: list(form.shape) for name, form in model_files(folder).layout().items()}
+def footprint(folder: Path, targets: AdapterTargets) -> Footprint | None:
+    """Sizes of the model in a Hugging Face folder; None for pickles, whose shapes only torch can read."""
+    config, files = model_config(folder), model_files(folder, allow_pickle=True)
+    if files.pickled:
+        return None
+    shapes = {name: list(form.shape) for name, form in files.layout().items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     adapted = [name for name in shapes if _moves(name, shapes[name], targets)]
     outputs = sum(shapes[name][0] for name in adapted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -187,6 +188,10 @@ def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> Pr
     return model
 
 
+LEFT_OVER = re.compile(r"(^|\.)(masked_bias|position_ids|inv_freq|attn\.bias|attention\.bias)$")
+"""Masks and tables that old versions of transformers stored and that models compute today."""
+
+
 def refuse_loading_info(where: Path, kind: str, info: dict[str, Any]) -> None:
     """BadInput for what transformers only warns about: tensors of other shapes, made up, or left out."""
     if info["mismatched_keys"]:
@@ -199,7 +204,7 @@ def refuse_loading_info(where: Path, kind: str, info: dict[str, Any]) -> None:
         raise BadInput(
             f"model {where}: {len(missing)} tensors are missing, first {min(missing)}; copy the folder again"
         )
-    if unexpected := info["unexpected_keys"]:
+    if unexpected := [name for name in info["unexpected_keys"] if not LEFT_OVER.search(name)]:
         raise BadInput(
             f"model {where}: {len(unexpected)} stored tensors are no part of a {kind}, first {min(unexpected)}; "
             "give the config.json that belongs to these weights, or the weights without them"

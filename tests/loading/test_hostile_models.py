@@ -244,6 +244,11 @@ def test_what_is_unusual_but_sound_is_planned(plan, llama_copy, case):
     assert plan() == (0, [])
 
 
+def test_a_pickle_that_is_allowed_is_planned(plan, llama_copy):
+    h.pickled()(llama_copy)
+    assert plan("--set", "model.allow_pickle=true") == (0, [])
+
+
 def test_links_into_the_hub_cache_are_followed_and_into_other_repositories_are_not(tiny_llama, tmp_path):
     commit = tmp_path / "models--owner--name" / "snapshots" / ("0" * 40)
     blobs, other = commit.parents[1] / "blobs", tmp_path / "models--owner--other" / "blobs"
