@@ -267,7 +267,9 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
 
 
 def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    name, family = b"general.architecture", b"llama"
+    field = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(family)) + family
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
     root = tmp_path / "root"
     planned = plan_of(first_run, f"model.name_or_path={tmp_path / 'model.gguf'}", f"runtime.root={root}")
     assert planned["tasks"][0]["task"] == "model"
