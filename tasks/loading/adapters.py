@@ -177,7 +177,7 @@ def _no_such_target(model: PreTrainedModel, targets: AdapterTargets, error: Valu
     )
 
 
-def _linear_leaves(modules: dict[str, Module]) -> set[str]:
+def _linear_leaves(modules: Mapping[str, Module]) -> set[str]:
     from torch import nn
 
     return {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}

@@ -30,7 +30,7 @@ def _read(gguf: Path, dtype: str) -> tuple[Any, Any]:
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with reading(f"model {gguf}: transformers cannot read this GGUF file, it", "give the model's folder"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             **where, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
         )
         refuse_loading_info(gguf, type(model).__name__, info)

@@ -125,8 +125,8 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     inside = folder / below
     if not inside.is_dir():
         return []
-    if below:
-        inside.is_symlink() and contained(inside, folder, plain=False)
+    if inside.is_symlink() and below:
+        contained(inside, folder, plain=False)
     return [path for path in inside.iterdir() if fnmatch.fnmatchcase(path.name, name)]
 
 

@@ -161,7 +161,7 @@ def _built(folder: Path, layout: dict[str, Stored]) -> tuple[PreTrainedModel, di
             raise BadInput(
                 f"model {folder}: {type(config).__name__.removesuffix('Config')} is no causal language model; give one"
             )
-        kind = kinds[type(config)]
+        kind: Any = kinds[type(config)]
         kind = kind[0] if isinstance(kind, tuple) else kind
         empty = {
             name: torch.empty(form.shape, dtype=torch_dtype(form.dtype), device="meta") for name, form in layout.items()
