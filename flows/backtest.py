@@ -39,7 +39,7 @@ def backtest(
     5. Publish as `simulate` does, with the backtest as the run's page.
     """
     seeds = checked_seeds(seeds or [request.training.seed], retrain)
-    sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
     run_id = run_id or new_run_id(datetime.now(UTC), f"{request.run_name}-backtest")
     run = Run(request.runtime.root, run_id, request.runtime.verify)
     return recorded(run, request, lambda: run_backtest(run, request, sources, seeds, retrain))
@@ -61,7 +61,10 @@ def training_plan(run: Run, request: Request, seeds: list[int], retrain: int) ->
     rows, once per epoch; None where neither ever ran on this machine. Nothing is run, and no torch imported.
     BadInput where the trainer's library is missing.
     """
-    step, sources = Planned(run, History(run.store)), resolve_sources(request.dataset, request.model, request.sae)
+    step, sources = (
+        Planned(run, History(run.store)),
+        resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets),
+    )
     wiring = Wiring(step, request, sources)
     trainer = trainer_of(wiring.dpo_beta)
     against_training(wiring, simulation(wiring), trainer, seeds, retrain)

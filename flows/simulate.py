@@ -39,7 +39,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     3. Check that the base weights are what they were.
     4. Publish: result.json, report, events, Prefect artifacts. Never cached.
     """
-    sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
     run_id = run_id or new_run_id(datetime.now(UTC), request.run_name)
     run = Run(request.runtime.root, run_id, request.runtime.verify)
     return recorded(run, request, lambda: run_passes(run, request, sources))

@@ -49,7 +49,7 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     gate, ledger = gate or Gate(), Ledger(request.runtime.root, request.run_name)
     version = newest_version(dataset or request.dataset.path)
     wanted = request.model_copy(update={"dataset": request.dataset.model_copy(update={"path": version})})
-    sources = resolve_sources(wanted.dataset, wanted.model, wanted.sae)
+    sources = resolve_sources(wanted.dataset, wanted.model, wanted.sae, wanted.adapter.targets)
     key = verdict_key(wanted, gate, sources)
     stored = ledger.verdict(key)
     if stored is not None:

@@ -31,7 +31,7 @@ def check_inputs(request: Request, run: Run) -> None:
     from foretune.tasks.inputs.sources import resolve_sources
 
     run.place.exists()
-    resolve_sources(request.dataset, request.model, request.sae)
+    resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
 
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""A dry run: the same wiring, computing keys instead of results. It loads no model and imports no torch."""
+"""A dry run: the same wiring, asked for keys instead of results. It loads no model; torch checks a new one once."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
     `memory_bytes` is one pass's; as many as `workers` run at once.
     """
-    sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
     run = Run(request.runtime.root, "plan")
     step = Planned(run, History(run.store))
     simulation(Wiring(step, request, sources))

@@ -117,7 +117,9 @@ def _setting(content: dict[str, Any], chosen: dict[str, str]) -> Setting:
 def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradients]:
     """The run's wiring and what it has stored; BadInput where its inputs have changed or its artefacts are gone."""
     step = Planned(run, History(run.store))
-    wiring = Wiring(step, request, resolve_sources(request.dataset, request.model, request.sae))
+    wiring = Wiring(
+        step, request, resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
+    )
     train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
     prediction = wiring.prediction(train, heldout, wiring.curvature(train))["prediction"]
     needed: list[ArtifactRef] = [*train.blocks, heldout.gradient, prediction]

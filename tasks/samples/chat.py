@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
+from foretune.tasks.loading.foreign import reading
+from foretune.tasks.loading.tokenizer_backend import tokenizer_file
 from foretune.tasks.loading.tokenizer_files import chat_templates, read_config
 from foretune.tasks.samples.chat_template import RenderedChat, has_generation_blocks, render_chat
 from foretune.tasks.samples.messages import Message
@@ -98,10 +100,8 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{folder}: no tokenizer.json; save a fast tokenizer there with AutoTokenizer.save_pretrained")
     config = read_config(folder / "tokenizer_config.json")
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise BadInput(f"{folder}/tokenizer.json cannot be read ({error}); fetch the file again") from None
+    with reading(folder / "tokenizer.json", "fetch the file again"):
+        backend = Tokenizer.from_file(str(tokenizer_file(folder)))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import os
 import struct
 import subprocess
 import sys
@@ -15,11 +18,12 @@ from foretune.flows.commands.plan import make_plan, print_plan
 from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir
+from foretune.storage.digests import digest_of
 from foretune.storage.rates import KEPT, remember_rate, remembered_rates
 from foretune.tasks.engine.keys import ContentKey
 from foretune.tasks.loading import AdapterTargets
 from foretune.tasks.loading.footprint import footprint
-from foretune.tasks.loading.stored import safetensors_layout
+from foretune.tasks.loading.headers import stored_tensors
 from tests.dag import run_dag
 
 
@@ -152,7 +156,7 @@ def test_sizes_come_from_the_headers_of_the_weights(tiny_llama):
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    stored = safetensors_layout(tiny_llama / "model.safetensors")
+    stored = stored_tensors(tiny_llama / "model.safetensors")
     assert {name: form.shape for name, form in stored.items()} == own
     sizes = footprint(tiny_llama, AdapterTargets(target_modules=["q_proj", "v_proj"]))
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -173,6 +177,19 @@ def test_the_field_is_nodes_and_rows_times_numbers_times_dtype(first_run, tmp_pa
     assert kept - planned["field_bytes"] == rows * 2 * (32 + 16) * rank * 4
 
 
+def write_holes(path, shapes):
+    """A safetensors file of bfloat16 tensors that takes no place on the disk and is not hashed: as if it had been."""
+    ends = list(itertools.accumulate(2 * math.prod(shape) for shape in shapes.values()))
+    places = zip(shapes.items(), [0, *ends], ends, strict=False)
+    entries = {n: {"dtype": "BF16", "shape": s, "data_offsets": [start, end]} for (n, s), start, end in places}
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + ends[-1])
+    known = cache_dir() / "digests" / digest_of([str(path), path.stat().st_size, path.stat().st_mtime_ns])
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(digest_of(shapes))
+
+
 def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, tmp_path, capsys):
     """LLaMA-2-7B's shapes in a header without data: 2.1 GB a node, 4.2 MB a row, printed as a formula."""
     from rich.console import Console
@@ -182,10 +199,11 @@ def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, t
     shapes |= {f"model.layers.{n}.mlp.{side}_proj.weight": [11008, 4096] for n in blocks for side in ("gate", "up")}
     shapes |= {f"model.layers.{n}.mlp.down_proj.weight": [4096, 11008] for n in blocks}
     shapes |= {"model.embed_tokens.weight": [32000, 4096], "lm_head.weight": [32000, 4096]}
-    header = json.dumps({n: {"dtype": "BF16", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    norms = [f"model.layers.{n}.{norm}_layernorm.weight" for n in blocks for norm in ("input", "post_attention")]
+    shapes |= {name: [4096] for name in (*norms, "model.norm.weight")}
     folder = tmp_path / "llama-7b"
     folder.mkdir()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    write_holes(folder / "model.safetensors", shapes)
     config = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
     config |= {"num_hidden_layers": 32, "num_attention_heads": 32, "architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -251,7 +269,9 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
 
 
 def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    name, family = b"general.architecture", b"llama"
+    field = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(family)) + family
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
     root = tmp_path / "root"
     planned = plan_of(first_run, f"model.name_or_path={tmp_path / 'model.gguf'}", f"runtime.root={root}")
     assert planned["tasks"][0]["task"] == "model"
