@@ -52,7 +52,9 @@ class StoredWeights:
     def layout(self) -> dict[str, Stored]:
         """Form of every tensor, by name; the values are not read."""
         found = {key: Stored(_dtype_name(t.dtype), tuple(t.shape)) for key, t in self._pickled.items()}
-        found |= {key: _stored(file, key) for key, file in self._mapped.items()}
+        for key, file in self._mapped.items():
+            tensor = file.get_slice(key)
+            found[key] = Stored(tensor.get_dtype(), tuple(tensor.get_shape()))
         return dict(sorted(found.items()))
 
 
