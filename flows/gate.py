@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema
 
 from foretune.flows.form import in_declared_order
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
+from foretune.storage.places import read_named
 from foretune.tasks.report.findings import SEVERITIES
 
 BOUNDS = ("above", "below", "rises_by", "falls_by")
@@ -164,9 +164,7 @@ def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
 def load_gate(uri: str) -> Gate:
     """Read gate.yaml; every fault is one BadInput line."""
     try:
-        content = yaml.safe_load(Place(uri).read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"gate {uri}: no such file; give the path of a gate.yaml") from None
+        content = yaml.safe_load(read_named(uri, "gate"))
     except yaml.YAMLError as error:
         raise BadInput(f"gate {uri}: not valid YAML ({error}); mend the file") from None
     try:

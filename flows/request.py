@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pydantic_core import CoreSchema
 
 from foretune.flows.form import in_declared_order
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
+from foretune.storage.places import read_named
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
@@ -130,11 +131,8 @@ class Request(BaseModel):
 
 def load_request(uri: str, overrides: list[str] | None = None) -> Request:
     """Read a request from YAML and apply `a.b=value` overrides; every fault is one BadInput line."""
-    place = Place(uri)
-    if not place.exists():
-        raise BadInput(f"request {uri}: no such file; give the path of a request.yaml")
     try:
-        content = yaml.safe_load(place.read_bytes())
+        content = yaml.safe_load(read_named(uri, "request"))
     except yaml.YAMLError as error:
         raise BadInput(f"request {uri}: not valid YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(content, dict):
@@ -213,11 +211,15 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 def _scalar(text: str) -> Any:
     value = yaml.safe_load(text)
+    if text.strip()[:1] in ("'", '"'):
+        return value
+    if isinstance(value, datetime.date):  # a datetime is one too
+        return text.strip()
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
-            return value
+            return text.strip()  # YAML takes what follows " #" for a comment: in a path it is none
     return value
 
 
