@@ -179,7 +179,7 @@ class Artifact:
         target = Path(os.path.realpath(local_path(folder, "export to")))
         if not _is_free(target):
             raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
-        source, made = self.folder(), not target.exists()
+        source, made = self.folder(), not os.path.exists(target)
         draft = target / f".{new_draft(_EXPORT)}"
         try:
             draft.mkdir(parents=True)
@@ -190,12 +190,14 @@ class Artifact:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft / name, target / name)
         except OSError as error:
-            Disk().delete_files(str(target), self.names())
+            with contextlib.suppress(StorageFault):
+                Disk().delete_files(str(target), self.names())
             raise BadInput(f"{folder}: cannot write: {error.strerror}; give another folder") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             if made:
-                Disk().delete_files(str(target), [])
+                with contextlib.suppress(StorageFault):
+                    Disk().delete_files(str(target), [])
         return self.names()
 
     @property
