@@ -15,7 +15,7 @@ from foretune.storage.cache import sweep_cache
 from foretune.storage.errors import BadInput
 from foretune.storage.events import read_events
 from foretune.storage.ledger import accepted_runs
-from foretune.storage.ownership import State, can_be_followed, delete_run, is_root, last_written, state_of
+from foretune.storage.ownership import can_be_followed, delete_run, is_root, last_written, state_of
 from foretune.storage.places import Place
 from foretune.storage.results import task_and_key
 from foretune.storage.roots import root_to_write
@@ -79,7 +79,7 @@ def find_garbage(root: str, last: int | None, days: float | None, now: datetime)
     return found
 
 
-def _say_uncertain(found: Garbage, run: Run, state: State) -> None:
+def _say_uncertain(found: Garbage, run: Run, state: str) -> None:
     """A run of which is not known what it refers to holds every artefact."""
     reasons = {
         "going": "is going, or was killed within a day",
