@@ -57,19 +57,19 @@ def change_identity(stat: os.stat_result) -> list[int]:
 def file_digest(path: Path | str) -> str:
     """sha256 of a file's bytes, remembered in the user's cache by path and `change_identity`."""
     path = Path(os.path.abspath(path))
-    with open(path, "rb") as stream:  # opened first: a network file system then asks its server for the status
+    with open(path, "rb") as stream:  # a network file system asks its server for the status of what is opened
         before = os.fstat(stream.fileno())
-        if before.st_size < _MEMO_BYTES or not _dates_changes(path):
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-        memo = cache_dir() / "digests" / digest_of([str(path), *change_identity(before)])
-        try:
-            known = memo.read_text()
-        except (OSError, UnicodeDecodeError):
-            known = ""
-        if re.fullmatch("[0-9a-f]{64}", known):
-            return known
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        after = os.fstat(stream.fileno())
+    if before.st_size < _MEMO_BYTES or not _dates_changes(path):
+        return hash_file(path)
+    memo = cache_dir() / "digests" / digest_of([str(path), *change_identity(before)])
+    try:
+        known = memo.read_text()
+    except (OSError, UnicodeDecodeError):
+        known = ""
+    if re.fullmatch("[0-9a-f]{64}", known):
+        return known
+    digest = hash_file(path)
+    after = path.stat()
     settled = time.time() - max(after.st_mtime, after.st_ctime) > _SETTLED_SECONDS
     if settled and change_identity(after) == change_identity(before):
         # A read-only or full home costs time only: the file is hashed again at the next call.
