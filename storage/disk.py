@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -84,8 +85,11 @@ class Disk:
                 if target.exists():
                     shutil.copymode(target, draft)
                 os.replace(draft, target)
-            except BaseException:
-                draft.unlink(missing_ok=True)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    draft.unlink()
+                if isinstance(error, OSError):
+                    error.filename = str(target)  # who named the target knows nothing of a draft
                 raise
             sync_folder(target.parent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from foretune.storage import roots
 from foretune.storage.artifacts import ArtifactStore
-from foretune.storage.errors import BadInput
+from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.events import EventLog
 from foretune.storage.ledger import Ledger
 from foretune.storage.ownership import is_root
@@ -130,3 +131,16 @@ def test_what_cannot_be_a_root_is_bad_input(tmp_path, kind):
         root_to_write(root)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_root_that_is_read_only_itself_is_named(tmp_path):
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    mounts = [["mount", "--bind", frozen, frozen], ["mount", "-o", "remount,bind,ro", frozen]]
+    if any(subprocess.run(mount, capture_output=True).returncode for mount in mounts):
+        pytest.skip("mounting read-only needs root")
+    try:
+        with pytest.raises(StorageFault, match=r"frozen/foretune.json: cannot write: .*read-only.* another --root"):
+            root_to_write(frozen)
+    finally:
+        subprocess.run(["umount", frozen], check=True)
