@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foretune.flows.commands.options import (
-    DEFAULT_ROOT,
     Json,
     Overrides,
     Quiet,
@@ -19,6 +18,7 @@ from foretune.flows.commands.options import (
     console_for,
     finish,
     named_run,
+    root_given,
     whole_numbers,
     with_root,
 )
@@ -146,9 +146,9 @@ def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None
     """List the runs under a storage root."""
     from foretune.flows.commands.listing import list_rows, print_rows
 
-    rows = list_rows(root or DEFAULT_ROOT)
+    rows = list_rows(root_given(root))
     print_rows(console_for(quiet), rows)
-    finish({"root": root or DEFAULT_ROOT, "runs": rows}, as_json)
+    finish({"root": root_given(root), "runs": rows}, as_json)
 
 
 @app.command()
@@ -231,16 +231,16 @@ def clean(
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="JSONL file to write")],
     drop_harmful: Annotated[int, typer.Option("--drop-harmful", min=0, help="samples with the worst scores")] = 0,
     drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace FILE if it exists; never the dataset itself")] = False,
     root: Root = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the dataset of a run without its most harmful or its flagged samples."""
-    from foretune.flows.commands.exports import cleaned_rows, write_rows
+    from foretune.flows.commands.exports import write_cleaned
 
     found = named_run(run, root)
-    cleaned = cleaned_rows(found, drop_harmful, drop_flagged or [])
-    write_rows(cleaned["kept"], output)
+    cleaned = write_cleaned(found, output, drop_harmful, drop_flagged or [], force)
     console = console_for(quiet)
     for row in cleaned["dropped"]:
         console.print(f"  row {row['row']}  {row['why']}", markup=False)
@@ -289,14 +289,13 @@ def gc(
     quiet: Quiet = False,
 ) -> None:
     """Find, and with --delete remove, what no kept run refers to."""
-    from foretune.flows.commands.garbage import collect_garbage
+    from foretune.flows.commands.garbage import collect_garbage, print_garbage, print_total
 
-    found = collect_garbage(root or DEFAULT_ROOT, keep_last, keep_days, delete)
-    verb = "deleted" if delete else "would be deleted (add --delete)"
-    console_for(quiet).print(
-        f"{len(found['runs'])} runs and {len(found['artifacts'])} artefacts, {found['bytes'] / 1e6:,.1f} MB, {verb}; "
-        f"{found['kept_runs']} runs kept"
+    console = console_for(quiet)
+    found = collect_garbage(
+        root_given(root), keep_last, keep_days, delete, before=lambda described: print_garbage(console, described)
     )
+    print_total(console, found)
     finish(found, as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -174,11 +175,15 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 def _scalar(text: str) -> Any:
     value = yaml.safe_load(text)
+    if text.strip()[:1] in ("'", '"'):
+        return value
+    if isinstance(value, datetime.date):  # a datetime is one too
+        return text.strip()
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
-            return value
+            return text.strip()  # YAML takes what follows " #" for a comment: in a path it is none
     return value
 
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
+from foretune.storage.places import read_named
 
 EXAMPLES = {"request": "examples/demo/request.yaml", "gate": "examples/demo/gate.yaml"}
 
@@ -21,9 +21,7 @@ def read_settings(uri: str, kind: str) -> dict[str, Any]:
     `kind` is what the file is, as its name says: request, gate.
     """
     try:
-        content = yaml.safe_load(Place(uri).read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"{kind} {uri}: no such file; give the path of a {kind}.yaml") from None
+        content = yaml.safe_load(read_named(uri, kind))
     except yaml.YAMLError as error:
         raise BadInput(f"{kind} {uri}: not valid YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(content, dict):

@@ -18,7 +18,8 @@ from foretune.flows.failures import ending_in_one_line
 from foretune.flows.request import Request, to_yaml
 from foretune.storage.errors import BadInput, Damaged, StorageFault, failure_line
 from foretune.storage.events import EventLog
-from foretune.storage.runs import Run, new_run_id
+from foretune.storage.ownership import delete_run
+from foretune.storage.runs import REQUEST, RESULT, Run, checked_run_id, new_run_id
 from foretune.tasks.engine.announcements import announce
 from foretune.tasks.inputs.sources import Sources, resolve_sources
 from foretune.tasks.report.publish import publish
@@ -47,12 +48,17 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
 
 def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """`attempt()` in a run folder with the request; bad input deletes the folder, another fault is its last event."""
+    checked_run_id(run.run_id)
+    begun = (run.place / REQUEST).exists()  # by an earlier attempt, whose events are there
+    if (run.place / RESULT).exists():
+        raise BadInput(f"run {run.run_id}: is already there, with its result; give another run_id, or none")
     run.write_request(to_yaml(request))
     try:
         return healing(run, attempt)
     except BadInput:
         EventLog.of(run).close()
-        run.place.delete()
+        if not begun:
+            delete_run(run)
         raise
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | TerminationSignal)  # the latter: cancelled

@@ -10,20 +10,23 @@ import atexit
 import json
 import logging
 import math
+import re
 import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from foretune.storage.cache import new_draft
+from foretune.storage.cache import DRAFT, new_draft
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput, disk_faults
+from foretune.storage.roots import root_to_write
 from foretune.storage.runs import Run
 
 logger = logging.getLogger(__name__)
 
 EVENTS, PARTS = "events.jsonl", "events"
+PART = re.compile(rf"part-\d{{5,}}-{DRAFT}\.jsonl")
 PART_LINES = 500
 PART_SECONDS = 5.0  # how far `foretune watch` may lag behind a run on S3
 
@@ -42,6 +45,7 @@ class EventLog:
         self._since = 0.0
         self._timer: threading.Timer | None = None
         self._parts = 0
+        self._in_root = False
         # A resumed run or a second process must not write over the parts of another.
         self._writer = new_draft("")
 
@@ -70,6 +74,9 @@ class EventLog:
         }
         line = to_json(_finite(event)).encode() + b"\n"
         with self._lock:
+            if not self._in_root:
+                root_to_write(self.run.root)
+                self._in_root = True
             if self.run.place.is_local:
                 self._append(line)
             else:
@@ -155,7 +162,7 @@ def _all_lines(run: Run) -> list[bytes]:
         lines = (run.place / EVENTS).read_bytes().splitlines()
     except FileNotFoundError:
         lines = []
-    parts = (run.place / PARTS).list()
+    parts = _parts(run)
     if not parts:
         return lines
     for name in parts:
@@ -175,8 +182,12 @@ def _time_of(line: bytes) -> str:
         return ""
 
 
+def _parts(run: Run) -> list[str]:
+    return [name for name in (run.place / PARTS).list() if PART.fullmatch(name)]
+
+
 def _merge(run: Run) -> None:
-    parts = (run.place / PARTS).list()
+    parts = _parts(run)
     lines = _all_lines(run)
     if lines:
         (run.place / EVENTS).write_bytes(b"\n".join(lines) + b"\n")

@@ -9,6 +9,7 @@ from typing import Any
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
+from foretune.storage.roots import root_to_read, root_to_write
 from foretune.storage.slugs import slug
 
 
@@ -21,17 +22,21 @@ class Ledger:
 
     def accepted(self) -> dict[str, Any] | None:
         """What `accept` wrote last, or None when no version was accepted yet."""
+        root_to_read(self.root)
         return _read(self._pointer)
 
     def accept(self, record: dict[str, Any]) -> None:
         """Move the pointer."""
+        root_to_write(self.root)
         _write(self._pointer, record)
 
     def verdict(self, key: str) -> dict[str, Any] | None:
         """The verdict stored under `key`, or None."""
+        root_to_read(self.root)
         return _read(self._verdicts / f"{key}.json")
 
     def keep(self, key: str, verdict: dict[str, Any]) -> None:
+        root_to_write(self.root)
         _write(self._verdicts / f"{key}.json", verdict)
 
     @property

@@ -15,6 +15,7 @@ from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
+from foretune.storage.roots import root_to_read
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import work_of
 from foretune.tasks.inputs.sources import Sources, resolve_sources
@@ -89,8 +90,8 @@ def make_plan(request: Request) -> dict[str, Any]:
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
     `memory_bytes` is one pass's; as many as `workers` run at once.
     """
+    run = Run(root_to_read(request.runtime.root).uri, "plan")
     sources = resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
-    run = Run(request.runtime.root, "plan")
     step = Planned(run, History(run.store))
     simulation(Wiring(step, request, sources))
     waiting = [task for task in step.tasks if task.state == "run"]

@@ -5,6 +5,7 @@ Nothing here imports torch or transformers, so that a run whose results are all 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,7 +71,7 @@ def resolve_model(settings: ModelSettings) -> Path:
     A path that exists comes first, then s3://, then the hub. Raises BadInput when nothing is found.
     """
     name = settings.name_or_path
-    if "://" in name or Path(name).expanduser().exists() or _looks_like_path(name):
+    if "://" in name or os.path.exists(os.path.expanduser(name)) or _looks_like_path(name):
         found = localise(name)
         if found.is_file() and found.suffix.lower() != ".gguf":
             raise BadInput(f"model {name}: a file of unknown kind; give a model folder or a .gguf file")
@@ -91,7 +92,7 @@ def _fetched(name: str, settings: ModelSettings) -> Path:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf")
+    return name.startswith((".", "/", "~", "s3:", "file:")) or name.count("/") > 1 or name.lower().endswith(".gguf")
 
 
 def model_config(folder: Path) -> ModelConfig:

@@ -80,7 +80,7 @@ def test_young_artefacts_of_no_run_are_spared(two_runs, warm_request):
 @pytest.mark.parametrize("delete", [False, True])
 def test_downloads_that_nothing_read_for_long_go_too(two_runs, tmp_path, monkeypatch, delete):
     monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "cache"))
-    names = {"old": (COPY_DAYS + 1) * 86400, "young": 86400}
+    names = {"0" * 64: (COPY_DAYS + 1) * 86400, "1" * 64: 86400}
     for name, age in names.items():
         copy = tmp_path / "cache" / "copies" / name / "model.safetensors"
         copy.parent.mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_downloads_that_nothing_read_for_long_go_too(two_runs, tmp_path, monkeyp
     found = collect_garbage(str(two_runs), last=None, days=None, delete=delete)
     assert found["cache_bytes"] == (5 if delete else 0)
     left = {folder.name for folder in (tmp_path / "cache" / "copies").iterdir()}
-    assert left == ({"young"} if delete else {"old", "young"})
+    assert left == ({"1" * 64} if delete else set(names))
 
 
 def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_request):
