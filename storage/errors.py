@@ -10,20 +10,21 @@ from collections.abc import Generator
 from pathlib import Path
 
 from foretune.storage.cache import cache_dir
+from foretune.storage.redaction import redacted
 
 
 class BadInput(ValueError):
     """The user asked for something that cannot be; one line with the remedy (exit status 2)."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(" ".join(redacted(str(message)).split()))
 
 
 class StorageFault(RuntimeError):
     """A place failed after bounded retries; one line with the remedy (exit status 1)."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(" ".join(redacted(str(message)).split()))
 
 
 class Changed(StorageFault):
@@ -36,7 +37,7 @@ class Damaged(StorageFault):
 
 def failure_line(error: BaseException) -> str:
     """An error as one line: where it happened (its notes), what kind it is, what it says."""
-    said = " ".join(str(error).split())
+    said = " ".join(redacted(str(error)).split())
     kind = type(error).__name__
     return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {said}" if said else kind])
 
