@@ -106,7 +106,7 @@ def _belongs(character: str, base: str, following: str) -> bool:
         return bool(_JOINING.match(base or " ") and _JOINING.match(following or " "))
     if character in _PRESENTATION:
         keycap = bool(base) and base in "#*0123456789" and following == "\u20e3"
-        return keycap or bool(base) and (bool(_EMOJI.match(base)) or base in "‼⁉ℹ〰〽㊗㊙" or _symbol(base))
+        return keycap or (bool(base) and (bool(_EMOJI.match(base)) or base in "‼⁉ℹ〰〽㊗㊙" or _symbol(base)))
     if "\ufe00" <= character <= "\ufe0d":
         return bool(base) and (bool(_IDEOGRAPH.match(base)) or _symbol(base))
     if "\U000e0100" <= character <= "\U000e01ef":

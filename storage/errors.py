@@ -35,10 +35,42 @@ class Damaged(StorageFault):
     """Stored bytes are not those that the manifest recorded; running again recomputes them."""
 
 
+class Panic(RuntimeError):
+    """A library written in Rust gave up; pyo3's own type is none of Exception's, and ends an engine."""
+
+
+MORE_MEMORY = "lower landscape.batch_tokens or runtime.max_workers, or use a machine with more"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory is what was missing: Python's, pyarrow's (a MemoryError), torch's of a device or the CPU."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = str(error)[:2000]
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError | OSError)
+        and any(words in said for words in ("can't allocate memory", "CUDA out of memory", "Cannot allocate memory"))
+    )
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Generator[None]:
+    """Inside the block a PanicException becomes a Panic, which is met like any other error."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Panic(f"a library gave up: {error}") from error
+
+
 def failure_line(error: BaseException) -> str:
     """An error as one line: where it happened (its notes), what kind it is, what it says."""
     said = " ".join(redacted(str(error)).split())
     kind = type(error).__name__
+    if out_of_memory(error):
+        said = f"out of memory{f' ({said})' if said else ''}; {MORE_MEMORY}"
     return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {said}" if said else kind])
 
 

@@ -8,11 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned
+from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request, apply_override, parse_request
 from foretune.storage.errors import BadInput
@@ -163,25 +162,24 @@ def _page(result: dict[str, Any], lines: Any) -> str:
     return whatif_page(result, lines)
 
 
-def print_whatif(console: Console, result: dict[str, Any]) -> None:
+def print_whatif(terminal: Terminal, result: dict[str, Any]) -> None:
     """One line per setting, the best marked."""
     evaluated = ["evaluated"] if result["evaluated"] else []
-    table = Table(box=None, header_style="bold")
-    for column in ("", *result["settings"][0]["changed"], "steps", "predicted", *evaluated, "trusted", "largest move"):
-        table.add_column(column)
+    changed = result["settings"][0]["changed"]
+    rows: list[tuple[Any, str]] = []
     for outcome in result["settings"]:
         losses = [outcome["predicted_loss"], *([outcome["evaluated_loss"]] if evaluated else [])]
-        table.add_row(
+        cells = (
             "best" if outcome["best"] else "",
             *outcome["changed"].values(),
-            str(outcome["steps"]),
+            outcome["steps"],
             *(f"{loss:.3f}" if loss is not None else "-" for loss in losses),
             outcome["status"],
             _movement(outcome),
-            style="bold" if outcome["best"] else "",
         )
-    console.print(table)
-    console.print(f"held-out loss at the base weights {result['base_loss']:.3f}; {result['page']}", soft_wrap=True)
+        rows.append((cells, "bold" if outcome["best"] else ""))
+    terminal.table(("", *changed, "steps", "predicted", *evaluated, "trusted", "largest move"), rows)
+    terminal.say(f"held-out loss at the base weights {result['base_loss']:.3f}; {result['page']}", whole=True)
 
 
 def _movement(outcome: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from foretune.storage.display import shown
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -17,10 +19,8 @@ if TYPE_CHECKING:
 
 
 def page_environment() -> jinja2.Environment:
-    """Where templates, style and script of every page are loaded from; text is escaped and made visible."""
+    """Where templates, style and script of every page are loaded from; text is escaped, redacted and made visible."""
     import jinja2
-
-    from foretune.tasks.report.charts.look import visible
 
     return jinja2.Environment(
         loader=jinja2.PackageLoader("foretune.tasks.report"),
@@ -29,7 +29,7 @@ def page_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         # Markup is our own; any other text may come from the dataset.
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
 
 
@@ -45,7 +45,7 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
 
     environment = page_environment()
     scripts = [get_plotlyjs(), _source(environment, "report.js")]
-    environment.filters |= {"number": _number, "signed": _signed}
+    environment.filters |= {"number": _number, "signed": _signed, "shown": shown}
     page = environment.get_template(template).render(
         charts=charts,
         payload=Markup(_payload(charts)),

@@ -7,7 +7,6 @@ Plotly reads text as markup: dataset text enters a figure through `label` or `ho
 from __future__ import annotations
 
 import html
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from foretune.storage.display import one_line
+
 HELPS, HARMS, NEUTRAL = "var(--helps)", "var(--harms)", "var(--neutral)"
 RISES, FADES = "var(--rises)", "var(--fades)"
 INK, MUTED, GRID = "var(--ink)", "var(--muted)", "var(--line)"
 SERIES = tuple(f"var(--series-{n})" for n in range(1, 8))
-
-# Controls, separators that end a line in JavaScript, overrides of the reading direction, lone surrogates.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 _AXIS = {
     "gridcolor": GRID,
@@ -64,17 +62,6 @@ class Chart:
     title: str
     caption: str  # one sentence: how to read it
     figure: go.Figure
-
-
-def visible(text: str) -> str:
-    """`text` with every character that a reader could not see replaced by U+FFFD; line ends become "\\n"."""
-    return _INVISIBLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def one_line(text: object, limit: int) -> str:
-    """`text` on one line of at most `limit` characters."""
-    line = " ".join(visible(str(text)).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def label(text: object, limit: int = 34) -> str:
