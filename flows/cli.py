@@ -269,17 +269,10 @@ def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet =
 @app.command()
 def lineage(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Which inputs made which artefact of a run."""
-    from foretune.flows.commands.lineage import lineage_of
+    from foretune.flows.commands.lineage import lineage_of, print_lineage
 
     traced = lineage_of(named_run(run, root))
-    terminal = terminal_for(quiet)
-    dataset, model = traced["sources"]["dataset"], traced["sources"]["model"]
-    revision = f" at {model['revision']}" if model["revision"] else ""
-    terminal.say(f"dataset {dataset['path']}  model {model['name_or_path']}{revision}", whole=True)
-    for name, node in traced["artifacts"].items():
-        terminal.say(f"{name}  {node['created']}  {node['seconds']:.1f} s  commit {(node['git_commit'] or '-')[:12]}")
-        for parent in node["reads"]:
-            terminal.say(f"    reads {parent}")
+    print_lineage(terminal_for(quiet), traced)
     finish(traced, as_json)
 
 

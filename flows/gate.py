@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from foretune.flows.form import in_declared_order
+from foretune.storage.documents import yaml_value
 from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
 from foretune.tasks.report.findings import SEVERITIES
@@ -164,11 +164,9 @@ def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
 def load_gate(uri: str) -> Gate:
     """Read gate.yaml; every fault is one BadInput line."""
     try:
-        content = yaml.safe_load(Place(uri).read_bytes())
-    except FileNotFoundError:
+        content = yaml_value(Place(uri).read_bytes(), f"gate {uri}")
+    except (FileNotFoundError, IsADirectoryError):
         raise BadInput(f"gate {uri}: no such file; give the path of a gate.yaml") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"gate {uri}: not valid YAML ({error}); mend the file") from None
     try:
         return Gate.model_validate(content)
     except pydantic.ValidationError as error:

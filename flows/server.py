@@ -68,7 +68,8 @@ def _ask(url: str) -> None:
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             with get_client(sync_client=True, httpx_settings={"timeout": PATIENCE}) as client:
-                client.api_version()
+                if not isinstance(client.api_version(), str):
+                    raise TypeError("not a version")
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         if status in (401, 403):

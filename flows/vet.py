@@ -55,7 +55,7 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     accepted = ledger.accepted()
     result = simulate(along_accepted(wanted, accepted), run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
     compared = compared_with(accepted, Run(ledger.root, result["run_id"]))
-    judged = apply_gate(gate, result, accepted and accepted["summary"])
+    judged = apply_gate(gate, result, accepted and accepted.get("summary", {}))
     verdict = {
         "name": ledger.name,
         "dataset": version,

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -24,13 +23,11 @@ from foretune.storage.commits import commit_on_disk, commit_to_s3
 from foretune.storage.contents import Artifact, remember, remembered
 from foretune.storage.drafts import Draft
 from foretune.storage.errors import Damaged, disk_faults
-from foretune.storage.manifest import MANIFEST, Manifest
+from foretune.storage.manifest import ARTEFACT_NAME, MANIFEST, Manifest
 from foretune.storage.places import Place, read_once
 from foretune.storage.refs import ArtifactRef
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class ArtifactStore:
 
     def place(self, task: str, key: str) -> Place:
         for name in (task, key):
-            if not _NAME.fullmatch(name):
+            if not ARTEFACT_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name an artefact: letters, digits, '.', '_' and '-' only")
         return self._artifacts / task / key
 

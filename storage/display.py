@@ -72,7 +72,12 @@ def shown_tree(value: Any) -> Any:
 
 def json_shown(value: Any, dumps: Callable[[Any], str]) -> str:
     """JSON without secrets, in which what cannot be seen is an escape of JSON's: it reads back as it was."""
-    return _UNSEEN.sub(lambda found: "".join(map(_as_json, found[0])), dumps(redacted_tree(value)))
+    return json_visible(dumps(redacted_tree(value)))
+
+
+def json_visible(text: str) -> str:
+    """JSON text with what cannot be seen as an escape of JSON's, half a surrogate pair too: any encoding holds it."""
+    return _UNSEEN.sub(lambda found: "".join(map(_as_json, found[0])), text)
 
 
 def _as_json(character: str) -> str:

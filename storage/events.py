@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foretune.storage.cache import new_draft
+from foretune.storage.display import json_shown
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput, disk_faults
+from foretune.storage.event_records import event_in
 from foretune.storage.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class EventLog:
             "source": self.source,
             **fields,
         }
-        line = to_json(_finite(event)).encode() + b"\n"
+        line = json_shown(_finite(event), to_json).encode() + b"\n"
         with self._lock:
             if self.run.place.is_local:
                 self._append(line)
@@ -143,16 +145,9 @@ def event_schema() -> dict[str, Any]:
 
 
 def read_events(run: Run) -> list[dict[str, Any]]:
-    """Every event of the run, in order; half a line at a crash is left out. Empty without a log."""
-    events = []
-    for line in _all_lines(run):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events
+    """Every event of the run, in order; half a line at a crash, and whatever is no event, is left out. Empty without
+    a log."""
+    return [event for line in _all_lines(run) if (event := event_in(line)) is not None]
 
 
 def _all_lines(run: Run) -> list[bytes]:
@@ -176,7 +171,7 @@ def _all_lines(run: Run) -> list[bytes]:
 def _time_of(line: bytes) -> str:
     try:
         return str(json.loads(line)["time"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

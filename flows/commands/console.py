@@ -9,6 +9,7 @@ from typing import Any
 from foretune.flows.commands.terminal import Terminal, plain, styled
 from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault
+from foretune.storage.event_records import is_whole
 from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run
 from foretune.tasks.report.comparison import first_rows
@@ -68,7 +69,7 @@ class LivePasses:
     def show(self, events: list[dict[str, Any]]) -> None:
         for event in events:
             handler = getattr(self, f"_on_{event['type']}", None)
-            if handler is not None:
+            if handler is not None and is_whole(event):
                 handler(event)
 
     def _on_pass_started(self, event: dict[str, Any]) -> None:

@@ -25,13 +25,12 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
     longer the one that the run read, or a flag is unknown.
     """
-    import yaml
+    from foretune.flows.request import stored_request
 
-    request = yaml.safe_load(run.read_request())
-    uri = request["dataset"]["path"]
+    uri = stored_request(run).dataset.path
     samples = artifact_of(run, "samples")
     manifest = run.store.manifest(samples.task, samples.key)
-    if manifest is None or manifest.inputs["source"]["digest"] != dataset_digest(uri):
+    if manifest is None or _source_digest(manifest.inputs) != dataset_digest(uri):
         raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
     dropped: dict[int, list[str]] = {}
     ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
@@ -55,6 +54,11 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
         "kept": [row for number, row in enumerate(rows) if number not in dropped],
         "dropped": [{"row": number, "why": "; ".join(why)} for number, why in sorted(dropped.items())],
     }
+
+
+def _source_digest(inputs: dict[str, Any]) -> Any:
+    source = inputs.get("source")
+    return source.get("digest") if isinstance(source, dict) else None
 
 
 def write_rows(rows: list[dict[str, Any]], uri: str) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import yaml
-
 from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.wiring import Wiring
-from foretune.flows.request import Request, apply_override, parse_request
+from foretune.flows.request import Request, apply_override, parse_request, stored_request
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -53,10 +52,10 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
     paths = [path for path, _ in grid]
     if len(set(paths)) < len(paths):
         raise BadInput(f"--set {max(paths, key=paths.count)}: given twice; put its values into one list")
-    content = yaml.safe_load(run.read_request())
-    content.setdefault("runtime", {})["root"] = run.root
-    if content.get("prediction", {}).get("along"):
-        content["prediction"]["along"] = run.run_id  # the path that it went along, whatever runs came after it
+    kept = stored_request(run)
+    along = run.run_id if kept.prediction.along else None  # the path that it went along, whatever runs came after it
+    content = kept.model_dump(mode="json")
+    content["runtime"]["root"], content["prediction"]["along"] = run.root, along
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
     settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _product(grid)]
@@ -106,7 +105,7 @@ def _product(grid: list[tuple[str, list[str]]]) -> list[tuple[str, ...]]:
 
 
 def _setting(content: dict[str, Any], chosen: dict[str, str]) -> Setting:
-    changed = yaml.safe_load(yaml.safe_dump(content))
+    changed = copy.deepcopy(content)
     for path, value in chosen.items():
         apply_override(changed, f"{path}={value}")
     request = parse_request(changed, where="--set")

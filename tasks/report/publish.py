@@ -6,6 +6,7 @@ from typing import Any
 
 import prefect
 
+from foretune.storage.event_records import is_whole
 from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -41,7 +42,7 @@ def result_of(
 ) -> dict[str, Any]:
     """The contract of result.json."""
     timings: dict[str, float] = {}
-    finished = [event for event in read_events(run) if event["type"] == "pass_finished"]
+    finished = [event for event in read_events(run) if event["type"] == "pass_finished" and is_whole(event)]
     for event in finished:
         timings[event["task"]] = round(timings.get(event["task"], 0.0) + event["seconds"], 3)
     return {
