@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -66,10 +67,18 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
         "base_loss": stored.base_loss,
         "trusted_distance": stored.trusted_distance,
         "evaluated": evaluate,
-        "settings": [asdict(outcome) for outcome in outcomes],
+        "settings": [finite_outcome(asdict(outcome)) for outcome in outcomes],
     }
     run.write_whatif(result, _page(result, wiring.lines()))
     return result | {"page": (run.place / "whatif.html").uri}
+
+
+def finite_outcome(outcome: dict[str, Any]) -> dict[str, Any]:
+    """The outcome with no number where one is not finite: a rate of 1e300 has no loss, and JSON no infinity."""
+    numbers = ("predicted_loss", "trusted_loss", "evaluated_loss", "largest_movement")
+    if all(outcome[name] is None or math.isfinite(outcome[name]) for name in numbers):
+        return outcome
+    return outcome | dict.fromkeys(numbers)
 
 
 def parsed(option: str) -> tuple[str, list[str]]:

@@ -16,6 +16,7 @@ import pytest
 from foretune.flows.commands.console import LivePasses
 from foretune.flows.commands.last_line import unforeseen
 from foretune.flows.commands.terminal import Terminal
+from foretune.flows.commands.whatif import finite_outcome
 from foretune.flows.environment import _one_line_warnings, show_logs_safely
 from foretune.flows.request import Request, load_request, parse_request
 from foretune.flows.server import check_server, open_prefect
@@ -194,6 +195,12 @@ def test_watch_survives_any_line(tmp_path):
         live.until_finished()
     said = [line for line in out.getvalue().splitlines() if line.strip()]
     assert len(said) == 2 and "[/b]\\u202e" in said[1] and len(said[0]) < 200
+
+
+def test_a_setting_whose_loss_is_not_finite_has_none():
+    outcome = {"predicted_loss": float("inf"), "trusted_loss": 3.0, "evaluated_loss": None, "largest_movement": 1e300}
+    assert finite_outcome(outcome) == dict.fromkeys(outcome)
+    assert finite_outcome(outcome | {"predicted_loss": 2.0})["predicted_loss"] == 2.0
 
 
 def test_markdown_from_outside_is_text():
