@@ -15,7 +15,11 @@ from pydantic_core import CoreSchema
 
 from foretune.flows.form import in_declared_order
 from foretune.flows.settings_files import first_fault, read_settings
+from foretune.storage.documents import yaml_mapping, yaml_value
 from foretune.storage.errors import BadInput
+from foretune.storage.events import run_status
+from foretune.storage.redaction import by_form
+from foretune.storage.runs import Run
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
@@ -34,6 +38,11 @@ from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.saes import SaeSettings
 from foretune.tasks.samples.shards import ShardSettings
 from foretune.tasks.samples.table import DatasetSettings
+
+NO_CREDENTIALS = (
+    "a request is stored as it is: take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "AWS_PROFILE or HF_TOKEN"
+)
 
 
 class RuntimeSettings(BaseModel):
@@ -69,7 +78,8 @@ class RuntimeSettings(BaseModel):
 class Request(BaseModel):
     """What would fine-tuning this model on this dataset do?"""
 
-    model_config = ConfigDict(extra="forbid", title="foretune request")
+    # What is refused may be a secret, and Prefect shows the error of a parameter.
+    model_config = ConfigDict(extra="forbid", title="foretune request", hide_input_in_errors=True)
 
     version: Literal[1] = 1
     name: str | None = Field(
@@ -106,6 +116,13 @@ class Request(BaseModel):
             raise ValueError("curvature.quotients sampled needs adapter.method lora; set it to auto or exact")
         return self
 
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Request:
+        found = next((p for p, v in _leaves(self.model_dump()) if isinstance(v, str) and by_form(v) != v), None)
+        if found:
+            raise ValueError(f"{found} carries credentials; {NO_CREDENTIALS}")
+        return self
+
     @property
     def run_name(self) -> str:
         """The middle of the run's id."""
@@ -138,22 +155,24 @@ def load_request(uri: str, overrides: list[str] | None = None) -> Request:
 
 def parse_request(content: dict[str, Any], where: str = "request") -> Request:
     """Validate a mapping; the first fault is reported with its place and, for unknown keys, the nearest key."""
-    for path, value in _numbers(content):
-        if not math.isfinite(value):
+    for path, value in _leaves(content):
+        if isinstance(value, float) and not math.isfinite(value):
             raise BadInput(f"{where}: {path} is {value}; give a finite number")
+        if isinstance(value, str) and by_form(value) != value:
+            raise BadInput(f"{where}: {path} carries credentials; {NO_CREDENTIALS}")
     try:
         return Request.model_validate(content)
     except pydantic.ValidationError as error:
         raise BadInput(f"{where}: {first_fault(error, Request, 'request')}") from None
 
 
-def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of the request with its place."""
-    if isinstance(value, float):
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of the request that holds no other, with its place."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+    else:
         yield path, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _numbers(inner, f"{path}.{name}" if path else str(name))
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -169,12 +188,12 @@ def apply_override(content: dict[str, Any], override: str) -> None:
             raise BadInput(f"--set {override}: {parent} is not a section; give the path of a setting")
     try:
         at[last] = _scalar(value)
-    except yaml.YAMLError:
+    except BadInput:
         raise BadInput(f"--set {override}: the value is not valid YAML; as in a.b=[q_proj, v_proj]") from None
 
 
 def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
+    value = yaml_value(text, "--set")
     if text.strip()[:1] in ("'", '"'):
         return value
     if isinstance(value, datetime.date):  # a datetime is one too
@@ -190,3 +209,13 @@ def _scalar(text: str) -> Any:
 def to_yaml(request: Request) -> str:
     """The complete request, defaults included, as it is stored beside a run."""
     return yaml.safe_dump(request.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def stored_request(run: Run) -> Request:
+    """The request that a run keeps beside it, every default filled in. BadInput when there is none that is whole."""
+    where = f"request of run {run.run_id}"
+    try:
+        text = run.read_request()
+    except FileNotFoundError:
+        raise BadInput(f"run {run.run_id} has no request ({run_status(run)}); simulate it again") from None
+    return parse_request(yaml_mapping(text, where, "simulate it again"), where=where)

@@ -6,10 +6,10 @@ import difflib
 from typing import Any, get_args
 
 import pydantic
-import yaml
 from pydantic import BaseModel
 
-from foretune.storage.errors import BadInput
+from foretune.storage.display import one_line
+from foretune.storage.documents import yaml_mapping
 from foretune.storage.places import read_named
 
 EXAMPLES = {"request": "examples/demo/request.yaml", "gate": "examples/demo/gate.yaml"}
@@ -20,13 +20,7 @@ def read_settings(uri: str, kind: str) -> dict[str, Any]:
 
     `kind` is what the file is, as its name says: request, gate.
     """
-    try:
-        content = yaml.safe_load(read_named(uri, kind))
-    except yaml.YAMLError as error:
-        raise BadInput(f"{kind} {uri}: not valid YAML ({' '.join(str(error).split())}); mend the file") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{kind} {uri}: the file holds no mapping; start from {EXAMPLES[kind]}")
-    return content
+    return yaml_mapping(read_named(uri, kind), f"{kind} {uri}", f"start from {EXAMPLES[kind]}")
 
 
 def first_fault(error: pydantic.ValidationError, model: type[BaseModel], whole: str) -> str:
@@ -41,7 +35,8 @@ def first_fault(error: pydantic.ValidationError, model: type[BaseModel], whole: 
     if fault["type"] == "missing":
         return f"{path} is missing; add it to the {whole}"
     message, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
-    shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
+    is_plain = isinstance(given, str | int | float | bool | None)
+    shown = f" (got {one_line(repr(given), 200)})" if is_plain else ""
     return f"{path}: {message[0].lower()}{message[1:]}{shown}"
 
 

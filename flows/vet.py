@@ -7,8 +7,6 @@ from typing import Any
 
 import prefect
 from prefect import State
-from prefect.artifacts import create_markdown_artifact
-from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
@@ -17,14 +15,15 @@ from foretune.flows.gate import Gate, apply_gate
 from foretune.flows.request import Request, RuntimeSettings
 from foretune.flows.simulate import simulate
 from foretune.storage.digests import digest_of
+from foretune.storage.display import one_line
 from foretune.storage.events import run_status
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, new_run_id
 from foretune.storage.versions import newest_version
+from foretune.tasks.engine.announcements import escape, publish_markdown, tell
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.inputs.sources import Sources, resolve_sources
 from foretune.tasks.report.numbers import plain
-from foretune.tasks.report.publish import escape
 
 EVENT = "foretune.vetting.finished"
 ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
@@ -57,7 +56,7 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     accepted = ledger.accepted()
     result = simulate(along_accepted(wanted, accepted), run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
     compared = compared_with(accepted, Run(ledger.root, result["run_id"]))
-    judged = apply_gate(gate, result, accepted and accepted["summary"])
+    judged = apply_gate(gate, result, accepted and accepted.get("summary", {}))
     verdict = {
         "name": ledger.name,
         "dataset": version,
@@ -127,15 +126,15 @@ def keep(ledger: Ledger, key: str, verdict: dict[str, Any], summary: dict[str, A
 
 def announced(name: str, verdict: dict[str, Any]) -> State:
     """Publish the verdict to Prefect, every time, and end the run by it."""
-    create_markdown_artifact(key="foretune-vetting", markdown=verdict_table(verdict), description=verdict["run_id"])
+    publish_markdown("foretune-vetting", verdict_table(verdict), verdict["run_id"])
     resource = {"prefect.resource.id": f"foretune.dataset.{name}", "prefect.resource.name": name}
-    emit_event(event=EVENT, resource={**resource, "foretune.verdict": verdict["verdict"]}, payload=verdict)
-    line = f"{verdict['dataset']}: {verdict['verdict']}"
+    tell(EVENT, {**resource, "foretune.verdict": verdict["verdict"]}, verdict)
+    line = one_line(f"{verdict['dataset']}: {verdict['verdict']}")
     if verdict["verdict"] == "fail":
         engine_log_silenced()
-        return Failed(name=REFUSED, message=f"{line} ({reasons(verdict, 'fail')})", data=verdict)
+        return Failed(name=REFUSED, message=one_line(f"{line} ({reasons(verdict, 'fail')})"), data=verdict)
     if verdict["verdict"] == "warn":
-        line = f"{line} ({reasons(verdict, 'warn')})"
+        line = one_line(f"{line} ({reasons(verdict, 'warn')})")
     return Completed(name=ACCEPTED if verdict["accepted"] else WARNED, message=line, data=verdict)
 
 
@@ -152,9 +151,9 @@ def verdict_table(verdict: dict[str, Any]) -> str:
         lines += ["| rule | value | threshold | verdict | reason |", "|---|---|---|---|---|"]
     for crossing in verdict["crossings"]:
         cells = [crossing[name] for name in ("subject", "value", "threshold", "verdict", "reason")]
-        lines.append("| " + " | ".join(escape(str(cell)) for cell in cells) + " |")
+        lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
     if verdict["comparison"]:
         change = verdict["comparison"]
-        lines += ["", f"Against `{change['with']}`: {change['added']} rows added, {change['removed']} removed, "]
+        lines += ["", f"Against {escape(change['with'])}: {change['added']} rows added, {change['removed']} removed, "]
         lines[-1] += f"{change['flipped']} flipped between helping and harming."
-    return "\n".join([*lines, "", f"Run `{verdict['run_id']}`", ""])
+    return "\n".join([*lines, "", f"Run {escape(verdict['run_id'])}", ""])

@@ -24,7 +24,7 @@ from foretune.storage.commits import commit_on_disk, commit_to_s3
 from foretune.storage.contents import Artifact, remember, remembered
 from foretune.storage.drafts import Draft
 from foretune.storage.errors import Damaged, disk_faults
-from foretune.storage.manifest import MANIFEST, Manifest
+from foretune.storage.manifest import ARTEFACT_NAME, MANIFEST, Manifest
 from foretune.storage.places import Place, read_once
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.roots import root_to_write
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 _DRAFT = re.compile(rf".+-{DRAFT}")
 _UPLOADED = re.compile(r"[^/]+/[0-9a-f]{16,64}/.+")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class ArtifactStore:
 
     def place(self, task: str, key: str) -> Place:
         for name in (task, key):
-            if not _NAME.fullmatch(name):
+            if not ARTEFACT_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name an artefact: letters, digits, '.', '_' and '-' only")
         return self._artifacts / task / key
 
@@ -169,7 +168,7 @@ class ArtifactStore:
         named = (entry for entry in self._artifacts.walk() if entry.name.count("/") >= 2)
         for (task, key), group in itertools.groupby(named, lambda entry: tuple(entry.name.split("/")[:2])):
             entries = list(group)
-            if not (_NAME.fullmatch(task) and _NAME.fullmatch(key)):
+            if not (ARTEFACT_NAME.fullmatch(task) and ARTEFACT_NAME.fullmatch(key)):
                 continue
             yield Stored(
                 task,

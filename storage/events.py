@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foretune.storage.cache import DRAFT, new_draft
+from foretune.storage.display import json_shown
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput, disk_faults
+from foretune.storage.event_records import event_in
 from foretune.storage.roots import root_to_write
 from foretune.storage.runs import Run
 
@@ -72,7 +74,7 @@ class EventLog:
             "source": self.source,
             **fields,
         }
-        line = to_json(_finite(event)).encode() + b"\n"
+        line = json_shown(_finite(event), to_json).encode() + b"\n"
         with self._lock:
             if not self._in_root:
                 root_to_write(self.run.root)
@@ -145,16 +147,9 @@ getattr(threading, "_register_atexit", atexit.register)(_flush_open_logs)
 
 
 def read_events(run: Run) -> list[dict[str, Any]]:
-    """Every event of the run, in order; half a line at a crash is left out. Empty without a log."""
-    events = []
-    for line in _all_lines(run):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events
+    """Every event of the run, in order; half a line at a crash, and whatever is no event, is left out. Empty without
+    a log."""
+    return [event for line in _all_lines(run) if (event := event_in(line)) is not None]
 
 
 def _all_lines(run: Run) -> list[bytes]:
@@ -178,7 +173,7 @@ def _all_lines(run: Run) -> list[bytes]:
 def _time_of(line: bytes) -> str:
     try:
         return str(json.loads(line)["time"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -11,9 +10,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.display import json_shown, json_visible
+from foretune.storage.documents import json_object
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
+from foretune.storage.records import StoredResult
+from foretune.storage.redaction import redacted_tree
 from foretune.storage.roots import root_to_read, root_to_write
 from foretune.storage.slugs import slug
 
@@ -78,36 +81,42 @@ class Run:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Written last: a run with a result has ended. NaN and infinities are refused."""
-        (self.place / RESULT).write_bytes((to_json(result, indent=1) + "\n").encode())
+        # A name that a secret of the environment happens to be must not break the places that are read again.
+        kept = {
+            name: item if name in ("request", "artifacts") else redacted_tree(item) for name, item in result.items()
+        }
+        (self.place / RESULT).write_bytes((json_visible(to_json(kept, indent=1)) + "\n").encode())
 
     def write_report(self, html: str) -> None:
         (self.place / REPORT).write_bytes(html.encode())
 
     def write_comparison(self, compared: dict[str, Any]) -> None:
-        (self.place / COMPARISON).write_bytes((to_json(compared, indent=1) + "\n").encode())
+        (self.place / COMPARISON).write_bytes((json_shown(compared, _indented) + "\n").encode())
 
     def write_whatif(self, result: dict[str, Any], html: str) -> None:
         (self.place / WHATIF_PAGE).write_bytes(html.encode())
-        (self.place / WHATIF).write_bytes((to_json(result, indent=1) + "\n").encode())
+        (self.place / WHATIF).write_bytes((json_shown(result, _indented) + "\n").encode())
 
     def read_request(self) -> str:
-        """FileNotFoundError when the run never wrote one."""
-        return (self.place / REQUEST).read_bytes().decode()
+        """FileNotFoundError when the run never wrote one, BadInput when the file is no text."""
+        file = self.place / REQUEST
+        try:
+            return file.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{file.uri}: not UTF-8 text ({error.reason}); simulate it again") from None
 
     def read_result(self) -> dict[str, Any]:
-        """FileNotFoundError while the run has not ended, BadInput when the file is not a JSON object."""
+        """FileNotFoundError while the run has not ended, BadInput when the file is not such a JSON object."""
         file = self.place / RESULT
-        try:
-            result = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise BadInput(f"{file.uri}: unreadable ({error}); run it again") from error
-        if not isinstance(result, dict):
-            raise BadInput(f"{file.uri}: not a JSON object; run it again")
-        return result
+        return json_object(file.read_bytes(), file.uri, StoredResult, "run it again")
 
     def read_report(self) -> str:
         """FileNotFoundError when the run wrote none."""
-        return (self.place / REPORT).read_bytes().decode()
+        return (self.place / REPORT).read_bytes().decode(errors="replace")
+
+
+def _indented(value: Any) -> str:
+    return to_json(value, indent=1)
 
 
 def list_runs(root: str) -> list[Run]:

@@ -28,7 +28,7 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     uri = dataset_of(run)
     samples = artifact_of(run, "samples")
     manifest = run.store.manifest(samples.task, samples.key)
-    if manifest is None or manifest.inputs["source"]["digest"] != dataset_digest(uri):
+    if manifest is None or _source_digest(manifest.inputs) != dataset_digest(uri):
         raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
     dropped: dict[int, list[str]] = {}
     ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
@@ -54,6 +54,11 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     }
 
 
+def _source_digest(inputs: dict[str, Any]) -> Any:
+    source = inputs.get("source")
+    return source.get("digest") if isinstance(source, dict) else None
+
+
 def write_cleaned(
     run: Run, output: str, drop_harmful: int, drop_flagged: list[str], force: bool = False
 ) -> dict[str, Any]:
@@ -68,10 +73,10 @@ def write_cleaned(
 
 def dataset_of(run: Run) -> str:
     """Where the rows lay that a run read. BadInput when the run never wrote its request."""
-    import yaml
+    from foretune.flows.request import stored_request
 
     try:
-        return yaml.safe_load(run.read_request())["dataset"]["path"]
+        return stored_request(run).dataset.path
     except FileNotFoundError:
         raise BadInput(f"run {run.run_id} has no request; simulate it again") from None
 

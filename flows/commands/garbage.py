@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rich.console import Console
-
+from foretune.flows.commands.terminal import Terminal
 from foretune.storage.artifacts import ArtifactStore, Stored
 from foretune.storage.cache import sweep_cache
 from foretune.storage.errors import BadInput
@@ -192,7 +191,7 @@ def _deleted(root: str, found: Garbage) -> dict[str, Any]:
     }
 
 
-def print_garbage(console: Console, described: dict[str, Any]) -> None:
+def print_garbage(terminal: Terminal, described: dict[str, Any]) -> None:
     """What is about to go, or would, a line per run and per task; and what is spared, with the reason."""
     verb = "deletes" if described["deleted"] else "would delete"
     lines = [f"run {run_id}" for run_id in described["runs"]]
@@ -200,15 +199,15 @@ def print_garbage(console: Console, described: dict[str, Any]) -> None:
         f"{number} x {task}" for task, number in sorted(Counter(a["task"] for a in described["artifacts"]).items())
     ]
     for line in lines:
-        console.print(f"  {verb} {line}", markup=False, soft_wrap=True)
+        terminal.say(f"  {verb} {line}", whole=True)
     for line in described["spared"]:
-        console.print(f"  spared: {line}", markup=False, soft_wrap=True)
+        terminal.say(f"  spared: {line}", whole=True)
 
 
-def print_total(console: Console, found: dict[str, Any]) -> None:
+def print_total(terminal: Terminal, found: dict[str, Any]) -> None:
     """What went, or would, in one line."""
     verb = "deleted" if found["deleted"] else "would be deleted (add --delete)"
-    console.print(
+    terminal.say(
         f"{len(found['runs'])} runs and {len(found['artifacts'])} artefacts, {found['bytes'] / 1e6:,.1f} MB, {verb}; "
         f"{found['kept_runs']} runs kept"
     )

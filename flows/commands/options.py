@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foretune.flows.server import check_server
 from foretune.storage.errors import BadInput
 from foretune.storage.roots import root_to_read
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from foretune.flows.commands.terminal import Terminal
     from foretune.flows.request import Request
     from foretune.storage.runs import Run
 
@@ -33,6 +32,7 @@ def check_inputs(request: Request, run: Run) -> None:
 
     root_to_read(run.root)
     resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
+    check_server()
 
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:
@@ -62,15 +62,16 @@ def named_run(name: str, root: str | None) -> Run:
     return resolve_run(root_given(root), name)
 
 
-def console_for(quiet: bool) -> Console:
+def terminal_for(quiet: bool) -> Terminal:
     """The terminal; silent when asked to be."""
-    from rich.console import Console
+    from foretune.flows.commands.terminal import Terminal
 
-    return Console(quiet=quiet, highlight=False)
+    return Terminal(quiet)
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:
     """The result as the last line of stdout, for programs."""
     if as_json:
-        sys.stdout.flush()
-        print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+        from foretune.flows.commands.terminal import write_json
+
+        write_json(result)

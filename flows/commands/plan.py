@@ -7,10 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from rich.console import Console
-from rich.table import Table
-
 from foretune.flows.commands.history import History
+from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
@@ -150,24 +148,22 @@ def total(parts: list[Any]) -> Any:
     return None if None in parts else sum(parts)
 
 
-def print_plan(console: Console, planned: dict[str, Any]) -> None:
+def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
     """One line per task; shards of a task together."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for task in planned["tasks"]:
         groups[task["task"]].append(task)
-    table = Table(box=None, header_style="bold")
-    for column in ("task", "cached", "run", "seconds", "why"):
-        table.add_column(column)
+    rows: list[tuple[Any, ...]] = []
     for name, tasks in groups.items():
         waiting = [task for task in tasks if task["state"] == "run"]
         seconds = total([task["seconds"] for task in waiting])
         cost = "" if not waiting else "?" if seconds is None else f"{seconds:.1f}"
         reasons = "; ".join(dict.fromkeys(task["why"] for task in waiting))
-        table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, reasons)
-    console.print(table)
-    console.print(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", soft_wrap=True)
+        rows.append((name, len(tasks) - len(waiting), len(waiting), cost, reasons))
+    terminal.table(("task", "cached", "run", "seconds", "why"), [(cells, "") for cells in rows])
+    terminal.say(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", whole=True)
     if planned["field"] is not None:
-        console.print(f"gradient field {_formula(planned)}", soft_wrap=True)
+        terminal.say(f"gradient field {_formula(planned)}", whole=True)
 
 
 def _costs(planned: dict[str, Any]) -> str:

@@ -56,6 +56,48 @@ def outside_storage() -> list[Path]:
     ]
 
 
+PRINTS = "flows/commands/terminal.py"
+TELLS_PREFECT = "tasks/engine/announcements.py"
+SAYING = {
+    "print": PRINTS,
+    "echo": PRINTS,
+    "secho": PRINTS,
+    "Console": PRINTS,
+    "create_markdown_artifact": TELLS_PREFECT,
+    "create_table_artifact": TELLS_PREFECT,
+    "create_link_artifact": TELLS_PREFECT,
+    "emit_event": TELLS_PREFECT,
+}
+"""What makes text leave, and the one module that may call it: there it is redacted and made visible."""
+
+
+def saying(source: str) -> list[tuple[str, str]]:
+    """(what is called, where) of every call by which text leaves, and of every use of stdout or stderr."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = (
+                called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
+            )
+            found += [(name, f"line {node.lineno}: {ast.unparse(node)[:80]}")] if name in SAYING else []
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.stderr"}:
+            found.append(("print", f"line {node.lineno}: {ast.unparse(node)}"))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=place_of)
+def test_text_leaves_by_one_module(path):
+    assert [where for name, where in saying(path.read_text()) if SAYING[name] != place_of(path)] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["print(x)", "console.print(x)", "typer.echo(x)", "sys.stderr.write(x)", "emit_event(event=x)", "Console()"]
+)
+def test_text_that_leaves_by_another_way_is_found(line):
+    assert len(saying(line)) == 1
+
+
 @pytest.mark.parametrize("path", outside_storage(), ids=place_of)
 def test_only_storage_touches_bytes(path):
     assert file_accesses(path.read_text()) == []

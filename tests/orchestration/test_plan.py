@@ -15,6 +15,7 @@ import pytest
 
 from foretune.flows.commands.history import History, differences
 from foretune.flows.commands.plan import make_plan, print_plan
+from foretune.flows.commands.terminal import Terminal
 from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir
@@ -192,8 +193,6 @@ def write_holes(path, shapes):
 
 def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, tmp_path, capsys):
     """LLaMA-2-7B's shapes in a header without data: 2.1 GB a node, 4.2 MB a row, printed as a formula."""
-    from rich.console import Console
-
     blocks = range(32)
     shapes = {f"model.layers.{n}.self_attn.{side}_proj.weight": [4096, 4096] for n in blocks for side in "qkvo"}
     shapes |= {f"model.layers.{n}.mlp.{side}_proj.weight": [11008, 4096] for n in blocks for side in ("gate", "up")}
@@ -220,7 +219,7 @@ def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, t
     # Two models of 13.5 GB, two float32 sums of 4.3 GB, and the graph of a micro-batch of 1,024 tokens.
     assert 27e9 + 8.6e9 < planned["memory_bytes"] < 48e9
     assert footprint(folder, AdapterTargets()).parameters == pytest.approx(6.74e9, rel=0.01)
-    print_plan(Console(width=200), planned)
+    print_plan(Terminal(width=200), planned)
     printed = capsys.readouterr().out
     assert f"gradient field {field['nodes']} nodes x 1,074 M numbers x 2 bytes + {rows} rows x 2.097 M" in printed
 
@@ -259,9 +258,7 @@ def test_planning_imports_no_torch(first_run):
 
 
 def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys):
-    from rich.console import Console
-
-    print_plan(Console(width=200), plan_of(first_run, "training.learning_rate=2e-3"))
+    print_plan(Terminal(width=200), plan_of(first_run, "training.learning_rate=2e-3"))
     printed = capsys.readouterr().out
     assert "changed: training.learning_rate" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
