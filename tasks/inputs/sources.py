@@ -16,7 +16,7 @@ from foretune.storage.places import localise
 from foretune.storage.refs import ArtifactRef
 from foretune.tasks.engine.keys import Fingerprint
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
-from foretune.tasks.loading import ModelSettings, companion_files, model_fingerprint, resolve_model
+from foretune.tasks.loading import ModelSettings, companion_files, model_fingerprint, refuse_foreign_code, resolve_model
 from foretune.tasks.saes import SaeSettings, check_fit, read_sae_config, resolve_sae, sae_fingerprint
 from foretune.tasks.samples.table import DatasetSettings
 
@@ -39,7 +39,9 @@ class Sources:
 
 
 def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSettings | None) -> Sources:
-    """Fetch what is remote, digest everything. Raises BadInput for whatever is missing."""
+    """Fetch what is remote, digest everything. Raises BadInput for whatever is missing, or forbidden here."""
+    refuse_foreign_code("model", model)
+    refuse_foreign_code("sae", sae)
     rows = {"train": _file(dataset.path), "heldout": _file(dataset.heldout.path or dataset.path)}
     if dataset.preferences:
         rows["preferences"] = _file(dataset.preferences)

@@ -21,6 +21,7 @@ from foretune.tasks.loading.folders import (
     resolve_model,
     token_limits,
 )
+from foretune.tasks.loading.foreign_code import refuse_foreign_code
 from foretune.tasks.loading.models import (
     LoadedModel,
     all_finite,
@@ -58,6 +59,7 @@ __all__ = [
     "model_inputs",
     "model_outline",
     "recomputed",
+    "refuse_foreign_code",
     "resolve_model",
     "target_weights",
     "token_limits",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.loading.folders import weight_files
+from foretune.tasks.loading.foreign_code import refuse_pickle
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,7 @@ class StoredWeights:
         if path.suffix == ".bin":
             import torch
 
+            refuse_pickle(path)
             self._pickled |= torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:
             from safetensors import safe_open
