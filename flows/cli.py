@@ -185,7 +185,7 @@ def vet(
 
     wanted, run, terminal = started(request, overrides, root, quiet)
     rules = load_gate(gate) if gate else Gate()
-    dataset = newest_version(dataset or wanted.dataset.path)
+    dataset = newest_version(wanted.dataset_at(dataset))
     check_inputs(
         wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})}),
         run,

@@ -128,6 +128,15 @@ class Request(BaseModel):
         """The middle of the run's id."""
         return self.name or self.dataset.path.rsplit("/", 1)[-1].split(".")[0]
 
+    def dataset_at(self, other: str | None) -> str:
+        """The place of the dataset: another one where it is given, else the request's own. BadInput for an empty text.
+
+        A variable that nobody set, or an event without a place, comes as one, and does not mean the request's own.
+        """
+        if other is not None and not other.strip():
+            raise BadInput("dataset: an empty place; give a file, a folder or a glob, or leave it out")
+        return other or self.dataset.path
+
     def adapter_line(self) -> str:
         """The adapter in a few words."""
         adapter = self.adapter

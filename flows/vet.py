@@ -16,6 +16,7 @@ from foretune.flows.request import Request, RuntimeSettings
 from foretune.flows.simulate import simulate
 from foretune.storage.digests import digest_of
 from foretune.storage.display import one_line
+from foretune.storage.errors import BadInput
 from foretune.storage.events import run_status
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, new_run_id
@@ -31,10 +32,17 @@ ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
 
 @prefect.flow(name="foretune-vet", validate_parameters=True, log_prints=False)
 @ending_in_one_line("foretune.vetting.failed")
-def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, run_id: str | None = None) -> State:
+def vet(
+    request: Request,
+    gate: Gate | None = None,
+    dataset: str | None = None,
+    run_id: str | None = None,
+    published: str | None = None,
+) -> State:
     """Vet the newest version of a dataset.
 
-    1. Resolve the version: the newest below `dataset`, or below the request's own path.
+    1. Resolve the version: the newest below `dataset`, or below the request's own path. Started by the event of a
+       published dataset, `published` is its resource: it must be the request's own, and come with a place.
     2. Look the verdict up; the same content was judged before by the same request and gate.
     3. Simulate.
     4. Compare with the last accepted run.
@@ -46,7 +54,9 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     in Refused (a failure, so that what waits for this run stops too).
     """
     gate, ledger = gate or Gate(), Ledger(request.runtime.root, request.run_name)
-    version = newest_version(dataset or request.dataset.path)
+    if published is not None:
+        check_published(request, published, dataset)
+    version = newest_version(request.dataset_at(dataset))
     wanted = request.model_copy(update={"dataset": request.dataset.model_copy(update={"path": version})})
     sources = resolve_sources(wanted.dataset, wanted.model, wanted.sae, wanted.adapter.targets)
     key = verdict_key(wanted, gate, sources)
@@ -72,6 +82,17 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     }
     keep(ledger, key, verdict, result["summary"])
     return announced(ledger.name, verdict)
+
+
+def check_published(request: Request, published: str, dataset: str | None) -> None:
+    """BadInput for the event of another dataset, or one that says no place: neither is judged by this request."""
+    if published != f"dataset.{request.run_name}":
+        raise BadInput(
+            f"event of {published}: this request vets dataset.{request.run_name}; give each dataset a deployment and a "
+            "trigger that matches its own resource"
+        )
+    if not dataset:
+        raise BadInput(f"event of {published}: no uri in its payload; emit it with payload={{'uri': 's3://…'}}")
 
 
 def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:

@@ -22,6 +22,7 @@ from foretune.tasks.loading import (
     check_gguf,
     check_model,
     model_fingerprint,
+    refuse_foreign_code,
     resolve_model,
     tokenizer_fingerprint,
 )
@@ -53,6 +54,8 @@ def resolve_sources(
 
     With `adapter`, the weights that it moves are looked for in the model too.
     """
+    refuse_foreign_code("model", model)
+    refuse_foreign_code("sae", sae)
     rows = {"train": _file(dataset.path), "heldout": _file(dataset.heldout.path or dataset.path)}
     if dataset.preferences:
         rows["preferences"] = _file(dataset.preferences)

@@ -14,10 +14,24 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.optimizers import OptimizerSettings
 
 
+def _with_warmup_steps(schema: dict[str, Any]) -> None:
+    """The other name of the warm-up in the JSON schema, too: a deployment holds its parameters against that."""
+    steps = {
+        "anyOf": [{"type": "number", "minimum": 0}, {"type": "null"}],
+        "default": None,
+        "title": "Warm-up steps",
+        "description": "a number of steps, or a share of them; goes before warmup_ratio, as in transformers",
+    }
+    given = schema["properties"]
+    schema["properties"] = {}
+    for name, field in given.items():
+        schema["properties"] |= {name: field} | ({"warmup_steps": steps} if name == "warmup_ratio" else {})
+
+
 class Schedule(BaseModel):
     """How many optimizer steps a run has, and the learning rate of each."""
 
-    model_config = ConfigDict(extra="forbid", title="Schedule")
+    model_config = ConfigDict(extra="forbid", title="Schedule", json_schema_extra=_with_warmup_steps)
 
     version: Literal[1] = 1
     learning_rate: float = Field(default=2e-4, gt=0, title="Peak learning rate", description="per optimizer step")

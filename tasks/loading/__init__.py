@@ -22,6 +22,7 @@ from foretune.tasks.loading.folders import (
     resolve_model,
     token_limits,
 )
+from foretune.tasks.loading.foreign_code import refuse_foreign_code
 from foretune.tasks.loading.gguf_header import check_gguf
 from foretune.tasks.loading.models import (
     LoadedModel,
@@ -66,6 +67,7 @@ __all__ = [
     "model_inputs",
     "model_outline",
     "recomputed",
+    "refuse_foreign_code",
     "resolve_model",
     "target_weights",
     "token_limits",

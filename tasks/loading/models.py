@@ -17,6 +17,7 @@ from foretune.storage.errors import BadInput
 from foretune.tasks.loading.files import model_files
 from foretune.tasks.loading.folders import model_config, model_fingerprint
 from foretune.tasks.loading.foreign import reading
+from foretune.tasks.loading.foreign_code import refuse_foreign_code
 from foretune.tasks.loading.placement import keep_resident, offloaded, placing, stored_value
 from foretune.tasks.loading.settings import ModelSettings
 from foretune.tasks.loading.witnesses import weights_digest
@@ -87,8 +88,10 @@ def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
     """Open the model in `folder`; the last two of a process stay open, and each thread has its own modules.
 
     Raises BadInput for a folder without config or weights, pickled or quantised weights, code that comes with
-    the model, missing or NaN tensors, and architectures that are no causal language model.
+    the model, whatever this machine forbids, missing or NaN tensors, and architectures that are no causal language
+    model.
     """
+    refuse_foreign_code("model", settings)
     read_again = str(folder) if settings.device_map else ""  # the place that offloaded layers are fetched from
     key = (model_fingerprint(folder), read_again, settings.model_dump_json(exclude={"name_or_path", "revision"}))
     with building:

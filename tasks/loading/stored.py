@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.loading.files import model_files
 from foretune.tasks.loading.foreign import reading
+from foretune.tasks.loading.foreign_code import refuse_pickle
 from foretune.tasks.loading.headers import Stored
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class StoredWeights:
         if path.suffix == ".bin":
             import torch
 
+            refuse_pickle(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
                 raise ValueError("it holds something other than named tensors")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading import all_finite, building, choose_device
+from foretune.tasks.loading import all_finite, building, choose_device, refuse_foreign_code
 from foretune.tasks.loading.foreign import reading
 from foretune.tasks.saes.settings import SaeSettings
 from foretune.tasks.saes.sources import SaeConfig, misfit, read_sae_config, sae_fingerprint
@@ -70,8 +70,9 @@ def load_sae(settings: SaeSettings, path: Path) -> LoadedSae:
     """Open the SAE that `resolve_sae` found at `path`; each thread keeps its last one open.
 
     Some coders of sae-lens remember the last batch between encode and decode, so threads do not share them.
-    Raises BadInput for what is no supported SAE, and for NaN weights.
+    Raises BadInput for what is no supported SAE, for what this machine forbids, and for NaN weights.
     """
+    refuse_foreign_code("sae", settings)
     key = (settings, sae_fingerprint(path))
     if getattr(_opened, "key", None) != key:
         with building:  # a model that another thread builds would have the SAE's tensors made without data
