@@ -23,6 +23,7 @@ from foretune.flows.commands.options import (
     with_root,
 )
 from foretune.flows.environment import prepare
+from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
 from foretune.storage.errors import BadInput, failure_line
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -321,21 +320,22 @@ def whatif(
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no."""
+    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no, 130 stopped by a signal."""
+    stop_at_signals()
     prepare(command_line=True)
     try:
         status = app(standalone_mode=False)  # typer turns its Exit, and an interrupt, into a number
     except BadInput as error:
         _fail(str(error), 2)
     except typer.Abort:
-        _fail("stopped", 1)
+        _fail("stopped", INTERRUPTED)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # a usage error of the command line
         if usage:
             _fail(usage(), 2)
         _fail(failure_line(error), 1)
     if status == INTERRUPTED:
-        _fail("stopped; run the same command again to go on where it ended", 1)
+        _fail(STOPPED, INTERRUPTED)
     sys.exit(status or 0)
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from foretune.flows.interruption import when_stopped
 from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run
@@ -41,8 +42,10 @@ class LivePasses:
         self._steps: dict[str, int] = {}  # of a real training, by task
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._stopping = when_stopped(self.progress.stop)  # else the terminal's cursor stays hidden
 
     def __enter__(self) -> LivePasses:
+        self._stopping.__enter__()
         self.progress.start()
         self._thread.start()
         return self
@@ -52,6 +55,7 @@ class LivePasses:
         self._thread.join()
         self._catch_up()
         self.progress.stop()
+        self._stopping.__exit__(None, None, None)
 
     def until_finished(self) -> None:
         """Return when the run has ended; at once for one that already has."""
