@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from foretune.flows.documents import read_document
 from foretune.flows.form import in_declared_order
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
 from foretune.tasks.report.findings import SEVERITIES
+
+LARGEST = 1e30
+"""Beyond it no threshold means anything, and no infinity is one."""
 
 BOUNDS = ("above", "below", "rises_by", "falls_by")
 
@@ -23,18 +25,26 @@ BOUNDS = ("above", "below", "rises_by", "falls_by")
 class GateRule(BaseModel):
     """One threshold on a number of the result's `summary`, or on a signal."""
 
-    model_config = ConfigDict(extra="forbid", title="Rule")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Rule")
 
     number: str | None = Field(
         default=None, title="Number", description="of the result's summary: heldout_loss_evaluated"
     )
-    above: float | None = Field(default=None, title="Above", description="crossed when the number is larger than this")
-    below: float | None = Field(default=None, title="Below", description="crossed when the number is smaller than this")
+    above: float | None = Field(
+        default=None, ge=-LARGEST, le=LARGEST, title="Above", description="crossed when the number is larger than this"
+    )
+    below: float | None = Field(
+        default=None, ge=-LARGEST, le=LARGEST, title="Below", description="crossed when the number is smaller than this"
+    )
     rises_by: float | None = Field(
-        default=None, title="Rises by", description="more than this over the last accepted run"
+        default=None, ge=-LARGEST, le=LARGEST, title="Rises by", description="more than this over the last accepted run"
     )
     falls_by: float | None = Field(
-        default=None, title="Falls by", description="more than this under the last accepted run"
+        default=None,
+        ge=-LARGEST,
+        le=LARGEST,
+        title="Falls by",
+        description="more than this under the last accepted run",
     )
     signal: str | None = Field(default=None, title="Signal", description="its name, or any")
     severity: Literal["info", "warn", "critical"] = Field(
@@ -63,10 +73,11 @@ class GateRule(BaseModel):
 class Gate(BaseModel):
     """What a dataset must keep to before anyone trains on it."""
 
-    model_config = ConfigDict(extra="forbid", title="Gate")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Gate")
 
     version: Literal[1] = 1
     rules: list[GateRule] = Field(
+        max_length=10_000,
         default=[GateRule(signal="any", severity="critical", reason="a critical signal is a reason to look first")],
         title="Rules",
         description="every rule is applied; the worst verdict counts",
@@ -163,12 +174,7 @@ def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
 
 def load_gate(uri: str) -> Gate:
     """Read gate.yaml; every fault is one BadInput line."""
-    try:
-        content = yaml.safe_load(Place(uri).read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"gate {uri}: no such file; give the path of a gate.yaml") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"gate {uri}: not valid YAML ({error}); mend the file") from None
+    content = read_document(uri, "gate")
     try:
         return Gate.model_validate(content)
     except pydantic.ValidationError as error:

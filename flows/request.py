@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from foretune.flows.documents import parse_document, read_document
 from foretune.flows.form import in_declared_order
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
+from foretune.tasks.engine.keys import without_result
 from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
@@ -39,7 +40,7 @@ from foretune.tasks.samples.table import DatasetSettings
 class RuntimeSettings(BaseModel):
     """Where and how wide the passes run; never part of a key."""
 
-    model_config = ConfigDict(extra="forbid", title="Runtime")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Runtime")
 
     version: Literal[1] = 1
     root: str = Field(default="./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
@@ -53,23 +54,53 @@ class RuntimeSettings(BaseModel):
     )
     max_workers: int = Field(default=2, ge=1, le=64, title="Tasks at once", description="on this machine")
     pass_minutes: float | None = Field(
-        default=None, gt=0, title="Time limit", description="minutes that one task may compute; none: no limit"
+        default=2880,
+        gt=0,
+        le=525_600,
+        title="Time limit",
+        description="minutes that one task may compute; none: no limit",
+    )
+    max_steps: int = Field(
+        default=5_000_000,
+        ge=1,
+        le=10**12,
+        title="Most steps",
+        description="of the optimizer in the run that is predicted, and in all replays of influence together",
+        json_schema_extra=without_result(),
+    )
+    max_dataset_gb: float = Field(
+        default=8,
+        gt=0,
+        le=1e6,
+        title="Largest dataset file",
+        description="GB; all rows of a file are held in memory",
+        json_schema_extra=without_result(),
+    )
+    max_attention_gb: float = Field(
+        default=64,
+        gt=0,
+        le=1e6,
+        title="Largest attention",
+        description="GB of one layer's attention scores over the longest row; eager attention forms them",
+        json_schema_extra=without_result(),
     )
     ray_address: str | None = Field(
         default=None,
         title="Ray cluster",
         description="host:port or ray://host:port; none: RAY_ADDRESS, else this machine",
     )
-    ray_cpus: float = Field(default=1, gt=0, title="Processors per task", description="that Ray sets aside for it")
+    ray_cpus: float = Field(
+        default=1, gt=0, le=10_000, title="Processors per task", description="that Ray sets aside for it"
+    )
     ray_gpus: float = Field(
-        default=0, ge=0, title="GPUs per task", description="that Ray sets aside for one with a model"
+        default=0, ge=0, le=10_000, title="GPUs per task", description="that Ray sets aside for one with a model"
     )
 
 
 class Request(BaseModel):
     """What would fine-tuning this model on this dataset do?"""
 
-    model_config = ConfigDict(extra="forbid", title="foretune request")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="foretune request")
 
     version: Literal[1] = 1
     name: str | None = Field(
@@ -130,13 +161,7 @@ class Request(BaseModel):
 
 def load_request(uri: str, overrides: list[str] | None = None) -> Request:
     """Read a request from YAML and apply `a.b=value` overrides; every fault is one BadInput line."""
-    place = Place(uri)
-    if not place.exists():
-        raise BadInput(f"request {uri}: no such file; give the path of a request.yaml")
-    try:
-        content = yaml.safe_load(place.read_bytes())
-    except yaml.YAMLError as error:
-        raise BadInput(f"request {uri}: not valid YAML ({' '.join(str(error).split())}); mend the file") from None
+    content = read_document(uri, "request")
     if not isinstance(content, dict):
         raise BadInput(f"request {uri}: the file holds no mapping; start from examples/demo/request.yaml")
     for override in overrides or []:
@@ -212,7 +237,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
+    value = parse_document(text)
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string

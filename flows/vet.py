@@ -12,6 +12,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.failures import ending_in_one_line, said_by_its_state
 from foretune.flows.gate import Gate, apply_gate
 from foretune.flows.request import Request, RuntimeSettings
@@ -22,7 +23,7 @@ from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, new_run_id
 from foretune.storage.versions import newest_version
 from foretune.tasks.engine.keys import identity
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.publish import escape
 
 EVENT = "foretune.vetting.finished"
@@ -48,7 +49,7 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     gate, ledger = gate or Gate(), Ledger(request.runtime.root, request.run_name)
     version = newest_version(dataset or request.dataset.path)
     wanted = request.model_copy(update={"dataset": request.dataset.model_copy(update={"path": version})})
-    sources = resolve_sources(wanted.dataset, wanted.model, wanted.sae)
+    sources = checked_sources(wanted)
     key = verdict_key(wanted, gate, sources)
     stored = ledger.verdict(key)
     if stored is not None:
@@ -76,7 +77,7 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
 
 def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
     """What the verdict depends on: the bytes of every input, the request without its place and name, the gate."""
-    settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings()})
+    settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings(pass_minutes=None)})
     files = [sources.gguf, sources.model, sources.tokenizer, sources.sae, sources.labels]
     return digest_of(
         {

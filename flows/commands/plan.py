@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from foretune.flows.commands.history import History
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import work_of
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
 from foretune.tasks.samples.dataset import preview_index
 from foretune.tasks.samples.table import SampleIndex, read_index
@@ -89,7 +90,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
     `memory_bytes` is one pass's; as many as `workers` run at once.
     """
-    sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = checked_sources(request)
     run = Run(request.runtime.root, "plan")
     step = Planned(run, History(run.store))
     simulation(Wiring(step, request, sources))
