@@ -188,8 +188,11 @@ def localise(uri: str | os.PathLike[str]) -> Path:
     """
     place = Place(uri)
     if place.is_local:
-        if not place.local_path.exists():
+        path = place.local_path
+        if not path.exists():
             raise BadInput(f"{place.uri}: no such file or folder; check the path")
+        if not (path.is_file() or path.is_dir()):  # reading it may wait for ever, or never end
+            raise BadInput(f"{place.uri}: is a pipe or a device; give a regular file")
         return place.local_path
     return _download_file(place) or _download_folder(place)
 
