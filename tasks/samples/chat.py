@@ -65,7 +65,7 @@ class ChatTokenizer:
         tools: list[Any] | None = None,
         template_kwargs: dict[str, Any] | None = None,
     ) -> RenderedChat:
-        """A conversation as text, as `apply_chat_template(tokenize=False)` gives it; in this process, without limits."""
+        """A conversation as text, as `apply_chat_template(tokenize=False)` gives it; in this process."""
         asked = self.conversation(0, messages, add_generation_prompt, tools, template_kwargs)
         return render_chat(asked.template, asked.messages, asked.variables)
 

@@ -165,7 +165,7 @@ def parse_probes(text: str) -> list[dict[str, str]]:
     for line in filter(None, map(str.strip, text.split("\n"))):
         try:
             content = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, a number of 5,000 digits, or brackets without end
             content = line
         probes.append(content if isinstance(content, dict) else {"text": line})
     return probes

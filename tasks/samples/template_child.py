@@ -1,4 +1,4 @@
-"""A model's chat template is rendered in a child process: jinja2's sandbox keeps it from files, not from time or memory.
+"""A model's chat template is rendered in a child: jinja2's sandbox keeps it from files, not from time or memory.
 
 One child renders all rows of a table. It imports jinja2 alone, and each row has so much processor time.
 """

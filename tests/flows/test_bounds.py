@@ -102,3 +102,23 @@ def test_what_people_really_train_is_within_the_bounds(tiny_request: Path, setti
 def test_what_costs_beyond_measure_is_refused_with_the_setting_that_allows_it(tiny_request, settings, said):
     with pytest.raises(BadInput, match=said):
         make_plan(load_request(str(tiny_request), settings))
+
+
+LISTS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LISTS, "more than 100,000 values once its aliases are written out"),
+        (LISTS.replace("[", "{k: [").replace("]", "]}"), "more than 100,000 values"),
+        ("dataset: &a {path: x, b: *a}\n", "an alias stands inside of what it names"),
+        ("a: " + "[" * 100_000, "more than 50 levels deep"),
+        ("training: {epochs: " + "9" * 100_000 + "}", "Exceeds the limit"),
+        ("a: [" + "m, " * 10**6 + "]", "a request has 1 MB at most"),
+    ],
+)
+def test_yaml_that_would_not_end_is_one_line(tmp_path: Path, text: str, said: str):
+    (tmp_path / "request.yaml").write_text(text)
+    with pytest.raises(BadInput, match=said):
+        load_request(str(tmp_path / "request.yaml"))
