@@ -53,7 +53,7 @@ def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) 
     """Attempt with the request beside it; bad input leaves no run behind, any other fault is the run's last event."""
     run.write_request(to_yaml(request))
     try:
-        with when_stopped(lambda: _ended(run, "stopped", BY_THE_USER)):
+        with when_stopped(lambda: EventLog.of(run).emit_last("run_finished", status="stopped", error=BY_THE_USER)):
             return healing(run, attempt)
     except BadInput:
         EventLog.of(run).close()

@@ -42,6 +42,7 @@ class EventLog:
         self._since = 0.0
         self._timer: threading.Timer | None = None
         self._parts = 0
+        self._over = False
         # A resumed run or a second process must not write over the parts of another.
         self._writer = new_draft("")
 
@@ -70,10 +71,19 @@ class EventLog:
         }
         line = to_json(_finite(event)).encode() + b"\n"
         with self._lock:
+            if self._over:
+                return
             if self.run.place.is_local:
                 self._append(line)
             else:
                 self._gather(line)
+
+    def emit_last(self, type: str, **fields: Any) -> None:
+        """Append one event and send it; whatever threads emit after it is dropped."""
+        with self._lock:
+            self.emit(type, **fields)
+            self.flush()
+            self._over = True
 
     def flush(self) -> None:
         """Send what is gathered; after it a crash loses nothing that was emitted before."""
