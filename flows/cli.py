@@ -25,6 +25,7 @@ from foretune.flows.commands.options import (
 )
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.environment import prepare
+from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
 from foretune.flows.server import open_prefect
 from foretune.storage.errors import BadInput
 
@@ -38,8 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -318,15 +317,16 @@ def whatif(
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no."""
+    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no, 130 stopped by a signal."""
     take_any_encoding()
+    stop_at_signals()
     prepare(command_line=True)
     try:
         status = app(standalone_mode=False)  # typer turns its Exit, and an interrupt, into a number
     except BadInput as error:
         fail(str(error), 2)
     except typer.Abort:
-        fail("stopped", 1)
+        fail("stopped", INTERRUPTED)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of a library in Rust is none of Exception's
@@ -335,7 +335,7 @@ def main() -> None:
             fail(usage(), 2)
         fail(unforeseen(error), 1)
     if status == INTERRUPTED:
-        fail("stopped; run the same command again to go on where it ended", 1)
+        fail(STOPPED, INTERRUPTED)
     sys.exit(status or 0)
 
 

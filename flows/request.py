@@ -24,6 +24,7 @@ from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
+from foretune.tasks.engine.keys import without_result
 from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
@@ -48,7 +49,7 @@ NO_CREDENTIALS = (
 class RuntimeSettings(BaseModel):
     """Where and how wide the passes run; never part of a key."""
 
-    model_config = ConfigDict(extra="forbid", title="Runtime")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Runtime")
 
     version: Literal[1] = 1
     root: str = Field(default="./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
@@ -62,16 +63,46 @@ class RuntimeSettings(BaseModel):
     )
     max_workers: int = Field(default=2, ge=1, le=64, title="Tasks at once", description="on this machine")
     pass_minutes: float | None = Field(
-        default=None, gt=0, title="Time limit", description="minutes that one task may compute; none: no limit"
+        default=2880,
+        gt=0,
+        le=525_600,
+        title="Time limit",
+        description="minutes that one task may compute; none: no limit",
+    )
+    max_steps: int = Field(
+        default=5_000_000,
+        ge=1,
+        le=10**12,
+        title="Most steps",
+        description="of the optimizer in the run that is predicted, and in all replays of influence together",
+        json_schema_extra=without_result(),
+    )
+    max_dataset_gb: float = Field(
+        default=8,
+        gt=0,
+        le=1e6,
+        title="Largest dataset file",
+        description="GB; all rows of a file are held in memory",
+        json_schema_extra=without_result(),
+    )
+    max_attention_gb: float = Field(
+        default=64,
+        gt=0,
+        le=1e6,
+        title="Largest attention",
+        description="GB of one layer's attention scores over the longest row; eager attention forms them",
+        json_schema_extra=without_result(),
     )
     ray_address: str | None = Field(
         default=None,
         title="Ray cluster",
         description="host:port or ray://host:port; none: RAY_ADDRESS, else this machine",
     )
-    ray_cpus: float = Field(default=1, gt=0, title="Processors per task", description="that Ray sets aside for it")
+    ray_cpus: float = Field(
+        default=1, gt=0, le=10_000, title="Processors per task", description="that Ray sets aside for it"
+    )
     ray_gpus: float = Field(
-        default=0, ge=0, title="GPUs per task", description="that Ray sets aside for one with a model"
+        default=0, ge=0, le=10_000, title="GPUs per task", description="that Ray sets aside for one with a model"
     )
 
 
@@ -79,7 +110,7 @@ class Request(BaseModel):
     """What would fine-tuning this model on this dataset do?"""
 
     # What is refused may be a secret, and Prefect shows the error of a parameter.
-    model_config = ConfigDict(extra="forbid", title="foretune request", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="foretune request", hide_input_in_errors=True)
 
     version: Literal[1] = 1
     name: str | None = Field(

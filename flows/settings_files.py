@@ -12,6 +12,8 @@ from foretune.storage.display import one_line
 from foretune.storage.documents import yaml_mapping
 from foretune.storage.places import read_named
 
+MOST_BYTES = 2**20
+"""Of a file: every setting there is, with a thousand names of modules, takes 40 KB."""
 EXAMPLES = {"request": "examples/demo/request.yaml", "gate": "examples/demo/gate.yaml"}
 
 
@@ -20,7 +22,8 @@ def read_settings(uri: str, kind: str) -> dict[str, Any]:
 
     `kind` is what the file is, as its name says: request, gate.
     """
-    return yaml_mapping(read_named(uri, kind), f"{kind} {uri}", f"start from {EXAMPLES[kind]}")
+    data = read_named(uri, kind, MOST_BYTES)
+    return yaml_mapping(data, f"{kind} {uri}", f"start from {EXAMPLES[kind]}")
 
 
 def first_fault(error: pydantic.ValidationError, model: type[BaseModel], whole: str) -> str:

@@ -10,6 +10,7 @@ from prefect import State
 from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.failures import ending_in_one_line, engine_log_silenced
 from foretune.flows.gate import Gate, apply_gate
 from foretune.flows.request import Request, RuntimeSettings
@@ -23,7 +24,7 @@ from foretune.storage.runs import Run, new_run_id
 from foretune.storage.versions import newest_version
 from foretune.tasks.engine.announcements import escape, publish_markdown, tell
 from foretune.tasks.engine.keys import identity
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.numbers import plain
 
 EVENT = "foretune.vetting.finished"
@@ -58,7 +59,7 @@ def vet(
         check_published(request, published, dataset)
     version = newest_version(request.dataset_at(dataset))
     wanted = request.model_copy(update={"dataset": request.dataset.model_copy(update={"path": version})})
-    sources = resolve_sources(wanted.dataset, wanted.model, wanted.sae, wanted.adapter.targets)
+    sources = checked_sources(wanted)
     key = verdict_key(wanted, gate, sources)
     stored = ledger.verdict(key)
     if stored is not None:
@@ -97,7 +98,7 @@ def check_published(request: Request, published: str, dataset: str | None) -> No
 
 def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
     """What the verdict depends on: the bytes of every input, the request without its place and name, the gate."""
-    settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings()})
+    settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings(pass_minutes=None)})
     files = [sources.gguf, sources.model, sources.tokenizer, sources.sae, sources.labels]
     return digest_of(
         {

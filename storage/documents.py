@@ -11,12 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput
+from foretune.storage.yaml_texts import parse_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
-MOST_VALUES = 100_000
-"""Values of a YAML file, those that anchors repeat counted each time: a few lines can stand for billions."""
-DEEPEST = 50
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -32,35 +30,28 @@ def yaml_value(data: bytes | str, where: str) -> Any:
     """The value of a YAML text. BadInput for what is no YAML, nests too deep, repeats itself without end, or holds
     text that is none."""
     try:
-        content = yaml.safe_load(data)
-        fault = _fault_of(content)
+        content = parse_yaml(data)
     except yaml.YAMLError as error:
         raise BadInput(f"{where}: not valid YAML ({one_line(error, 300)}); mend the file") from None
-    except RecursionError:
-        fault = f"nested more than {DEEPEST} deep"
-    except (ValueError, OverflowError, TypeError) as error:  # a date that is none, bytes that are no text
+    except (ValueError, OverflowError, TypeError) as error:  # bytes that are no text
         raise BadInput(f"{where}: not valid YAML ({one_line(error, 300)}); mend the file") from None
+    fault = _fault_of(content)
     if fault:
         raise BadInput(f"{where}: {fault}; mend the file")
     return content
 
 
 def _fault_of(content: Any) -> str | None:
-    """Why a value is none that a person would write; sizes are counted as if every alias were spelled out."""
-    waiting, seen = [(content, 0)], 0
+    """Why a value is none that a person would write."""
+    waiting = [content]
     while waiting:
-        value, depth = waiting.pop()
-        seen += 1
-        if depth > DEEPEST:
-            return f"nested more than {DEEPEST} deep"
-        if seen > MOST_VALUES:
-            return f"more than {MOST_VALUES:,} values"
+        value = waiting.pop()
         if isinstance(value, str) and _HALF.search(value):
             return f"{one_line(value, 60)!r} holds half of a surrogate pair, which is no text"
         if isinstance(value, dict):
-            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+            waiting += [part for pair in value.items() for part in pair]
         elif isinstance(value, list | tuple | set):
-            waiting += [(part, depth + 1) for part in value]
+            waiting += value
     return None
 
 

@@ -48,6 +48,7 @@ class EventLog:
         self._timer: threading.Timer | None = None
         self._parts = 0
         self._in_root = False
+        self._over = False
         # A resumed run or a second process must not write over the parts of another.
         self._writer = new_draft("")
 
@@ -79,10 +80,19 @@ class EventLog:
             if not self._in_root:
                 root_to_write(self.run.root)
                 self._in_root = True
+            if self._over:
+                return
             if self.run.place.is_local:
                 self._append(line)
             else:
                 self._gather(line)
+
+    def emit_last(self, type: str, **fields: Any) -> None:
+        """Append one event and send it; whatever threads emit after it is dropped."""
+        with self._lock:
+            self.emit(type, **fields)
+            self.flush()
+            self._over = True
 
     def flush(self) -> None:
         """Send what is gathered; after it a crash loses nothing that was emitted before."""

@@ -191,11 +191,15 @@ def local_path(uri: str | os.PathLike[str], what: str) -> Path:
     return place.local_path
 
 
-def read_named(uri: str, what: str) -> bytes:
-    """The bytes of a small file that the user names. BadInput, said of `what`, where there is no such file."""
+def read_named(uri: str, what: str, most_bytes: int) -> bytes:
+    """The bytes of a small file that the user names. BadInput, said of `what`, where there is none or a large one."""
     place = Place(uri)
-    if not place.exists():
-        raise BadInput(f"{what} {uri}: no such file; give the path of a {what}.yaml")
+    entry = place.entry()
+    if entry is None:
+        raise BadInput(f"{what} {uri}: no such file, or no regular one; give the path of a {what}.yaml")
+    if entry.size > most_bytes:
+        size = f"{entry.size / 2**20:.1f} MB"
+        raise BadInput(f"{what} {uri}: {size}; a {what} has {most_bytes / 2**20:g} MB at most, mend the file")
     try:
         return place.read_bytes()
     except StorageFault as fault:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from foretune.flows.commands.terminal import Terminal, plain, styled
+from foretune.flows.interruption import when_stopped
 from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.event_records import is_whole
@@ -34,8 +35,10 @@ class LivePasses:
         self._steps: dict[str, int] = {}  # of a real training, by task
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._stopping = when_stopped(self.progress.stop)  # else the terminal's cursor stays hidden
 
     def __enter__(self) -> LivePasses:
+        self._stopping.__enter__()
         self.progress.start()
         self._thread.start()
         return self
@@ -45,6 +48,7 @@ class LivePasses:
         self._thread.join()
         self._catch_up()
         self.progress.stop()
+        self._stopping.__exit__(None, None, None)
 
     def until_finished(self) -> None:
         """Return when the run has ended; at once for one that already has."""

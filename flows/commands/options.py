@@ -28,10 +28,10 @@ DEFAULT_ROOT = "./.foretune"
 
 def check_inputs(request: Request, run: Run) -> None:
     """Find bad input, a missing bucket of the root's too, before an engine is started for it."""
-    from foretune.tasks.inputs.sources import resolve_sources
+    from foretune.flows.dag.costs import checked_sources
 
     root_to_read(run.root)
-    resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
+    checked_sources(request)
     check_server()
 
 

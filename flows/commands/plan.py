@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from foretune.flows.commands.history import History
 from foretune.flows.commands.terminal import Terminal
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
@@ -16,7 +17,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.roots import root_to_read
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import work_of
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
 from foretune.tasks.samples.dataset import preview_index
 from foretune.tasks.samples.table import SampleIndex, read_index
@@ -89,7 +90,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     `memory_bytes` is one pass's; as many as `workers` run at once.
     """
     run = Run(root_to_read(request.runtime.root).uri, "plan")
-    sources = resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
+    sources = checked_sources(request)
     step = Planned(run, History(run.store))
     simulation(Wiring(step, request, sources))
     waiting = [task for task in step.tasks if task.state == "run"]

@@ -12,12 +12,12 @@ from typing import Any
 from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned
 from foretune.flows.commands.terminal import Terminal
+from foretune.flows.dag.costs import check_steps, checked_sources
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request, apply_override, parse_request, stored_request
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.inputs.sources import resolve_sources
 from foretune.tasks.prediction.whatif import Setting, StoredGradients, predicted_outcomes
 
 VARIABLE_SETTINGS = {
@@ -59,7 +59,10 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
     content["runtime"]["root"], content["prediction"]["along"] = run.root, along
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
+    trained = len(wiring.rows["train"].index.trained_ids)
     settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _combinations(grid)]
+    for setting in settings:
+        check_steps(request, setting.training, trained)
     measured = _evaluator(wiring, request) if evaluate else None
     outcomes = predicted_outcomes(stored, settings, request.prediction, measured)
     result = {
@@ -124,9 +127,7 @@ def _setting(content: dict[str, Any], chosen: dict[str, str]) -> Setting:
 def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradients]:
     """The run's wiring and what it has stored; BadInput where its inputs have changed or its artefacts are gone."""
     step = Planned(run, History(run.store))
-    wiring = Wiring(
-        step, request, resolve_sources(request.dataset, request.model, request.sae, request.adapter.targets)
-    )
+    wiring = Wiring(step, request, checked_sources(request))
     train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
     prediction = wiring.prediction(train, heldout, wiring.curvature(train))["prediction"]
     needed: list[ArtifactRef] = [*train.blocks, heldout.gradient, prediction]

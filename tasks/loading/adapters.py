@@ -30,11 +30,12 @@ ALL_LINEAR = "all-linear"
 class AdapterTargets(BaseModel):
     """Which weights move: all of them, or those of the named modules."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Adapter")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, title="Adapter")
 
     version: Literal[1] = 1
     method: Literal["lora", "full"] = Field(default="lora", title="Method")
     target_modules: list[str] | Literal["all-linear"] = Field(
+        max_length=10_000,
         default=["q_proj", "v_proj"],
         min_length=1,
         title="Target modules",
@@ -52,8 +53,10 @@ class AdapterTargets(BaseModel):
 class AdapterSettings(AdapterTargets):
     """What the fine-tune trains, in the names of peft's LoraConfig."""
 
-    r: int = Field(default=8, ge=1, title="Rank")
-    lora_alpha: int = Field(default=16, ge=1, title="Alpha", description="the update is scaled by alpha / r")
+    r: int = Field(default=8, ge=1, le=65_536, title="Rank")
+    lora_alpha: int = Field(
+        default=16, ge=1, le=1_000_000, title="Alpha", description="the update is scaled by alpha / r"
+    )
     lora_dropout: float = Field(
         default=0.0,
         ge=0,

@@ -13,6 +13,7 @@ from foretune.tasks.loading.tokenizer_backend import tokenizer_file
 from foretune.tasks.loading.tokenizer_files import chat_templates, read_config
 from foretune.tasks.samples.chat_template import RenderedChat, has_generation_blocks, render_chat
 from foretune.tasks.samples.messages import Message
+from foretune.tasks.samples.template_child import Conversation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,7 +67,19 @@ class ChatTokenizer:
         tools: list[Any] | None = None,
         template_kwargs: dict[str, Any] | None = None,
     ) -> RenderedChat:
-        """A conversation as text, as `apply_chat_template(tokenize=False)` gives it."""
+        """A conversation as text, as `apply_chat_template(tokenize=False)` gives it; in this process."""
+        asked = self.conversation(0, messages, add_generation_prompt, tools, template_kwargs)
+        return render_chat(asked.template, asked.messages, asked.variables)
+
+    def conversation(
+        self,
+        row: int,
+        messages: list[Message],
+        add_generation_prompt: bool = False,
+        tools: list[Any] | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> Conversation:
+        """What a child is to render for a row."""
         variables = {
             "tools": tools,
             "documents": None,
@@ -74,7 +87,7 @@ class ChatTokenizer:
             **self.special_tokens,
             **(template_kwargs or {}),
         }
-        return render_chat(self.template(tools), messages, variables)
+        return Conversation(row, messages, self.template(tools), variables)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of plain texts, with the special tokens (a BOS) that the tokenizer adds by itself."""
