@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -32,7 +32,7 @@ class Child:
     _over: bool = field(default=False)
 
     @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
+    def within(self, seconds: float) -> Generator[None]:
         """Kill the child when the block takes longer; whoever reads from it then finds the end of its answers."""
         clock = threading.Timer(seconds, self._kill)
         clock.daemon = True
@@ -61,7 +61,7 @@ def _numbers(*names: str) -> set[int]:
 
 
 @contextlib.contextmanager
-def confined(module: str, *arguments: str, memory: int, cpu_seconds: float) -> Iterator[Child]:
+def confined(module: str, *arguments: str, memory: int, cpu_seconds: float) -> Generator[Child]:
     """A Python child that runs `module`, which calls `keep_within_limits` before anything else; killed at the end."""
     limits = {CPU: str(max(1, round(cpu_seconds))), MEMORY: str(memory)}
     process = subprocess.Popen(

@@ -39,7 +39,7 @@ def read_rows(uri: str) -> list[Row]:
     name = path.name.lower().removesuffix(".gz")
     packed = path.name.lower().endswith(".gz")
     if name.endswith(".parquet") and not packed:
-        rows = parquet_rows(uri, path, columns, _most_unpacked(path))
+        rows = parquet_rows(uri, path, _most_unpacked(path))
     else:
         reader = next((READERS[kind] for kind in READERS if name.endswith(kind)), None)
         if reader is None:

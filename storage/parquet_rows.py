@@ -18,13 +18,13 @@ SPARE = 3 * 2**30
 """Bytes of address space beside the rows: the libraries, and one page of a column, which may have 2 GiB."""
 
 
-def parquet_rows(uri: str, path: Path, columns: list[str] | None, most: int) -> list[dict[str, Any]]:
+def parquet_rows(uri: str, path: Path, most: int) -> list[dict[str, Any]]:
     """Every row; at most `most` bytes of them. BadInput for what is too large, too slow or no whole Parquet file."""
     import pyarrow as pa
 
     seconds = 60 + most / 2e7
     rows: list[dict[str, Any]] = []
-    said = json.dumps({"path": str(path), "columns": columns, "most": most})
+    said = json.dumps({"path": str(path), "most": most})
     with confined(__name__, said, memory=SPARE + 2 * most, cpu_seconds=seconds) as child, child.within(10 * seconds):
         try:
             with pa.ipc.open_stream(child.takes) as stream:
@@ -42,8 +42,6 @@ def parquet_rows(uri: str, path: Path, columns: list[str] | None, most: int) -> 
 
 def _sentence(known: dict[str, Any], why: str, size: int, most: int) -> str:
     kind, said = known.get("kind"), known.get("said", "")
-    if kind == "columns":
-        return f"no column {said!r}; it has {', '.join(known['stored'])}"
     if kind == "denied":
         return f"cannot be read ({said}); check its permissions"
     if kind == "broken":
@@ -53,24 +51,19 @@ def _sentence(known: dict[str, Any], why: str, size: int, most: int) -> str:
     return f"{size / 1e6:,.1f} MB of Parquet cannot be unpacked ({why}); split it, or give the rows as JSONL"
 
 
-def _send(path: str, columns: list[str] | None, most: int) -> dict[str, Any] | None:
+def _send(path: str, most: int) -> dict[str, Any] | None:
     """In the child. What went wrong, or None."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            stored = file.schema_arrow.names
-            missing = [name for name in columns or () if name not in stored]
-            if missing:
-                return {"kind": "columns", "said": missing[0], "stored": stored}
-            wanted = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
-            with pa.ipc.new_stream(sys.stdout.buffer, wanted) as stream:
-                for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+            with pa.ipc.new_stream(sys.stdout.buffer, file.schema_arrow) as stream:
+                for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
                     most -= 64 * batch.num_rows + sum(map(_weight, batch.columns))
                     if most < 0:
                         return {"kind": "large"}
-                    stream.write_batch(batch.select(wanted.names))
+                    stream.write_batch(batch)
     except PermissionError as error:
         return {"kind": "denied", "said": error.strerror}
     except (MemoryError, pa.ArrowMemoryError):
