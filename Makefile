@@ -6,13 +6,19 @@ STAMP := $(VENV)/.installed
 RIVALS := .bench/rivals
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-fast lint docs bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
+.PHONY: demo test test-fast lint docs lock sbom audit bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
 	bench-orchestration bench-rivals-venv server clean
 .DEFAULT_GOAL := demo
 
-$(STAMP): requirements.lock pyproject.toml
+# Every file that is installed is held against its digest in a lock. torch comes first: its build for processors where
+# an index or a folder of wheels has it, else the ordinary index's, which on Linux brings CUDA.
+LOCKS := deployments/locks
+LOCKED := -m pip install --quiet --require-hashes --requirement
+$(STAMP): requirements.lock $(LOCKS)/torch-cpu.lock $(LOCKS)/torch-cuda.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python $(LOCKED) $(LOCKS)/torch-cpu.lock --no-deps 2>/dev/null || \
+	$(BIN)/python $(LOCKED) $(LOCKS)/torch-cuda.lock --no-deps
+	$(BIN)/python $(LOCKED) requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -74,15 +80,44 @@ $(RIVALS)/.installed: tests/benchmarks/rivals/requirements.txt
 
 server: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 server: export PREFECT_SERVER_ANALYTICS_ENABLED := false
+server: export PREFECT_SERVER_CORS_ALLOWED_ORIGINS := http://127.0.0.1:4200,http://localhost:4200
+server: export PREFECT_SERVER_CSRF_PROTECTION_ENABLED := true
+# Who may use the API: PREFECT_API_AUTH_STRING (user:password), else what is drawn once and kept in this file.
+AUTH := $(VENV)/api-auth-string
 # The server has a session of its own: Ctrl-C stops the worker, which still needs the server to stop in order.
 DETACHED = $(BIN)/python -c 'import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])'
 server: $(STAMP) $(MODEL)
+	test -s $(AUTH) || (umask 077; $(BIN)/python -c 'import secrets; print("foretune:" + secrets.token_hex(32))' > $(AUTH))
+	export PREFECT_API_AUTH_STRING="$${PREFECT_API_AUTH_STRING:-$$(cat $(AUTH))}"; \
+	export PREFECT_SERVER_API_AUTH_STRING="$$PREFECT_API_AUTH_STRING"; \
 	trap '$(BIN)/prefect server stop' EXIT; trap : INT; \
-	$(DETACHED) $(BIN)/prefect server start --background && \
+	$(DETACHED) $(BIN)/prefect server start --host 127.0.0.1 --background && \
 	$(BIN)/prefect server status --wait --timeout 180 && \
-	$(BIN)/prefect --no-prompt work-pool create foretune --type process --overwrite && \
+	$(BIN)/prefect --no-prompt work-pool create foretune --type process --overwrite \
+		--base-job-template deployments/pools/process.json && \
 	$(BIN)/prefect --no-prompt deploy --name simulate --name vet --name backtest --name compare && \
+	echo 'http://127.0.0.1:4200 asks for PREFECT_API_AUTH_STRING; without one of your own: cat $(AUTH)' && \
 	$(BIN)/prefect worker start --pool foretune
+
+# What writes locks, lists what is inside and asks for vulnerabilities has an environment of its own.
+TOOLS := $(VENV)/tools
+$(TOOLS)/.installed: $(LOCKS)/tools.lock
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) $<
+	touch $@
+
+lock: $(TOOLS)/.installed
+	$(TOOLS)/bin/python $(LOCKS)/write.py $(UPGRADE)
+
+# CycloneDX: what this environment holds, with licences, and what the image is made of.
+sbom: $(STAMP) $(TOOLS)/.installed
+	mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(BIN)/python
+	cat $(LOCKS)/torch-cuda.lock $(LOCKS)/image.lock | $(TOOLS)/bin/cyclonedx-py requirements \
+		--pyproject pyproject.toml --output-reproducible -o build/sbom-image.json -
+
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/python $(LOCKS)/audit.py $(AUDIT)
 
 bench-caching: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.caching

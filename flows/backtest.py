@@ -9,6 +9,7 @@ import prefect
 
 from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned, PlannedTask, total
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
@@ -20,7 +21,7 @@ from foretune.storage.runs import Run, new_run_id
 from foretune.tasks.backtest.axes import MIN_HALVES
 from foretune.tasks.backtest.passes import agreement, real_run, trainer_of
 from foretune.tasks.engine.keys import identity, work_of
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.backtest_page import backtest_report
 from foretune.tasks.report.publish import publish
 
@@ -39,7 +40,7 @@ def backtest(
     5. Publish as `simulate` does, with the backtest as the run's page.
     """
     seeds = checked_seeds(seeds or [request.training.seed], retrain)
-    sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = checked_sources(request)
     run_id = run_id or new_run_id(datetime.now(UTC), f"{request.run_name}-backtest")
     run = Run(request.runtime.root, run_id, request.runtime.verify)
     return recorded(run, request, lambda: run_backtest(run, request, sources, seeds, retrain))
@@ -61,7 +62,7 @@ def training_plan(run: Run, request: Request, seeds: list[int], retrain: int) ->
     rows, once per epoch; None where neither ever ran on this machine. Nothing is run, and no torch imported.
     BadInput where the trainer's library is missing.
     """
-    step, sources = Planned(run, History(run.store)), resolve_sources(request.dataset, request.model, request.sae)
+    step, sources = Planned(run, History(run.store)), checked_sources(request)
     wiring = Wiring(step, request, sources)
     trainer = trainer_of(wiring.dpo_beta)
     against_training(wiring, simulation(wiring), trainer, seeds, retrain)

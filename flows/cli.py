@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
-    DEFAULT_ROOT,
     Json,
     Overrides,
     Quiet,
@@ -16,18 +16,20 @@ from foretune.flows.commands.options import (
     Root,
     RunName,
     check_inputs,
-    console_for,
     finish,
     named_run,
+    root_given,
+    terminal_for,
     whole_numbers,
     with_root,
 )
+from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.environment import prepare
-from foretune.storage.errors import BadInput, failure_line
+from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
+from foretune.flows.server import open_prefect
+from foretune.storage.errors import BadInput
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from foretune.flows.request import Request
     from foretune.storage.runs import Run
 
@@ -38,14 +40,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-INTERRUPTED = 130
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         from foretune import __version__
 
-        print(__version__)
+        write_help(__version__)
         raise typer.Exit
 
 
@@ -58,27 +58,28 @@ Version = Annotated[
 def without_command(context: typer.Context, version: Version = False) -> None:
     """`foretune` alone asks for help."""
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        write_help(context.get_help())
 
 
 def started(
     request: str, overrides: list[str] | None, root: str | None, quiet: bool, title: str = "", suffix: str = ""
-) -> tuple[Request, Run, Console]:
+) -> tuple[Request, Run, Terminal]:
     """The request, a new run of it (its id ends the request's name with `suffix`) and the terminal.
 
     With a title the terminal says what is about to run. Nothing is written.
     """
     from datetime import UTC, datetime
 
+    open_prefect()
     from foretune.flows.request import load_request
     from foretune.storage.runs import Run, new_run_id
 
     wanted = load_request(request, with_root(overrides, root))
     run = Run(wanted.runtime.root, new_run_id(datetime.now(UTC), f"{wanted.run_name}{suffix}"))
-    console = console_for(quiet)
+    terminal = terminal_for(quiet)
     if title:
-        console.print(f"[bold]{title}[/bold]  {wanted.line()}")
-    return wanted, run, console
+        terminal.say(styled(title, "bold"), "  ", wanted.line())
+    return wanted, run, terminal
 
 
 @app.command()
@@ -88,13 +89,13 @@ def simulate(
     """Run the simulation: quality, landscape, influence, prediction, checkpoint, report."""
     from foretune.flows.commands.console import LivePasses, print_answer
 
-    wanted, run, console = started(request, overrides, root, quiet, title="foretune")
+    wanted, run, terminal = started(request, overrides, root, quiet, title="foretune")
     check_inputs(wanted, run)
     from foretune.flows.simulate import simulate as flow
 
-    with LivePasses(run, console):
+    with LivePasses(run, terminal):
         result = flow(wanted, run_id=run.run_id)
-    print_answer(console, result, run)
+    print_answer(terminal, result, run)
     finish(result, as_json)
 
 
@@ -103,11 +104,12 @@ def plan(
     request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """Run nothing: which tasks are cached, which would run and why, with time, memory and bytes."""
+    open_prefect()
     from foretune.flows.commands.plan import make_plan, print_plan
     from foretune.flows.request import load_request
 
     planned = make_plan(load_request(request, with_root(overrides, root)))
-    print_plan(console_for(quiet), planned)
+    print_plan(terminal_for(quiet), planned)
     finish(planned, as_json)
 
 
@@ -124,7 +126,7 @@ def export(
 
     found = named_run(run, root)
     files = export_checkpoint(found, folder)
-    console_for(quiet).print(f"{len(files)} files of {found.run_id} in {folder}", soft_wrap=True)
+    terminal_for(quiet).say(f"{len(files)} files of {found.run_id} in {folder}", whole=True)
     finish({"run_id": found.run_id, "folder": folder, "files": files}, as_json)
 
 
@@ -137,7 +139,7 @@ def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet 
     place = found.place / "report.html"
     if not place.exists():
         raise BadInput(f"run {found.run_id} has no report ({run_status(found)}); run it again")
-    console_for(quiet).print(place.uri, soft_wrap=True)
+    terminal_for(quiet).say(place.uri, whole=True)
     finish({"run_id": found.run_id, "report": place.uri}, as_json)
 
 
@@ -146,21 +148,22 @@ def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None
     """List the runs under a storage root."""
     from foretune.flows.commands.listing import list_rows, print_rows
 
-    rows = list_rows(root or DEFAULT_ROOT)
-    print_rows(console_for(quiet), rows)
-    finish({"root": root or DEFAULT_ROOT, "runs": rows}, as_json)
+    rows = list_rows(root_given(root))
+    print_rows(terminal_for(quiet), rows)
+    finish({"root": root_given(root), "runs": rows}, as_json)
 
 
 @app.command()
 def compare(run_a: RunName, run_b: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Two saved runs side by side: flipped samples, rows, concepts, layers, losses, signals."""
+    open_prefect()
     from foretune.flows.commands.console import print_comparison
     from foretune.flows.compare import attach_comparison, compare_runs
 
     a, b = named_run(run_a, root), named_run(run_b, root)
     compared = compare_runs(a, b)
     attach_comparison(b, compared)
-    print_comparison(console_for(quiet), compared)
+    print_comparison(terminal_for(quiet), compared)
     finish(compared, as_json)
 
 
@@ -179,9 +182,9 @@ def vet(
     from foretune.flows.gate import Gate, load_gate
     from foretune.storage.versions import newest_version
 
-    wanted, run, console = started(request, overrides, root, quiet)
+    wanted, run, terminal = started(request, overrides, root, quiet)
     rules = load_gate(gate) if gate else Gate()
-    dataset = newest_version(dataset or wanted.dataset.path)
+    dataset = newest_version(wanted.dataset_at(dataset))
     check_inputs(
         wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})}),
         run,
@@ -189,10 +192,10 @@ def vet(
     from foretune.flows.vet import REFUSED
     from foretune.flows.vet import vet as flow
 
-    with LivePasses(run, console):
+    with LivePasses(run, terminal):
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
     verdict: Any = state.result(raise_on_failure=state.name != REFUSED)
-    print_verdict(console, verdict)
+    print_verdict(terminal, verdict)
     finish(verdict, as_json)
     if verdict["verdict"] == "fail":
         raise typer.Exit(3)
@@ -212,16 +215,16 @@ def backtest(
     from foretune.flows.commands.console import LivePasses, print_backtest, print_training_plan
 
     orders = whole_numbers("--seeds", seeds)
-    wanted, run, console = started(request, overrides, root, quiet, title="foretune backtest", suffix="-backtest")
+    wanted, run, terminal = started(request, overrides, root, quiet, title="foretune backtest", suffix="-backtest")
     check_inputs(wanted, run)
     from foretune.flows.backtest import backtest as flow
     from foretune.flows.backtest import checked_seeds, training_plan
 
     orders = checked_seeds(orders or [wanted.training.seed], retrain)
-    print_training_plan(console, training_plan(run, wanted, orders, retrain))
-    with LivePasses(run, console):
+    print_training_plan(terminal, training_plan(run, wanted, orders, retrain))
+    with LivePasses(run, terminal):
         result = flow(wanted, orders, retrain, run_id=run.run_id)
-    print_backtest(console, result, run)
+    print_backtest(terminal, result, run)
     finish(result, as_json)
 
 
@@ -231,20 +234,20 @@ def clean(
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="JSONL file to write")],
     drop_harmful: Annotated[int, typer.Option("--drop-harmful", min=0, help="samples with the worst scores")] = 0,
     drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace FILE if it exists; never the dataset itself")] = False,
     root: Root = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the dataset of a run without its most harmful or its flagged samples."""
-    from foretune.flows.commands.exports import cleaned_rows, write_rows
+    from foretune.flows.commands.exports import write_cleaned
 
     found = named_run(run, root)
-    cleaned = cleaned_rows(found, drop_harmful, drop_flagged or [])
-    write_rows(cleaned["kept"], output)
-    console = console_for(quiet)
+    cleaned = write_cleaned(found, output, drop_harmful, drop_flagged or [], force)
+    terminal = terminal_for(quiet)
     for row in cleaned["dropped"]:
-        console.print(f"  row {row['row']}  {row['why']}", markup=False)
-    console.print(f"{len(cleaned['kept'])} rows in {output}, {len(cleaned['dropped'])} dropped", soft_wrap=True)
+        terminal.say(f"  row {row['row']}  {row['why']}")
+    terminal.say(f"{len(cleaned['kept'])} rows in {output}, {len(cleaned['dropped'])} dropped", whole=True)
     finish(
         {"run_id": found.run_id, "file": output, "rows": len(cleaned["kept"]), "dropped": cleaned["dropped"]}, as_json
     )
@@ -257,7 +260,7 @@ def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet =
     from foretune.storage.events import read_events, run_status
 
     found = named_run(run, root)
-    with LivePasses(found, console_for(quiet)) as live:
+    with LivePasses(found, terminal_for(quiet)) as live:
         live.until_finished()
     finish({"run_id": found.run_id, "status": run_status(found), "events": len(read_events(found))}, as_json)
 
@@ -265,17 +268,10 @@ def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet =
 @app.command()
 def lineage(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Which inputs made which artefact of a run."""
-    from foretune.flows.commands.lineage import lineage_of
+    from foretune.flows.commands.lineage import lineage_of, print_lineage
 
     traced = lineage_of(named_run(run, root))
-    console = console_for(quiet)
-    dataset, model = traced["sources"]["dataset"], traced["sources"]["model"]
-    revision = f" at {model['revision']}" if model["revision"] else ""
-    console.print(f"dataset {dataset['path']}  model {model['name_or_path']}{revision}", soft_wrap=True)
-    for name, node in traced["artifacts"].items():
-        console.print(f"{name}  {node['created']}  {node['seconds']:.1f} s  commit {(node['git_commit'] or '-')[:12]}")
-        for parent in node["reads"]:
-            console.print(f"    reads {parent}")
+    print_lineage(terminal_for(quiet), traced)
     finish(traced, as_json)
 
 
@@ -289,14 +285,13 @@ def gc(
     quiet: Quiet = False,
 ) -> None:
     """Find, and with --delete remove, what no kept run refers to."""
-    from foretune.flows.commands.garbage import collect_garbage
+    from foretune.flows.commands.garbage import collect_garbage, print_garbage, print_total
 
-    found = collect_garbage(root or DEFAULT_ROOT, keep_last, keep_days, delete)
-    verb = "deleted" if delete else "would be deleted (add --delete)"
-    console_for(quiet).print(
-        f"{len(found['runs'])} runs and {len(found['artifacts'])} artefacts, {found['bytes'] / 1e6:,.1f} MB, {verb}; "
-        f"{found['kept_runs']} runs kept"
+    terminal = terminal_for(quiet)
+    found = collect_garbage(
+        root_given(root), keep_last, keep_days, delete, before=lambda described: print_garbage(terminal, described)
     )
+    print_total(terminal, found)
     finish(found, as_json)
 
 
@@ -312,36 +307,36 @@ def whatif(
     quiet: Quiet = False,
 ) -> None:
     """Predict other settings from the gradients that a run has stored."""
+    open_prefect()
     from foretune.flows.commands.whatif import print_whatif
     from foretune.flows.commands.whatif import whatif as tried
 
     result = tried(named_run(run, root), grid or [], evaluate)
-    print_whatif(console_for(quiet), result)
+    print_whatif(terminal_for(quiet), result)
     finish(result, as_json)
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no."""
+    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no, 130 stopped by a signal."""
+    take_any_encoding()
+    stop_at_signals()
     prepare(command_line=True)
     try:
         status = app(standalone_mode=False)  # typer turns its Exit, and an interrupt, into a number
     except BadInput as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except typer.Abort:
-        _fail("stopped", 1)
-    except Exception as error:
+        fail("stopped", INTERRUPTED)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is none of Exception's
         usage = getattr(error, "format_message", None)  # a usage error of the command line
         if usage:
-            _fail(usage(), 2)
-        _fail(failure_line(error), 1)
+            fail(usage(), 2)
+        fail(unforeseen(error), 1)
     if status == INTERRUPTED:
-        _fail("stopped; run the same command again to go on where it ended", 1)
+        fail(STOPPED, INTERRUPTED)
     sys.exit(status or 0)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"foretune: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

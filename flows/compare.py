@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import prefect
-from prefect.artifacts import create_markdown_artifact
 
 from foretune.flows.failures import ending_in_one_line
 from foretune.storage.results import artifact_of, finished_result
 from foretune.storage.runs import Run, resolve_run
+from foretune.tasks.engine.announcements import escape, publish_markdown
 from foretune.tasks.report.comparison import comparison_section, first_rows, with_comparison
-from foretune.tasks.report.publish import escape
 
 NUMBERS = (
     "heldout_loss_base",
@@ -39,7 +38,7 @@ def compare(run_a: str, run_b: str = "latest", root: str = "./.foretune") -> dic
     a, b = (resolve_run(root, name) for name in (run_a, run_b))
     compared = compare_runs(a, b)
     attach_comparison(b, compared)
-    create_markdown_artifact(key="foretune-comparison", markdown=comparison_markdown(compared), description=b.run_id)
+    publish_markdown("foretune-comparison", comparison_markdown(compared), b.run_id)
     return compared
 
 
@@ -71,10 +70,17 @@ def comparison_markdown(compared: dict[str, Any]) -> str:
     samples, signals = compared["samples"], compared["signals"]
     numbers = {**compared["numbers"], "horizon": compared["horizon"]}
     parts = [
-        _table(["", compared["a"], compared["b"]], [(n.replace("_", " "), p["a"], p["b"]) for n, p in numbers.items()]),
+        _table(
+            ["", escape(compared["a"]), escape(compared["b"])],
+            [(n.replace("_", " "), p["a"], p["b"]) for n, p in numbers.items()],
+        ),
         *(f"Rows {word}: {first_rows(samples[word]) or 'none'}." for word in ("added", "removed")),
         f"Rows flipped between helping and harming: {len(samples['flipped'])}.",
-        *(f"Signals {word}: {', '.join(signals[word])}." for word in ("appeared", "vanished") if signals[word]),
+        *(
+            f"Signals {word}: {', '.join(map(escape, signals[word]))}."
+            for word in ("appeared", "vanished")
+            if signals[word]
+        ),
         _table(
             ["row before", "row after", "before", "after", "score before", "score after"],
             [
@@ -107,7 +113,7 @@ def _table(titles: list[str], rows: list[tuple[Any, ...]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.5g}" if isinstance(value, float) else escape(" ".join(str(value).split()))
+    return f"{value:.5g}" if isinstance(value, float) else escape(value)
 
 
 def _all_have(results: list[dict[str, Any]], name: str) -> bool:

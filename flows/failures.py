@@ -9,11 +9,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from prefect.context import FlowRunContext
-from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Failed
 
-from foretune.storage.errors import BadInput, StorageFault, failure_line
+from foretune.flows.environment import show_logs_safely
+from foretune.storage.display import one_line
+from foretune.storage.errors import BadInput, StorageFault, failure_line, panics_as_errors
+from foretune.storage.redaction import redact_error
+from foretune.tasks.engine.announcements import tell
 from foretune.tasks.engine.invariants import BrokenInvariant
 from foretune.tasks.engine.time_limits import OverTime
 
@@ -48,15 +51,18 @@ def ending_in_one_line(event: str) -> Callable[[Flow], Flow]:
     def decorate(function: Flow) -> Flow:
         @functools.wraps(function)
         def body(*args: Any, **kwargs: Any) -> Any:
+            show_logs_safely()
             try:
-                return function(*args, **kwargs)
+                with panics_as_errors():
+                    return function(*args, **kwargs)
             except Exception as error:
                 if FlowRunContext.get() is None:  # called as a plain function
                     raise
+                redact_error(error)  # Prefect stores and logs it
                 line = _line(error)
                 get_run_logger().error("%s", line, exc_info=None if isinstance(error, EXPLAINED) else error)
                 resource = {"prefect.resource.id": event.rpartition(".")[0], "foretune.error": type(error).__name__}
-                emit_event(event=event, resource=resource, payload={"error": line})
+                tell(event, resource, {"error": line})
                 engine_log_silenced()
                 return Failed(name=BAD_INPUT if isinstance(error, BadInput) else None, message=line, data=error)
 
@@ -72,7 +78,7 @@ def _line(error: Exception) -> str:
     """The pass and its message; the error's type where the message does not explain itself."""
     message = str(error) if isinstance(error, EXPLAINED) else failure_line(error)
     notes = getattr(error, "__notes__", ()) if isinstance(error, EXPLAINED) else ()
-    return ": ".join([*notes, message])
+    return one_line(": ".join([*notes, message]))
 
 
 def engine_log_silenced() -> None:

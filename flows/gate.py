@@ -16,24 +16,35 @@ from foretune.flows.settings_files import first_fault, read_settings
 from foretune.storage.errors import BadInput
 from foretune.tasks.report.findings import SEVERITIES
 
+LARGEST = 1e30
+"""Beyond it no threshold means anything, and no infinity is one."""
+
 BOUNDS = ("above", "below", "rises_by", "falls_by")
 
 
 class GateRule(BaseModel):
     """One threshold on a number of the result's `summary`, or on a signal."""
 
-    model_config = ConfigDict(extra="forbid", title="Rule")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Rule")
 
     number: str | None = Field(
         default=None, title="Number", description="of the result's summary: heldout_loss_evaluated"
     )
-    above: float | None = Field(default=None, title="Above", description="crossed when the number is larger than this")
-    below: float | None = Field(default=None, title="Below", description="crossed when the number is smaller than this")
+    above: float | None = Field(
+        default=None, ge=-LARGEST, le=LARGEST, title="Above", description="crossed when the number is larger than this"
+    )
+    below: float | None = Field(
+        default=None, ge=-LARGEST, le=LARGEST, title="Below", description="crossed when the number is smaller than this"
+    )
     rises_by: float | None = Field(
-        default=None, title="Rises by", description="more than this over the last accepted run"
+        default=None, ge=-LARGEST, le=LARGEST, title="Rises by", description="more than this over the last accepted run"
     )
     falls_by: float | None = Field(
-        default=None, title="Falls by", description="more than this under the last accepted run"
+        default=None,
+        ge=-LARGEST,
+        le=LARGEST,
+        title="Falls by",
+        description="more than this under the last accepted run",
     )
     signal: str | None = Field(default=None, title="Signal", description="its name, or any")
     severity: Literal["info", "warn", "critical"] = Field(
@@ -62,10 +73,11 @@ class GateRule(BaseModel):
 class Gate(BaseModel):
     """What a dataset must keep to before anyone trains on it."""
 
-    model_config = ConfigDict(extra="forbid", title="Gate")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Gate")
 
     version: Literal[1] = 1
     rules: list[GateRule] = Field(
+        max_length=10_000,
         default=[GateRule(signal="any", severity="critical", reason="a critical signal is a reason to look first")],
         title="Rules",
         description="every rule is applied; the worst verdict counts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -14,11 +15,16 @@ from pydantic_core import CoreSchema
 
 from foretune.flows.form import in_declared_order
 from foretune.flows.settings_files import first_fault, read_settings
+from foretune.storage.documents import yaml_mapping, yaml_value
 from foretune.storage.errors import BadInput
+from foretune.storage.events import run_status
+from foretune.storage.redaction import by_form
+from foretune.storage.runs import Run
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
+from foretune.tasks.engine.keys import without_result
 from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
@@ -34,11 +40,16 @@ from foretune.tasks.saes import SaeSettings
 from foretune.tasks.samples.shards import ShardSettings
 from foretune.tasks.samples.table import DatasetSettings
 
+NO_CREDENTIALS = (
+    "a request is stored as it is: take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "AWS_PROFILE or HF_TOKEN"
+)
+
 
 class RuntimeSettings(BaseModel):
     """Where and how wide the passes run; never part of a key."""
 
-    model_config = ConfigDict(extra="forbid", title="Runtime")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Runtime")
 
     version: Literal[1] = 1
     root: str = Field(default="./.foretune", title="Storage root", description="folder or s3://bucket/prefix")
@@ -52,23 +63,54 @@ class RuntimeSettings(BaseModel):
     )
     max_workers: int = Field(default=2, ge=1, le=64, title="Tasks at once", description="on this machine")
     pass_minutes: float | None = Field(
-        default=None, gt=0, title="Time limit", description="minutes that one task may compute; none: no limit"
+        default=2880,
+        gt=0,
+        le=525_600,
+        title="Time limit",
+        description="minutes that one task may compute; none: no limit",
+    )
+    max_steps: int = Field(
+        default=5_000_000,
+        ge=1,
+        le=10**12,
+        title="Most steps",
+        description="of the optimizer in the run that is predicted, and in all replays of influence together",
+        json_schema_extra=without_result(),
+    )
+    max_dataset_gb: float = Field(
+        default=8,
+        gt=0,
+        le=1e6,
+        title="Largest dataset file",
+        description="GB; all rows of a file are held in memory",
+        json_schema_extra=without_result(),
+    )
+    max_attention_gb: float = Field(
+        default=64,
+        gt=0,
+        le=1e6,
+        title="Largest attention",
+        description="GB of one layer's attention scores over the longest row; eager attention forms them",
+        json_schema_extra=without_result(),
     )
     ray_address: str | None = Field(
         default=None,
         title="Ray cluster",
         description="host:port or ray://host:port; none: RAY_ADDRESS, else this machine",
     )
-    ray_cpus: float = Field(default=1, gt=0, title="Processors per task", description="that Ray sets aside for it")
+    ray_cpus: float = Field(
+        default=1, gt=0, le=10_000, title="Processors per task", description="that Ray sets aside for it"
+    )
     ray_gpus: float = Field(
-        default=0, ge=0, title="GPUs per task", description="that Ray sets aside for one with a model"
+        default=0, ge=0, le=10_000, title="GPUs per task", description="that Ray sets aside for one with a model"
     )
 
 
 class Request(BaseModel):
     """What would fine-tuning this model on this dataset do?"""
 
-    model_config = ConfigDict(extra="forbid", title="foretune request")
+    # What is refused may be a secret, and Prefect shows the error of a parameter.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="foretune request", hide_input_in_errors=True)
 
     version: Literal[1] = 1
     name: str | None = Field(
@@ -105,10 +147,26 @@ class Request(BaseModel):
             raise ValueError("curvature.quotients sampled needs adapter.method lora; set it to auto or exact")
         return self
 
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Request:
+        found = next((p for p, v in _leaves(self.model_dump()) if isinstance(v, str) and by_form(v) != v), None)
+        if found:
+            raise ValueError(f"{found} carries credentials; {NO_CREDENTIALS}")
+        return self
+
     @property
     def run_name(self) -> str:
         """The middle of the run's id."""
         return self.name or self.dataset.path.rsplit("/", 1)[-1].split(".")[0]
+
+    def dataset_at(self, other: str | None) -> str:
+        """The place of the dataset: another one where it is given, else the request's own. BadInput for an empty text.
+
+        A variable that nobody set, or an event without a place, comes as one, and does not mean the request's own.
+        """
+        if other is not None and not other.strip():
+            raise BadInput("dataset: an empty place; give a file, a folder or a glob, or leave it out")
+        return other or self.dataset.path
 
     def adapter_line(self) -> str:
         """The adapter in a few words."""
@@ -137,22 +195,24 @@ def load_request(uri: str, overrides: list[str] | None = None) -> Request:
 
 def parse_request(content: dict[str, Any], where: str = "request") -> Request:
     """Validate a mapping; the first fault is reported with its place and, for unknown keys, the nearest key."""
-    for path, value in _numbers(content):
-        if not math.isfinite(value):
+    for path, value in _leaves(content):
+        if isinstance(value, float) and not math.isfinite(value):
             raise BadInput(f"{where}: {path} is {value}; give a finite number")
+        if isinstance(value, str) and by_form(value) != value:
+            raise BadInput(f"{where}: {path} carries credentials; {NO_CREDENTIALS}")
     try:
         return Request.model_validate(content)
     except pydantic.ValidationError as error:
         raise BadInput(f"{where}: {first_fault(error, Request, 'request')}") from None
 
 
-def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of the request with its place."""
-    if isinstance(value, float):
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of the request that holds no other, with its place."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+    else:
         yield path, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _numbers(inner, f"{path}.{name}" if path else str(name))
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -168,20 +228,34 @@ def apply_override(content: dict[str, Any], override: str) -> None:
             raise BadInput(f"--set {override}: {parent} is not a section; give the path of a setting")
     try:
         at[last] = _scalar(value)
-    except yaml.YAMLError:
+    except BadInput:
         raise BadInput(f"--set {override}: the value is not valid YAML; as in a.b=[q_proj, v_proj]") from None
 
 
 def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
+    value = yaml_value(text, "--set")
+    if text.strip()[:1] in ("'", '"'):
+        return value
+    if isinstance(value, datetime.date):  # a datetime is one too
+        return text.strip()
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
-            return value
+            return text.strip()  # YAML takes what follows " #" for a comment: in a path it is none
     return value
 
 
 def to_yaml(request: Request) -> str:
     """The complete request, defaults included, as it is stored beside a run."""
     return yaml.safe_dump(request.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def stored_request(run: Run) -> Request:
+    """The request that a run keeps beside it, every default filled in. BadInput when there is none that is whole."""
+    where = f"request of run {run.run_id}"
+    try:
+        text = run.read_request()
+    except FileNotFoundError:
+        raise BadInput(f"run {run.run_id} has no request ({run_status(run)}); simulate it again") from None
+    return parse_request(yaml_mapping(text, where, "simulate it again"), where=where)

@@ -6,12 +6,14 @@ import difflib
 from typing import Any, get_args
 
 import pydantic
-import yaml
 from pydantic import BaseModel
 
-from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
+from foretune.storage.display import one_line
+from foretune.storage.documents import yaml_mapping
+from foretune.storage.places import read_named
 
+MOST_BYTES = 2**20
+"""Of a file: every setting there is, with a thousand names of modules, takes 40 KB."""
 EXAMPLES = {"request": "examples/demo/request.yaml", "gate": "examples/demo/gate.yaml"}
 
 
@@ -20,15 +22,8 @@ def read_settings(uri: str, kind: str) -> dict[str, Any]:
 
     `kind` is what the file is, as its name says: request, gate.
     """
-    try:
-        content = yaml.safe_load(Place(uri).read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"{kind} {uri}: no such file; give the path of a {kind}.yaml") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{kind} {uri}: not valid YAML ({' '.join(str(error).split())}); mend the file") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{kind} {uri}: the file holds no mapping; start from {EXAMPLES[kind]}")
-    return content
+    data = read_named(uri, kind, MOST_BYTES)
+    return yaml_mapping(data, f"{kind} {uri}", f"start from {EXAMPLES[kind]}")
 
 
 def first_fault(error: pydantic.ValidationError, model: type[BaseModel], whole: str) -> str:
@@ -43,7 +38,8 @@ def first_fault(error: pydantic.ValidationError, model: type[BaseModel], whole: 
     if fault["type"] == "missing":
         return f"{path} is missing; add it to the {whole}"
     message, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
-    shown = "" if isinstance(given, dict | list) else f" (got {given!r})"
+    is_plain = isinstance(given, str | int | float | bool | None)
+    shown = f" (got {one_line(repr(given), 200)})" if is_plain else ""
     return f"{path}: {message[0].lower()}{message[1:]}{shown}"
 
 

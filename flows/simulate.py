@@ -11,19 +11,24 @@ from typing import Any
 import prefect
 from prefect.exceptions import TerminationSignal
 
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
+from foretune.flows.interruption import when_stopped
 from foretune.flows.request import Request, to_yaml
 from foretune.storage.errors import BadInput, Damaged, StorageFault, failure_line
 from foretune.storage.events import EventLog
-from foretune.storage.runs import Run, new_run_id
+from foretune.storage.ownership import delete_run
+from foretune.storage.runs import REQUEST, RESULT, Run, checked_run_id, new_run_id
 from foretune.tasks.engine.announcements import announce
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.publish import publish
 
 logger = logging.getLogger(__name__)
+
+BY_THE_USER = "stopped by the user"
 
 MAX_DAMAGED = 8
 """Damaged artefacts that one run recomputes before it gives up: more of them are a sick disk."""
@@ -39,7 +44,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
     3. Check that the base weights are what they were.
     4. Publish: result.json, report, events, Prefect artifacts. Never cached.
     """
-    sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = checked_sources(request)
     run_id = run_id or new_run_id(datetime.now(UTC), request.run_name)
     run = Run(request.runtime.root, run_id, request.runtime.verify)
     return recorded(run, request, lambda: run_passes(run, request, sources))
@@ -47,19 +52,29 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
 
 def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """`attempt()` in a run folder with the request; bad input deletes the folder, another fault is its last event."""
+    checked_run_id(run.run_id)
+    begun = (run.place / REQUEST).exists()  # by an earlier attempt, whose events are there
+    if (run.place / RESULT).exists():
+        raise BadInput(f"run {run.run_id}: is already there, with its result; give another run_id, or none")
     run.write_request(to_yaml(request))
     try:
-        return healing(run, attempt)
+        with when_stopped(lambda: EventLog.of(run).emit_last("run_finished", status="stopped", error=BY_THE_USER)):
+            return healing(run, attempt)
     except BadInput:
         EventLog.of(run).close()
-        run.place.delete()
+        if not begun:
+            delete_run(run)
         raise
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | TerminationSignal)  # the latter: cancelled
-        message = "stopped by the user" if stopped else failure_line(error)
-        with contextlib.suppress(StorageFault), EventLog.of(run):  # a full disk must not hide the fault
-            announce(run, "run_finished", status="stopped" if stopped else "failed", error=message)
+        with contextlib.suppress(StorageFault):  # a full disk must not hide the fault
+            _ended(run, "stopped" if stopped else "failed", BY_THE_USER if stopped else failure_line(error))
         raise
+
+
+def _ended(run: Run, status: str, said: str) -> None:
+    with EventLog.of(run):
+        announce(run, "run_finished", status=status, error=said)
 
 
 def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:

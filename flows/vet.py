@@ -7,24 +7,25 @@ from typing import Any
 
 import prefect
 from prefect import State
-from prefect.artifacts import create_markdown_artifact
-from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.failures import ending_in_one_line, engine_log_silenced
 from foretune.flows.gate import Gate, apply_gate
 from foretune.flows.request import Request, RuntimeSettings
 from foretune.flows.simulate import simulate
 from foretune.storage.digests import digest_of
+from foretune.storage.display import one_line
+from foretune.storage.errors import BadInput
 from foretune.storage.events import run_status
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, new_run_id
 from foretune.storage.versions import newest_version
+from foretune.tasks.engine.announcements import escape, publish_markdown, tell
 from foretune.tasks.engine.keys import identity
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.numbers import plain
-from foretune.tasks.report.publish import escape
 
 EVENT = "foretune.vetting.finished"
 ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
@@ -32,10 +33,17 @@ ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
 
 @prefect.flow(name="foretune-vet", validate_parameters=True, log_prints=False)
 @ending_in_one_line("foretune.vetting.failed")
-def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, run_id: str | None = None) -> State:
+def vet(
+    request: Request,
+    gate: Gate | None = None,
+    dataset: str | None = None,
+    run_id: str | None = None,
+    published: str | None = None,
+) -> State:
     """Vet the newest version of a dataset.
 
-    1. Resolve the version: the newest below `dataset`, or below the request's own path.
+    1. Resolve the version: the newest below `dataset`, or below the request's own path. Started by the event of a
+       published dataset, `published` is its resource: it must be the request's own, and come with a place.
     2. Look the verdict up; the same content was judged before by the same request and gate.
     3. Simulate.
     4. Compare with the last accepted run.
@@ -47,9 +55,11 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     in Refused (a failure, so that what waits for this run stops too).
     """
     gate, ledger = gate or Gate(), Ledger(request.runtime.root, request.run_name)
-    version = newest_version(dataset or request.dataset.path)
+    if published is not None:
+        check_published(request, published, dataset)
+    version = newest_version(request.dataset_at(dataset))
     wanted = request.model_copy(update={"dataset": request.dataset.model_copy(update={"path": version})})
-    sources = resolve_sources(wanted.dataset, wanted.model, wanted.sae)
+    sources = checked_sources(wanted)
     key = verdict_key(wanted, gate, sources)
     stored = ledger.verdict(key)
     if stored is not None:
@@ -57,7 +67,7 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     accepted = ledger.accepted()
     result = simulate(along_accepted(wanted, accepted), run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
     compared = compared_with(accepted, Run(ledger.root, result["run_id"]))
-    judged = apply_gate(gate, result, accepted and accepted["summary"])
+    judged = apply_gate(gate, result, accepted and accepted.get("summary", {}))
     verdict = {
         "name": ledger.name,
         "dataset": version,
@@ -75,9 +85,20 @@ def vet(request: Request, gate: Gate | None = None, dataset: str | None = None, 
     return announced(ledger.name, verdict)
 
 
+def check_published(request: Request, published: str, dataset: str | None) -> None:
+    """BadInput for the event of another dataset, or one that says no place: neither is judged by this request."""
+    if published != f"dataset.{request.run_name}":
+        raise BadInput(
+            f"event of {published}: this request vets dataset.{request.run_name}; give each dataset a deployment and a "
+            "trigger that matches its own resource"
+        )
+    if not dataset:
+        raise BadInput(f"event of {published}: no uri in its payload; emit it with payload={{'uri': 's3://…'}}")
+
+
 def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
     """What the verdict depends on: the bytes of every input, the request without its place and name, the gate."""
-    settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings()})
+    settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings(pass_minutes=None)})
     files = [sources.gguf, sources.model, sources.tokenizer, sources.sae, sources.labels]
     return digest_of(
         {
@@ -127,15 +148,15 @@ def keep(ledger: Ledger, key: str, verdict: dict[str, Any], summary: dict[str, A
 
 def announced(name: str, verdict: dict[str, Any]) -> State:
     """Publish the verdict to Prefect, every time, and end the run by it."""
-    create_markdown_artifact(key="foretune-vetting", markdown=verdict_table(verdict), description=verdict["run_id"])
+    publish_markdown("foretune-vetting", verdict_table(verdict), verdict["run_id"])
     resource = {"prefect.resource.id": f"foretune.dataset.{name}", "prefect.resource.name": name}
-    emit_event(event=EVENT, resource={**resource, "foretune.verdict": verdict["verdict"]}, payload=verdict)
-    line = f"{verdict['dataset']}: {verdict['verdict']}"
+    tell(EVENT, {**resource, "foretune.verdict": verdict["verdict"]}, verdict)
+    line = one_line(f"{verdict['dataset']}: {verdict['verdict']}")
     if verdict["verdict"] == "fail":
         engine_log_silenced()
-        return Failed(name=REFUSED, message=f"{line} ({reasons(verdict, 'fail')})", data=verdict)
+        return Failed(name=REFUSED, message=one_line(f"{line} ({reasons(verdict, 'fail')})"), data=verdict)
     if verdict["verdict"] == "warn":
-        line = f"{line} ({reasons(verdict, 'warn')})"
+        line = one_line(f"{line} ({reasons(verdict, 'warn')})")
     return Completed(name=ACCEPTED if verdict["accepted"] else WARNED, message=line, data=verdict)
 
 
@@ -152,9 +173,9 @@ def verdict_table(verdict: dict[str, Any]) -> str:
         lines += ["| rule | value | threshold | verdict | reason |", "|---|---|---|---|---|"]
     for crossing in verdict["crossings"]:
         cells = [crossing[name] for name in ("subject", "value", "threshold", "verdict", "reason")]
-        lines.append("| " + " | ".join(escape(str(cell)) for cell in cells) + " |")
+        lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
     if verdict["comparison"]:
         change = verdict["comparison"]
-        lines += ["", f"Against `{change['with']}`: {change['added']} rows added, {change['removed']} removed, "]
+        lines += ["", f"Against {escape(change['with'])}: {change['added']} rows added, {change['removed']} removed, "]
         lines[-1] += f"{change['flipped']} flipped between helping and harming."
-    return "\n".join([*lines, "", f"Run `{verdict['run_id']}`", ""])
+    return "\n".join([*lines, "", f"Run {escape(verdict['run_id'])}", ""])

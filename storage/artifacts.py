@@ -19,18 +19,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from foretune.storage.cache import cache_dir, new_draft
+from foretune.storage.cache import DRAFT, cache_dir, new_draft
 from foretune.storage.commits import commit_on_disk, commit_to_s3
 from foretune.storage.contents import Artifact, remember, remembered
 from foretune.storage.drafts import Draft
 from foretune.storage.errors import Damaged, disk_faults
-from foretune.storage.manifest import MANIFEST, Manifest
+from foretune.storage.manifest import ARTEFACT_NAME, MANIFEST, Manifest
 from foretune.storage.places import Place, read_once
 from foretune.storage.refs import ArtifactRef
+from foretune.storage.roots import root_to_write
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DRAFT = re.compile(rf".+-{DRAFT}")
+_UPLOADED = re.compile(r"[^/]+/[0-9a-f]{16,64}/.+")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class ArtifactStore:
 
     def place(self, task: str, key: str) -> Place:
         for name in (task, key):
-            if not _NAME.fullmatch(name):
+            if not ARTEFACT_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name an artefact: letters, digits, '.', '_' and '-' only")
         return self._artifacts / task / key
 
@@ -65,7 +67,7 @@ class ArtifactStore:
         place = self.place(task, key)
         try:
             return self._parsed(place, task, key, (place / MANIFEST).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return None
 
     def whole(self, task: str, key: str) -> Manifest | None:
@@ -122,6 +124,7 @@ class ArtifactStore:
         stands and ours is dropped. Raises StorageFault for a full, read-only or unreachable root.
         """
         target = self.place(task, key)
+        root_to_write(self.root.uri)
         drafts = self._drafts if self.root.is_local else cache_dir() / "drafts"
         draft = Draft(drafts / new_draft(f"{task}-{key[:16]}"))
         started = time.monotonic()
@@ -164,10 +167,15 @@ class ArtifactStore:
         return Artifact(place, manifest)
 
     def iterate(self) -> Iterator[Stored]:
-        """Every artefact under the root with its size and age, half-written ones too; one listing."""
+        """Every artefact under the root with its size and age, half-written ones too; one listing.
+
+        Folders of others whose names could be an artefact's are among them: `own_files` tells.
+        """
         named = (entry for entry in self._artifacts.walk() if entry.name.count("/") >= 2)
         for (task, key), group in itertools.groupby(named, lambda entry: tuple(entry.name.split("/")[:2])):
             entries = list(group)
+            if not (ARTEFACT_NAME.fullmatch(task) and ARTEFACT_NAME.fullmatch(key)):
+                continue
             yield Stored(
                 task,
                 key,
@@ -176,19 +184,35 @@ class ArtifactStore:
                 complete=any(entry.name == f"{task}/{key}/{MANIFEST}" for entry in entries),
             )
 
-    def delete(self, task: str, key: str) -> None:
-        """Remove an artefact, manifest first: what is left of an interrupted deletion counts as absent."""
+    def own_files(self, task: str, key: str) -> list[str]:
+        """Names of the files of a folder that are ours, the manifest last; none where the folder is another's.
+
+        They are those of the manifest. On S3, where a killed writer leaves files without one, they are the objects
+        that carry a digest as its writers record it.
+        """
         place = self.place(task, key)
-        (place / MANIFEST).delete()
-        place.delete()
+        if manifest := self.manifest(task, key):
+            return [*manifest.files, MANIFEST]
+        names = [] if place.is_local else [entry.name for entry in place.walk()]
+        return [name for name in names if (entry := (place / name).entry()) and entry.sha256]
+
+    def delete(self, task: str, key: str) -> None:
+        """Remove an artefact's own files, the manifest last: an interrupted deletion counts as absent, and is ended by
+        the next one. Files of others beside them stay, and their folder."""
+        *files, last = self.own_files(task, key) or [MANIFEST]
+        if files:
+            self.place(task, key).delete_files(files)
+            self.place(task, key).delete_files([last])
 
     def sweep(self, older_than: float) -> int:
         """Remove drafts and half-sent uploads that writers left `older_than` seconds ago; how many."""
         before = time.time() - older_than
-        removed = self._artifacts.abandon_uploads(before)
+        removed = self._artifacts.abandon_uploads(before, _UPLOADED)
         if not self.root.is_local or not self._drafts.is_dir():
             return removed
         for draft in self._drafts.iterdir():
+            if not _DRAFT.fullmatch(draft.name) or not draft.is_dir() or draft.is_symlink():
+                continue
             ages = [path.stat().st_mtime for path in (draft, *draft.rglob("*")) if path.exists()]
             if max(ages, default=0.0) < before:
                 with disk_faults(draft, "delete"):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,8 +237,15 @@ class Bucket:
         below = [item["Key"] for item in self._objects(f"{key}/" if key else "")]
         if key:
             self._ask("delete_object", key, Key=key)
-        for start in range(0, len(below), BATCH):
-            batch = {"Objects": [{"Key": name} for name in below[start : start + BATCH]], "Quiet": True}
+        self._delete_all(key, below)
+
+    def delete_files(self, key: str, names: list[str]) -> None:
+        """Remove these objects below a prefix."""
+        self._delete_all(key, [f"{key}/{name}" if key else name for name in names])
+
+    def _delete_all(self, key: str, keys: list[str]) -> None:
+        for start in range(0, len(keys), BATCH):
+            batch = {"Objects": [{"Key": name} for name in keys[start : start + BATCH]], "Quiet": True}
             refused = self._ask("delete_objects", key, Delete=batch).get("Errors")
             if refused:
                 raise StorageFault(
@@ -245,10 +253,14 @@ class Bucket:
                     "check the bucket's policy"
                 )
 
-    def abandon_uploads(self, key: str, before: float) -> int:
-        """Abort uploads below `key` begun before `before` (epoch seconds): the parts of killed writers."""
+    def abandon_uploads(self, key: str, before: float, named: re.Pattern[str]) -> int:
+        """Abort uploads of these names below `key` begun before `before` (epoch seconds): parts of killed writers."""
         uploads = self._ask("list_multipart_uploads", key, Prefix=f"{key}/").get("Uploads", [])
-        old = [upload for upload in uploads if upload["Initiated"].timestamp() < before]
+        old = [
+            upload
+            for upload in uploads
+            if upload["Initiated"].timestamp() < before and named.fullmatch(upload["Key"].removeprefix(f"{key}/"))
+        ]
         for upload in old:
             self._ask("abort_multipart_upload", key, Key=upload["Key"], UploadId=upload["UploadId"])
         return len(old)

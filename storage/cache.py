@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,9 +16,27 @@ from pathlib import Path
 def cache_dir() -> Path:
     """$FORETUNE_CACHE, else $XDG_CACHE_HOME/foretune, else ~/.cache/foretune. Not created here."""
     if named := os.environ.get("FORETUNE_CACHE"):
+        if "://" in named:
+            raise ValueError(f"FORETUNE_CACHE={named}: give a folder of this machine")
         return Path(named).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "foretune"
+
+
+DRAFT = r"\d+-[0-9a-f]{8}"
+"""How the name of a draft ends: what its writer left behind, when killed, is told by it."""
+
+_DIGEST = r"[0-9a-f]{40,64}"
+_KEPT = {
+    "artifacts": _DIGEST,
+    "copies": _DIGEST,
+    "digests": _DIGEST,
+    "drafts": rf".+-{DRAFT}",
+    "manifests": _DIGEST,
+    "offload": _DIGEST,
+    "rates": r"\w+-[0-9a-f]{16}\.jsonl",
+}
+"""Folders of the cache, and the names that are ours in them: $FORETUNE_CACHE may name a folder that has others."""
 
 
 def new_draft(name: str) -> str:
@@ -36,10 +55,12 @@ def sweep_cache(older_than: float) -> int:
     """Delete cached downloads, drafts and memos not touched for `older_than` seconds; bytes freed."""
     before = time.time() - older_than
     freed = 0
-    for kind in ("artifacts", "copies", "digests", "drafts", "manifests", "offload", "rates"):
+    for kind, name in _KEPT.items():
         folder = cache_dir() / kind
         for entry in folder.iterdir() if folder.is_dir() else ():
-            freed += _drop_if_old(entry, before)
+            # Half a copy of a killed writer stands beside the file or folder that it was to become.
+            if re.fullmatch(rf"{name}|\.?.+-{DRAFT}", entry.name):
+                freed += _drop_if_old(entry, before)
     return freed
 
 

@@ -10,15 +10,13 @@ import contextlib
 import errno
 import os
 import random
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from foretune.storage.cache import new_draft
 from foretune.storage.contents import cached_folder, mark_verified, remember
-from foretune.storage.disk import sync_folder
+from foretune.storage.disk import sync_file, sync_folder
 from foretune.storage.drafts import Draft
 from foretune.storage.errors import StorageFault, disk_faults
 from foretune.storage.manifest import MANIFEST, Manifest
@@ -50,19 +48,29 @@ def commit_on_disk(store: Manifests, draft: Draft, manifest: Manifest, target: P
                     raise
                 if winner := store.whole(manifest.task, manifest.key):
                     return winner
-                _set_aside(path, draft.folder.with_name(new_draft("torn")))
-            else:
-                sync_folder(path.parent)
-                mark_verified(path, manifest.files)
-                return manifest
+                _clear(store, manifest, target)
+                if not path.exists() or (path / MANIFEST).exists():
+                    continue
+                _move_in(draft.folder, path, manifest)
+            sync_folder(path.parent)
+            mark_verified(path, manifest.files)
+            return manifest
     raise _endless(target)
 
 
-def _set_aside(torn: Path, aside: Path) -> None:
-    """Move a torn artefact out of the way in one step, then remove it."""
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(torn, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+def _clear(store: Manifests, manifest: Manifest, target: Place) -> None:
+    """Remove the files of a torn artefact. What is not an artefact's is somebody's, and stays."""
+    torn = store.manifest(manifest.task, manifest.key)
+    target.delete_files([*{*manifest.files, *(torn.files if torn else ())}, MANIFEST])
+
+
+def _move_in(draft: Path, path: Path, manifest: Manifest) -> None:
+    """The draft's files into a folder that holds files of others; the manifest last, as on S3."""
+    for name in (*manifest.files, MANIFEST):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(draft / name, path / name)
+    sync_file(path / MANIFEST)
+    sync_folder(path)
 
 
 def commit_to_s3(store: Manifests, draft: Draft, manifest: Manifest, target: Place) -> Manifest:

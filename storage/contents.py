@@ -6,16 +6,18 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foretune.storage.cache import cache_dir
-from foretune.storage.digests import digest_of, hash_file
+from foretune.storage.cache import DRAFT, cache_dir, new_draft
+from foretune.storage.digests import change_identity, digest_of, hash_file
+from foretune.storage.disk import Disk
 from foretune.storage.errors import BadInput, Changed, Damaged, StorageFault
 from foretune.storage.manifest import MANIFEST, FileRecord, Manifest
-from foretune.storage.places import Place
+from foretune.storage.places import Place, local_path
 
 if TYPE_CHECKING:
     import pandas
@@ -27,14 +29,14 @@ logger = logging.getLogger(__name__)
 RACE_PATIENCE = 60.0
 """Seconds to wait for the manifest of a writer that has begun to replace what was opened."""
 
-# What this process has already hashed. A file that changes afterwards has another size or time and is hashed
-# again.
-_verified: set[tuple[str, int, int, str]] = set()
+# What this process has already hashed. A file that changes afterwards has another size or time (the one of its inode,
+# which nobody can set) and is hashed again.
+_verified: set[tuple[str, int, str]] = set()
 
 
-def _identity(path: Path, record: FileRecord) -> tuple[str, int, int, str]:
+def _identity(path: Path, record: FileRecord) -> tuple[str, int, str]:
     stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns, record.sha256
+    return digest_of([str(path), *change_identity(stat)]), stat.st_size, record.sha256
 
 
 def mark_verified(folder: Path, files: dict[str, FileRecord]) -> None:
@@ -55,6 +57,23 @@ def is_whole(path: Path, record: FileRecord) -> bool:
     except FileNotFoundError:
         return False
     _verified.add(identity)
+    return True
+
+
+_EXPORT = "export"
+
+
+def _is_free(folder: Path) -> bool:
+    """True where nothing is, and for a folder that is empty but for what a killed copy left, which goes."""
+    if not os.path.lexists(folder):
+        return True
+    if not folder.is_dir():
+        return False
+    left = [path for path in folder.iterdir() if re.fullmatch(rf"\.{_EXPORT}-{DRAFT}", path.name)]
+    if len(left) < len(list(folder.iterdir())):
+        return False
+    for path in left:
+        shutil.rmtree(path)
     return True
 
 
@@ -153,14 +172,32 @@ class Artifact:
         return self.path(name).read_text(encoding="utf-8")
 
     def copy_to(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Copy every file into a local folder, which must be new or empty (BadInput); the names of the files."""
-        target = Path(folder)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        """Copy every file into a local folder, which must be new or empty; the names of the files.
+
+        BadInput for any other folder, and for one that cannot be written; nothing is left in it then.
+        """
+        target = Path(os.path.realpath(local_path(folder, "export to")))
+        if not _is_free(target):
             raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
-        source = self.folder()
-        for name in self.names():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, target / name)
+        source, made = self.folder(), not os.path.exists(target)
+        draft = target / f".{new_draft(_EXPORT)}"
+        try:
+            draft.mkdir(parents=True)
+            for name in self.names():
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, draft / name)
+            for name in self.names():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(draft / name, target / name)
+        except OSError as error:
+            with contextlib.suppress(StorageFault):
+                Disk().delete_files(str(target), self.names())
+            raise BadInput(f"{folder}: cannot write: {error.strerror}; give another folder") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            if made:
+                with contextlib.suppress(StorageFault):
+                    Disk().delete_files(str(target), [])
         return self.names()
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
-import sys
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,17 @@ from typing import Any
 
 from foretune.storage.digests import file_digest
 from foretune.storage.errors import BadInput
+from foretune.storage.parquet_rows import parquet_rows
 from foretune.storage.places import localise
 
 Row = dict[str, Any]
+
+LONGEST = 16 * 2**20
+"""Characters of a line: a row of 1 M tokens has about 5 M, of two texts 10 M."""
+DEEPEST = 64
+"""Levels of lists and objects in a row: what walks a row later is recursive, and Python's stack has 1,000 frames."""
+UNPACKED_BYTES, UNPACKED_TIMES = 512 * 10**6, 50
+"""A compressed file may hold half a gigabyte, or 50 times its size: text packs 3 to 20 times, a bomb 1,000 times."""
 
 
 def read_rows(uri: str) -> list[Row]:
@@ -30,7 +39,7 @@ def read_rows(uri: str) -> list[Row]:
     name = path.name.lower().removesuffix(".gz")
     packed = path.name.lower().endswith(".gz")
     if name.endswith(".parquet") and not packed:
-        rows = _parquet_rows(uri, path)
+        rows = parquet_rows(uri, path, _most_unpacked(path))
     else:
         reader = next((READERS[kind] for kind in READERS if name.endswith(kind)), None)
         if reader is None:
@@ -38,6 +47,9 @@ def read_rows(uri: str) -> list[Row]:
         rows = _text_rows(uri, path, reader, packed)
     if not rows:
         raise BadInput(f"{uri}: the dataset is empty; give at least one row")
+    deep = next((number for number, row in enumerate(rows, start=1) if _too_deep(row)), None)
+    if deep is not None:
+        raise BadInput(f"{uri}: row {deep} is nested more than {DEEPEST} levels deep; flatten it")
     return rows
 
 
@@ -59,9 +71,9 @@ def _extension(path: Path) -> str:
 
 def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool) -> list[Row]:
     try:
-        with _opened(path, packed) as stream:
-            # A byte order mark, which spreadsheets write, would become part of the first field's name.
-            return list(reader(uri, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")))
+        # A byte order mark, which spreadsheets write, would become part of the first field's name.
+        with _opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+            return list(reader(uri, text))
     except UnicodeDecodeError as error:
         line = _undecodable_line(path, packed)
         raise BadInput(f"{uri}: line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
@@ -82,11 +94,66 @@ def _undecodable_line(path: Path, packed: bool) -> int:
 
 
 def _opened(path: Path, packed: bool) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path, "rb") if packed else open(path, "rb")
+    return _Unpacked(path) if packed else open(path, "rb")
+
+
+def _most_unpacked(path: Path) -> int:
+    return max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
+
+
+class _Unpacked(gzip.GzipFile):
+    """A gzip file that refuses to be much larger inside than outside."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._path, self._most = path, _most_unpacked(path)
+        self._left = self._most
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._counted(super().read1(size))
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._counted(super().read(self._left + 1 if size is None or size < 0 else size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._counted(super().readline(self._left + 1 if size is None or size < 0 else size))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise BadInput(
+                f"{self._path}: more than {self._most / 1e6:,.0f} MB once unpacked, from "
+                f"{self._path.stat().st_size / 1e6:,.1f} MB; look at it, and unpack it with gunzip if it is right"
+            )
+        return data
+
+
+def _lines(uri: str, text: io.TextIOBase) -> Iterator[str]:
+    for number in itertools.count(1):
+        line = text.readline(LONGEST + 1)
+        if not line:
+            return
+        if len(line) > LONGEST:
+            raise BadInput(
+                f"{uri}: line {number} has more than {LONGEST // 2**20} million characters; split the row, or drop it"
+            )
+        yield line
+
+
+def _too_deep(row: Row) -> bool:
+    level = [value for value in row.values() if isinstance(value, dict | list)]
+    depth = 1
+    while level:
+        if depth == DEEPEST:
+            return True
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        depth += 1
+    return False
 
 
 def _jsonl_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
-    for number, line in enumerate(text, start=1):
+    for number, line in enumerate(_lines(uri, text), start=1):
         if line.strip():
             yield _object(uri, number, _json(uri, line.rstrip(), number))
 
@@ -108,8 +175,8 @@ def _json_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
 
 
 def _csv_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # the module's 128 KiB is less than one long document
-    reader = csv.reader(text, strict=True)
+    csv.field_size_limit(LONGEST)  # the module's 128 KiB is less than one long document
+    reader = csv.reader(_lines(uri, text), strict=True)
     try:
         header = next(reader, [])
         twice = sorted({name for name in header if header.count(name) > 1})
@@ -128,33 +195,24 @@ def _csv_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
         raise BadInput(f"{uri}: line {reader.line_num} is not CSV ({error}); mend that line") from error
 
 
-def _parquet_rows(uri: str, path: Path) -> list[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        no_partitions: Any = None  # pyarrow documents None, and infers the type from its default
-        return pq.read_table(path, partitioning=no_partitions).to_pylist()
-    except PermissionError as error:
-        raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
-    # pyarrow reports a broken footer as OSError, a missing one as ArrowInvalid.
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{uri}: not a whole Parquet file ({error}); write it again") from error
-
-
 READERS = {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
 KNOWN = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".csv", ".parquet")
 
 
 def _json(uri: str, text: str, line: int | None) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except json.JSONDecodeError as error:
         where = f"line {line or error.lineno}, column {error.colno}"
         raise BadInput(f"{uri}: {where} is not JSON ({error.msg}); mend that line") from error
     except (ValueError, RecursionError) as error:
         where = f"line {line}" if line else "the file"
         raise BadInput(f"{uri}: {where} is not JSON ({error}); mend it") from error
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)
 
 
 def _refuse(constant: str) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -45,28 +46,54 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def change_identity(stat: os.stat_result) -> list[int]:
+    """What a file's status has of its content: a write changes one of these, whatever is done to the dates after it.
+
+    The inode's change time cannot be set (`touch -r`, `cp -p`, `rsync -t` keep size and modification time).
+    """
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
 def file_digest(path: Path | str) -> str:
-    """sha256 of a file's bytes, remembered in the user's cache by path, size and modification time."""
+    """sha256 of a file's bytes, remembered in the user's cache by path and `change_identity`."""
     path = Path(os.path.abspath(path))
-    before = path.stat()
-    if before.st_size < _MEMO_BYTES:
+    with open(path, "rb") as stream:  # a network file system asks its server for the status of what is opened
+        before = os.fstat(stream.fileno())
+    if before.st_size < _MEMO_BYTES or not _dates_changes(path):
         return hash_file(path)
-    identity = [str(path), before.st_size, before.st_mtime_ns]
-    memo = cache_dir() / "digests" / digest_of(identity)
+    memo = cache_dir() / "digests" / digest_of([str(path), *change_identity(before)])
     try:
         known = memo.read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         known = ""
-    if len(known) == 64:
+    if re.fullmatch("[0-9a-f]{64}", known):
         return known
     digest = hash_file(path)
     after = path.stat()
-    unchanged = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    if unchanged and time.time() - after.st_mtime > _SETTLED_SECONDS:
+    settled = time.time() - max(after.st_mtime, after.st_ctime) > _SETTLED_SECONDS
+    if settled and change_identity(after) == change_identity(before):
         # A read-only or full home costs time only: the file is hashed again at the next call.
         with contextlib.suppress(OSError, StorageFault):
             Disk().write(str(memo), digest.encode())
     return digest
+
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_DATED = {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "nfs", "nfs4", "overlay", "tmpfs", "xfs", "zfs"}
+
+
+def _dates_changes(path: Path) -> bool:
+    """Whether the file system keeps a change time of its own. Many in user space (sshfs, buckets mounted as folders)
+    repeat the modification time, which can be set; what is not known is hashed every time."""
+    if not _MOUNTS.exists():  # macOS: APFS
+        return True
+    real, kind, longest = os.path.realpath(path), "", -1
+    for line in _MOUNTS.read_text(errors="replace").splitlines():
+        place, _, rest = line.partition(" - ")
+        mounted = place.split()[4].replace("\\040", " ")
+        if len(mounted) >= longest and Path(real).is_relative_to(mounted):
+            kind, longest = rest.split()[0], len(mounted)
+    return kind in _DATED
 
 
 def folder_digest(folder: Path | str) -> str:

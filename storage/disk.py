@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import shutil
@@ -11,9 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from foretune.storage.cache import new_draft
-from foretune.storage.errors import disk_faults
+from foretune.storage.errors import StorageFault, disk_faults
 
 COPY_BYTES = 8 * 2**20
+NAME_CHARACTERS = 40
+"""Of a file's name in that of its draft: with 4 bytes a character and the rest, under the 255 of a file system."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ class Disk:
             os.fsync(stream.fileno())
 
     def _replace(self, target: Path, source: BinaryIO) -> None:
-        draft = target.with_name(f".{new_draft(target.name)}")
+        target = Path(os.path.realpath(target))  # the link stays, the file behind it is replaced
+        if target.exists() and not target.is_file():
+            raise StorageFault(f"{target}: cannot write: it is not a file; move it, or choose another --root")
+        draft = target.with_name(f".{new_draft(target.name[:NAME_CHARACTERS])}")
         with disk_faults(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -75,9 +82,14 @@ class Disk:
                     shutil.copyfileobj(source, stream, COPY_BYTES)
                     stream.flush()
                     os.fsync(stream.fileno())
+                if target.exists():
+                    shutil.copymode(target, draft)
                 os.replace(draft, target)
-            except BaseException:
-                draft.unlink(missing_ok=True)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    draft.unlink()
+                if isinstance(error, OSError):
+                    error.filename = str(target)  # who named the target knows nothing of a draft
                 raise
             sync_folder(target.parent)
 
@@ -103,6 +115,21 @@ class Disk:
                     yield _entry(file, file.relative_to(path).as_posix())
                 except FileNotFoundError:
                     continue  # deleted by another process since the folder was listed
+
+    def delete_files(self, path: str, names: list[str]) -> None:
+        """Remove these files below a folder, and the folders that are empty then, itself included."""
+        folders = {Path(path)}
+        with disk_faults(Path(path), "delete"):
+            for name in names:
+                file = Path(path, name)
+                folders.update(parent for parent in file.parents if parent.is_relative_to(path))
+                file.unlink(missing_ok=True)
+            for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+                try:
+                    folder.rmdir()
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+                        raise
 
     def delete(self, path: str) -> None:
         """Remove a file, or a folder and all below it; nothing there is no error."""

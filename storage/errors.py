@@ -10,20 +10,21 @@ from collections.abc import Generator
 from pathlib import Path
 
 from foretune.storage.cache import cache_dir
+from foretune.storage.redaction import redacted
 
 
 class BadInput(ValueError):
     """The user asked for something that cannot be; one line with the remedy (exit status 2)."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(" ".join(redacted(str(message)).split()))
 
 
 class StorageFault(RuntimeError):
     """A place failed after bounded retries; one line with the remedy (exit status 1)."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(" ".join(redacted(str(message)).split()))
 
 
 class Changed(StorageFault):
@@ -34,11 +35,43 @@ class Damaged(StorageFault):
     """Stored bytes are not those that the manifest recorded; running again recomputes them."""
 
 
+class Panic(RuntimeError):
+    """A library written in Rust gave up; pyo3's own type is none of Exception's, and ends an engine."""
+
+
+MORE_MEMORY = "lower landscape.batch_tokens or runtime.max_workers, or use a machine with more"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory is what was missing: Python's, pyarrow's (a MemoryError), torch's of a device or the CPU."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = str(error)[:2000]
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError | OSError)
+        and any(words in said for words in ("can't allocate memory", "CUDA out of memory", "Cannot allocate memory"))
+    )
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Generator[None]:
+    """Inside the block a PanicException becomes a Panic, which is met like any other error."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Panic(f"a library gave up: {error}") from error
+
+
 def failure_line(error: BaseException) -> str:
-    """An error as one line: where it happened (its notes), its type, its message."""
-    message = " ".join(str(error).split())
+    """An error as one line: where it happened (its notes), what kind it is, what it says."""
+    said = " ".join(redacted(str(error)).split())
     kind = type(error).__name__
-    return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {message}" if message else kind])
+    if out_of_memory(error):
+        said = f"out of memory{f' ({said})' if said else ''}; {MORE_MEMORY}"
+    return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {said}" if said else kind])
 
 
 _REASONS = {

@@ -10,20 +10,25 @@ import atexit
 import json
 import logging
 import math
+import re
 import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from foretune.storage.cache import new_draft
+from foretune.storage.cache import DRAFT, new_draft
+from foretune.storage.display import json_shown
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput, disk_faults
+from foretune.storage.event_records import event_in
+from foretune.storage.roots import root_to_write
 from foretune.storage.runs import Run
 
 logger = logging.getLogger(__name__)
 
 EVENTS, PARTS = "events.jsonl", "events"
+PART = re.compile(rf"part-\d{{5,}}-{DRAFT}\.jsonl")
 PART_LINES = 500
 PART_SECONDS = 5.0  # how far `foretune watch` may lag behind a run on S3
 
@@ -42,6 +47,8 @@ class EventLog:
         self._since = 0.0
         self._timer: threading.Timer | None = None
         self._parts = 0
+        self._in_root = False
+        self._over = False
         # A resumed run or a second process must not write over the parts of another.
         self._writer = new_draft("")
 
@@ -68,12 +75,24 @@ class EventLog:
             "source": self.source,
             **fields,
         }
-        line = to_json(_finite(event)).encode() + b"\n"
+        line = json_shown(_finite(event), to_json).encode() + b"\n"
         with self._lock:
+            if not self._in_root:
+                root_to_write(self.run.root)
+                self._in_root = True
+            if self._over:
+                return
             if self.run.place.is_local:
                 self._append(line)
             else:
                 self._gather(line)
+
+    def emit_last(self, type: str, **fields: Any) -> None:
+        """Append one event and send it; whatever threads emit after it is dropped."""
+        with self._lock:
+            self.emit(type, **fields)
+            self.flush()
+            self._over = True
 
     def flush(self) -> None:
         """Send what is gathered; after it a crash loses nothing that was emitted before."""
@@ -138,16 +157,9 @@ getattr(threading, "_register_atexit", atexit.register)(_flush_open_logs)
 
 
 def read_events(run: Run) -> list[dict[str, Any]]:
-    """Every event of the run, in order; half a line at a crash is left out. Empty without a log."""
-    events = []
-    for line in _all_lines(run):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events
+    """Every event of the run, in order; half a line at a crash, and whatever is no event, is left out. Empty without
+    a log."""
+    return [event for line in _all_lines(run) if (event := event_in(line)) is not None]
 
 
 def _all_lines(run: Run) -> list[bytes]:
@@ -155,7 +167,7 @@ def _all_lines(run: Run) -> list[bytes]:
         lines = (run.place / EVENTS).read_bytes().splitlines()
     except FileNotFoundError:
         lines = []
-    parts = (run.place / PARTS).list()
+    parts = _parts(run)
     if not parts:
         return lines
     for name in parts:
@@ -171,12 +183,16 @@ def _all_lines(run: Run) -> list[bytes]:
 def _time_of(line: bytes) -> str:
     try:
         return str(json.loads(line)["time"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
+def _parts(run: Run) -> list[str]:
+    return [name for name in (run.place / PARTS).list() if PART.fullmatch(name)]
+
+
 def _merge(run: Run) -> None:
-    parts = (run.place / PARTS).list()
+    parts = _parts(run)
     lines = _all_lines(run)
     if lines:
         (run.place / EVENTS).write_bytes(b"\n".join(lines) + b"\n")

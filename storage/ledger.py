@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from foretune.storage.display import json_shown
+from foretune.storage.documents import json_object
 from foretune.storage.drafts import to_json
-from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
+from foretune.storage.records import AcceptedVersion, Record, StoredVerdict
+from foretune.storage.roots import root_to_read, root_to_write
 from foretune.storage.slugs import slug
 
 
@@ -21,17 +23,21 @@ class Ledger:
 
     def accepted(self) -> dict[str, Any] | None:
         """What `accept` wrote last, or None when no version was accepted yet."""
-        return _read(self._pointer)
+        root_to_read(self.root)
+        return _read(self._pointer, AcceptedVersion)
 
     def accept(self, record: dict[str, Any]) -> None:
         """Move the pointer."""
+        root_to_write(self.root)
         _write(self._pointer, record)
 
     def verdict(self, key: str) -> dict[str, Any] | None:
         """The verdict stored under `key`, or None."""
-        return _read(self._verdicts / f"{key}.json")
+        root_to_read(self.root)
+        return _read(self._verdicts / f"{key}.json", StoredVerdict)
 
     def keep(self, key: str, verdict: dict[str, Any]) -> None:
+        root_to_write(self.root)
         _write(self._verdicts / f"{key}.json", verdict)
 
     @property
@@ -50,17 +56,17 @@ class Ledger:
 def accepted_runs(root: str) -> set[str]:
     """Ids of the runs that a pointer under this root names."""
     folder = Place(root) / "accepted"
-    return {pointer["run_id"] for name in folder.list() if (pointer := _read(folder / name)) is not None}
+    return {
+        pointer["run_id"] for name in folder.list() if (pointer := _read(folder / name, AcceptedVersion)) is not None
+    }
 
 
-def _read(place: Place) -> dict[str, Any] | None:
+def _read(place: Place, model: type[Record]) -> dict[str, Any] | None:
     try:
-        return json.loads(place.read_bytes())
+        return json_object(place.read_bytes(), place.uri, model, "delete the file and vet again")
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise BadInput(f"{place.uri}: unreadable ({error}); delete the file and vet again") from error
 
 
 def _write(place: Place, content: dict[str, Any]) -> None:
-    place.write_bytes((to_json(content, indent=1) + "\n").encode())
+    place.write_bytes((json_shown(content, lambda plain: to_json(plain, indent=1)) + "\n").encode())

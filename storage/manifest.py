@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +13,8 @@ from foretune.storage.digests import digest_of
 from foretune.storage.places import safe_name
 
 MANIFEST = "manifest.json"
+ARTEFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a task, and of a key."""
 
 
 class FileRecord(BaseModel):
@@ -66,7 +69,18 @@ class Manifest(BaseModel):
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "it"
             raise ValueError(f"{where}: {first['msg']}") from error
+        if not _names_artefacts(manifest.inputs):
+            raise ValueError("inputs: a reference that names no artefact")
         unsafe = [name for name in manifest.files if not safe_name(name)]
         if unsafe or not manifest.files:
             raise ValueError(f"files: {unsafe or 'none'}")
         return manifest
+
+
+def _names_artefacts(inputs: Any) -> bool:
+    """Whether every reference in `inputs`, a mapping of task and key alone, holds two names."""
+    if isinstance(inputs, dict):
+        if set(inputs) == {"task", "key"}:
+            return all(isinstance(name, str) and ARTEFACT_NAME.fullmatch(name) for name in inputs.values())
+        return all(map(_names_artefacts, inputs.values()))
+    return all(map(_names_artefacts, inputs)) if isinstance(inputs, list) else True

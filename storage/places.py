@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,11 +43,19 @@ class Place:
     def __init__(self, uri: str | os.PathLike[str]):
         text = os.fspath(uri)
         scheme, found, rest = text.partition("://")
-        if text.startswith("s3:/") and not text.startswith("s3://"):
-            raise BadInput(f"{text}: one slash too few; write s3://{text[4:]}")
+        if not text or "\0" in text:
+            raise BadInput(f"{text!r}: not a path; give a local path or s3://bucket/prefix")
+        for kind in ("s3:", "file:"):
+            if text.startswith(kind) and not found:
+                few = "one slash" if text.startswith(f"{kind}/") else "two slashes"
+                name = text[len(kind) :].lstrip("/")
+                raise BadInput(f"{text}: {few} too few; write {kind}//{'' if kind == 's3:' else '/'}{name}")
         self.is_local = not found or scheme == "file"
         if self.is_local:
-            path = os.path.abspath(os.path.expanduser(rest if found else text))
+            named = os.path.expanduser(rest if found else text)
+            if named.startswith("~"):
+                raise BadInput(f"{text}: there is no user of that name; write ./{named} for a file called so")
+            path = os.path.abspath(named)
             self._set(path, path, Disk())
         elif scheme == "s3":
             name, _, key = rest.partition("/")
@@ -156,9 +165,47 @@ class Place:
         """Delete the file, or the folder with all below it; nothing there is no error."""
         self._side.delete(self._path)
 
-    def abandon_uploads(self, before: float) -> int:
-        """On S3, abort half-finished uploads below begun before `before` (epoch seconds); how many."""
-        return 0 if isinstance(self._side, Disk) else self._side.abandon_uploads(self._path, before)
+    def delete_files(self, names: list[str]) -> None:
+        """Delete these files of the folder, and the folder when nothing is left in it; a missing one is no error."""
+        unsafe = [name for name in names if not safe_name(name)]
+        if unsafe:
+            raise ValueError(f"{unsafe[0]!r} is not a name below {self.uri}")
+        self._side.delete_files(self._path, names)
+
+    def hidden_files(self) -> list[str]:
+        """Dotted names right below: on disk, files that were being written; none on S3."""
+        if not self.is_local or not self.is_folder():
+            return []
+        return sorted(name for name in os.listdir(self._path) if name.startswith("."))
+
+    def abandon_uploads(self, before: float, named: re.Pattern[str]) -> int:
+        """On S3, abort half-finished uploads of these names below, begun before `before` (epoch seconds); how many."""
+        return 0 if isinstance(self._side, Disk) else self._side.abandon_uploads(self._path, before, named)
+
+
+def local_path(uri: str | os.PathLike[str], what: str) -> Path:
+    """A path on this machine for a library that writes there; BadInput, said of `what`, for one on S3."""
+    place = Place(uri)
+    if not place.is_local:
+        raise BadInput(f"{what} {uri}: lies on S3; give a local folder")
+    return place.local_path
+
+
+def read_named(uri: str, what: str, most_bytes: int) -> bytes:
+    """The bytes of a small file that the user names. BadInput, said of `what`, where there is none or a large one."""
+    place = Place(uri)
+    entry = place.entry()
+    if entry is None:
+        raise BadInput(f"{what} {uri}: no such file, or no regular one; give the path of a {what}.yaml")
+    if entry.size > most_bytes:
+        size = f"{entry.size / 2**20:.1f} MB"
+        raise BadInput(f"{what} {uri}: {size}; a {what} has {most_bytes / 2**20:g} MB at most, mend the file")
+    try:
+        return place.read_bytes()
+    except StorageFault as fault:
+        if not place.is_local:
+            raise
+        raise BadInput(f"{what} {fault}") from fault
 
 
 def safe_name(name: str) -> bool:
@@ -188,8 +235,10 @@ def localise(uri: str | os.PathLike[str]) -> Path:
     """
     place = Place(uri)
     if place.is_local:
-        if not place.local_path.exists():
+        if not os.path.exists(place.local_path):
             raise BadInput(f"{place.uri}: no such file or folder; check the path")
+        if not (place.local_path.is_file() or place.local_path.is_dir()):
+            raise BadInput(f"{place.uri}: is a device or a pipe, which cannot be read twice; save it to a file")
         return place.local_path
     return _download_file(place) or _download_folder(place)
 

@@ -26,8 +26,8 @@ def task_and_key(uri: str) -> tuple[str, str]:
 
 def artifact_of(run: Run, name: str) -> ArtifactRef:
     """The reference that a run's result keeps under `name`. BadInput when the run has none."""
-    stored = finished_result(run)["artifacts"]
+    stored = finished_result(run).get("artifacts", {})
     if name not in stored:
-        raise BadInput(f"run {run.run_id} has no {name}; it has {', '.join(stored)}")
+        raise BadInput(f"run {run.run_id} has no {name}; it has {', '.join(stored) or 'nothing'}")
     task, key = task_and_key(stored[name]["uri"])
     return ArtifactRef(task=task, key=key, uri=stored[name]["uri"], sha256=stored[name]["sha256"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -11,13 +10,23 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.display import json_shown, json_visible
+from foretune.storage.documents import json_object
 from foretune.storage.drafts import to_json
 from foretune.storage.errors import BadInput
 from foretune.storage.places import Place
+from foretune.storage.records import StoredResult
+from foretune.storage.redaction import redacted_tree
+from foretune.storage.roots import root_to_read, root_to_write
 from foretune.storage.slugs import slug
 
 REQUEST, RESULT, REPORT, COMPARISON = "request.yaml", "result.json", "report.html", "comparison.json"
+WHATIF_PAGE, WHATIF = "whatif.html", "whatif.json"
+RUN_FILES = (REQUEST, REPORT, COMPARISON, WHATIF_PAGE, WHATIF, RESULT)
+"""What a run's folder holds beside its events, in the order in which a deletion takes it: what a run is, is told by
+its result."""
 _ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")
+_GIVEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LONGEST_NAME = 40  # characters; with time and tail well under every file system's 255 bytes
 
 
@@ -29,6 +38,13 @@ def new_run_id(now: datetime, name: str) -> str:
 
 def _run_name(name: str) -> str:
     return slug(name, _LONGEST_NAME) or "run"
+
+
+def checked_run_id(run_id: str) -> str:
+    """A run id that somebody gave; BadInput for one that would not be one folder's name."""
+    if not _GIVEN_ID.fullmatch(run_id):
+        raise BadInput(f"run_id {run_id!r}: give letters, digits, '.', '_' and '-' only, 128 at most, or none")
+    return run_id
 
 
 @dataclass(frozen=True)
@@ -53,46 +69,59 @@ class Run:
         found = _ID.fullmatch(self.run_id)
         return found["name"] if found else self.run_id
 
+    @property
+    def is_dated(self) -> bool:
+        """Whether the id is of the form that `new_run_id` makes."""
+        return _ID.fullmatch(self.run_id) is not None
+
     def write_request(self, text: str) -> None:
+        """The first file of a run; it makes the root a root."""
+        root_to_write(self.root)
         (self.place / REQUEST).write_bytes(text.encode())
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Written last: a run with a result has ended. NaN and infinities are refused."""
-        (self.place / RESULT).write_bytes((to_json(result, indent=1) + "\n").encode())
+        # A name that a secret of the environment happens to be must not break the places that are read again.
+        kept = {
+            name: item if name in ("request", "artifacts") else redacted_tree(item) for name, item in result.items()
+        }
+        (self.place / RESULT).write_bytes((json_visible(to_json(kept, indent=1)) + "\n").encode())
 
     def write_report(self, html: str) -> None:
         (self.place / REPORT).write_bytes(html.encode())
 
     def write_comparison(self, compared: dict[str, Any]) -> None:
-        (self.place / COMPARISON).write_bytes((to_json(compared, indent=1) + "\n").encode())
+        (self.place / COMPARISON).write_bytes((json_shown(compared, _indented) + "\n").encode())
 
     def write_whatif(self, result: dict[str, Any], html: str) -> None:
-        (self.place / "whatif.html").write_bytes(html.encode())
-        (self.place / "whatif.json").write_bytes((to_json(result, indent=1) + "\n").encode())
+        (self.place / WHATIF_PAGE).write_bytes(html.encode())
+        (self.place / WHATIF).write_bytes((json_shown(result, _indented) + "\n").encode())
 
     def read_request(self) -> str:
-        """FileNotFoundError when the run never wrote one."""
-        return (self.place / REQUEST).read_bytes().decode()
+        """FileNotFoundError when the run never wrote one, BadInput when the file is no text."""
+        file = self.place / REQUEST
+        try:
+            return file.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{file.uri}: not UTF-8 text ({error.reason}); simulate it again") from None
 
     def read_result(self) -> dict[str, Any]:
-        """FileNotFoundError while the run has not ended, BadInput when the file is not a JSON object."""
+        """FileNotFoundError while the run has not ended, BadInput when the file is not such a JSON object."""
         file = self.place / RESULT
-        try:
-            result = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise BadInput(f"{file.uri}: unreadable ({error}); run it again") from error
-        if not isinstance(result, dict):
-            raise BadInput(f"{file.uri}: not a JSON object; run it again")
-        return result
+        return json_object(file.read_bytes(), file.uri, StoredResult, "run it again")
 
     def read_report(self) -> str:
         """FileNotFoundError when the run wrote none."""
-        return (self.place / REPORT).read_bytes().decode()
+        return (self.place / REPORT).read_bytes().decode(errors="replace")
+
+
+def _indented(value: Any) -> str:
+    return to_json(value, indent=1)
 
 
 def list_runs(root: str) -> list[Run]:
     """Every run under the root, oldest first, unfinished ones too; one listing."""
-    place = Place(root)
+    place = root_to_read(root)
     return [Run(place.uri, run_id) for run_id in (place / "runs").folders()]
 
 

@@ -16,10 +16,9 @@ def newest_version(uri: str) -> str:
     Numbers in names count as numbers (v10 is newer than v9); among equal names the later file wins. Raises
     BadInput when nothing fits.
     """
-    fixed = re.split(r"[*?\[]", uri, maxsplit=1)[0]
-    if fixed == uri and Place(uri).exists():
+    if Place(uri).exists():  # also one whose name holds the characters of a pattern
         return uri
-    folder, pattern = _split(uri, fixed)
+    folder, pattern = _split(uri)
     entries = [e for e in Place(folder).walk() if e.name.endswith(KNOWN) and _fits(e.name, pattern)]
     if not entries:
         raise BadInput(f"{uri}: no dataset here; give a file, a folder or a glob of {', '.join(KNOWN)} files")
@@ -27,12 +26,17 @@ def newest_version(uri: str) -> str:
     return f"{folder.rstrip('/')}/{newest.name}"
 
 
-def _split(uri: str, fixed: str) -> tuple[str, str | None]:
-    """The folder that is walked, and the pattern of the names below it; no pattern: every name."""
-    if fixed == uri:
-        return uri, None
-    folder, slash, _ = fixed.rpartition("/")
-    return folder or slash or ".", uri[len(folder) + len(slash) :]
+def _split(uri: str) -> tuple[str, str | None]:
+    """The folder that is walked, and the pattern of the names below it; no pattern: every name.
+
+    A folder that is there under the very name comes before what the name would match as a pattern.
+    """
+    parts = uri.split("/")
+    for number, part in enumerate(parts):
+        if re.search(r"[*?\[]", part) and not Place("/".join(parts[: number + 1])).is_folder():
+            folder = "/".join(parts[:number])
+            return folder or ("/" if number else "."), "/".join(parts[number:])
+    return uri, None
 
 
 def _fits(name: str, pattern: str | None) -> bool:

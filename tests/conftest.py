@@ -1,15 +1,21 @@
-"""Fixtures that every room's tests share: a tiny Llama with a byte-level tokenizer, and a few rows."""
+"""Fixtures that every room's tests share: a tiny Llama with a byte-level tokenizer, a few rows, and runs of both."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.roots import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
+
+if TYPE_CHECKING:
+    from tests.dag import Simulated
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -197,3 +203,57 @@ def write_tiny_request(tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[st
 def tiny_request(tmp_path: Path, write_tiny_request: Callable[[Path], Path]) -> Path:
     """A request.yaml over the tiny model in a folder of the test's own."""
     return write_tiny_request(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory, write_tiny_request: Callable[[Path], Path]) -> Simulated:
+    """The tiny request simulated once, as it is; only to be read."""
+    from tests.dag import run_dag
+
+    return run_dag(write_tiny_request(tmp_path_factory.mktemp("first")))
+
+
+@pytest.fixture(scope="session")
+def first_run(first: Simulated) -> Path:
+    """The request.yaml of `first`, whose artefacts are all stored; only to be read."""
+    return Path(first.step.run.root).parent / "request.yaml"
+
+
+@pytest.fixture
+def simulated(tiny_request: Path, first: Simulated) -> Callable[..., Simulated]:
+    """`simulated("a.b=c", ...)` runs the whole DAG of the tiny request with these settings changed.
+
+    What `first` has stored is stored for it too: it computes what the settings change.
+    """
+    from tests.dag import run_dag
+
+    linked(Path(first.step.run.root) / "artifacts", tiny_request.parent / "root" / "artifacts")
+    return lambda *overrides: run_dag(tiny_request, *overrides)
+
+
+def linked(source: Path, folder: Path) -> None:
+    """A copy of a folder of artefacts, which nobody changes in place."""
+    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=os.link)
+
+
+def request_beside(source: Path, folder: Path) -> Path:
+    """A copy of a request.yaml with its rows and its root, in a folder of the test's own."""
+    shutil.copytree(source.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifacts"))
+    linked(source.parent / "root" / "artifacts", folder / "root" / "artifacts")
+    for file in (folder / "request.yaml", *(folder / "root" / "runs").glob("*/result.json")):
+        file.write_text(file.read_text().replace(str(source.parent), str(folder)))
+    return folder / "request.yaml"
+
+
+@pytest.fixture
+def warm_request(tmp_path: Path, first_run: Path) -> Path:
+    """The request of `first` in a folder of the test's own, with a copy of the root that has every artefact."""
+    return request_beside(first_run, tmp_path)
+
+
+@pytest.fixture
+def reference(tiny_llama: Path) -> Any:
+    """The tiny model, opened by transformers alone."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").requires_grad_(False)

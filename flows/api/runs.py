@@ -58,15 +58,9 @@ class StoredRun:
     @property
     def request(self) -> Request:
         """The request that was run, every default filled in. BadInput when the run never wrote one."""
-        import yaml
+        from foretune.flows.request import stored_request
 
-        from foretune.flows.request import parse_request
-
-        try:
-            content = yaml.safe_load(self._run.read_request())
-        except FileNotFoundError:
-            raise BadInput(f"run {self.run_id} has no request ({self.status}); simulate it again") from None
-        return parse_request(content, where=f"request of run {self.run_id}")
+        return stored_request(self._run)
 
     @property
     def artifacts(self) -> list[str]:

@@ -6,46 +6,39 @@ import threading
 import time
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
+from foretune.flows.commands.terminal import Terminal, plain, styled
+from foretune.flows.interruption import when_stopped
+from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault
+from foretune.storage.event_records import is_whole
 from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run
 from foretune.tasks.report.comparison import first_rows
 from foretune.tasks.report.numbers import fixed, spread
-from foretune.tasks.report.texts import one_line
 
 POLL_SECONDS = 0.25
 LISTED = 8
 CONCEPTS = 5  # of each direction; result.json lists `features.top`
+LABEL = 120  # characters of a pass's name
 COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
 
 
 class LivePasses:
     """Follows a run's events from a thread: a line per finished pass, a moving line for what runs now."""
 
-    def __init__(self, run: Run, console: Console) -> None:
-        self.run, self.console = run, console
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
+    def __init__(self, run: Run, terminal: Terminal) -> None:
+        self.run, self.terminal = run, terminal
+        self.progress = terminal.progress()
         self._seen = 0
         self._ended = False
         self._running: dict[str, Any] = {}
         self._steps: dict[str, int] = {}  # of a real training, by task
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._stopping = when_stopped(self.progress.stop)  # else the terminal's cursor stays hidden
 
     def __enter__(self) -> LivePasses:
+        self._stopping.__enter__()
         self.progress.start()
         self._thread.start()
         return self
@@ -55,6 +48,7 @@ class LivePasses:
         self._thread.join()
         self._catch_up()
         self.progress.stop()
+        self._stopping.__exit__(None, None, None)
 
     def until_finished(self) -> None:
         """Return when the run has ended; at once for one that already has."""
@@ -64,7 +58,7 @@ class LivePasses:
     def _on_run_finished(self, event: dict[str, Any]) -> None:
         self._ended = True
         if event.get("error"):
-            self.console.print(f"[red]failed[/red] {escape(event['error'])}")
+            self.terminal.say(styled("failed", "red"), " ", event["error"])
 
     def _follow(self) -> None:
         while not self._over.wait(POLL_SECONDS):
@@ -81,22 +75,22 @@ class LivePasses:
     def show(self, events: list[dict[str, Any]]) -> None:
         for event in events:
             handler = getattr(self, f"_on_{event['type']}", None)
-            if handler is not None:
+            if handler is not None and is_whole(event):
                 handler(event)
 
     def _on_pass_started(self, event: dict[str, Any]) -> None:
-        self._running[event["label"]] = self.progress.add_task(event["label"], total=None, note="")
+        self._running[event["label"]] = self.progress.add_task(plain(event["label"], LABEL), total=None, note="")
 
     def _on_pass_finished(self, event: dict[str, Any]) -> None:
         self._drop(event["label"])
-        self.console.print(f"  {escape(event['label']):<30} [dim]{event['seconds']:>8.1f} s[/dim]")
+        self.terminal.say(f"  {plain(event['label'], LABEL):<30} ", styled(f"{event['seconds']:>8.1f} s", "dim"))
 
     def _on_pass_failed(self, event: dict[str, Any]) -> None:
         self._drop(event["label"])
-        self.console.print(f"  {escape(event['label']):<30} [red]failed[/red] {escape(event['error'])}")
+        self.terminal.say(f"  {plain(event['label'], LABEL):<30} ", styled("failed", "red"), " ", event["error"])
 
     def _on_artifact_damaged(self, event: dict[str, Any]) -> None:
-        self.console.print(f"  [yellow]damaged[/yellow] {escape(event['error'])}")
+        self.terminal.say("  ", styled("damaged", "yellow"), " ", event["error"])
 
     def _on_step(self, event: dict[str, Any]) -> None:
         total = self._steps.get(event["task"])
@@ -113,7 +107,7 @@ class LivePasses:
     def _note(self, task: str, text: str) -> None:
         for label, row in self._running.items():
             if label.startswith(task):
-                self.progress.update(row, note=text)
+                self.progress.update(row, note=plain(text, LABEL))
 
     def _drop(self, label: str) -> None:
         row = self._running.pop(label, None)
@@ -121,76 +115,80 @@ class LivePasses:
             self.progress.remove_task(row)
 
 
-def print_answer(console: Console, result: dict[str, Any], run: Run) -> None:
+def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
     """Verdict, signals, harmful samples, moving concepts, predicted loss, and where things lie."""
     summary = result["summary"]
-    console.print(f"\n[bold]Should I train?[/bold]  [bold]{summary['answer']}.[/bold]")
+    terminal.gap()
+    terminal.say(styled("Should I train?", "bold"), "  ", styled(f"{summary['answer']}.", "bold"))
     for number, reason in enumerate(summary["reasons"], start=1):
-        console.print(f"  {number}  {escape(reason)}")
+        terminal.say(f"  {number}  {reason}")
     for signal in result["signals"]:
-        console.print(
-            f"[{COLOURS[signal['severity']]}]{signal['severity']:<9}[/] {signal['name']}  "
-            f"[dim]{signal['value']} (threshold {signal['threshold']})[/dim]"
+        terminal.say(
+            styled(f"{signal['severity']:<9}", COLOURS[signal["severity"]]),
+            f" {signal['name']}  ",
+            styled(f"{signal['value']} (threshold {signal['threshold']})", "dim"),
         )
     if summary["harmful_samples"]:
-        console.print("\n[bold]Samples of the worst ranks[/bold] [dim](nats of held-out loss; negative helps)[/dim]")
+        _heading(terminal, "Samples of the worst ranks", "nats of held-out loss; negative helps")
         for row in summary["harmful_samples"]:
-            console.print(
-                f"  row {row['row']:<4} {row['score']:+.5f} {row['verdict']:<8} {escape(one_line(row['text'], 80))}"
-            )
+            terminal.say(f"  row {row['row']:<4} {row['score']:+.5f} {row['verdict']:<8} {one_line(row['text'], 80)}")
     for title, sign in (("strengthened", "+"), ("suppressed", "-")):
         if summary[title]:
-            console.print(f"\n[bold]Concepts {title}[/bold] [dim](score, and change on held-out text)[/dim]")
+            _heading(terminal, f"Concepts {title}", "score, and change on held-out text")
         for concept in summary[title][:CONCEPTS]:
-            console.print(
+            terminal.say(
                 f"  {sign} {concept['feature']:<6} {concept['score']:+.3e}  {concept['change']:+.4f}  "
-                f"{escape(one_line(concept['label'] or 'unnamed', 60))}"
+                f"{one_line(concept['label'] or 'unnamed', 60)}"
             )
-    console.print(
-        f"\nHeld-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_predicted']:.3f} predicted "
+    terminal.gap()
+    terminal.say(
+        f"Held-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_predicted']:.3f} predicted "
         f"({summary['heldout_loss_evaluated']:.3f} evaluated on the predicted weights), trusted: {summary['trust']}"
     )
     counts = result["tasks"]
-    console.print(f"Passes         {counts['run']} run, {counts['cached']} cached")
+    terminal.say(f"Passes         {counts['run']} run, {counts['cached']} cached")
     harming = sum(row["verdict"] == "harms" for row in summary["harmful_samples"])
     if harming:
-        console.print(f"Next           foretune clean {run.run_id} --drop-harmful {harming} -o clean.jsonl")
-    console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
-    console.print(f"Model          {result['artifacts']['checkpoint']['uri']}", soft_wrap=True)
+        terminal.say(f"Next           foretune clean {run.run_id} --drop-harmful {harming} -o clean.jsonl")
+    terminal.say(f"Report         {(run.place / 'report.html').uri}", whole=True)
+    terminal.say(f"Model          {result['artifacts']['checkpoint']['uri']}", whole=True)
 
 
-def print_comparison(console: Console, compared: dict[str, Any]) -> None:
+def _heading(terminal: Terminal, title: str, units: str) -> None:
+    terminal.gap()
+    terminal.say(styled(title, "bold"), " ", styled(f"({units})", "dim"))
+
+
+def print_comparison(terminal: Terminal, compared: dict[str, Any]) -> None:
     """The differences of two runs, most telling first."""
-    table = Table(box=None, header_style="bold")
-    for column in ("", compared["a"], compared["b"]):
-        table.add_column(column)
+    rows: list[tuple[Any, ...]] = []
     for name, pair in {**compared["numbers"], "horizon": compared["horizon"]}.items():
         if pair["a"] is not None or pair["b"] is not None:
-            table.add_row(name.replace("_", " "), *("-" if v is None else f"{v:.5g}" for v in (pair["a"], pair["b"])))
+            rows.append((name.replace("_", " "), *("-" if v is None else f"{v:.5g}" for v in (pair["a"], pair["b"]))))
     for rule, pair in compared["quality"].items():
-        table.add_row(f"flagged {rule}", str(pair["a"]), str(pair["b"]))
-    console.print(table)
+        rows.append((f"flagged {rule}", pair["a"], pair["b"]))
+    terminal.table(("", compared["a"], compared["b"]), [(cells, "") for cells in rows])
     samples, signals = compared["samples"], compared["signals"]
     for word in ("added", "removed"):
-        console.print(f"rows {word}: {first_rows(samples[word]) or 'none'}")
-    console.print(f"rows flipped between helping and harming {len(samples['flipped'])}")
+        terminal.say(f"rows {word}: {first_rows(samples[word]) or 'none'}")
+    terminal.say(f"rows flipped between helping and harming {len(samples['flipped'])}")
     for row in samples["flipped"][:LISTED]:
-        console.print(
+        terminal.say(
             f"  row {row['row_a']} -> {row['row_b']}  {row['verdict_a']} {row['score_a']:+.5f} -> "
             f"{row['verdict_b']} {row['score_b']:+.5f}"
         )
     for word in ("appeared", "vanished"):
         if signals[word]:
-            console.print(f"signals {word}: {', '.join(signals[word])}")
+            terminal.say(f"signals {word}: {', '.join(signals[word])}")
     for row in compared["features"][:LISTED]:
-        console.print(
+        terminal.say(
             f"  {row['feature']:<6} {row['score_a']:+.3e} -> {row['score_b']:+.3e}  "
-            f"{escape(one_line(row['label'] or 'unnamed', 60))}"
+            f"{one_line(row['label'] or 'unnamed', 60)}"
         )
     if compared["layers"]:
-        console.print("tensors whose effective learning rate moved most")
+        terminal.say("tensors whose effective learning rate moved most")
     for row in most_moved(compared["layers"])[:LISTED]:
-        console.print(f"  {row['module']}  {row['eta_eff_a']:.3e} -> {row['eta_eff_b']:.3e}", markup=False)
+        terminal.say(f"  {row['module']}  {row['eta_eff_a']:.3e} -> {row['eta_eff_b']:.3e}")
 
 
 def most_moved(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,21 +197,21 @@ def most_moved(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(both, key=lambda row: -abs(row["eta_eff_b"] - row["eta_eff_a"]))
 
 
-def print_verdict(console: Console, verdict: dict[str, Any]) -> None:
+def print_verdict(terminal: Terminal, verdict: dict[str, Any]) -> None:
     """The gate's verdict, with every rule that was crossed."""
     before = ", judged before" if verdict["repeated"] else ""
-    console.print(f"\n[bold]{verdict['verdict']}[/bold]  {escape(verdict['dataset'])}{before}", soft_wrap=True)
+    terminal.gap()
+    terminal.say(styled(verdict["verdict"], "bold"), "  ", verdict["dataset"], before, whole=True)
     for crossing in verdict["crossings"]:
-        console.print(
-            f"[{COLOURS['critical' if crossing['verdict'] == 'fail' else 'warn']}]{crossing['verdict']:<5}[/] "
-            f"{escape(crossing['subject'])}: {crossing['value']}, threshold {crossing['threshold']}  "
-            f"{escape(crossing['reason'])}"
+        terminal.say(
+            styled(f"{crossing['verdict']:<5}", COLOURS["critical" if crossing["verdict"] == "fail" else "warn"]),
+            f" {crossing['subject']}: {crossing['value']}, threshold {crossing['threshold']}  {crossing['reason']}",
         )
     if verdict["skipped"]:
-        console.print(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")
+        terminal.say(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")
 
 
-def print_training_plan(console: Console, planned: dict[str, Any]) -> None:
+def print_training_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
     """How much real training a backtest is about to do."""
     runs, waiting, seconds = planned["real_runs"], planned["to_train"], planned["seconds"]
     if not waiting:
@@ -222,24 +220,22 @@ def print_training_plan(console: Console, planned: dict[str, Any]) -> None:
         time = "time not known until something like it has run on this machine"
     else:
         time = f"about {seconds:.0f} s of training"
-    console.print(f"real runs  {runs}, {runs - waiting} of them stored; {time}")
+    terminal.say(f"real runs  {runs}, {runs - waiting} of them stored; {time}")
 
 
-def print_backtest(console: Console, result: dict[str, Any], run: Run) -> None:
+def print_backtest(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
     """The axes, the losses behind them, and which signals came true."""
     found = result["backtest"]
-    table = Table(box=None, header_style="bold")
-    for column in ("axis", "simulation", "first step", "re-run"):
-        table.add_column(column)
+    rows: list[tuple[Any, ...]] = []
     for axis in found["axes"]:
         cells = [spread(axis[method]) for method in ("simulation", "first_step", "rerun")]
-        table.add_row(axis["axis"], axis["absent"] or cells[0], *cells[1:])
-    console.print(table)
+        rows.append((axis["axis"], axis["absent"] or cells[0], *cells[1:]))
+    terminal.table(("axis", "simulation", "first step", "re-run"), [(cells, "") for cells in rows])
     real = ", ".join(f"{each['heldout_loss']:.3f}" for each in found["runs"])
-    console.print(
+    terminal.say(
         f"Held-out loss  {found['heldout_loss_base']:.3f} -> {found['heldout_loss_predicted']:.3f} on the predicted "
         f"weights, {real} really trained"
     )
     for row in found["signals"]:
-        console.print(f"  {row['name']:<15} {row['verdict']}  [dim]{escape(row['detail'])}[/dim]")
-    console.print(f"Report         {(run.place / 'report.html').uri}", soft_wrap=True)
+        terminal.say(f"  {row['name']:<15} {row['verdict']}  ", styled(row["detail"], "dim"))
+    terminal.say(f"Report         {(run.place / 'report.html').uri}", whole=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from foretune.storage.datasets import dataset_digest, read_rows
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
+from foretune.storage.outputs import checked_output, write_output
 from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
 
@@ -25,13 +25,10 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
     longer the one that the run read, or a flag is unknown.
     """
-    import yaml
-
-    request = yaml.safe_load(run.read_request())
-    uri = request["dataset"]["path"]
+    uri = dataset_of(run)
     samples = artifact_of(run, "samples")
     manifest = run.store.manifest(samples.task, samples.key)
-    if manifest is None or manifest.inputs["source"]["digest"] != dataset_digest(uri):
+    if manifest is None or _source_digest(manifest.inputs) != dataset_digest(uri):
         raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
     dropped: dict[int, list[str]] = {}
     ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
@@ -57,7 +54,34 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
     }
 
 
-def write_rows(rows: list[dict[str, Any]], uri: str) -> None:
-    """One JSON object a line, local or on S3."""
+def _source_digest(inputs: dict[str, Any]) -> Any:
+    source = inputs.get("source")
+    return source.get("digest") if isinstance(source, dict) else None
+
+
+def write_cleaned(
+    run: Run, output: str, drop_harmful: int, drop_flagged: list[str], force: bool = False
+) -> dict[str, Any]:
+    """`cleaned_rows`, the kept ones written to `output`. BadInput for the dataset itself, under whatever name, and,
+    without `force`, for a file that exists."""
+    source = dataset_of(run)
+    checked_output(output, source, force)  # before anything is read
+    cleaned = cleaned_rows(run, drop_harmful, drop_flagged)
+    write_rows(cleaned["kept"], output, source, force)
+    return cleaned
+
+
+def dataset_of(run: Run) -> str:
+    """Where the rows lay that a run read. BadInput when the run never wrote its request."""
+    from foretune.flows.request import stored_request
+
+    try:
+        return stored_request(run).dataset.path
+    except FileNotFoundError:
+        raise BadInput(f"run {run.run_id} has no request; simulate it again") from None
+
+
+def write_rows(rows: list[dict[str, Any]], uri: str, source: str = "", force: bool = False) -> None:
+    """One JSON object a line, local or on S3; BadInput as for `checked_output`."""
     lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
-    Place(uri).write_bytes("".join(lines).encode())
+    write_output(checked_output(uri, source, force), "".join(lines).encode(errors="surrogatepass"))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.flows.commands.garbage import referenced
-from foretune.storage.results import artifact_of
+from foretune.flows.commands.terminal import Terminal
+from foretune.storage.results import artifact_of, finished_result
 from foretune.storage.runs import Run
 
 
 def lineage_of(run: Run) -> dict[str, Any]:
     """Every artefact behind the run's result, each with its declared inputs and the artefacts it read; and the names
     that the request gave to what lies outside the root, whose digests are among the inputs."""
-    result = run.read_result()
-    waiting = [(ref.task, ref.key) for ref in (artifact_of(run, name) for name in result["artifacts"])]
+    result = finished_result(run)
+    waiting = [(ref.task, ref.key) for ref in (artifact_of(run, name) for name in result.get("artifacts", {}))]
     nodes: dict[str, dict[str, Any]] = {}
     while waiting:
         task, key = waiting.pop()
@@ -33,5 +34,17 @@ def lineage_of(run: Run) -> dict[str, Any]:
             "created": manifest.created,
             "seconds": manifest.seconds,
         }
-    named = {name: result["request"].get(name) for name in ("dataset", "model", "sae")}
+    named = {name: result.get("request", {}).get(name) for name in ("dataset", "model", "sae")}
     return {"run_id": run.run_id, "sources": named, "artifacts": dict(sorted(nodes.items()))}
+
+
+def print_lineage(terminal: Terminal, traced: dict[str, Any]) -> None:
+    """What the request named, then an artefact a line with what it read."""
+    dataset, model = (traced["sources"].get(name) or {} for name in ("dataset", "model"))
+    revision = f" at {model['revision']}" if model.get("revision") else ""
+    named = model.get("name_or_path", "-")
+    terminal.say(f"dataset {dataset.get('path', '-')}  model {named}{revision}", whole=True)
+    for name, node in traced["artifacts"].items():
+        terminal.say(f"{name}  {node['created']}  {node['seconds']:.1f} s  commit {(node['git_commit'] or '-')[:12]}")
+        for parent in node["reads"]:
+            terminal.say(f"    reads {parent}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from foretune.flows.commands.terminal import Terminal
 from foretune.storage.errors import BadInput
 from foretune.storage.events import run_status
 from foretune.storage.runs import Run, list_runs
@@ -33,17 +31,15 @@ def _row(run: Run) -> dict[str, Any]:
     }
 
 
-def print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
+def print_rows(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
     """A table for people."""
-    table = Table(box=None, header_style="bold")
-    for column in ("run", "status", "answer", "rows", "held-out loss", "signals"):
-        table.add_column(column)
+    if not rows:
+        terminal.say("no runs here; start one with `foretune simulate`")
+        return
+    lines: list[tuple[Any, str]] = []
     for row in rows:
-        loss = (
-            ""
-            if row.get("heldout_loss_base") is None
-            else (f"{row['heldout_loss_base']:.3f} -> {row['heldout_loss_evaluated']:.3f}")
-        )
+        losses = [row.get(name) for name in ("heldout_loss_base", "heldout_loss_evaluated")]
+        loss = "" if losses[0] is None else " -> ".join("-" if each is None else f"{each:.3f}" for each in losses)
         cells = [row["run_id"], row["status"], row.get("answer"), row.get("rows"), loss, row.get("signals")]
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    console.print(table if rows else "no runs here; start one with `foretune simulate`")
+        lines.append((["" if cell is None else cell for cell in cells], ""))
+    terminal.table(("run", "status", "answer", "rows", "held-out loss", "signals"), lines)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foretune.flows.server import check_server
 from foretune.storage.errors import BadInput
+from foretune.storage.roots import root_to_read
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from foretune.flows.commands.terminal import Terminal
     from foretune.flows.request import Request
     from foretune.storage.runs import Run
 
@@ -28,10 +28,11 @@ DEFAULT_ROOT = "./.foretune"
 
 def check_inputs(request: Request, run: Run) -> None:
     """Find bad input, a missing bucket of the root's too, before an engine is started for it."""
-    from foretune.tasks.inputs.sources import resolve_sources
+    from foretune.flows.dag.costs import checked_sources
 
-    run.place.exists()
-    resolve_sources(request.dataset, request.model, request.sae)
+    root_to_read(run.root)
+    checked_sources(request)
+    check_server()
 
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:
@@ -43,26 +44,34 @@ def whole_numbers(option: str, text: str | None) -> list[int] | None:
 
 
 def with_root(overrides: list[str] | None, root: str | None) -> list[str]:
-    """The overrides, the storage root's among them."""
-    return [*(overrides or []), *([f"runtime.root={root}"] if root else [])]
+    """The overrides, the storage root's among them: quoted, as its characters may mean something in YAML."""
+    return [*(overrides or []), *([f"runtime.root={json.dumps(root_given(root))}"] if root is not None else [])]
+
+
+def root_given(root: str | None) -> str:
+    """The storage root; BadInput for an empty one, which is a shell's variable that is not set."""
+    if root is not None and not root.strip():
+        raise BadInput("--root is empty; give a folder or s3://bucket/prefix")
+    return DEFAULT_ROOT if root is None else root
 
 
 def named_run(name: str, root: str | None) -> Run:
     """The run that a user means."""
     from foretune.storage.runs import resolve_run
 
-    return resolve_run(root or DEFAULT_ROOT, name)
+    return resolve_run(root_given(root), name)
 
 
-def console_for(quiet: bool) -> Console:
+def terminal_for(quiet: bool) -> Terminal:
     """The terminal; silent when asked to be."""
-    from rich.console import Console
+    from foretune.flows.commands.terminal import Terminal
 
-    return Console(quiet=quiet, highlight=False)
+    return Terminal(quiet)
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:
     """The result as the last line of stdout, for programs."""
     if as_json:
-        sys.stdout.flush()
-        print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+        from foretune.flows.commands.terminal import write_json
+
+        write_json(result)

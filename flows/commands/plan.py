@@ -1,4 +1,4 @@
-"""A dry run: the same wiring, computing keys instead of results. It loads no model and imports no torch."""
+"""A dry run: the same wiring, asked for keys instead of results. It loads no model; torch checks a new one once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from rich.console import Console
-from rich.table import Table
-
 from foretune.flows.commands.history import History
+from foretune.flows.commands.terminal import Terminal
+from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
+from foretune.storage.roots import root_to_read
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import work_of
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
 from foretune.tasks.samples.dataset import preview_index
 from foretune.tasks.samples.table import SampleIndex, read_index
@@ -89,8 +89,8 @@ def make_plan(request: Request) -> dict[str, Any]:
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
     `memory_bytes` is one pass's; as many as `workers` run at once.
     """
-    sources = resolve_sources(request.dataset, request.model, request.sae)
-    run = Run(request.runtime.root, "plan")
+    run = Run(root_to_read(request.runtime.root).uri, "plan")
+    sources = checked_sources(request)
     step = Planned(run, History(run.store))
     simulation(Wiring(step, request, sources))
     waiting = [task for task in step.tasks if task.state == "run"]
@@ -149,24 +149,22 @@ def total(parts: list[Any]) -> Any:
     return None if None in parts else sum(parts)
 
 
-def print_plan(console: Console, planned: dict[str, Any]) -> None:
+def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
     """One line per task; shards of a task together."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for task in planned["tasks"]:
         groups[task["task"]].append(task)
-    table = Table(box=None, header_style="bold")
-    for column in ("task", "cached", "run", "seconds", "why"):
-        table.add_column(column)
+    rows: list[tuple[Any, ...]] = []
     for name, tasks in groups.items():
         waiting = [task for task in tasks if task["state"] == "run"]
         seconds = total([task["seconds"] for task in waiting])
         cost = "" if not waiting else "?" if seconds is None else f"{seconds:.1f}"
         reasons = "; ".join(dict.fromkeys(task["why"] for task in waiting))
-        table.add_row(name, str(len(tasks) - len(waiting)), str(len(waiting)), cost, reasons)
-    console.print(table)
-    console.print(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", soft_wrap=True)
+        rows.append((name, len(tasks) - len(waiting), len(waiting), cost, reasons))
+    terminal.table(("task", "cached", "run", "seconds", "why"), [(cells, "") for cells in rows])
+    terminal.say(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", whole=True)
     if planned["field"] is not None:
-        console.print(f"gradient field {_formula(planned)}", soft_wrap=True)
+        terminal.say(f"gradient field {_formula(planned)}", whole=True)
 
 
 def _costs(planned: dict[str, Any]) -> str:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import yaml
-from rich.console import Console
-from rich.table import Table
-
 from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned
+from foretune.flows.commands.terminal import Terminal
+from foretune.flows.dag.costs import check_steps, checked_sources
 from foretune.flows.dag.wiring import Wiring
-from foretune.flows.request import Request, apply_override, parse_request
+from foretune.flows.request import Request, apply_override, parse_request, stored_request
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.inputs.sources import resolve_sources
 from foretune.tasks.prediction.whatif import Setting, StoredGradients, predicted_outcomes
 
 VARIABLE_SETTINGS = {
@@ -54,13 +53,16 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
     paths = [path for path, _ in grid]
     if len(set(paths)) < len(paths):
         raise BadInput(f"--set {max(paths, key=paths.count)}: given twice; put its values into one list")
-    content = yaml.safe_load(run.read_request())
-    content.setdefault("runtime", {})["root"] = run.root
-    if content.get("prediction", {}).get("along"):
-        content["prediction"]["along"] = run.run_id  # the path that it went along, whatever runs came after it
+    kept = stored_request(run)
+    along = run.run_id if kept.prediction.along else None  # the path that it went along, whatever runs came after it
+    content = kept.model_dump(mode="json")
+    content["runtime"]["root"], content["prediction"]["along"] = run.root, along
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
+    trained = len(wiring.rows["train"].index.trained_ids)
     settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _combinations(grid)]
+    for setting in settings:
+        check_steps(request, setting.training, trained)
     measured = _evaluator(wiring, request) if evaluate else None
     outcomes = predicted_outcomes(stored, settings, request.prediction, measured)
     result = {
@@ -68,10 +70,18 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
         "base_loss": stored.base_loss,
         "trusted_distance": stored.trusted_distance,
         "evaluated": evaluate,
-        "settings": [asdict(outcome) for outcome in outcomes],
+        "settings": [finite_outcome(asdict(outcome)) for outcome in outcomes],
     }
     run.write_whatif(result, _page(result, wiring.lines()))
     return result | {"page": (run.place / "whatif.html").uri}
+
+
+def finite_outcome(outcome: dict[str, Any]) -> dict[str, Any]:
+    """The outcome with no number where one is not finite: a rate of 1e300 has no loss, and JSON no infinity."""
+    numbers = ("predicted_loss", "trusted_loss", "evaluated_loss", "largest_movement")
+    if all(outcome[name] is None or math.isfinite(outcome[name]) for name in numbers):
+        return outcome
+    return outcome | dict.fromkeys(numbers)
 
 
 def parsed(option: str) -> tuple[str, list[str]]:
@@ -107,7 +117,7 @@ def _combinations(grid: list[tuple[str, list[str]]]) -> list[tuple[str, ...]]:
 
 
 def _setting(content: dict[str, Any], chosen: dict[str, str]) -> Setting:
-    changed = yaml.safe_load(yaml.safe_dump(content))
+    changed = copy.deepcopy(content)
     for path, value in chosen.items():
         apply_override(changed, f"{path}={value}")
     request = parse_request(changed, where="--set")
@@ -117,7 +127,7 @@ def _setting(content: dict[str, Any], chosen: dict[str, str]) -> Setting:
 def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradients]:
     """The run's wiring and what it has stored; BadInput where its inputs have changed or its artefacts are gone."""
     step = Planned(run, History(run.store))
-    wiring = Wiring(step, request, resolve_sources(request.dataset, request.model, request.sae))
+    wiring = Wiring(step, request, checked_sources(request))
     train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
     prediction = wiring.prediction(train, heldout, wiring.curvature(train))["prediction"]
     needed: list[ArtifactRef] = [*train.blocks, heldout.gradient, prediction]
@@ -163,25 +173,24 @@ def _page(result: dict[str, Any], lines: Any) -> str:
     return whatif_page(result, lines)
 
 
-def print_whatif(console: Console, result: dict[str, Any]) -> None:
+def print_whatif(terminal: Terminal, result: dict[str, Any]) -> None:
     """One line per setting, the best marked."""
     evaluated = ["evaluated"] if result["evaluated"] else []
-    table = Table(box=None, header_style="bold")
-    for column in ("", *result["settings"][0]["changed"], "steps", "predicted", *evaluated, "trusted", "largest move"):
-        table.add_column(column)
+    changed = result["settings"][0]["changed"]
+    rows: list[tuple[Any, str]] = []
     for outcome in result["settings"]:
         losses = [outcome["predicted_loss"], *([outcome["evaluated_loss"]] if evaluated else [])]
-        table.add_row(
+        cells = (
             "best" if outcome["best"] else "",
             *outcome["changed"].values(),
-            str(outcome["steps"]),
+            outcome["steps"],
             *(f"{loss:.3f}" if loss is not None else "-" for loss in losses),
             outcome["status"],
             _movement(outcome),
-            style="bold" if outcome["best"] else "",
         )
-    console.print(table)
-    console.print(f"held-out loss at the base weights {result['base_loss']:.3f}; {result['page']}", soft_wrap=True)
+        rows.append((cells, "bold" if outcome["best"] else ""))
+    terminal.table(("", *changed, "steps", "predicted", *evaluated, "trusted", "largest move"), rows)
+    terminal.say(f"held-out loss at the base weights {result['base_loss']:.3f}; {result['page']}", whole=True)
 
 
 def _movement(outcome: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from foretune.flows.dag.costs import check_costs
 from foretune.flows.dag.earlier import Reuse, reused_path
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
@@ -82,6 +83,8 @@ class Wiring:
         }
         self.rows = {role: self._rows(role) for role in ("train", "heldout")}
         self.dpo_beta = request.training.beta_for(self.rows["train"].index.form)
+        folder = self.model.folder(step.run) if sources.model else None
+        check_costs(request, self.rows["train"].index, self.rows["heldout"].index, folder)
 
     def lines(self) -> RequestLines:
         """What the report's first lines say about the request."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from foretune.flows.engines.progress import progress_shown
@@ -18,7 +19,7 @@ from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.engine.time_limits import pass_minutes
+from foretune.tasks.engine.time_limits import pass_minutes, stop_passes
 from foretune.tasks.loading import close_models
 from foretune.tasks.loading.witnesses import unwatch, watch, weights_unchanged
 from foretune.tasks.samples.table import SampleIndex, read_index
@@ -113,7 +114,11 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[OnThreads | OnRay]
             else:
                 step = OnThreads(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
             stack.enter_context(progress_shown(step))
-            yield step
+            try:
+                yield step
+            except (KeyboardInterrupt, TerminationSignal):
+                stop_passes()  # the runner ends when its threads do
+                raise
     finally:
         _compare_weights(run)
 

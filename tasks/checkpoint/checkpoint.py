@@ -21,7 +21,7 @@ class CheckpointSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Checkpoint")
 
     version: Literal[1] = 1
-    max_shard_size: str = Field(default="2GB", title="Largest safetensors file", pattern=r"^\d+(MB|GB)$")
+    max_shard_size: str = Field(default="2GB", title="Largest safetensors file", pattern=r"^\d{1,6}(MB|GB)$")
 
 
 @content_task(version=1)

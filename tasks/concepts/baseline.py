@@ -19,12 +19,13 @@ from foretune.tasks.samples.rows import ShardRows
 class BaselineSettings(BaseModel):
     """How the forward pass to the SAE's layer is run."""
 
-    model_config = ConfigDict(extra="forbid", title="Baseline")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Baseline")
 
     version: Literal[1] = 1
     batch_tokens: int = Field(
         default=4096,
         ge=1,
+        le=10**8,
         title="Tokens per micro-batch",
         description="padding included",
         json_schema_extra=without_result(),

@@ -25,18 +25,21 @@ from foretune.tasks.samples.rows import SubsetRows
 class FeatureSettings(BaseModel):
     """How features are scored and named."""
 
-    model_config = ConfigDict(extra="forbid", title="Features")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Features")
 
     version: Literal[1] = 1
     top: int = Field(
         default=20,
         ge=1,
+        le=100_000,
         title="Features listed",
         description="in result.json, per direction",
         json_schema_extra=without_result(),
     )
     step: float = Field(default=0.02, gt=0, le=1, title="Difference step", description="share of the predicted delta")
-    batch_tokens: int = Field(default=2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(
+        default=2048, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
 
 
 @content_task(version=1, libraries=(*NUMERICS, "sae-lens"))

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 class PreferenceSettings(BaseModel):
     """How preference pairs are measured."""
 
-    model_config = ConfigDict(extra="forbid", title="Preference pairs")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Preference pairs")
 
     version: Literal[1] = 1
-    batch_tokens: int = Field(default=1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(
+        default=1024, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
 
 
 @content_task(version=2, libraries=(*NUMERICS, "sae-lens"))

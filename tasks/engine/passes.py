@@ -18,8 +18,9 @@ from typing import Any
 
 import prefect
 
-from foretune.storage.errors import failure_line
+from foretune.storage.errors import failure_line, panics_as_errors
 from foretune.storage.rates import remember_rate
+from foretune.storage.redaction import redact_error
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.announcements import announce
@@ -109,6 +110,7 @@ def _produce(
     announce(run, "pass_started", task=policy.task, label=label, key=key)
     try:
         with (
+            panics_as_errors(),
             guard() as watched,  # first, because it imports torch one thread at a time
             _device_slot(arguments),
             run.store.create(
@@ -128,6 +130,7 @@ def _produce(
             if watched:
                 draft.check(NO_TRAINING_LOOP, "calls of an optimizer's step in this process", optimizer_steps=0)
     except Exception as error:
+        redact_error(error)  # Prefect stores and logs what it says
         announce(run, "pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ IMPORT_SECONDS = 0.2
 
 _minutes: ContextVar[float | None] = ContextVar("minutes", default=None)
 _clocks = threading.local()
+_running: set[Clock] = set()
 
 
 class OverTime(RuntimeError):
@@ -32,11 +34,16 @@ class _Expired(BaseException):
     """Raised in the pass's thread; not an Exception, so that no library takes it for one of its own."""
 
 
+class Stopped(BaseException):
+    """The run that a pass computes for was stopped."""
+
+
 class Clock:
-    """Counts down in a thread of its own and raises in the thread that made it."""
+    """Counts down in a thread of its own and raises in the thread that made it; infinite seconds never end."""
 
     def __init__(self, seconds: float) -> None:
         self._left, self._thread = seconds, threading.get_ident()
+        self.stopped = False
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._since = 0.0
@@ -44,9 +51,19 @@ class Clock:
     def start(self) -> None:
         with self._lock:
             self._since = time.monotonic()
-            self._timer = threading.Timer(self._left, self._expire)
+            self._timer = threading.Timer(min(self._left, threading.TIMEOUT_MAX), self._expire)
             self._timer.daemon = True
             self._timer.start()
+
+    def end(self) -> None:
+        """Raise now, or when the clock goes on."""
+        with self._lock:
+            self.stopped, self._left = True, 0.0
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = threading.Timer(0.0, self._expire)
+                self._timer.daemon = True
+                self._timer.start()
 
     def stop(self) -> None:
         """After this nothing is raised any more."""
@@ -90,10 +107,9 @@ def pass_minutes(minutes: float | None) -> Iterator[None]:
 
 def within_time(compute: Callable[[], Result]) -> Result:
     """`compute()`. Raises OverTime when it takes longer than `pass_minutes` allows."""
-    minutes = _minutes.get()
-    if minutes is None:
-        return compute()
+    minutes = math.inf if (given := _minutes.get()) is None else given
     clock = _clocks.own = Clock(60 * minutes)
+    _running.add(clock)
     try:
         clock.start()
         try:
@@ -102,10 +118,20 @@ def within_time(compute: Callable[[], Result]) -> Result:
             clock.stop()
             _clocks.own = None
     except _Expired:
+        if clock.stopped:
+            raise Stopped from None
         raise OverTime(
             f"not done after {minutes:g} minutes; raise runtime.pass_minutes, or lower shards.max_rows where the pass "
             "works on a shard"
         ) from None
+    finally:
+        _running.discard(clock)
+
+
+def stop_passes() -> None:
+    """End every pass that computes in this process: the engine that waits for their threads can end then."""
+    for clock in list(_running):
+        clock.end()
 
 
 @contextlib.contextmanager

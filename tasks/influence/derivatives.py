@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 class ScoringSettings(BaseModel):
     """How the pass over all samples is run."""
 
-    model_config = ConfigDict(extra="forbid", title="Scoring pass")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Scoring pass")
 
     version: Literal[1] = 1
-    batch_tokens: int = Field(default=1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(
+        default=1024, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
 
 
 @content_task(version=1)

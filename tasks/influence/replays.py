@@ -19,13 +19,19 @@ from foretune.tasks.loading import AdapterSettings, lora_scale
 class ReplaySettings(BaseModel):
     """How often, and for how long, the surrogate is retrained."""
 
-    model_config = ConfigDict(extra="forbid", title="Replays")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Replays")
 
     version: Literal[1] = 1
     runs: int = Field(
-        default=256, ge=8, title="Replays", description="random halves of the rows, each in an order of its own"
+        default=256,
+        ge=8,
+        le=1_000_000,
+        title="Replays",
+        description="random halves of the rows, each in an order of its own",
     )
-    steps: int = Field(default=64, ge=1, title="Longest replay", description="steps; in whole epochs, at least one")
+    steps: int = Field(
+        default=64, ge=1, le=1_000_000, title="Longest replay", description="steps; in whole epochs, at least one"
+    )
 
 
 @content_task(version=2, libraries=("torch",))

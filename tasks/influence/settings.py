@@ -15,7 +15,7 @@ from foretune.tasks.influence.targets import TargetSettings
 class InfluenceSettings(BaseModel):
     """Which score ranks the samples, on what, and how they are read."""
 
-    model_config = ConfigDict(extra="forbid", title="Influence")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Influence")
 
     version: Literal[1] = 1
     method: Literal["auto", "replayed", "preconditioned", "lissa"] = Field(
@@ -28,14 +28,15 @@ class InfluenceSettings(BaseModel):
     solver: SolverSettings = Field(default=SolverSettings(), title="LiSSA solver")
     replays: ReplaySettings = Field(default=ReplaySettings(), title="Replays")
     neutral: float = Field(
-        default=0.1, ge=0, title="Neutral below", description="share of the scores' standard deviation"
+        default=0.1, ge=0, le=1e6, title="Neutral below", description="share of the scores' standard deviation"
     )
     outlier: float = Field(
-        default=3.0, gt=0, title="Outlier beyond", description="standard deviations from the mean score"
+        default=3.0, gt=0, le=1e6, title="Outlier beyond", description="standard deviations from the mean score"
     )
     tokens_of: int | None = Field(
         default=None,
         ge=0,
+        le=10**12,
         title="Tokens of row",
         description="number of a training row whose tokens are scored one by one",
     )

@@ -32,7 +32,7 @@ TUNED_RESIDUAL = 0.05
 class SolverSettings(BaseModel):
     """The inverse-curvature solve."""
 
-    model_config = ConfigDict(extra="forbid", title="LiSSA")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="LiSSA")
 
     version: Literal[1] = 1
     preset: Literal["automatic", "seed", "tuned"] = Field(
@@ -41,10 +41,10 @@ class SolverSettings(BaseModel):
         description="automatic: scale from the largest eigenvalue; seed: scale 25; tuned: also the damping, so that "
         "the iterations converge, and the rows that the curvature sample needs",
     )
-    iterations: int = Field(default=10, ge=1, title="Iterations")
+    iterations: int = Field(default=10, ge=1, le=100_000, title="Iterations")
     damping: float = Field(default=0.01, gt=0, lt=1, title="Damping", description="effective damping = damping x scale")
-    scale: float | None = Field(default=None, gt=0, title="Scale", description="none: what the preset says")
-    tolerance: float = Field(default=0.0, ge=0, title="Stop at residual", description="0: use all iterations")
+    scale: float | None = Field(default=None, gt=0, le=1e30, title="Scale", description="none: what the preset says")
+    tolerance: float = Field(default=0.0, ge=0, le=1e6, title="Stop at residual", description="0: use all iterations")
     preconditioner: Literal["none", "adam"] = Field(
         default="none", title="Preconditioner", description="adam: the damping acts in the metric of Adam's step sizes"
     )

@@ -5,7 +5,7 @@ Every target is a gradient in adapter coordinates; the first one ranks the sampl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TargetSettings(BaseModel):
     """What a sample's score is the change of."""
 
-    model_config = ConfigDict(extra="forbid", title="Target")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Target")
 
     version: Literal[1] = 1
     of: Literal["heldout", "margin", "feature"] = Field(
@@ -34,9 +34,15 @@ class TargetSettings(BaseModel):
         description="heldout: mean held-out loss; margin: of the preference pairs; feature: mean activation of an "
         "SAE feature on held-out label tokens",
     )
-    feature: int | str | None = Field(default=None, title="Feature", description="number, or a label or part of one")
+    feature: Annotated[int, Field(ge=0, le=10**9)] | str | None = Field(
+        default=None, title="Feature", description="number, or a label or part of one"
+    )
     rows: int = Field(
-        default=24, ge=0, title="Held-out rows scored apart", description="chosen by id; LoRA with rows kept one by one"
+        default=24,
+        ge=0,
+        le=1_000_000,
+        title="Held-out rows scored apart",
+        description="chosen by id; LoRA with rows kept one by one",
     )
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class CurvatureSettings(BaseModel):
     """The curvature that influence, K_ii and sharpness share."""
 
-    model_config = ConfigDict(extra="forbid", title="Curvature")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Curvature")
 
     version: Literal[1] = 1
     curvature: Literal["gauss_newton", "hessian"] = Field(
@@ -29,10 +29,11 @@ class CurvatureSettings(BaseModel):
         title="Curvature",
         description="hessian is exact but may be indefinite: LiSSA may diverge",
     )
-    rows: int = Field(default=8, ge=1, title="Curvature sample", description="training rows, chosen by id")
+    rows: int = Field(default=8, ge=1, le=100_000, title="Curvature sample", description="training rows, chosen by id")
     max_row_tokens: int = Field(
         default=256,
         ge=2,
+        le=10_000_000,
         title="Longest row of the curvature sample",
         description="a product's memory grows with its square",
     )
@@ -43,16 +44,19 @@ class CurvatureSettings(BaseModel):
         "other rows or another mean gradient cost no pass; exact: one product per tensor; auto: sampled for LoRA",
     )
     quotient_draws: int = Field(
-        default=16, ge=2, title="Draws of the sampled K_ii", description="per row of the sample"
+        default=16, ge=2, le=100_000, title="Draws of the sampled K_ii", description="per row of the sample"
     )
     quotient_rows: int = Field(
-        default=4, ge=1, title="Rows of the exact K_ii", description="out of the curvature sample"
+        default=4, ge=1, le=100_000, title="Rows of the exact K_ii", description="out of the curvature sample"
     )
-    power_iterations: int = Field(default=3, ge=1, title="Power iterations for the sharpness")
-    batch_tokens: int = Field(default=1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    power_iterations: int = Field(default=3, ge=1, le=10_000, title="Power iterations for the sharpness")
+    batch_tokens: int = Field(
+        default=1024, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
     graph_tokens: int = Field(
         default=1024,
         ge=0,
+        le=10**8,
         title="Tokens whose graph is kept between products",
         description="about 3 MB a token for a 135M model",
         json_schema_extra=without_result(),

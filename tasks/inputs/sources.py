@@ -16,8 +16,17 @@ from foretune.storage.places import localise
 from foretune.storage.refs import ArtifactRef
 from foretune.tasks.engine.keys import Fingerprint
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
-from foretune.tasks.loading import ModelSettings, companion_files, model_fingerprint, resolve_model
-from foretune.tasks.saes import SaeSettings, check_fit, read_sae_config, resolve_sae, sae_fingerprint
+from foretune.tasks.loading import (
+    AdapterTargets,
+    ModelSettings,
+    check_gguf,
+    check_model,
+    model_fingerprint,
+    refuse_foreign_code,
+    resolve_model,
+    tokenizer_fingerprint,
+)
+from foretune.tasks.saes import SaeSettings, check_fit, check_weights, read_sae_config, resolve_sae, sae_fingerprint
 from foretune.tasks.samples.table import DatasetSettings
 
 
@@ -38,19 +47,28 @@ class Sources:
         return ModelHandle(source=self.model or convert(self.gguf), settings=settings)  # pyright: ignore[reportArgumentType]
 
 
-def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSettings | None) -> Sources:
-    """Fetch what is remote, digest everything. Raises BadInput for whatever is missing."""
+def resolve_sources(
+    dataset: DatasetSettings, model: ModelSettings, sae: SaeSettings | None, adapter: AdapterTargets | None = None
+) -> Sources:
+    """Fetch what is remote, digest everything. Raises BadInput for whatever is missing or cannot be simulated.
+
+    With `adapter`, the weights that it moves are looked for in the model too.
+    """
+    refuse_foreign_code("model", model)
+    refuse_foreign_code("sae", sae)
     rows = {"train": _file(dataset.path), "heldout": _file(dataset.heldout.path or dataset.path)}
     if dataset.preferences:
         rows["preferences"] = _file(dataset.preferences)
     rows["probes"] = _text(dataset.probes) if dataset.probes else rows["heldout"]
     gguf = folder = tokenizer = None
-    if model.name_or_path.endswith(".gguf"):
+    if model.name_or_path.lower().endswith(".gguf") and not Path(model.name_or_path).expanduser().is_dir():
         gguf = _text(model.name_or_path)
+        check_gguf(localise(model.name_or_path))
     else:
         local = resolve_model(model)
+        check_model(local, model, adapter)
         folder = Fingerprint(uri=str(local), digest=model_fingerprint(local))
-        tokenizer = Fingerprint(uri=str(local), digest=_companions(local))
+        tokenizer = Fingerprint(uri=str(local), digest=tokenizer_fingerprint(local))
     handle = labels = hook_name = None
     if sae is not None:
         at = resolve_sae(sae)
@@ -60,6 +78,7 @@ def resolve_sources(dataset: DatasetSettings, model: ModelSettings, sae: SaeSett
         hook_name = config.hook_name
         if gguf is None:
             check_fit(config, local)
+        check_weights(config, at)
     return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name)
 
 
@@ -72,11 +91,6 @@ def _text(uri: str) -> Fingerprint:
     if local.is_dir():
         raise BadInput(f"{uri}: is a folder; give a file")
     return Fingerprint(uri=uri, digest=file_digest(local))
-
-
-def _companions(folder: Path) -> str:
-    """Digest of everything but the weights: tokenizer, chat template, configuration."""
-    return digest_of({path.name: file_digest(path) for path in companion_files(folder)})
 
 
 def _labels(sae: SaeSettings) -> Fingerprint | None:

@@ -14,22 +14,41 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.optimizers import OptimizerSettings
 
 
+def _with_warmup_steps(schema: dict[str, Any]) -> None:
+    """The other name of the warm-up in the JSON schema, too: a deployment holds its parameters against that."""
+    steps = {
+        "anyOf": [{"type": "number", "minimum": 0}, {"type": "null"}],
+        "default": None,
+        "title": "Warm-up steps",
+        "description": "a number of steps, or a share of them; goes before warmup_ratio, as in transformers",
+    }
+    given = schema["properties"]
+    schema["properties"] = {}
+    for name, field in given.items():
+        schema["properties"] |= {name: field} | ({"warmup_steps": steps} if name == "warmup_ratio" else {})
+
+
 class Schedule(BaseModel):
     """How many optimizer steps a run has, and the learning rate of each."""
 
-    model_config = ConfigDict(extra="forbid", title="Schedule")
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, title="Schedule", json_schema_extra=_with_warmup_steps
+    )
 
     version: Literal[1] = 1
-    learning_rate: float = Field(default=2e-4, gt=0, title="Peak learning rate", description="per optimizer step")
-    epochs: float = Field(default=3.0, gt=0, title="Epochs", description="passes over the training rows")
-    batch_size: int = Field(default=8, ge=1, title="Rows per micro-batch")
-    gradient_accumulation_steps: int = Field(default=1, ge=1, title="Micro-batches per optimizer step")
+    learning_rate: float = Field(
+        default=2e-4, gt=0, le=1e3, title="Peak learning rate", description="per optimizer step"
+    )
+    epochs: float = Field(default=3.0, gt=0, le=1e5, title="Epochs", description="passes over the training rows")
+    batch_size: int = Field(default=8, ge=1, le=1_000_000, title="Rows per micro-batch")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1_000_000, title="Micro-batches per optimizer step")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         default="linear", title="Schedule"
     )
     warmup_ratio: float = Field(
         default=0.0,
         ge=0,
+        le=1e9,
         title="Warm-up",
         description="share of all steps; from 1 on a number of steps, which may also be given as warmup_steps",
     )
@@ -89,20 +108,29 @@ class TrainingSettings(Schedule):
     )
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", title="Optimizer")
     weight_decay: float = Field(
-        default=0.0, ge=0, title="Weight decay", description="decoupled for adamw; norms and biases have none"
+        default=0.0, ge=0, le=1e3, title="Weight decay", description="decoupled for adamw; norms and biases have none"
     )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, title="Adam beta 1", description="decay of the gradient's mean")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, title="Adam beta 2", description="decay of its square's mean")
-    adam_epsilon: float = Field(default=1e-8, gt=0, title="Adam epsilon", description="added to the denominator")
+    adam_epsilon: float = Field(
+        default=1e-8, gt=0, le=1e3, title="Adam epsilon", description="added to the denominator"
+    )
     momentum: float = Field(default=0.0, ge=0, lt=1, title="Momentum", description="sgd only")
     nesterov: bool = Field(default=False, title="Nesterov momentum", description="sgd only")
     max_grad_norm: float = Field(
-        default=1.0, ge=0, title="Gradient clipping", description="global norm; 0 = no clipping"
+        default=1.0, ge=0, le=1e30, title="Gradient clipping", description="global norm; 0 = no clipping"
     )
     dpo_beta: float = Field(
-        default=0.1, gt=0, title="DPO beta", description="preference pairs only", json_schema_extra=without_result()
+        default=0.1,
+        gt=0,
+        le=1e3,
+        title="DPO beta",
+        description="preference pairs only",
+        json_schema_extra=without_result(),
     )
-    seed: int = Field(default=42, ge=0, title="Seed", description="adapter initialisation and order of the rows")
+    seed: int = Field(
+        default=42, ge=0, le=2**32 - 1, title="Seed", description="adapter initialisation and order of the rows"
+    )
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> TrainingSettings:

@@ -35,7 +35,7 @@ from foretune.tasks.samples.rows import ShardRows
 class LandscapeSettings(BaseModel):
     """How the gradient field is measured and judged."""
 
-    model_config = ConfigDict(extra="forbid", title="Landscape")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Landscape")
 
     version: Literal[1] = 1
     gradient_dtype: Literal["bfloat16", "float32"] = Field(
@@ -44,6 +44,7 @@ class LandscapeSettings(BaseModel):
     batch_tokens: int = Field(
         default=1024,
         ge=1,
+        le=10**8,
         title="Tokens per micro-batch",
         description="padding included",
         json_schema_extra=without_result(),
@@ -51,6 +52,7 @@ class LandscapeSettings(BaseModel):
     row_gradients: int = Field(
         default=2048,
         ge=0,
+        le=10_000_000,
         title="Rows kept one by one",
         description="up to so many training rows, each row's gradient is kept in LoRA's start coordinates, and the "
         "prediction follows the trainer's own order of the rows; above, it draws from shards",

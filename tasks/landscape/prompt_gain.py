@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 class PromptGainSettings(BaseModel):
     """When an answer counts as mismatched."""
 
-    model_config = ConfigDict(extra="forbid", title="Prompt gain")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Prompt gain")
 
     version: Literal[1] = 1
     mismatch: float = Field(
-        default=0.0, title="Mismatch at", description="nats; an answer that gains no more is flagged"
+        default=0.0, ge=-1e3, le=1e3, title="Mismatch at", description="nats; an answer that gains no more is flagged"
     )
     share: float = Field(default=0.02, ge=0, le=1, title="Answer mismatch signal", description="share of rows")
-    batch_tokens: int = Field(default=2048, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(
+        default=2048, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
 
 
 class AnswerPass(BaseModel):

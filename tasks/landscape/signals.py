@@ -12,12 +12,14 @@ from foretune.tasks.engine.signals import Signal
 class SignalThresholds(BaseModel):
     """Where the landscape's numbers become signals."""
 
-    model_config = ConfigDict(extra="forbid", title="Landscape signals")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Landscape signals")
 
     version: Literal[1] = 1
-    dead_layer_norm: float = Field(default=1e-6, ge=0, title="Dead layer", description="mean gradient norm below this")
+    dead_layer_norm: float = Field(
+        default=1e-6, ge=0, le=1e6, title="Dead layer", description="mean gradient norm below this"
+    )
     spike_factor: float = Field(
-        default=5.0, gt=0, title="Spike", description="mean max norm over factor x max_grad_norm"
+        default=5.0, gt=0, le=1e6, title="Spike", description="mean max norm over factor x max_grad_norm"
     )
 
 

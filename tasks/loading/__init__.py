@@ -12,15 +12,18 @@ from foretune.tasks.loading.adapters import (
 from foretune.tasks.loading.checkpointing import recomputed
 from foretune.tasks.loading.checkpoints import CheckpointCheck, verify_checkpoint, write_checkpoint
 from foretune.tasks.loading.conversion import convert_gguf
+from foretune.tasks.loading.files import companion_files, model_files
 from foretune.tasks.loading.folders import (
+    ModelConfig,
     ModelOutline,
-    companion_files,
     model_config,
     model_fingerprint,
     model_outline,
     resolve_model,
     token_limits,
 )
+from foretune.tasks.loading.foreign_code import refuse_foreign_code
+from foretune.tasks.loading.gguf_header import check_gguf
 from foretune.tasks.loading.models import (
     LoadedModel,
     all_finite,
@@ -33,16 +36,21 @@ from foretune.tasks.loading.models import (
     model_inputs,
 )
 from foretune.tasks.loading.settings import ModelSettings
+from foretune.tasks.loading.skeleton import check_model
+from foretune.tasks.loading.tokenizer_backend import tokenizer_fingerprint
 
 __all__ = [
     "AdapterSettings",
     "AdapterTargets",
     "CheckpointCheck",
     "LoadedModel",
+    "ModelConfig",
     "ModelOutline",
     "ModelSettings",
     "all_finite",
     "building",
+    "check_gguf",
+    "check_model",
     "choose_device",
     "close_models",
     "companion_files",
@@ -54,13 +62,16 @@ __all__ = [
     "lora_init",
     "lora_scale",
     "model_config",
+    "model_files",
     "model_fingerprint",
     "model_inputs",
     "model_outline",
     "recomputed",
+    "refuse_foreign_code",
     "resolve_model",
     "target_weights",
     "token_limits",
+    "tokenizer_fingerprint",
     "undecayed_weights",
     "verify_checkpoint",
     "write_checkpoint",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,11 +30,12 @@ ALL_LINEAR = "all-linear"
 class AdapterTargets(BaseModel):
     """Which weights move: all of them, or those of the named modules."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Adapter")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, title="Adapter")
 
     version: Literal[1] = 1
     method: Literal["lora", "full"] = Field(default="lora", title="Method")
     target_modules: list[str] | Literal["all-linear"] = Field(
+        max_length=10_000,
         default=["q_proj", "v_proj"],
         min_length=1,
         title="Target modules",
@@ -51,8 +53,10 @@ class AdapterTargets(BaseModel):
 class AdapterSettings(AdapterTargets):
     """What the fine-tune trains, in the names of peft's LoraConfig."""
 
-    r: int = Field(default=8, ge=1, title="Rank")
-    lora_alpha: int = Field(default=16, ge=1, title="Alpha", description="the update is scaled by alpha / r")
+    r: int = Field(default=8, ge=1, le=65_536, title="Rank")
+    lora_alpha: int = Field(
+        default=16, ge=1, le=1_000_000, title="Alpha", description="the update is scaled by alpha / r"
+    )
     lora_dropout: float = Field(
         default=0.0,
         ge=0,
@@ -99,13 +103,18 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Te
     tied one once. Raises BadInput when a target matches nothing, is not linear, or is tied to another weight.
     """
     model = loaded.model
+    if targets.method == "full" and (away := len(offloaded(model))):
+        raise BadInput(
+            f"model.device_map: {away} tensors fit on no device, so a full fine-tune cannot be simulated here; "
+            "set adapter.method: lora or use more GPUs"
+        )
+    return {name: loaded.weight(name) for name in moved_names(model, targets)}
+
+
+def moved_names(model: PreTrainedModel, targets: AdapterTargets) -> list[str]:
+    """Names of the weights that move, of a model with or without data. BadInput as `target_weights`."""
     if targets.method == "full":
-        if away := len(offloaded(model)):
-            raise BadInput(
-                f"model.device_map: {away} tensors fit on no device, so a full fine-tune cannot be simulated here; "
-                "set adapter.method: lora or use more GPUs"
-            )
-        return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+        return [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     modules = _adapted_modules(model, targets)
     own = dict(model.named_parameters(remove_duplicate=False))
     uses: dict[int, int] = {}
@@ -117,7 +126,7 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Te
                 f"adapter.target_modules: {module} shares its weight with the embedding, so "
                 "merging would move both; leave it out"
             )
-    return {f"{module}.weight": loaded.weight(f"{module}.weight") for module in modules}
+    return [f"{module}.weight" for module in modules]
 
 
 def undecayed_weights(model: Module) -> frozenset[str]:
@@ -152,19 +161,29 @@ def _adapted_modules(model: PreTrainedModel, targets: AdapterTargets) -> list[st
 
 
 def _no_such_target(model: PreTrainedModel, targets: AdapterTargets, error: ValueError) -> BadInput:
-    from torch import nn
-
     named = targets.target_modules if isinstance(targets.target_modules, list) else [targets.target_modules]
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if "not supported" in str(error) and any(f".{name}".endswith(f".{target}") for target in named):
             return _not_linear(name, module)
-    leaves = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}
-    near = sorted(leaves, key=lambda leaf: (-_likeness(leaf, named), leaf))
+    # peft speaks in several sentences, the later ones with sets, which print in another order every time.
+    reason = re.sub(r"^\[PEFT:[^\]]*\] ", "", str(error)).split(". ")[0].strip()
+    if "not found in the base model" not in reason and "No modules were targeted" not in reason:
+        return BadInput(
+            f"adapter.target_modules: {reason}; leave it out of {targets.target_modules}, "
+            f"the linear modules are {', '.join(sorted(_linear_leaves(modules)))}"
+        )
+    near = sorted(_linear_leaves(modules), key=lambda leaf: (-_likeness(leaf, named), leaf))
     return BadInput(
         f"adapter.target_modules: {', '.join(named)} matches no module of {type(model).__name__}; "
         f"its linear modules are {', '.join(near)}"
     )
+
+
+def _linear_leaves(modules: Mapping[str, Module]) -> set[str]:
+    from torch import nn
+
+    return {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}
 
 
 def _not_linear(name: str, module: Module) -> BadInput:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from foretune.storage.digests import file_digest
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.loading.folders import companion_files
+from foretune.tasks.loading.files import companion_files
+from foretune.tasks.loading.headers import Stored
 from foretune.tasks.loading.models import LoadedModel, all_finite, load_model
 from foretune.tasks.loading.settings import ModelSettings
-from foretune.tasks.loading.stored import Stored, StoredWeights
+from foretune.tasks.loading.stored import StoredWeights, stored_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,23 +42,16 @@ def write_checkpoint(
     if len(shards) > 1:
         _write_index(out, shards, layout)
     for file in companion_files(base):
-        shutil.copyfile(file, out / file.name)
+        copy = out / file.relative_to(base)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _by_stored_name(loaded: LoadedModel, deltas: dict[str, Tensor], layout: dict[str, Stored]) -> dict[str, Tensor]:
     """Deltas under the files' names, which may lack the model's prefix and may hold a tied weight twice."""
-    aliases: dict[int, list[str]] = {}
-    for name, parameter in loaded.model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), []).append(name)
-    prefix = f"{loaded.model.base_model_prefix}."
     changes: dict[str, Tensor] = {}
     for name, delta in deltas.items():
-        spelt = {
-            form
-            for alias in aliases[id(loaded.model.get_parameter(name))]
-            for form in (alias, alias.removeprefix(prefix), prefix + alias)
-        }
-        found = sorted(spelt & layout.keys())
+        found = stored_names(loaded.model, name, layout)
         if not found:
             raise ValueError(
                 f"{name} is not among the {len(layout)} stored tensors of {loaded.folder}: this "
@@ -137,7 +131,7 @@ def verify_checkpoint(
     """
     layout = StoredWeights(folder).layout()
     _same_layout(layout, StoredWeights(base).layout())
-    files = [file.name for file in companion_files(base)]
+    files = [file.relative_to(base) for file in companion_files(base)]
     for name in files:
         if not (folder / name).is_file() or file_digest(folder / name) != file_digest(base / name):
             raise BrokenInvariant(f"checkpoint {folder}: {name} is not the base model's; write it again")

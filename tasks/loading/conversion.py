@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from foretune.storage.errors import BadInput
-from foretune.tasks.loading.models import quiet_transformers
-
-UNREADABLE = (ValueError, KeyError, IndexError, OSError, NotImplementedError)
-"""What transformers and gguf raise for files that they cannot read."""
+from foretune.tasks.loading.foreign import reading
+from foretune.tasks.loading.gguf_header import check_gguf
+from foretune.tasks.loading.models import quiet_transformers, refuse_loading_info
 
 
 def convert_gguf(gguf: Path, out: Path, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
@@ -18,11 +16,7 @@ def convert_gguf(gguf: Path, out: Path, dtype: Literal["float32", "bfloat16", "f
     The same file gives the same bytes, wherever it lies. Raises BadInput for a file that is no GGUF model
     which transformers can read.
     """
-    if not gguf.is_file():
-        raise BadInput(f"model {gguf}: no such file; check the path")
-    with open(gguf, "rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise BadInput(f"model {gguf}: not a GGUF file; copy it again")
+    check_gguf(gguf)
     quiet_transformers()
     model, tokenizer = _read(gguf, dtype)
     out.mkdir(parents=True, exist_ok=True)
@@ -35,15 +29,12 @@ def _read(gguf: Path, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
-        return model, AutoTokenizer.from_pretrained(**where)
-    except Exception as error:
-        # The tokenizers library raises bare Exceptions; what is none of the reader's own goes on.
-        if type(error) is not Exception and not isinstance(error, UNREADABLE):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise BadInput(f"model {gguf}: transformers cannot read this GGUF file: {reason}") from None
+    with reading(f"model {gguf}: transformers cannot read this GGUF file, it", "give the model's folder"):
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            **where, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
+        )
+        refuse_loading_info(gguf, type(model).__name__, info)
+        return model, AutoTokenizer.from_pretrained(**where, local_files_only=True)
 
 
 def _unquantised(model: Any) -> Any:

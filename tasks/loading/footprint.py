@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foretune.tasks.loading import AdapterTargets, model_config
-from foretune.tasks.loading.folders import weight_files
-from foretune.tasks.loading.stored import safetensors_layout
+from foretune.tasks.loading.files import model_files
+from foretune.tasks.loading.folders import ModelConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -36,25 +35,31 @@ class Footprint:
         return weights + sums + graph_tokens * self.graph * BYTES[dtype] + _PROCESS_BYTES
 
 
-def footprint(folder: Path, targets: AdapterTargets) -> Footprint:
-    """Sizes of the model in a Hugging Face folder with safetensors weights."""
-    config = model_config(folder)
-    shapes = {name: form.shape for file in weight_files(folder) for name, form in safetensors_layout(file).items()}
+def footprint(folder: Path, targets: AdapterTargets) -> Footprint | None:
+    """Sizes of the model in a Hugging Face folder; None for pickles, whose shapes only torch can read."""
+    config, files = model_config(folder), model_files(folder, allow_pickle=True)
+    if files.pickled:
+        return None
+    shapes = {name: form.shape for name, form in files.layout().items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     adapted = [name for name in shapes if _moves(name, shapes[name], targets)]
     outputs = sum(shapes[name][0] for name in adapted)
     return Footprint(sum(sizes.values()), sum(sizes[name] for name in adapted), outputs, graph_numbers(config))
 
 
-def graph_numbers(config: dict[str, Any]) -> int:
+def graph_numbers(config: ModelConfig) -> int:
     """Numbers that a forward pass keeps for the backward pass, per token; see the counts above."""
-    config = config.get("text_config", config)
-    width = config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0
-    layers = config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0
-    heads = config.get("num_attention_heads") or config.get("n_head") or 0
-    mlp = config.get("intermediate_size") or 4 * width
+    config = config.text
+    width, layers = config.width or 0, config.depth or 0
+    heads = _largest(config.num_attention_heads) or config.n_head or 0
+    mlp = _largest(config.intermediate_size) or 4 * width
     block = _WIDE_TENSORS * width + _MLP_TENSORS * mlp + _ATTENTION_TENSORS * heads * _ROW_TOKENS
-    return layers * block + _LOGIT_TENSORS * config.get("vocab_size", 0)
+    return layers * block + _LOGIT_TENSORS * (config.vocab_size or 0)
+
+
+def _largest(sizes: int | list[int] | None) -> int:
+    """Some architectures give a size per layer."""
+    return max(sizes, default=0) if isinstance(sizes, list) else sizes or 0
 
 
 def _moves(name: str, shape: tuple[int, ...], targets: AdapterTargets) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading.folders import model_config, model_fingerprint, weight_files
+from foretune.tasks.loading.files import model_files
+from foretune.tasks.loading.folders import model_config, model_fingerprint
+from foretune.tasks.loading.foreign import reading
+from foretune.tasks.loading.foreign_code import refuse_foreign_code
 from foretune.tasks.loading.placement import keep_resident, offloaded, placing, stored_value
 from foretune.tasks.loading.settings import ModelSettings
 from foretune.tasks.loading.witnesses import weights_digest
@@ -53,11 +57,8 @@ class LoadedModel:
         """The folder's tokenizer. Raises BadInput where there is none."""
         from transformers import AutoTokenizer
 
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = _first_line(error)
-            raise BadInput(f"model {self.folder}: no usable tokenizer ({reason}); add its files") from None
+        with reading(f"model {self.folder}: its tokenizer", "add or mend its files"):
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
 
     def weight(self, name: str) -> Parameter:
         """The parameter of this name, as in `model.named_parameters`; from now on it stays on its device."""
@@ -88,8 +89,10 @@ def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
     """Open the model in `folder`; the last two of a process stay open, and each thread has its own modules.
 
     Raises BadInput for a folder without config or weights, pickled or quantised weights, code that comes with
-    the model, missing or NaN tensors, and architectures that are no causal language model.
+    the model, whatever this machine forbids, missing or NaN tensors, and architectures that are no causal language
+    model.
     """
+    refuse_foreign_code("model", settings)
     read_again = str(folder) if settings.device_map else ""  # the place that offloaded layers are fetched from
     key = (model_fingerprint(folder), read_again, settings.model_dump_json(exclude={"name_or_path", "revision"}))
     with building:
@@ -114,15 +117,18 @@ def close_models() -> None:
 def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
     import torch
 
-    files = weight_files(folder, settings.allow_pickle)
-    _refuse_unsupported(folder, settings)
+    files = model_files(folder, settings.allow_pickle)
+    files.layout()  # headers that lie are seen before memory is asked for
+    refuse_unsupported(folder, settings)
     device = choose_device(settings.device)
-    model = _from_pretrained(folder, settings, pickled=files[0].suffix == ".bin")
+    model = _from_pretrained(folder, settings, pickled=files.pickled)
     if settings.device_map is None:
         model.to(device)  # pyright: ignore[reportArgumentType]
     model.eval().requires_grad_(False)
     model.register_forward_hook(count_work, with_kwargs=True)
-    transposed = _linear_for_conv1d(folder, model)
+    if offloaded(model) and _conv1d_modules(model):
+        raise BadInput(f"model {folder}: its Conv1D layers cannot be offloaded; set model.device_map to null")
+    transposed = linear_for_conv1d(model)
     _refuse_non_finite(folder, model)
     at = device if model.device.type == "meta" else model.device
     dtype, digest = getattr(torch, settings.dtype), weights_digest(model)
@@ -154,28 +160,36 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _refuse_unsupported(folder: Path, settings: ModelSettings) -> None:
+def refuse_unsupported(folder: Path, settings: ModelSettings) -> bool:
+    """Whether the model runs code of its own. BadInput for such code that is not trusted, for architectures that
+    transformers does not know, and for quantised weights."""
+    from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = model_config(folder)
-    own_code = "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+    own_code = bool(config.auto_map) and config.model_type not in CONFIG_MAPPING
     if own_code and not settings.trust_remote_code:
         raise BadInput(
             f"model {folder}: it runs code of its own (auto_map in config.json); set "
             "model.trust_remote_code: true if you have read and trust that code"
         )
-    if quantised := config.get("quantization_config"):
+    if not own_code and config.model_type not in CONFIG_MAPPING:
+        raise BadInput(
+            f"model {folder}: config.json says model_type {config.model_type or 'nowhere'}, an architecture that "
+            f"transformers {__version__} does not know; give a model of a known one"
+        )
+    if quantised := config.quantization_config:
         method = quantised.get("quant_method", "unknown method")
         raise BadInput(f"model {folder}: its weights are quantised ({method}); give the unquantised model")
+    return own_code
 
 
 def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> PreTrainedModel:
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
-    try:
+    with reading(f"model {folder}", "copy the folder again or give another model"):
         model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             folder,
             dtype=getattr(torch, settings.dtype),
@@ -187,19 +201,33 @@ def _from_pretrained(folder: Path, settings: ModelSettings, pickled: bool) -> Pr
             output_loading_info=True,
             **placing(settings, model_fingerprint(folder)),
         )
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        raise BadInput(f"model {folder}: cannot be opened: {_first_line(error)}") from None
+    refuse_loading_info(folder, type(model).__name__, info)
+    return model
+
+
+LEFT_OVER = re.compile(r"(^|\.)(masked_bias|position_ids|inv_freq|attn\.bias|attention\.bias)$")
+"""Masks and tables that old versions of transformers stored and that models compute today."""
+
+
+def refuse_loading_info(where: Path, kind: str, info: dict[str, Any]) -> None:
+    """BadInput for what transformers only warns about: tensors of other shapes, made up, or left out."""
     if info["mismatched_keys"]:
         name, stored, wanted = min(info["mismatched_keys"])
         raise BadInput(
-            f"model {folder}: tensor {name} is {list(stored)}, config.json asks for "
+            f"model {where}: tensor {name} is {list(stored)}, config.json asks for "
             f"{list(wanted)}; give the config.json that belongs to these weights"
         )
     if missing := info["missing_keys"]:
         raise BadInput(
-            f"model {folder}: {len(missing)} tensors are missing, first {min(missing)}; copy the folder again"
+            f"model {where}: {len(missing)} tensors are missing, first {min(missing)}; copy the folder again"
         )
-    return model
+    if unexpected := [name for name in info["unexpected_keys"] if not LEFT_OVER.search(name)]:
+        raise BadInput(
+            f"model {where}: {len(unexpected)} stored tensors are no part of a {kind}, first {min(unexpected)}; "
+            "give the config.json that belongs to these weights, or the weights without them"
+        )
+    if errors := info["error_msgs"]:
+        raise BadInput(f"model {where}: cannot be read ({str(errors[0])[:300]}); copy the folder again")
 
 
 def quiet_transformers() -> None:
@@ -210,19 +238,19 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-def _linear_for_conv1d(folder: Path, model: PreTrainedModel) -> frozenset[str]:
-    from torch import nn
+def _conv1d_modules(model: PreTrainedModel) -> list[tuple[str, Any]]:
     from transformers.pytorch_utils import Conv1D
 
-    replaced = [(name, module) for name, module in model.named_modules() if isinstance(module, Conv1D)]
-    if replaced and offloaded(model):
-        raise BadInput(f"model {folder}: its Conv1D layers cannot be offloaded; set model.device_map to null")
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Conv1D)]
+
+
+def linear_for_conv1d(model: PreTrainedModel) -> frozenset[str]:
+    """Put a linear module in the place of every Conv1D; the names of their weights, which are stored transposed."""
+    from torch import nn
+
+    replaced = _conv1d_modules(model)
     for name, module in replaced:
-        linear = nn.Linear(*module.weight.shape, device="meta")  # pyright: ignore[reportArgumentType]
+        linear = nn.Linear(*module.weight.shape, device="meta")
         linear.weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
         linear.bias = module.bias
         model.set_submodule(name, linear.eval())

@@ -6,10 +6,10 @@ layer that it went through: gradients need room for the layers above the lowest 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.cache import cache_dir
+from foretune.storage.places import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,8 @@ def placing(settings: ModelSettings, fingerprint: str) -> dict[str, Any]:
         return {}
     from accelerate.utils import get_max_memory
 
-    folder = Path(settings.offload_folder) if settings.offload_folder else cache_dir() / "offload"
+    named = settings.offload_folder
+    folder = local_path(named, "model.offload_folder") if named else cache_dir() / "offload"
     most = get_max_memory()
     if settings.cpu_memory_gb is not None:
         most["cpu"] = int(settings.cpu_memory_gb * 1e9)

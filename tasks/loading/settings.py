@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class ModelSettings(BaseModel):
     """Which base model, and how it is opened."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Base model")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, title="Base model")
 
     version: Literal[1] = 1
     name_or_path: str = Field(
@@ -21,7 +21,7 @@ class ModelSettings(BaseModel):
         default="float32", title="Dtype", description="in which the model computes"
     )
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device", description="auto: CUDA when there"
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$", title="Device", description="auto: CUDA when there"
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = Field(
         default="eager", title="Attention", description="only eager has the forward-mode derivatives that passes use"
@@ -39,6 +39,7 @@ class ModelSettings(BaseModel):
     cpu_memory_gb: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         title="Main memory for the model",
         description="GB that device_map fills before it goes to disk",
     )

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foretune.tasks.loading.folders import weight_files
+from foretune.tasks.loading.files import model_files
+from foretune.tasks.loading.foreign import reading
+from foretune.tasks.loading.foreign_code import refuse_pickle
+from foretune.tasks.loading.headers import Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 LETTERS = {"bfloat": "BF", "float": "F", "uint": "U", "int": "I", "bool": "BOOL"}
 """safetensors' words for torch's kinds of numbers; the width follows."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Form of one stored tensor; `dtype` in safetensors' words, F32 or BF16."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        width = 1 if self.dtype == "BOOL" else int(re.search(r"\d+", self.dtype)[0]) // 8  # pyright: ignore[reportOptionalSubscript]
-        return math.prod(self.shape) * width
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
 
 
 class StoredWeights:
@@ -42,14 +29,19 @@ class StoredWeights:
         self._mapped: dict[str, Any] = {}
         self._pickled: dict[str, Tensor] = {}
         # Whether pickles may be opened at all was decided when the model was loaded.
-        for path in weight_files(folder, allow_pickle=True):
-            self._add(path)
+        for path in model_files(folder, allow_pickle=True).weights:
+            with reading(path):
+                self._add(path)
 
     def _add(self, path: Path) -> None:
         if path.suffix == ".bin":
             import torch
 
-            self._pickled |= torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            refuse_pickle(path)
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+                raise ValueError("it holds something other than named tensors")
+            self._pickled |= tensors
         else:
             from safetensors import safe_open
 
@@ -62,25 +54,28 @@ class StoredWeights:
     def layout(self) -> dict[str, Stored]:
         """Form of every tensor, by name; the values are not read."""
         found = {key: Stored(_dtype_name(t.dtype), tuple(t.shape)) for key, t in self._pickled.items()}
-        found |= {key: _stored(file, key) for key, file in self._mapped.items()}
+        for key, file in self._mapped.items():
+            tensor = file.get_slice(key)
+            found[key] = Stored(tensor.get_dtype(), tuple(tensor.get_shape()))
         return dict(sorted(found.items()))
 
 
-def safetensors_layout(path: Path) -> dict[str, Stored]:
-    """Form of every tensor of one safetensors file, by name, without torch."""
-    from safetensors import safe_open
+def stored_names(model: PreTrainedModel, name: str, layout: Iterable[str]) -> list[str]:
+    """The files' names of this parameter: they may lack the model's prefix, and may hold a tied one twice."""
+    wanted, prefix = model.get_parameter(name), f"{model.base_model_prefix}."
+    aliases = [other for other, p in model.named_parameters(remove_duplicate=False) if p is wanted]
+    spelt = {form for alias in aliases for form in (alias, alias.removeprefix(prefix), prefix + alias)}
+    return sorted(spelt & set(layout))
 
-    with safe_open(path, framework="np") as file:
-        names = file.keys()
-        return {name: _stored(file, name) for name in names}
 
+def torch_dtype(dtype: str) -> torch.dtype:
+    """torch's dtype of safetensors' word for it."""
+    from safetensors.torch import _TYPES
 
-def _stored(file: Any, key: str) -> Stored:
-    tensor = file.get_slice(key)
-    return Stored(tensor.get_dtype(), tuple(tensor.get_shape()))
+    return _TYPES[dtype]
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
-    kind = next(kind for kind in LETTERS if name.startswith(kind))
-    return LETTERS[kind] + name.removeprefix(kind)
+    kind = next((kind for kind in LETTERS if name.startswith(kind)), None)
+    return name.upper() if kind is None else LETTERS[kind] + name.removeprefix(kind)

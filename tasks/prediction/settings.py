@@ -12,49 +12,59 @@ from foretune.tasks.engine.keys import without_result
 class PathSettings(BaseModel):
     """Where gradients are measured along the predicted path, and where the loss is evaluated."""
 
-    model_config = ConfigDict(extra="forbid", title="Path")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Path")
 
     version: Literal[1] = 1
     path_points: int = Field(default=4, ge=1, le=64, title="Evaluated steps of the predicted path")
     tolerance: float = Field(
-        default=0.05, gt=0, title="Tolerance", description="nats between predicted and evaluated loss"
+        default=0.05, gt=0, le=1e6, title="Tolerance", description="nats between predicted and evaluated loss"
     )
-    anchors: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    anchors: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
         default="auto",
         title="Anchors",
         description="where gradients are measured: 1 = the base only; auto: again where the base is not trusted",
     )
-    max_anchors: int = Field(default=17, ge=1, title="Most anchors", description="of auto, the base included")
+    max_anchors: int = Field(
+        default=17, ge=1, le=10_000, title="Most anchors", description="of auto, the base included"
+    )
     gradient_budget: float = Field(
-        default=0.5, gt=0, title="Gradient budget", description="of auto: share of the real run's gradient samples"
+        default=0.5,
+        gt=0,
+        le=1e6,
+        title="Gradient budget",
+        description="of auto: share of the real run's gradient samples",
     )
     gradient_passes: float = Field(
         default=2.0,
         ge=0,
+        le=1e6,
         title="Passes measured again",
         description="of auto: most gradient samples, as passes over the rows",
     )
-    batch_tokens: int = Field(default=1024, ge=1, title="Tokens per micro-batch", json_schema_extra=without_result())
+    batch_tokens: int = Field(
+        default=1024, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
 
 
 class PredictionSettings(PathSettings):
     """How the delta is predicted, bounded and checked."""
 
-    model_config = ConfigDict(extra="forbid", title="Prediction")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Prediction")
 
     rule: Literal["recursion", "rayleigh"] = Field(
         default="recursion", title="Rule", description="rayleigh: the closed form eta T / (K_ii + lambda) x gradient"
     )
-    rayleigh_lambda: float = Field(default=0.01, gt=0, title="lambda of the closed form")
+    rayleigh_lambda: float = Field(default=0.01, gt=0, le=1e12, title="lambda of the closed form")
     max_relative_change: float = Field(
         default=0.25,
         gt=0,
+        le=1e6,
         title="Clip",
         description="largest norm of a tensor's delta, as a share of the tensor's norm",
     )
-    sharp: float = Field(default=10.0, gt=0, title="Sharp above", description="largest curvature eigenvalue")
+    sharp: float = Field(default=10.0, gt=0, le=1e30, title="Sharp above", description="largest curvature eigenvalue")
     evaluation_rows: int = Field(
-        default=24, ge=1, title="Held-out rows evaluated along the path", description="chosen by id"
+        default=24, ge=1, le=1_000_000, title="Held-out rows evaluated along the path", description="chosen by id"
     )
     along: str | None = Field(
         default=None,

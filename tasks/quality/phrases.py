@@ -81,14 +81,14 @@ class PhraseFinder:
     def find(self, text: NormalText) -> list[Match]:
         """Every match, overlapping ones too, in the order of their ends."""
         found = []
+        # Once, not for each match: a text of one phrase again and again would take the square of its length.
+        begins = len(text.text) - len(text.text.lstrip(" \"'*#"))
         for phrase, start, end in self._automaton.find_matches_as_indexes(text.text, overlapping=True):
-            if self._stands_alone(phrase, text.text, start, end):
+            if not (self._anchored[phrase] and start > begins) and self._stands_alone(phrase, text.text, start, end):
                 found.append(Match(phrase, *text.span(start, end)))
         return found
 
     def _stands_alone(self, phrase: int, text: str, start: int, end: int) -> bool:
-        if self._anchored[phrase] and text[:start].strip(" \"'*#"):
-            return False
         inside_before = start > 0 and _is_word(text[start - 1]) and _is_word(text[start])
         inside_after = end < len(text) and _is_word(text[end]) and _is_word(text[end - 1])
         return not inside_before and (self._open[phrase] or not inside_after)

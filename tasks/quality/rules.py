@@ -17,19 +17,23 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warn", "critical")
 class Keyword(BaseModel):
     """A phrase that often comes with harmful content."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
-    phrase: str = Field(pattern=r"\w", description="whole words; a final * leaves the end open")
+    phrase: str = Field(pattern=r"\w", max_length=1000, description="whole words; a final * leaves the end open")
     severity: Severity = Field(default="warn", description="info: counts only beside another keyword")
 
 
 class StockPhrase(BaseModel):
     """A phrase by which chat assistants are known."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
-    phrase: str = Field(pattern=r"\w", description="whole words; ^ ties it to the completion's beginning")
-    weight: float = Field(default=1.0, gt=0, description="a completion is flagged when its weights reach the threshold")
+    phrase: str = Field(
+        pattern=r"\w", max_length=1000, description="whole words; ^ ties it to the completion's beginning"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, le=1e6, description="a completion is flagged when its weights reach the threshold"
+    )
 
 
 def _phrases(text: str) -> tuple[str, ...]:

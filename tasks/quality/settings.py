@@ -12,26 +12,31 @@ from foretune.tasks.quality.rules import ASSISTANT_SPEAK, HARMFUL, Keyword, Stoc
 class QualitySettings(BaseModel):
     """Which rules look at the rows, and from where on a share of rows becomes a signal."""
 
-    model_config = ConfigDict(extra="forbid", title="Dataset quality")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Dataset quality")
 
     version: Literal[1] = 1
     builtin_rules: bool = Field(
         default=True, title="Built-in lists", description="use the lists that come with foretune"
     )
-    harmful_keywords: list[Keyword] = Field(default=[], title="More harmful keywords", description="added to the list")
+    harmful_keywords: list[Keyword] = Field(
+        default=[], max_length=100_000, title="More harmful keywords", description="added to the list"
+    )
     assistant_phrases: list[StockPhrase] = Field(
-        default=[], title="More stock phrases", description="added to the list"
+        default=[], max_length=100_000, title="More stock phrases", description="added to the list"
     )
     assistant_speak_score: float = Field(
         default=1.0,
         gt=0,
+        le=1e6,
         title="Assistant-speak",
         description="weight of stock phrases from which a completion is flagged",
     )
     assistant_speak_share: float = Field(
         default=0.02, ge=0, le=1, title="Assistant-speak signal", description="share of rows"
     )
-    min_completion_words: int = Field(default=2, ge=1, title="Short completion", description="fewer words than this")
+    min_completion_words: int = Field(
+        default=2, ge=1, le=1_000_000, title="Short completion", description="fewer words than this"
+    )
     low_diversity_overlap: float = Field(
         default=0.5,
         ge=0,

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 import prefect
-from prefect.artifacts import create_markdown_artifact
 
+from foretune.storage.event_records import is_whole
 from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.announcements import announce
+from foretune.tasks.engine.announcements import announce, escape, publish_markdown
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
@@ -37,7 +37,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
     announce(run, "run_finished", status="completed", answer=found.answer)
     events.close()
     run.write_result(result)
-    create_markdown_artifact(key="foretune-verdict", markdown=verdict_markdown(result), description=run.run_id)
+    publish_markdown("foretune-verdict", verdict_markdown(result), run.run_id)
     return result
 
 
@@ -54,7 +54,7 @@ def result_of(
 ) -> dict[str, Any]:
     """The contract of result.json."""
     timings: dict[str, float] = {}
-    finished = [event for event in read_events(run) if event["type"] == "pass_finished"]
+    finished = [event for event in read_events(run) if event["type"] == "pass_finished" and is_whole(event)]
     for event in finished:
         timings[event["task"]] = round(timings.get(event["task"], 0.0) + event["seconds"], 3)
     return {
@@ -91,20 +91,14 @@ def verdict_markdown(result: dict[str, Any]) -> str:
     summary = result["summary"]
     reasons = "\n".join(f"{number}. {escape(reason)}" for number, reason in enumerate(summary["reasons"], start=1))
     return (
-        f"## Should I train? {summary['answer']}\n\n{reasons}\n\n"
+        f"## Should I train? {escape(summary['answer'])}\n\n{reasons}\n\n"
         f"Held-out loss {summary['heldout_loss_base']:.3f} → {summary['heldout_loss_evaluated']:.3f} "
-        f"(trusted: {summary['trust']})\n\n{_axes(result)}Run `{result['run_id']}`\n"
+        f"(trusted: {escape(summary['trust'])})\n\n{_axes(result)}Run {escape(result['run_id'])}\n"
     )
 
 
 def _axes(result: dict[str, Any]) -> str:
     """What a backtest scored, in a line."""
     axes = result.get("backtest", {}).get("axes", [])
-    scored = [f"{axis['axis']} {axis['simulation']['mean']:.3f}" for axis in axes if axis["simulation"]]
+    scored = [f"{escape(axis['axis'])} {axis['simulation']['mean']:.3f}" for axis in axes if axis["simulation"]]
     return f"Against real training: {', '.join(scored)}\n\n" if scored else ""
-
-
-def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+-!|" else c for c in escaped)

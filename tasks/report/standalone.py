@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from foretune.storage.display import shown
 from foretune.tasks.report.numbers import number, plain, signed
-from foretune.tasks.report.texts import visible
 
 if TYPE_CHECKING:
     import jinja2
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def page_environment() -> jinja2.Environment:
-    """Where templates, style and script of every page are loaded from; text is escaped and made visible."""
+    """Where templates, style and script of every page are loaded from; text is escaped, redacted and made visible."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -28,7 +28,7 @@ def page_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         # Markup is our own; any other text may come from the dataset.
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
     environment.filters |= {"number": number, "signed": signed, "plain": plain}
     return environment
@@ -46,6 +46,7 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
 
     environment = page_environment()
     scripts = [get_plotlyjs(), _source(environment, "report.js")]
+    environment.filters |= {"shown": shown}
     page = environment.get_template(template).render(
         charts=charts,
         payload=Markup(chart_data(charts)),

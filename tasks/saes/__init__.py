@@ -3,13 +3,21 @@
 from foretune.tasks.saes.autoencoders import LoadedSae, load_sae
 from foretune.tasks.saes.labels import feature_labels, read_labels
 from foretune.tasks.saes.settings import SaeSettings
-from foretune.tasks.saes.sources import SaeConfig, check_fit, read_sae_config, resolve_sae, sae_fingerprint
+from foretune.tasks.saes.sources import (
+    SaeConfig,
+    check_fit,
+    check_weights,
+    read_sae_config,
+    resolve_sae,
+    sae_fingerprint,
+)
 
 __all__ = [
     "LoadedSae",
     "SaeConfig",
     "SaeSettings",
     "check_fit",
+    "check_weights",
     "feature_labels",
     "load_sae",
     "read_labels",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading import all_finite, building, choose_device
+from foretune.tasks.loading import all_finite, building, choose_device, refuse_foreign_code
+from foretune.tasks.loading.foreign import reading
 from foretune.tasks.saes.settings import SaeSettings
 from foretune.tasks.saes.sources import SaeConfig, misfit, read_sae_config, sae_fingerprint
 from foretune.tasks.saes.sparsify import load_sparsify
@@ -69,8 +70,9 @@ def load_sae(settings: SaeSettings, path: Path) -> LoadedSae:
     """Open the SAE that `resolve_sae` found at `path`; each thread keeps its last one open.
 
     Some coders of sae-lens remember the last batch between encode and decode, so threads do not share them.
-    Raises BadInput for what is no supported SAE, and for NaN weights.
+    Raises BadInput for what is no supported SAE, for what this machine forbids, and for NaN weights.
     """
+    refuse_foreign_code("sae", settings)
     key = (settings, sae_fingerprint(path))
     if getattr(_opened, "key", None) != key:
         with building:  # a model that another thread builds would have the SAE's tensors made without data
@@ -99,18 +101,14 @@ def _open(settings: SaeSettings, path: Path) -> LoadedSae:
 
 def _sae_lens(settings: SaeSettings, path: Path, device: torch.device) -> Any:
     from sae_lens import SAE
-    from safetensors import SafetensorError
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on loading the model with TransformerLens
-        try:
+        with reading(f"sae {path}: sae-lens cannot open it, it", "give another SAE or copy the folder again"):
             if settings.release is not None:
                 sae = SAE.from_pretrained(settings.release, settings.sae_id, device=str(device))  # pyright: ignore[reportArgumentType]
             else:
                 sae = SAE.load_from_disk(path, device=str(device), dtype="float32")
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise BadInput(f"sae {path}: sae-lens cannot open it: {reason}") from None
     if sae.cfg.normalize_activations in UNFOLDED:
         raise BadInput(
             f"sae {path}: its {sae.cfg.normalize_activations} is not folded into the weights; "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.datasets import read_rows
+from foretune.storage.documents import json_value
 from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
 from foretune.tasks.saes.settings import SaeSettings
@@ -79,10 +79,7 @@ def _label_files(uri: str, path: Path) -> list[Path]:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".json":
-        try:
-            whole = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadInput(f"labels {file}: not valid JSON ({error}); mend the file") from None
+        whole = json_value(file.read_bytes(), f"labels {file}", "mend the file")
         if isinstance(whole, dict) and all(isinstance(text, str) for text in whole.values()):
             return [{"index": number, "label": text} for number, text in whole.items()]
     return read_rows(str(file))

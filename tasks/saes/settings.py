@@ -34,7 +34,7 @@ class SaeSettings(BaseModel):
     neuronpedia_id: str | None = Field(
         default=None, title="Neuronpedia id", description="model/layer to take from an export of several"
     )
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", title="Device")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$", title="Device")
     allow_pickle: bool = Field(default=False, title="Open pickled weights")
 
     @model_validator(mode="after")

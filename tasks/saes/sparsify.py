@@ -8,12 +8,12 @@ Early versions (`signed`) rank by magnitude without the relu.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foretune.storage.errors import BadInput
+from foretune.tasks.loading.foreign import read_json, reading
 
 if TYPE_CHECKING:
     import torch
@@ -54,20 +54,17 @@ class SparsifySae:
 def load_sparsify(folder: Path, device: torch.device) -> SparsifySae:
     """Read cfg.json and sae.safetensors. Raises BadInput for another activation or missing tensors."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "cfg.json")
     activation = config.get("activation", "topk")
     if activation not in ("topk", "groupmax"):
         raise BadInput(f"sae {folder}: activation {activation} is unknown; topk and groupmax are supported")
-    try:
+    with reading(f"sae {folder}: sae.safetensors is no sparsify SAE and"):
         stored = load_file(folder / "sae.safetensors", device=str(device))
         tensors = {
             name: stored[name].to(torch.float32) for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
         }
-    except (SafetensorError, KeyError) as error:
-        raise BadInput(f"sae {folder}: sae.safetensors is no sparsify SAE ({error}); copy it again") from None
     return SparsifySae(
         tensors["encoder.weight"],
         tensors["encoder.bias"],

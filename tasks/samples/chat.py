@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
+from foretune.tasks.loading.foreign import reading
+from foretune.tasks.loading.tokenizer_backend import tokenizer_file
 from foretune.tasks.loading.tokenizer_files import chat_templates, read_config
 from foretune.tasks.samples.chat_template import RenderedChat, has_generation_blocks, render_chat
 from foretune.tasks.samples.messages import Message
+from foretune.tasks.samples.template_child import Conversation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,7 +67,19 @@ class ChatTokenizer:
         tools: list[Any] | None = None,
         template_kwargs: dict[str, Any] | None = None,
     ) -> RenderedChat:
-        """A conversation as text, as `apply_chat_template(tokenize=False)` gives it."""
+        """A conversation as text, as `apply_chat_template(tokenize=False)` gives it; in this process."""
+        asked = self.conversation(0, messages, add_generation_prompt, tools, template_kwargs)
+        return render_chat(asked.template, asked.messages, asked.variables)
+
+    def conversation(
+        self,
+        row: int,
+        messages: list[Message],
+        add_generation_prompt: bool = False,
+        tools: list[Any] | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> Conversation:
+        """What a child is to render for a row."""
         variables = {
             "tools": tools,
             "documents": None,
@@ -72,7 +87,7 @@ class ChatTokenizer:
             **self.special_tokens,
             **(template_kwargs or {}),
         }
-        return render_chat(self.template(tools), messages, variables)
+        return Conversation(row, messages, self.template(tools), variables)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of plain texts, with the special tokens (a BOS) that the tokenizer adds by itself."""
@@ -98,10 +113,8 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{folder}: no tokenizer.json; save a fast tokenizer there with AutoTokenizer.save_pretrained")
     config = read_config(folder / "tokenizer_config.json")
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise BadInput(f"{folder}/tokenizer.json cannot be read ({error}); fetch the file again") from None
+    with reading(folder / "tokenizer.json", "fetch the file again"):
+        backend = Tokenizer.from_file(str(tokenizer_file(folder)))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))

@@ -14,7 +14,7 @@ from foretune.tasks.samples.shards import salted_hash
 class HeldoutSettings(BaseModel):
     """Rows that are never trained on, where losses are predicted: a file of their own, or a hashed split."""
 
-    model_config = ConfigDict(extra="forbid", title="Held-out rows")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Held-out rows")
 
     version: Literal[1] = 1
     path: str | None = Field(
@@ -27,7 +27,7 @@ class HeldoutSettings(BaseModel):
         title="Fraction",
         description="share of the dataset's rows; 0.1 when there is no file",
     )
-    seed: int = Field(default=0, ge=0, title="Seed", description="another seed, another split")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, title="Seed", description="another seed, another split")
 
     @model_validator(mode="after")
     def _one_source(self) -> HeldoutSettings:

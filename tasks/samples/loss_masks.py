@@ -15,9 +15,13 @@ from foretune.storage.errors import BadInput
 from foretune.tasks.samples.chat import ChatTokenizer, EncodedChat
 from foretune.tasks.samples.chat_template import ChatTemplateError, RenderedChat
 from foretune.tasks.samples.forms import CanonicalRow
+from foretune.tasks.samples.messages import shown
+from foretune.tasks.samples.template_child import Renderer, renderer
 
 # Encodings keep offsets and strings of every token: a bounded number of them is alive at a time.
 _CHUNK_ROWS = 1000
+LONGEST_ROW = 16 * 2**20
+"""Characters of a row, and of what is tokenised at once: 1 M tokens are about 5 M, of a prompt and an answer 10 M."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,43 @@ def labelled_rows(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules:
     """
     if rules.assistant_only_loss and rows:
         _check_assistant_marks(rows[0], tokenizer)
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        chunk = rows[start : start + _CHUNK_ROWS]
-        if chunk[0].form == "preference":
-            yield from _preference_rows(chunk, tokenizer, rules)
-        elif chunk[0].form == "prompt_completion":
-            yield from _prompt_completion_rows(chunk, tokenizer, rules)
-        else:
-            yield from _language_rows(chunk, tokenizer, rules)
+    with renderer(len(rows)) as renders:
+        encoder = _Encoder(tokenizer, rules, renders)
+        for chunk in _chunks(rows):
+            if chunk[0].form == "preference":
+                yield from _preference_rows(chunk, encoder, rules)
+            elif chunk[0].form == "prompt_completion":
+                yield from _prompt_completion_rows(chunk, encoder, rules)
+            else:
+                yield from _language_rows(chunk, encoder, rules)
 
 
-def _language_rows(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules) -> Iterator[LabelledRow]:
-    for encoded in _encode(rows, [(None, row.completion) for row in rows], tokenizer, rules):
+def _chunks(rows: Sequence[CanonicalRow]) -> Iterator[Sequence[CanonicalRow]]:
+    """Rows whose encodings may be alive together. Raises BadInput for a row that is too long by itself."""
+    start = characters = 0
+    for at, row in enumerate(rows):
+        own = sum(len(shown(part)) for part in (row.prompt, row.completion, row.rejected) if part is not None)
+        if own > LONGEST_ROW:
+            raise BadInput(
+                f"row {row.row}: {own:,} characters of text; {LONGEST_ROW:,} are the most, split the row or drop it"
+            )
+        if at > start and (at - start == _CHUNK_ROWS or characters + own > LONGEST_ROW):
+            yield rows[start:at]
+            start, characters = at, 0
+        characters += own
+    if start < len(rows):
+        yield rows[start:]
+
+
+def _language_rows(rows: Sequence[CanonicalRow], encoder: _Encoder, rules: LossRules) -> Iterator[LabelledRow]:
+    for encoded in encoder.whole(rows, [(None, row.completion) for row in rows]):
         mask = encoded.assistant_mask if rules.assistant_only_loss else [True] * len(encoded.input_ids)
         yield LabelledRow(_truncated(encoded.input_ids, mask, rules))
 
 
-def _prompt_completion_rows(
-    rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules
-) -> Iterator[LabelledRow]:
-    prompts = _encode_prompts(rows, tokenizer)
-    wholes = _encode(rows, [(row.prompt, row.completion) for row in rows], tokenizer, rules)
+def _prompt_completion_rows(rows: Sequence[CanonicalRow], encoder: _Encoder, rules: LossRules) -> Iterator[LabelledRow]:
+    prompts = encoder.prompts(rows)
+    wholes = encoder.whole(rows, [(row.prompt, row.completion) for row in rows])
     for prompt, whole in zip(prompts, wholes, strict=True):
         ids = whole.input_ids
         skipped = 0 if rules.completion_only_loss is False else shared_tokens(prompt, ids)
@@ -83,10 +103,10 @@ def _prompt_completion_rows(
         yield LabelledRow(_truncated(ids, [False] * skipped + mask[skipped:], rules))
 
 
-def _preference_rows(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules: LossRules) -> Iterator[LabelledRow]:
-    prompts = _encode_prompts(rows, tokenizer)
-    chosen = _encode(rows, [(row.prompt, row.completion) for row in rows], tokenizer, rules)
-    rejected = _encode(rows, [(row.prompt, row.rejected) for row in rows], tokenizer, rules)
+def _preference_rows(rows: Sequence[CanonicalRow], encoder: _Encoder, rules: LossRules) -> Iterator[LabelledRow]:
+    prompts = encoder.prompts(rows)
+    chosen = encoder.whole(rows, [(row.prompt, row.completion) for row in rows])
+    rejected = encoder.whole(rows, [(row.prompt, row.rejected) for row in rows])
     for prompt, *answers in zip(prompts, chosen, rejected, strict=True):
         both = [answer.input_ids for answer in answers]
         skipped = min(shared_tokens(prompt, ids) for ids in both)
@@ -107,35 +127,39 @@ def _truncated(ids: list[int], mask: list[bool], rules: LossRules) -> Labelled:
     return Labelled(ids[: rules.max_length], mask[: rules.max_length], len(ids))
 
 
-def _encode_prompts(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer) -> list[list[int]]:
-    if not rows[0].conversational:
-        return tokenizer.encode_texts([cast(str, row.prompt) for row in rows])
-    chats = [_render(row, row.prompt, tokenizer, add_generation_prompt=True) for row in rows]
-    return [encoded.input_ids for encoded in tokenizer.encode_chats(chats)]
+@dataclass(frozen=True)
+class _Encoder:
+    """Rows of one form to tokens; conversations are rendered in a child."""
 
+    tokenizer: ChatTokenizer
+    rules: LossRules
+    renders: Renderer
 
-def _encode(
-    rows: Sequence[CanonicalRow],
-    parts: Sequence[tuple[Any, Any]],  # text, or messages; all rows alike
-    tokenizer: ChatTokenizer,
-    rules: LossRules,
-) -> list[EncodedChat]:
-    """Prompt and answer of every row as one sequence."""
-    if rows[0].conversational:
-        chats = [_render(row, [*(p or []), *c], tokenizer) for row, (p, c) in zip(rows, parts, strict=True)]
-        return tokenizer.encode_chats(chats)
-    eos = _eos(tokenizer) if rules.append_eos else ""
-    texts = [(p or "") + c + ("" if c.endswith(eos) else eos) for p, c in parts]
-    return [EncodedChat(ids, [False] * len(ids)) for ids in tokenizer.encode_texts(texts)]
+    def prompts(self, rows: Sequence[CanonicalRow]) -> list[list[int]]:
+        if not rows[0].conversational:
+            return self.tokenizer.encode_texts([cast(str, row.prompt) for row in rows])
+        chats = self._rendered(rows, [cast(Any, row.prompt) for row in rows], add_generation_prompt=True)
+        return [encoded.input_ids for encoded in self.tokenizer.encode_chats(chats)]
 
+    def whole(self, rows: Sequence[CanonicalRow], parts: Sequence[tuple[Any, Any]]) -> list[EncodedChat]:
+        """Prompt and answer of every row as one sequence; a part is text or messages, all rows alike."""
+        if rows[0].conversational:
+            return self.tokenizer.encode_chats(self._rendered(rows, [[*(p or []), *c] for p, c in parts]))
+        eos = _eos(self.tokenizer) if self.rules.append_eos else ""
+        texts = [(p or "") + c + ("" if c.endswith(eos) else eos) for p, c in parts]
+        return [EncodedChat(ids, [False] * len(ids)) for ids in self.tokenizer.encode_texts(texts)]
 
-def _render(
-    row: CanonicalRow, messages: Any, tokenizer: ChatTokenizer, add_generation_prompt: bool = False
-) -> RenderedChat:
-    try:
-        return tokenizer.render(messages, add_generation_prompt, row.tools, row.template_kwargs)
-    except ChatTemplateError as fault:
-        raise BadInput(f"row {row.row}: the chat template refuses the conversation ({fault}); mend the row") from None
+    def _rendered(
+        self, rows: Sequence[CanonicalRow], messages: Sequence[Any], add_generation_prompt: bool = False
+    ) -> list[RenderedChat]:
+        asked = [
+            self.tokenizer.conversation(row.row, each, add_generation_prompt, row.tools, row.template_kwargs)
+            for row, each in zip(rows, messages, strict=True)
+        ]
+        try:
+            return self.renders.render(asked)
+        except ChatTemplateError as fault:
+            raise BadInput(str(fault)) from None
 
 
 def _eos(tokenizer: ChatTokenizer) -> str:

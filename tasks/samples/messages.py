@@ -78,7 +78,7 @@ def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"row {row}: {column} is not valid JSON ({error}); mend the value") from None
     if value is not None and not isinstance(value, kind):
         raise BadInput(f"row {row}: {column} holds {kind_of(value)} where a {kind.__name__} is expected")

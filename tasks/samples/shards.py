@@ -26,10 +26,12 @@ _ID_BITS = 256
 class ShardSettings(BaseModel):
     """How finely the rows are cut; the number of shards is bounded, whatever the number of rows."""
 
-    model_config = ConfigDict(extra="forbid", title="Shards")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Shards")
 
     version: Literal[1] = 1
-    max_rows: int = Field(default=16, ge=1, title="Rows per shard", description="a larger one is cut in two")
+    max_rows: int = Field(
+        default=16, ge=1, le=1_000_000, title="Rows per shard", description="a larger one is cut in two"
+    )
     max_depth: int = Field(default=10, ge=0, le=16, title="Depth of the tree", description="at most 2^max_depth shards")
     node_depth: int = Field(
         default=6,

@@ -35,7 +35,7 @@ _PATH: Any = {"affects_result": False}
 class DatasetSettings(BaseModel):
     """What would be trained on, and how it becomes tokens; the defaults are TRL's."""
 
-    model_config = ConfigDict(extra="forbid", title="Dataset")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Dataset")
 
     version: Literal[1] = 1
     path: str = Field(
@@ -56,11 +56,16 @@ class DatasetSettings(BaseModel):
     probe_count: int = Field(
         default=16,
         ge=1,
+        le=100_000,
         title="Probes drawn",
         description="rows, from the held-out ones, when there is no probe file",
     )
     max_length: int | None = Field(
-        default=1024, ge=2, title="Longest row", description="tokens; the rest is cut off at the end; null: never"
+        default=1024,
+        ge=2,
+        le=10_000_000,
+        title="Longest row",
+        description="tokens; the rest is cut off at the end; null: never",
     )
     columns: ColumnNames = ColumnNames()
     group_column: str | None = Field(
@@ -160,7 +165,7 @@ def parse_probes(text: str) -> list[dict[str, str]]:
     for line in filter(None, map(str.strip, text.split("\n"))):
         try:
             content = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, a number of 5,000 digits, or brackets without end
             content = line
         probes.append(content if isinstance(content, dict) else {"text": line})
     return probes

@@ -10,11 +10,10 @@ import pytest
 
 import foretune
 from foretune.runs import StoredRun
-from tests.orchestration.conftest import first_run  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session")
-def request_folder(tmp_path_factory: pytest.TempPathFactory, first_run: Path) -> Path:  # noqa: F811
+def request_folder(tmp_path_factory: pytest.TempPathFactory, first_run: Path) -> Path:
     """A folder with a request.yaml whose root, beside it, has every artefact."""
     folder = tmp_path_factory.mktemp("api")
     shutil.copytree(first_run.parent, folder, dirs_exist_ok=True, copy_function=os.link)

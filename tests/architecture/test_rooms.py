@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
+TESTS = PROJECT / "tests"
 ROOMS = ("flows", "tasks", "storage")
 SOURCES = [path for room in ROOMS for path in sorted((PROJECT / room).rglob("*.py"))]
 FILE_ACCESS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rename", "iterdir"}
@@ -53,6 +54,48 @@ def outside_storage() -> list[Path]:
         for path in SOURCES
         if path.relative_to(PROJECT).parts[0] != "storage" and not MODEL_FORMATS & set(path.relative_to(PROJECT).parts)
     ]
+
+
+PRINTS = "flows/commands/terminal.py"
+TELLS_PREFECT = "tasks/engine/announcements.py"
+SAYING = {
+    "print": PRINTS,
+    "echo": PRINTS,
+    "secho": PRINTS,
+    "Console": PRINTS,
+    "create_markdown_artifact": TELLS_PREFECT,
+    "create_table_artifact": TELLS_PREFECT,
+    "create_link_artifact": TELLS_PREFECT,
+    "emit_event": TELLS_PREFECT,
+}
+"""What makes text leave, and the one module that may call it: there it is redacted and made visible."""
+
+
+def saying(source: str) -> list[tuple[str, str]]:
+    """(what is called, where) of every call by which text leaves, and of every use of stdout or stderr."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = (
+                called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
+            )
+            found += [(name, f"line {node.lineno}: {ast.unparse(node)[:80]}")] if name in SAYING else []
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.stderr"}:
+            found.append(("print", f"line {node.lineno}: {ast.unparse(node)}"))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=place_of)
+def test_text_leaves_by_one_module(path):
+    assert [where for name, where in saying(path.read_text()) if SAYING[name] != place_of(path)] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["print(x)", "console.print(x)", "typer.echo(x)", "sys.stderr.write(x)", "emit_event(event=x)", "Console()"]
+)
+def test_text_that_leaves_by_another_way_is_found(line):
+    assert len(saying(line)) == 1
 
 
 @pytest.mark.parametrize("path", outside_storage(), ids=place_of)
@@ -103,3 +146,22 @@ def test_every_package_of_the_tree_is_installed():
     packages = set(tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {path.parent for path in SOURCES if "api" not in path.parts}
     assert packages == {"foretune", *("foretune." + place_of(folder).replace("/", ".") for folder in folders)}
+
+
+BESIDE_STAGES = {"api", "flows", "orchestration", "storage"}
+"""Folders of tests for what is no stage: flows/api, the commands, flows/dag with its engines, and storage."""
+
+
+def test_every_room_has_a_folder_of_tests_of_its_own():
+    stages = {path.name for path in (PROJECT / "tasks").iterdir() if (path / "__init__.py").is_file()}
+    untested = [room for room in sorted(stages | BESIDE_STAGES) if not any((TESTS / room).glob("test_*.py"))]
+    assert untested == []
+
+
+def test_every_folder_of_tests_is_that_of_a_room_and_a_package():
+    """Without __init__.py a conftest would be imported twice, and two files of one name would be one module."""
+    rooms = {path.name for path in (PROJECT / "tasks").iterdir()} | BESIDE_STAGES
+    beyond = {"architecture", "archives", "deployments"}  # the house itself, older versions, servers and pools
+    folders = {path.parent for path in TESTS.rglob("test_*.py")}
+    assert {folder.name for folder in folders} <= rooms | beyond
+    assert [folder.name for folder in folders if not (folder / "__init__.py").is_file()] == []

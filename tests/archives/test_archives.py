@@ -19,7 +19,9 @@ from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.digests import digest_of
 from foretune.storage.events import read_events, run_status
 from foretune.storage.manifest import Manifest
+from foretune.storage.ownership import is_root, state_of
 from foretune.storage.results import artifact_of
+from foretune.storage.roots import MARKER
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import library_versions
 from foretune.tasks.report.findings import collect
@@ -97,3 +99,9 @@ def test_what_is_stored_is_a_hit_where_versions_are_the_same(archived):
     waiting = {task["task"] for task in planned["tasks"] if task["state"] == "run"}
     raised = json.loads((Path(__file__).parent / "raised.json").read_text())
     assert waiting <= LEFT_OUT | set(raised), "a key moved without a new version of its pass"
+
+
+def test_a_root_of_before_the_marker_is_known_by_its_content(archived):
+    assert not (archived / "root" / MARKER).exists()
+    assert is_root(str(archived / "root"))
+    assert state_of(run_in(archived)) == "ended"

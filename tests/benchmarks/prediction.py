@@ -30,7 +30,7 @@ from foretune.tasks.prediction.evaluation import RowsAtWeights
 from foretune.tasks.samples.dataset import read_table
 from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.real_runs import BANK, RERUN, Case, Truth, cases, missing, stored_run, train_case
-from tests.flows.conftest import Called
+from tests.dag import Called
 
 BATCH_TOKENS = 1024
 SUBJECT = ("data", "regime", "adapter", "seed", "method", "asked")

@@ -160,7 +160,7 @@ def train_case(case: Case, order: int | None) -> None:
     from foretune.tasks.backtest.real_run import train
     from foretune.tasks.inputs.sources import resolve_sources
     from foretune.tasks.samples.dataset import read_table
-    from tests.flows.conftest import Called
+    from tests.dag import Called
 
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "request.yaml"

@@ -43,7 +43,7 @@ class Bank:
         from foretune.storage.runs import Run
         from foretune.tasks.inputs.sources import resolve_sources
         from foretune.tasks.samples.dataset import read_table
-        from tests.flows.conftest import Called
+        from tests.dag import Called
 
         self.data, self.folder = data, folder
         pairs = read_pairs(data, rows + HELD_OUT)

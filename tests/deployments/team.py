@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -32,6 +33,13 @@ class Team:
     log: Path
     processes: list[subprocess.Popen] = field(default_factory=list)
     worker: subprocess.Popen | None = None
+    csrf: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def auth(self) -> tuple[str, str]:
+        """What the server asks for, as HTTP's basic authentication."""
+        user, _, password = self.environment["PREFECT_API_AUTH_STRING"].partition(":")
+        return user, password
 
     @property
     def api(self) -> str:
@@ -63,7 +71,9 @@ class Team:
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The answer's JSON; 503 means that SQLite was locked, and to ask again."""
         for pause in (0.5, 1.0, 2.0, 4.0, 0.0):
-            answer = httpx.request(method, f"{self.api}/{path}", json=body, timeout=30)
+            answer = httpx.request(
+                method, f"{self.api}/{path}", json=body, headers=self.csrf, auth=self.auth, timeout=30
+            )
             if answer.status_code != 503:
                 break
             time.sleep(pause)
@@ -100,7 +110,7 @@ class Team:
         page = self.post("events/filter", {"filter": wanted, "limit": 50})
         found = page["events"]
         while page.get("next_page"):
-            page = httpx.get(page["next_page"], timeout=30).raise_for_status().json()
+            page = httpx.get(page["next_page"], auth=self.auth, timeout=30).raise_for_status().json()
             found += page["events"]
         return found
 
@@ -131,6 +141,11 @@ class Team:
     def tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
+    def ask_for_token(self) -> None:
+        """The token that every changing request must carry."""
+        given = self.get("csrf-token?client=tests")
+        self.csrf = {"Prefect-Csrf-Client": given["client"], "Prefect-Csrf-Token": given["token"]}
+
     def healthy(self) -> bool:
         try:
             return httpx.get(f"{self.api}/health", timeout=5).is_success
@@ -151,10 +166,14 @@ def end(process: subprocess.Popen) -> None:
 @contextmanager
 def running_team(folder: Path, **settings: str) -> Iterator[Team]:
     """Server and worker with all their files below `folder`; both are killed at the end."""
-    port = free_port()
+    port, authentication = free_port(), f"team:{secrets.token_hex(16)}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_AUTH_STRING": authentication,
+        "PREFECT_SERVER_API_AUTH_STRING": authentication,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -164,7 +183,11 @@ def running_team(folder: Path, **settings: str) -> Iterator[Team]:
     try:
         team.start("server", "start", "--host", "127.0.0.1", "--port", str(port))
         team.until(team.healthy, 600)  # a busy machine
-        team.command("work-pool", "create", "foretune", "--type", "process", "--overwrite")
+        team.ask_for_token()
+        template = str(PROJECT / "deployments" / "pools" / "process.json")
+        team.command(
+            *("work-pool", "create", "foretune", "--type", "process", "--overwrite", "--base-job-template", template)
+        )
         team.command("deploy", "--name", "simulate", "--name", "vet", "--name", "backtest", "--name", "compare")
         team.start_worker()
         yield team
@@ -173,12 +196,12 @@ def running_team(folder: Path, **settings: str) -> Iterator[Team]:
             end(process)
 
 
-def published(uri: str) -> dict[str, Any]:
-    """The event that a data pipeline emits, as it travels."""
+def published(uri: str | None, dataset: str = "helpdesk") -> dict[str, Any]:
+    """The event that a data pipeline emits, as it travels; with None it forgot the place."""
     return {
         "event": "dataset.published",
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
-        "resource": {"prefect.resource.id": "dataset.tickets"},
-        "payload": {"uri": uri},
+        "resource": {"prefect.resource.id": f"dataset.{dataset}"},
+        "payload": {"uri": uri} if uri else {},
     }

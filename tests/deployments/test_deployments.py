@@ -79,14 +79,61 @@ def test_a_request_that_does_not_validate_is_refused_before_anything_runs(team, 
         team.run(team.deployment("simulate"), request=request_body)
 
 
+def test_a_server_answers_nobody_but_who_has_the_string_and_the_token(team):
+    url = f"{team.api}/flows/filter"
+    assert httpx.get(f"{team.api}/health").is_success  # a probe has no string
+    assert httpx.post(url, json={}, headers=team.csrf).status_code == 401
+    assert httpx.post(url, json={}, headers=team.csrf, auth=("team", "guessed")).status_code == 401
+    assert (
+        httpx.post(url, json={}, auth=team.auth).status_code == 403
+    )  # a page elsewhere, in a browser that is logged in
+    assert httpx.post(url, json={}, headers=team.csrf, auth=team.auth).is_success
+    elsewhere = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in httpx.options(url, headers=elsewhere).headers
+
+
+def test_a_run_that_asks_for_code_that_comes_with_a_model_is_refused_by_the_worker(team, request_body, tmp_path):
+    request_body["model"]["trust_remote_code"] = True
+    request_body["runtime"]["root"] = str(tmp_path / "root")
+    run = team.ended(team.run(team.deployment("simulate"), request=request_body))
+    assert (run["state_type"], run["state_name"]) == ("FAILED", "BadInput")
+    assert "model.trust_remote_code: true is forbidden on this machine" in run["state"]["message"]
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (published(None), "event of dataset.helpdesk: no uri in its payload"),
+        (published("/nowhere.jsonl"), "event of dataset.helpdesk: this request vets dataset.tickets"),
+    ],
+    ids=["no uri", "another request"],
+)
+def test_an_event_without_a_place_or_for_another_request_judges_nothing(team, request_body, tmp_path, event, said):
+    root = request_body["runtime"]["root"] = str(tmp_path / "root")
+    deployment, before = team.deployment("vet"), {run["id"] for run in team.runs(team.deployment("vet"))}
+    request_body["name"] = "helpdesk" if "no uri" in said else "tickets"
+    team.patch(deployment, {"parameters": {"request": request_body, "gate": None}})
+    team.post("events", [published(str(tmp_path / "train.jsonl"), "others"), event])
+    started = team.until(
+        lambda: [r for r in team.runs(deployment) if r["id"] not in before and not r["auto_scheduled"]]
+    )
+    run = team.ended(started[0]["id"])
+    assert (run["state_type"], run["state_name"]) == ("FAILED", "BadInput"), team.tail()
+    assert said in run["state"]["message"]
+    assert len(started) == 1  # the event of dataset.others started none
+    assert list_runs(root) == []
+
+
 def test_a_published_dataset_is_vetted(team, request_body, shared_root, tmp_path):
     deployment, uri = team.deployment("vet"), str(tmp_path / "train.jsonl")
+    request_body["name"] = "helpdesk"
     team.patch(deployment, {"parameters": {"request": request_body, "gate": None}})
     team.post("events", [published(uri)])
     run = team.until(lambda: next((r for r in team.runs(deployment) if r["parameters"].get("dataset") == uri), None))
     run = team.ended(run["id"])
     assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Accepted"), team.tail()
-    assert Ledger(shared_root, "tiny").accepted()["dataset"] == uri
+    assert Ledger(shared_root, "helpdesk").accepted()["dataset"] == uri
     wanted = {"filter": {"event": {"name": ["foretune.vetting.finished"]}}}
     event = team.until(lambda: team.post("events/filter", wanted)["events"])[0]
     assert event["resource"]["foretune.verdict"] == event["payload"]["verdict"] == "pass"
@@ -130,15 +177,21 @@ def test_a_cancelled_run_stops_and_leaves_no_result(team, request_body, tmp_path
 
 
 @pytest.fixture
-def forget_lost_runs(team: Team, tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """Removes the automation of deployments/automations.yaml, which waits for ten seconds instead of ten minutes."""
+def forget_lost_runs(team: Team, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Removes the automations of deployments/automations.yaml, which wait for ten seconds, not minutes."""
     file = tmp_path / "automations.yaml"
-    file.write_text((PROJECT / "deployments" / "automations.yaml").read_text().replace("within: 600", "within: 10"))
+    content = yaml.safe_load((PROJECT / "deployments" / "automations.yaml").read_text())
+    for automation in content["automations"]:
+        automation["trigger"]["within"] = 10
+    if "pending" not in request.node.name:  # a process takes longer than that to start on a busy machine
+        content["automations"] = content["automations"][:1]
+    file.write_text(yaml.safe_dump(content))
     team.command("automation", "create", "--from-file", str(file))
 
     def forget() -> None:
+        ours = {automation["name"] for automation in content["automations"]}
         for automation in team.post("automations/filter", {}):
-            if automation["name"] == "lost foretune runs":
+            if automation["name"] in ours:
                 team.ask("DELETE", f"automations/{automation['id']}")
 
     yield forget
@@ -166,6 +219,25 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on_where_it_was(team, requ
     result = list_runs(root)[-1].read_result()
     assert result["tasks"]["cached"] >= len(done)
     assert set(Counter(finished()).values()) == {1}
+
+
+def test_a_run_left_pending_by_a_dead_worker_gives_its_place_to_the_next(
+    team, request_body, tmp_path, forget_lost_runs
+):
+    request_body["runtime"]["root"] = str(tmp_path / "root")
+    deployment = team.deployment("vet")
+    end(team.worker)
+    left = team.run(deployment, request=request_body)
+    team.post(f"flow_runs/{left}/set_state", {"state": {"type": "PENDING"}})  # as a worker does before it starts a run
+    team.start_worker()
+    waiting = team.run(deployment, request=request_body)
+    team.until(lambda: team.get(f"flow_runs/{waiting}")["state_name"] == "AwaitingConcurrencySlot")
+    lost = team.ended(left)
+    assert (lost["state_type"], lost["run_count"]) == ("CRASHED", 0)
+    assert lost["state"]["message"].startswith("pending for half an hour: ")
+    forget_lost_runs()  # the next one may take longer than ten seconds to start
+    run = team.ended(waiting)
+    assert run["state_name"] in ("Accepted", "Warned", "Refused"), team.tail()
 
 
 NOWHERE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}

@@ -63,7 +63,7 @@ def ran(words: list[str], environment: dict[str, str], folder: Path) -> subproce
 def test_an_http_client_waits_for_the_verdict_and_stops_at_a_refusal(team, vetted, tmp_path):
     script = example(
         "python",
-        "import time, httpx",
+        "import os, time, httpx",
         **{
             "http://prefect.internal:4200/api": team.api,
             "s3://datasets/tickets-7.jsonl": str(tmp_path / "train.jsonl"),

@@ -68,7 +68,14 @@ def test_every_kubernetes_object_keeps_to_its_schema(rendered_job):
         objects += list(yaml.safe_load_all(path.read_text()))
     for each in objects:
         schemas.validate(each, schemas.latest_version(), strict=True)
-    assert {each["kind"] for each in objects} >= {"Job", "Deployment", "Service", "Role", "RoleBinding"}
+    assert {each["kind"] for each in objects} >= {
+        "Job",
+        "Deployment",
+        "Service",
+        "Role",
+        "RoleBinding",
+        "NetworkPolicy",
+    }
 
 
 @pytest.fixture
@@ -108,7 +115,7 @@ def test_compose_takes_its_file():
     done = subprocess.run(
         ["docker-compose", "-f", "-", "--project-directory", str(FOLDER), "config", "--quiet"],
         input=yaml.safe_dump(content),
-        env={**os.environ, "POSTGRES_PASSWORD": "chosen"},
+        env={**os.environ, "POSTGRES_PASSWORD": "chosen", "PREFECT_API_AUTH_STRING": "user:chosen"},
         capture_output=True,
         text=True,
         check=False,
@@ -118,6 +125,14 @@ def test_compose_takes_its_file():
 
 def test_the_image_holds_every_package_and_what_compose_and_prefect_read():
     dockerfile = (FOLDER / "Dockerfile").read_text()
-    for copied in ("flows", "tasks", "storage", "prefect.yaml", "pyproject.toml", "requirements.lock"):
+    for copied in (
+        "flows",
+        "tasks",
+        "storage",
+        "prefect.yaml",
+        "pyproject.toml",
+        "deployments/locks/image.lock",
+        "deployments/pools",
+    ):
         assert copied in dockerfile
         assert (PROJECT / copied).exists()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console
-
 from foretune.flows.commands.console import print_comparison
+from foretune.flows.commands.terminal import Terminal
 from foretune.flows.compare import comparison_markdown
 from foretune.tasks.report.comparison import comparison_section
 from tests.report.test_comparison import COMPARED
@@ -28,9 +27,9 @@ def missing(text: str) -> list[str]:
 
 
 def test_the_terminals_table_says_it_all():
-    console = Console(file=io.StringIO(), width=200)
-    print_comparison(console, COMPARED)
-    assert missing(console.file.getvalue().replace("1.000e-01", "0.1").replace("2.000e-01", "0.2")) == []
+    out = io.StringIO()
+    print_comparison(Terminal(file=out, width=200), COMPARED)
+    assert missing(out.getvalue().replace("1.000e-01", "0.1").replace("2.000e-01", "0.2")) == []
 
 
 def test_prefects_artifact_says_it_all_and_escapes_labels():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from foretune.flows.request import parse_request
 from foretune.flows.simulate import simulate
 from foretune.flows.vet import vet
 
@@ -64,3 +65,33 @@ def test_every_setting_has_a_title_of_its_own(flow):
         for path, model in sections(FORMS[flow], name):
             for field, shown_as in model["properties"].items():
                 assert shown_as.get("title") or "$ref" in shown_as, f"{path}.{field}"
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({"warmup_steps": 2}, 2),
+        ({"warmup_steps": 2, "warmup_ratio": 0.5}, 2),
+        ({"warmup_steps": 0.1}, 2),
+        ({"warmup_steps": None, "warmup_ratio": 0.25}, 5),
+        ({"warmup_ratio": 3}, 3),
+    ],
+)
+def test_a_warm_up_means_the_same_through_a_deployment_as_in_a_file(training, steps):
+    from prefect.utilities.schema_tools import validate
+
+    content = {"dataset": {"path": "rows.jsonl"}, "model": {"name_or_path": "m"}}
+    request = {**content, "training": {"epochs": 1, "batch_size": 1, **training}}
+    validate({"request": request}, FORMS["foretune-simulate"], raise_on_error=True)
+    through = simulate.validate_parameters({"request": json.loads(json.dumps(request)), "run_id": None})["request"]
+    assert through == parse_request(request)
+    assert through.training.warmup_steps(rows=20) == steps
+
+
+def test_what_a_file_may_not_say_a_deployment_may_not_either():
+    from prefect.utilities.schema_tools import ValidationError, validate
+
+    content = {"dataset": {"path": "rows.jsonl"}, "model": {"name_or_path": "m"}}
+    for wrong in ({"warmup_steps": -1}, {"warm_up_steps": 2}):
+        with pytest.raises(ValidationError):
+            validate({"request": {**content, "training": wrong}}, FORMS["foretune-simulate"], raise_on_error=True)

@@ -16,16 +16,15 @@ from foretune.flows.cli import app
 from foretune.flows.request import load_request
 from foretune.flows.simulate import simulate
 from foretune.storage.errors import BadInput
-from tests.flows.conftest import run_dag
-from tests.storage.conftest import own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
+from tests.dag import run_dag
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 BINARY = Path(sys.executable).with_name("foretune")
 
 
 @pytest.fixture
-def remote_request(tiny_request: Path, s3_client: Any, s3_root: str) -> Path:  # noqa: F811
+def remote_request(tiny_request: Path, s3_client: Any, s3_root: str) -> Path:
     """The tiny request with every input, and the storage root, in a bucket."""
     bucket = s3_root.split("/")[2]
     request = yaml.safe_load(tiny_request.read_text())
@@ -53,7 +52,7 @@ def asked(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_run_from_s3_to_s3_and_every_command_on_it(prefect_server, remote_request, s3_root, tmp_path):  # noqa: F811
+def test_a_run_from_s3_to_s3_and_every_command_on_it(prefect_server, remote_request, s3_root, tmp_path):
     request = load_request(str(remote_request))
     first = simulate(request)
     assert first["tasks"]["cached"] == 0
@@ -72,7 +71,7 @@ def test_a_run_from_s3_to_s3_and_every_command_on_it(prefect_server, remote_requ
     assert asked("watch", "latest", "--root", s3_root)["status"] == "completed"
 
 
-def test_the_numbers_are_those_of_local_files(remote_request, s3_root, tmp_path):  # noqa: F811
+def test_the_numbers_are_those_of_local_files(remote_request, s3_root, tmp_path):
     remote = run_dag(load_request(str(remote_request)))
     local = run_dag(load_request(str(remote_request), [f"runtime.root={tmp_path / 'local'}"]))
     assert local.made.keys() == remote.made.keys()
@@ -114,7 +113,7 @@ def test_missing_credentials_are_one_line_on_the_command_line(remote_request, mo
     assert_refused([command, str(remote_request)], "no S3 credentials; set AWS_ACCESS_KEY_ID")
 
 
-def test_missing_credentials_are_one_line_for_commands_on_runs(s3_root, monkeypatch):  # noqa: F811
+def test_missing_credentials_are_one_line_for_commands_on_runs(s3_root, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert_refused(["runs", "--root", s3_root], "no S3 credentials; set AWS_ACCESS_KEY_ID")

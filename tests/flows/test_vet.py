@@ -130,3 +130,24 @@ def test_an_accepted_run_that_is_gone_leads_no_one(versions):
     for accepted in (None, {"run_id": "20260101-000000-tiny-0001"}):
         assert along_accepted(request, accepted).prediction.along is None
     assert along_accepted(versions, {"run_id": "x"}) is versions
+
+
+@pytest.mark.parametrize(
+    ("published", "dataset", "said"),
+    [
+        ("dataset.tiny", "", "event of dataset.tiny: no uri in its payload"),
+        ("dataset.tiny", None, "event of dataset.tiny: no uri in its payload"),
+        ("dataset.tickets", "/data/tickets.jsonl", "event of dataset.tickets: this request vets dataset.tiny"),
+        (None, " ", "dataset: an empty place"),
+    ],
+)
+def test_the_event_of_another_dataset_or_of_no_place_vets_nothing(prefect_server, versions, published, dataset, said):
+    state = vet(versions, OPEN, dataset=dataset, published=published, return_state=True)
+    assert (state.name, state.message.startswith(said)) == ("BadInput", True), state.message
+    assert list_runs(versions.runtime.root) == []
+
+
+def test_a_place_that_nobody_filled_in_is_bad_input(versions):
+    request = Path(versions.runtime.root).parent / "asked.yaml"
+    request.write_text(to_yaml(versions))
+    assert_bad_input(foretune("vet", request, "--dataset", ""), "dataset: an empty place")

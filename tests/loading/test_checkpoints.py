@@ -240,3 +240,13 @@ def test_stored_forms_of_pickled_tensors_are_named_as_in_safetensors(tmp_path):
     mapped = StoredWeights(tmp_path / "mapped").layout()
     assert StoredWeights(tmp_path / "pickled").layout() == mapped
     assert all(form.bytes == tensors[key].nbytes for key, form in mapped.items())
+
+
+def test_a_checkpoint_that_lost_a_tensor_is_refused(tiny_llama, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_llama, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Exception, match="model.norm.weight"):
+        verify_checkpoint(folder, tiny_llama)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import struct
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading import convert_gguf, load_model, model_fingerprint, resolve_model, verify_checkpoint
+from foretune.tasks.loading import (
+    check_gguf,
+    convert_gguf,
+    load_model,
+    model_fingerprint,
+    resolve_model,
+    verify_checkpoint,
+)
+from foretune.tasks.loading.gguf_header import gguf_header
 
 from .conftest import settings
 
@@ -44,12 +54,16 @@ def interleaved(weight, heads):
 
 @pytest.fixture(scope="module")
 def gguf_file(tiny_llama, tmp_path_factory):
-    """The tiny Llama as a float32 GGUF file, written tensor by tensor with the gguf library."""
+    """The tiny Llama as a float32 GGUF file."""
+    return written(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_llama)
+
+
+def written(path, tiny_llama, without=(), **numbers):
+    """The tiny Llama written tensor by tensor with the gguf library, `without` some, with more fields."""
     import gguf
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     config = model.config
     writer.add_name("tiny")
@@ -72,8 +86,10 @@ def gguf_file(tiny_llama, tmp_path_factory):
     writer.add_eos_token_id(258)
     writer.add_pad_token_id(256)
     writer.add_chat_template(tokenizer.chat_template)
+    for name, number in numbers.items():
+        writer.add_uint16(name.replace("_", "."), number)
     for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
+        if name == "lm_head.weight" or name in without:
             continue
         values = tensor.numpy()
         if "q_proj" in name or "k_proj" in name:
@@ -158,6 +174,69 @@ def test_a_gguf_file_of_an_unknown_architecture_is_bad_input(tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(BadInput, match=r"transformers cannot read this GGUF file: .*unheard-of"):
+    with pytest.raises(BadInput, match=r"transformers cannot read this GGUF file, it .*unheard-of"):
         convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_part_of_a_split_file_is_refused_whatever_its_name(tiny_llama, tmp_path):
+    part = written(tmp_path / "model.gguf", tiny_llama, split_count=2, split_no=0)
+    for refused in (check_gguf, lambda path: convert_gguf(path, tmp_path / "out")):
+        with pytest.raises(BadInput, match=r"part 1 of 2 of a split model; merge it with gguf-split --merge"):
+            refused(part)
+    check_gguf(written(tmp_path / "whole.gguf", tiny_llama, split_count=1))
+
+
+def test_layers_that_a_gguf_file_lacks_are_never_made_up(tiny_llama, tmp_path):
+    last = [name for name in AutoModelForCausalLM.from_pretrained(tiny_llama).state_dict() if ".layers.1." in name]
+    with pytest.raises(BadInput, match=r"says 2 layers and holds 1 of them; copy the file again"):
+        check_gguf(written(tmp_path / "model.gguf", tiny_llama, without=last))
+    torn = written(tmp_path / "torn.gguf", tiny_llama, without=last[:1])
+    check_gguf(torn)  # which tensors a layer has only transformers knows
+    with pytest.raises(BadInput, match=r"1 tensors are missing, first model.layers.1"):
+        convert_gguf(torn, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def changed(at, kind, value):
+    def change(data):
+        struct.pack_into("<" + kind, data, at, value)
+        return data
+
+    return change
+
+
+LYING = {
+    "half of it": lambda data: data[: len(data) // 2],
+    "its first bytes": lambda data: data[:10],
+    "a version of its own": changed(4, "I", 99),
+    "of another byte order": changed(4, "I", 3 << 24),
+    "2^60 tensors": changed(8, "Q", 2**60),
+    "2^60 fields": changed(16, "Q", 2**60),
+    "a name of 2^62 bytes": changed(24, "Q", 2**62),
+    "no field at all": changed(16, "Q", 0),
+}
+
+
+@pytest.mark.parametrize("case", LYING)
+def test_a_gguf_header_that_lies_is_one_line_and_costs_no_memory(gguf_file, tmp_path, case):
+    (tmp_path / "model.gguf").write_bytes(LYING[case](bytearray(gguf_file.read_bytes())))
+    with pytest.raises(BadInput, match=r"^model .*model.gguf.*; ") as raised:
+        check_gguf(tmp_path / "model.gguf")
+    assert len(str(raised.value)) < 400
+
+
+def test_an_empty_gguf_file_is_bad_input(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(BadInput, match=r"model.gguf: not a GGUF file"):
+        check_gguf(tmp_path / "model.gguf")
+
+
+def test_the_header_of_a_real_model_is_read():
+    path = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.exists():
+        pytest.skip("make demo fetches the model")
+    header = gguf_header(path)
+    check_gguf(path)
+    assert header.fields["general.architecture"] == "llama" and len(header.tensors) == 272
+    assert header.tensors["token_embd.weight"] == [576, 49152]

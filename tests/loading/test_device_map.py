@@ -8,7 +8,7 @@ import pytest
 
 from foretune.storage.errors import BadInput
 from foretune.tasks.loading import AdapterSettings, ModelSettings, functional_caller, load_model, target_weights
-from tests.orchestration.inline import Inline, run_inline
+from tests.dag import Called, run_dag
 
 SPLIT = {"device_map": "auto", "cpu_memory_gb": 8e-5}
 """Room for the embeddings and a part of the two layers."""
@@ -31,13 +31,13 @@ def test_a_whole_simulation_of_a_split_model_stores_the_same_numbers(write_tiny_
     whole, split = tmp_path / "whole", tmp_path / "split"
     for folder in (whole, split):
         folder.mkdir()
-    expected, _ = run_inline(write_tiny_request(whole))
-    step, _ = run_inline(write_tiny_request(split), *(f"model.{name}={value}" for name, value in SPLIT.items()))
+    expected, _ = run_dag(write_tiny_request(whole))
+    step, _ = run_dag(write_tiny_request(split), *(f"model.{name}={value}" for name, value in SPLIT.items()))
     assert step.computed == expected.computed
     assert stored(step) == stored(expected)
 
 
-def stored(step: Inline) -> list[tuple[str, str, str]]:
+def stored(step: Called) -> list[tuple[str, str, str]]:
     """Task, key and content of every artefact; a report tells how long it took."""
     return [(ref.task, ref.key, ref.sha256) for task, ref in step.steps if task != "report"]
 

@@ -230,14 +230,14 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(llama_copy):
 def test_a_torn_weight_file_is_bad_input(llama_copy):
     whole = (llama_copy / "model.safetensors").read_bytes()
     (llama_copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadInput, match=r"cannot be opened"):
+    with pytest.raises(BadInput, match=r"model.safetensors: tensor .* lies at bytes .* copy the file again"):
         load_model(llama_copy, settings(llama_copy))
 
 
 def test_a_model_that_is_no_causal_language_model_is_bad_input(llama_copy):
     config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     (llama_copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=r"cannot be opened: Unrecognized configuration class"):
+    with pytest.raises(BadInput, match=r"cannot be read \(Unrecognized configuration class"):
         load_model(llama_copy, settings(llama_copy))
 
 

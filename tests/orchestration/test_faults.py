@@ -27,16 +27,15 @@ from foretune.storage.events import read_events
 from foretune.storage.manifest import FileRecord
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import BACK_OFF, content_task
-from tests.orchestration.inline import run_inline
-from tests.storage.conftest import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
+from tests.dag import run_dag
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 def start(target, *arguments) -> multiprocessing.Process:
     """A process of its own, forked from one that has the heavy libraries loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "peft", "sae_lens", "tests.orchestration.inline"])
+    context.set_forkserver_preload(["torch", "transformers", "peft", "sae_lens", "tests.dag"])
     process = context.Process(target=within, args=(dict(os.environ), target, *arguments))
     process.start()
     return process
@@ -79,7 +78,7 @@ def simulate_until(request: Path, task: str) -> None:
         return files(draft)
 
     Draft.path, Draft.files = half_written, without_manifest
-    run_inline(request)
+    run_dag(request)
 
 
 def damage(file: Path, content: bytes) -> None:
@@ -102,7 +101,7 @@ def test_killed_in_every_pass_the_same_command_goes_on_and_computes_nothing_twic
         process = start(simulate_until, request_on, task)
         process.join(120)
         assert process.exitcode == -signal.SIGKILL, f"{task}: ended with {process.exitcode}"
-    step, made = run_inline(request_on)
+    step, made = run_dag(request_on)
     assert step.computed == ["report"]
     assert {task for task, _ in step.steps} == set(planned)
     stored = {(each.task, each.key) for each in step.run.store.iterate() if each.complete}
@@ -114,11 +113,11 @@ def test_killed_in_every_pass_the_same_command_goes_on_and_computes_nothing_twic
 
 
 def test_two_simulations_of_one_request_at_once_are_both_right(request_on):
-    both = [start(run_inline, request_on) for _ in range(2)]
+    both = [start(run_dag, request_on) for _ in range(2)]
     for process in both:
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
-    step, _ = run_inline(request_on)
+    step, _ = run_dag(request_on)
     assert step.computed == []
     assert all(step.run.store.find(ref.task, ref.key, full=True) for _, ref in step.steps)
 
@@ -127,11 +126,11 @@ def test_a_deleted_or_truncated_file_is_absent_and_only_its_artefact_runs_again(
     stored_file(warm_request, "landscape", "layers.parquet").unlink()
     whole = stored_file(warm_request, "prediction", "delta.safetensors")
     damage(whole, whole.read_bytes()[:-1])
-    step, _ = run_inline(warm_request)
+    step, _ = run_dag(warm_request)
     assert sorted(set(step.computed)) in (["landscape", "prediction"], ["prediction"])
     assert "layers.parquet is missing" in caplog.text
     assert "delta.safetensors has" in caplog.text
-    assert run_inline(warm_request)[0].computed == []
+    assert run_dag(warm_request)[0].computed == []
 
 
 def test_a_flipped_bit_heals_within_the_run_and_is_said(prefect_server, warm_request, capsys):

@@ -15,7 +15,7 @@ from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.datasets import dataset_digest
 from foretune.storage.runs import Run
-from tests.orchestration.inline import run_inline
+from tests.dag import run_dag
 
 CHANGE = "training.learning_rate=2e-3"
 
@@ -25,7 +25,7 @@ def two_runs(warm_request: Path) -> Path:
     """The storage root of two finished runs that differ in the learning rate, an hour and more old."""
     root = warm_request.parent / "root"
     for number, overrides in enumerate(([], [CHANGE]), start=1):
-        step, made = run_inline(warm_request, *overrides)
+        step, made = run_dag(warm_request, *overrides)
         artifacts = {name: {"uri": ref.uri, "sha256": ref.sha256} for name, ref in made.items()}
         wanted = load_request(str(warm_request), overrides).model_dump(mode="json")
         result = {"status": "completed", "request": wanted, "artifacts": artifacts}
@@ -72,7 +72,7 @@ def test_keeping_every_run_deletes_nothing(two_runs, warm_request):
 
 
 def test_young_artefacts_of_no_run_are_spared(two_runs, warm_request):
-    run_inline(warm_request, "report.top_rows=7")
+    run_dag(warm_request, "report.top_rows=7")
     found = collect_garbage(str(two_runs), last=None, days=None, delete=True)
     assert found["artifacts"] == []
 
@@ -80,7 +80,7 @@ def test_young_artefacts_of_no_run_are_spared(two_runs, warm_request):
 @pytest.mark.parametrize("delete", [False, True])
 def test_downloads_that_nothing_read_for_long_go_too(two_runs, tmp_path, monkeypatch, delete):
     monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "cache"))
-    names = {"old": (COPY_DAYS + 1) * 86400, "young": 86400}
+    names = {"0" * 64: (COPY_DAYS + 1) * 86400, "1" * 64: 86400}
     for name, age in names.items():
         copy = tmp_path / "cache" / "copies" / name / "model.safetensors"
         copy.parent.mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_downloads_that_nothing_read_for_long_go_too(two_runs, tmp_path, monkeyp
     found = collect_garbage(str(two_runs), last=None, days=None, delete=delete)
     assert found["cache_bytes"] == (5 if delete else 0)
     left = {folder.name for folder in (tmp_path / "cache" / "copies").iterdir()}
-    assert left == ({"young"} if delete else {"old", "young"})
+    assert left == ({"1" * 64} if delete else set(names))
 
 
 def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_request):

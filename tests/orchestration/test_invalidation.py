@@ -12,7 +12,7 @@ import yaml
 
 from foretune.flows.commands.plan import make_plan
 from foretune.flows.request import load_request
-from tests.orchestration.inline import run_inline
+from tests.dag import run_dag
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ NO_RESULT = [
 def executed(request: Path, *overrides: str) -> dict[str, int]:
     """Tasks that a run computes, with how often; the plan must have said the same."""
     planned = make_plan(load_request(str(request), list(overrides)))
-    step, _ = run_inline(request, *overrides)
+    step, _ = run_dag(request, *overrides)
     counts = Counter(step.computed)
     assert Counter(task["task"] for task in planned["tasks"] if task["state"] == "run") == counts
     return dict(counts)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import os
 import struct
 import subprocess
 import sys
@@ -12,15 +15,17 @@ import pytest
 
 from foretune.flows.commands.history import History, differences
 from foretune.flows.commands.plan import make_plan, print_plan
+from foretune.flows.commands.terminal import Terminal
 from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir
+from foretune.storage.digests import digest_of
 from foretune.storage.rates import KEPT, remember_rate, remembered_rates
 from foretune.tasks.engine.keys import ContentKey
 from foretune.tasks.loading import AdapterTargets
 from foretune.tasks.loading.footprint import footprint
-from foretune.tasks.loading.stored import safetensors_layout
-from tests.orchestration.inline import run_inline
+from foretune.tasks.loading.headers import stored_tensors
+from tests.dag import run_dag
 
 
 def plan_of(request: Path, *overrides: str) -> dict:
@@ -43,7 +48,7 @@ def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, t
     assert planned["unknown"] == sorted({task["task"] for task in planned["tasks"]})
     assert set(reasons(planned).values()) == {"never run here"}
     assert not (tmp_path / "root").exists()
-    step, _ = run_inline(request)
+    step, _ = run_dag(request)
     assert [(task["task"], task["key"]) for task in planned["tasks"]] == [(r.task, r.key) for _, r in step.steps]
     assert {task["state"] for task in plan_of(request)["tasks"]} == {"cached"}
 
@@ -57,7 +62,7 @@ def new_machine(tmp_path, monkeypatch) -> None:
 def test_a_new_root_is_estimated_from_what_ran_on_this_machine(write_tiny_request, tmp_path, new_machine):
     request = write_tiny_request(tmp_path)
     elsewhere = f"runtime.root={tmp_path / 'elsewhere'}"
-    run_inline(request)
+    run_dag(request)
     planned = plan_of(request, elsewhere)
     assert planned["unknown"] == [] and planned["basis"] == ["this machine"]
     measured = ArtifactStore(tmp_path / "root")
@@ -114,7 +119,7 @@ def test_dropped_rows_are_planned_as_they_run(warm_request):
     planned = plan_of(warm_request)
     assert reasons(planned)["landscape_shard"] == "changed: rows"
     assert reasons(planned)["gradient"].startswith("changed: shards (1 of ")
-    step, _ = run_inline(warm_request)
+    step, _ = run_dag(warm_request)
     assert [(t["key"], t["state"] == "cached") for t in planned["tasks"]] == [(r.key, r.cached) for _, r in step.steps]
 
 
@@ -152,7 +157,7 @@ def test_sizes_come_from_the_headers_of_the_weights(tiny_llama):
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    stored = safetensors_layout(tiny_llama / "model.safetensors")
+    stored = stored_tensors(tiny_llama / "model.safetensors")
     assert {name: form.shape for name, form in stored.items()} == own
     sizes = footprint(tiny_llama, AdapterTargets(target_modules=["q_proj", "v_proj"]))
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -173,19 +178,31 @@ def test_the_field_is_nodes_and_rows_times_numbers_times_dtype(first_run, tmp_pa
     assert kept - planned["field_bytes"] == rows * 2 * (32 + 16) * rank * 4
 
 
+def write_holes(path, shapes):
+    """A safetensors file of bfloat16 tensors that takes no place on the disk and is not hashed: as if it had been."""
+    ends = list(itertools.accumulate(2 * math.prod(shape) for shape in shapes.values()))
+    places = zip(shapes.items(), [0, *ends], ends, strict=False)
+    entries = {n: {"dtype": "BF16", "shape": s, "data_offsets": [start, end]} for (n, s), start, end in places}
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + ends[-1])
+    known = cache_dir() / "digests" / digest_of([str(path), path.stat().st_size, path.stat().st_mtime_ns])
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(digest_of(shapes))
+
+
 def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, tmp_path, capsys):
     """LLaMA-2-7B's shapes in a header without data: 2.1 GB a node, 4.2 MB a row, printed as a formula."""
-    from rich.console import Console
-
     blocks = range(32)
     shapes = {f"model.layers.{n}.self_attn.{side}_proj.weight": [4096, 4096] for n in blocks for side in "qkvo"}
     shapes |= {f"model.layers.{n}.mlp.{side}_proj.weight": [11008, 4096] for n in blocks for side in ("gate", "up")}
     shapes |= {f"model.layers.{n}.mlp.down_proj.weight": [4096, 11008] for n in blocks}
     shapes |= {"model.embed_tokens.weight": [32000, 4096], "lm_head.weight": [32000, 4096]}
-    header = json.dumps({n: {"dtype": "BF16", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    norms = [f"model.layers.{n}.{norm}_layernorm.weight" for n in blocks for norm in ("input", "post_attention")]
+    shapes |= {name: [4096] for name in (*norms, "model.norm.weight")}
     folder = tmp_path / "llama-7b"
     folder.mkdir()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    write_holes(folder / "model.safetensors", shapes)
     config = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
     config |= {"num_hidden_layers": 32, "num_attention_heads": 32, "architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -202,7 +219,7 @@ def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, t
     # Two models of 13.5 GB, two float32 sums of 4.3 GB, and the graph of a micro-batch of 1,024 tokens.
     assert 27e9 + 8.6e9 < planned["memory_bytes"] < 48e9
     assert footprint(folder, AdapterTargets()).parameters == pytest.approx(6.74e9, rel=0.01)
-    print_plan(Console(width=200), planned)
+    print_plan(Terminal(width=200), planned)
     printed = capsys.readouterr().out
     assert f"gradient field {field['nodes']} nodes x 1,074 M numbers x 2 bytes + {rows} rows x 2.097 M" in printed
 
@@ -241,9 +258,7 @@ def test_planning_imports_no_torch(first_run):
 
 
 def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys):
-    from rich.console import Console
-
-    print_plan(Console(width=200), plan_of(first_run, "training.learning_rate=2e-3"))
+    print_plan(Terminal(width=200), plan_of(first_run, "training.learning_rate=2e-3"))
     printed = capsys.readouterr().out
     assert "changed: training.learning_rate" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
@@ -251,7 +266,9 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
 
 
 def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    name, family = b"general.architecture", b"llama"
+    field = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(family)) + family
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
     root = tmp_path / "root"
     planned = plan_of(first_run, f"model.name_or_path={tmp_path / 'model.gguf'}", f"runtime.root={root}")
     assert planned["tasks"][0]["task"] == "model"

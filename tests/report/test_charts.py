@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from foretune.storage.display import visible
 from foretune.tasks.report.charts import dataset, features, layers, losses, samples, settings, timeline
 from foretune.tasks.report.charts.look import HARMS, HELPS, hover, label
-from foretune.tasks.report.texts import visible
 from foretune.tasks.report.views import ReportView
 from tests.report.conftest import TIMELINE
 
@@ -19,7 +19,7 @@ def test_text_is_escaped_after_it_is_cut() -> None:
 
 
 def test_hidden_characters_are_made_visible_and_letters_are_kept() -> None:
-    assert visible("a\u202eb\x00c\r\nd") == "a\ufffdb\ufffdc\nd"
+    assert visible("a\u202eb\x00c\r\nd\U000e0041") == "a\\u202eb\\x00c\nd\\U000e0041"
     assert visible("हिन्दी עברית 👩‍🚀\tcafé") == "हिन्दी עברית 👩‍🚀\tcafé"
 
 

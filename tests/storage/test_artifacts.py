@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.cache import new_draft
 from foretune.storage.places import Place
 from foretune.storage.refs import ArtifactRef
 from tests.storage.stored import KEY, another_process, folder, make
@@ -55,7 +56,8 @@ def test_the_manifest_says_what_the_artefact_is_made_of(store):
 def test_the_manifest_is_sent_last(faulty_s3, s3_root):
     make(ArtifactStore(s3_root))
     sent = [path.rsplit("/", 1)[-1].split("?")[0] for method, path in faulty_s3.requests if method == "PUT"]
-    assert sorted(sent[:-1]) == ["a.txt", "b.bin"]
+    assert sent[0] == "foretune.json"
+    assert sorted(sent[1:-1]) == ["a.txt", "b.bin"]
     assert sent[-1] == "manifest.json"
 
 
@@ -190,7 +192,7 @@ def test_a_writer_s_own_machine_downloads_nothing(faulty_s3, s3_root):
 def test_leftovers_of_killed_writers_are_swept_by_age(disk_root):
     store = ArtifactStore(disk_root)
     make(store)
-    left = Path(disk_root) / "artifacts" / ".drafts" / "landscape-x"
+    left = Path(disk_root) / "artifacts" / ".drafts" / new_draft("landscape-x")
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"1")
     assert store.sweep(older_than=3600) == 0
@@ -203,7 +205,7 @@ def test_leftovers_of_killed_writers_are_swept_by_age(disk_root):
 
 def test_half_sent_uploads_of_killed_writers_are_swept_by_age(s3_root, s3_client):
     bucket = s3_root.split("/")[2]
-    s3_client.create_multipart_upload(Bucket=bucket, Key="root/artifacts/landscape/x/a.bin")
+    s3_client.create_multipart_upload(Bucket=bucket, Key=f"root/artifacts/landscape/{KEY}/a.bin")
     store = ArtifactStore(s3_root)
     # The server dates every upload 2010-11-10.
     assert store.sweep(older_than=time.time()) == 0

@@ -91,6 +91,7 @@ def test_a_large_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     hashed = []
     original = digests.hash_file
     monkeypatch.setattr(digests, "hash_file", lambda path: hashed.append(path) or original(path))
+    monkeypatch.setattr(digests, "_SETTLED_SECONDS", -1.0)  # a change time cannot be set, only waited for
     path = aged(tmp_path / "large", b"\1" * 2**20)
     assert file_digest(path) == file_digest(path)
     assert len(hashed) == 1

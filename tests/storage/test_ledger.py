@@ -27,8 +27,10 @@ def test_the_pointer_names_the_last_accepted_run_of_its_dataset(root):
 
 
 def test_a_verdict_is_kept_under_its_key(root):
-    Ledger(root, "tickets").keep("a" * 40, {"verdict": "fail"})
-    assert Ledger(root, "tickets").verdict("a" * 40) == {"verdict": "fail"}
+    verdict = {"verdict": "fail", "dataset": "d.jsonl", "run_id": "r", "accepted": False}
+    verdict |= {"crossings": [], "skipped": [], "comparison": None}
+    Ledger(root, "tickets").keep("a" * 40, verdict)
+    assert Ledger(root, "tickets").verdict("a" * 40) == verdict
     assert Ledger(root, "tickets").verdict("b" * 40) is None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from foretune.tasks.report.texts import one_line
+from foretune.storage.display import one_line
 
 HELPS, HARMS, NEUTRAL = "var(--helps)", "var(--harms)", "var(--neutral)"
 RISES, FADES = "var(--rises)", "var(--fades)"

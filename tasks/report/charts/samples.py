@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
+from foretune.storage.display import one_line
 from foretune.tasks.report.charts.look import HARMS, HELPS, NEUTRAL, SERIES, Chart, hover, label, plot
-from foretune.tasks.report.texts import one_line
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -1,0 +1,99 @@
+"""Rows of a Parquet file, unpacked in a child: a megabyte of it can hold gigabytes, and its footer need not say so.
+
+The child reads batches of few rows and sends them on as an Arrow stream until their sum is more than is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from foretune.storage.confinement import confined, keep_within_limits
+from foretune.storage.errors import BadInput
+
+BATCH_ROWS = 256
+SPARE = 3 * 2**30
+"""Bytes of address space beside the rows: the libraries, and one page of a column, which may have 2 GiB."""
+
+
+def parquet_rows(uri: str, path: Path, most: int) -> list[dict[str, Any]]:
+    """Every row; at most `most` bytes of them. BadInput for what is too large, too slow or no whole Parquet file."""
+    import pyarrow as pa
+
+    seconds = 60 + most / 2e7
+    rows: list[dict[str, Any]] = []
+    said = json.dumps({"path": str(path), "most": most})
+    with confined(__name__, said, memory=SPARE + 2 * most, cpu_seconds=seconds) as child, child.within(10 * seconds):
+        try:
+            with pa.ipc.open_stream(child.takes) as stream:
+                for batch in stream:
+                    rows += batch.to_pylist()
+        except (pa.ArrowException, OSError):
+            pass  # the child ended early, and says below why
+        fault = child.errors.read().decode(errors="replace").strip().splitlines()
+        why = child.end() if child.process.wait() else ""
+    if not why:
+        return rows
+    known = json.loads(fault[-1]) if fault and fault[-1].startswith("{") else {}
+    raise BadInput(f"{uri}: {_sentence(known, why, path.stat().st_size, most)}")
+
+
+def _sentence(known: dict[str, Any], why: str, size: int, most: int) -> str:
+    kind, said = known.get("kind"), known.get("said", "")
+    if kind == "denied":
+        return f"cannot be read ({said}); check its permissions"
+    if kind == "broken":
+        return f"not a whole Parquet file ({said}); write it again"
+    if kind == "large":
+        why = f"its rows are more than {most / 1e6:,.0f} MB"
+    return f"{size / 1e6:,.1f} MB of Parquet cannot be unpacked ({why}); split it, or give the rows as JSONL"
+
+
+def _send(path: str, most: int) -> dict[str, Any] | None:
+    """In the child. What went wrong, or None."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            with pa.ipc.new_stream(sys.stdout.buffer, file.schema_arrow) as stream:
+                for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+                    most -= 64 * batch.num_rows + sum(map(_weight, batch.columns))
+                    if most < 0:
+                        return {"kind": "large"}
+                    stream.write_batch(batch)
+    except PermissionError as error:
+        return {"kind": "denied", "said": error.strerror}
+    except (MemoryError, pa.ArrowMemoryError):
+        return {"kind": "memory"}
+    except (pa.ArrowException, OSError) as error:  # a broken footer is OSError, a missing one ArrowInvalid
+        return {"kind": "broken", "said": " ".join(str(error).split())}
+    return None
+
+
+def _weight(array: Any) -> int:
+    """Bytes of a column as Python values, about: nulls in lists and repeated words cost nothing in Arrow."""
+    import pyarrow as pa
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _weight(array.dictionary_decode())
+    inner = []
+    if pa.types.is_struct(kind):
+        inner = [array.field(place) for place in range(kind.num_fields)]
+    elif pa.types.is_map(kind):
+        inner = [array.keys, array.items]
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = [array.flatten()]
+    return 8 * len(array) + (sum(map(_weight, inner)) if inner else array.nbytes)
+
+
+if __name__ == "__main__":
+    keep_within_limits()
+    wrong = _send(**json.loads(sys.argv[1]))
+    if wrong is not None:
+        print(json.dumps(wrong), file=sys.stderr, flush=True)
+        sys.stdout = None  # type: ignore[assignment] - a broken pipe at exit is no news
+    sys.exit(3 if wrong is not None else 0)

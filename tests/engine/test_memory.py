@@ -1,0 +1,104 @@
+"""A device out of memory is simulated by the error that torch raises; the GPU's slot by a real limit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from foretune.tasks.engine.memory import halved, within_memory
+
+pytestmark = pytest.mark.slow
+
+
+class Sizes(BaseModel):
+    batch_tokens: int = 64
+    rows: int = 8
+
+
+def failing_above(tokens: int):
+    seen = []
+
+    def compute(arguments: dict) -> list[int]:
+        seen.append(arguments["settings"].batch_tokens)
+        if seen[-1] > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return seen
+
+    return compute
+
+
+def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes():
+    arguments = {"settings": Sizes(), "number": 3}
+    assert within_memory(failing_above(20), arguments, "pass") == [64, 32, 16]
+    assert halved(arguments) == {"settings": Sizes(batch_tokens=32, rows=8), "number": 3}
+
+
+def test_what_does_not_fit_by_the_token_raises_the_devices_own_error():
+    with pytest.raises(torch.OutOfMemoryError):
+        within_memory(failing_above(0), {"settings": Sizes()}, "pass")
+    with pytest.raises(torch.OutOfMemoryError):
+        within_memory(failing_above(0), {"settings": Sizes(batch_tokens=1)}, "pass")
+
+
+FREED = """
+import re
+from pathlib import Path
+from foretune.tasks.engine.memory import give_back
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+lasting, passing = [], []
+for _ in range(300):  # a small one above each large one, so that the heap does not shrink by itself
+    passing.append(bytearray(b"x" * 100_000))
+    lasting.append(bytearray(b"x" * 2_000))
+passing.clear()
+held = resident()
+give_back()
+print(held - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_what_a_pass_freed_goes_back_to_the_system():
+    # A process of its own: the heap of this one has holes in which the small ones would lie.
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 15  # MiB, of 29
+
+
+def test_other_errors_are_not_tried_again():
+    calls = []
+
+    def compute(arguments: dict) -> None:
+        calls.append(1)
+        raise RuntimeError("wrong shape")
+
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        within_memory(compute, {"settings": Sizes()}, "pass")
+    assert calls == [1]
+
+
+def test_a_landscape_that_ran_out_of_memory_has_the_same_numbers(simulated, tmp_path, monkeypatch):
+    from foretune.tasks.numerics.gradients import GradientSum
+
+    batches = "landscape.batch_tokens=200"
+    calm = simulated(f"runtime.root={tmp_path}/calm", batches)
+    add, calls = GradientSum.add, []
+
+    def short_of_memory(self, *arguments, **taps):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return add(self, *arguments, **taps)
+
+    monkeypatch.setattr(GradientSum, "add", short_of_memory)
+    tight = simulated(f"runtime.root={tmp_path}/tight", batches)
+    for name, gradient in calm.tensors("landscape", "gradients").items():
+        torch.testing.assert_close(tight.tensors("landscape", "gradients")[name], gradient, rtol=1e-2, atol=1e-4)
+    assert tight.summary("landscape")["loss"] == pytest.approx(calm.summary("landscape")["loss"], rel=1e-5)
+    assert tight.summary("landscape")["batches"] > calm.summary("landscape")["batches"]

@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: status 130 within seconds, the run marked as stopped, no process left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from foretune.storage.events import read_events, run_status
+from foretune.storage.runs import Run, list_runs
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-m", "foretune.flows.cli", "simulate"]
+PATIENCE = 300.0
+SECONDS = 5.0
+
+
+def started(request: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, str(request), "--quiet", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> list[psutil.Process]:
+    until = time.monotonic() + PATIENCE
+    while process.poll() is None and not reached() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def begun(root: Path, task: str) -> bool:
+    runs: list[Run] = list_runs(str(root))
+    return any(event.get("task") == task for run in runs for event in read_events(run))
+
+
+@pytest.mark.parametrize(
+    ("send", "number", "times"),
+    [(os.killpg, signal.SIGINT, 1), (os.kill, signal.SIGINT, 2), (os.kill, signal.SIGTERM, 1)],
+)
+def test_a_signal_while_torch_computes_stops_the_run_at_once(tiny_request: Path, send, number, times):
+    root = tiny_request.parent / "root"
+    process = started(tiny_request)
+    children = wait_for(process, lambda: begun(root, "landscape_shard"))
+    assert children  # the engine's server
+    sent = time.monotonic()
+    for _ in range(times):
+        send(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - sent < SECONDS
+    assert process.returncode == 130
+    assert said == "foretune: stopped; run the same command again to go on where it ended\n"
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    (run,) = list_runs(str(root))
+    assert run_status(run) == "stopped"
+    assert [event["type"] for event in read_events(run)].count("run_finished") == 1
+
+
+def test_a_signal_while_libraries_are_imported_leaves_no_traceback(tiny_request: Path):
+    process = started(tiny_request)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
