@@ -86,7 +86,15 @@ def saying(source: str) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=place_of)
+NOBODY_READS = {
+    "storage/parquet_rows.py": "a child process, whose parent reads its streams",
+    "tasks/samples/template_child.py": "a child process, whose parent reads its streams",
+    "flows/interruption.py": "flushes what the terminal has written, and says one constant line",
+}
+SPEAKERS = [path for path in SOURCES if place_of(path) not in NOBODY_READS]
+
+
+@pytest.mark.parametrize("path", SPEAKERS, ids=place_of)
 def test_text_leaves_by_one_module(path):
     assert [where for name, where in saying(path.read_text()) if SAYING[name] != place_of(path)] == []
 
