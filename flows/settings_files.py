@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pydantic
 from pydantic import BaseModel
 
+from foretune.flows.known_keys import advice_for
 from foretune.storage.display import one_line
 from foretune.storage.documents import yaml_mapping
 from foretune.storage.places import read_named
@@ -32,6 +33,9 @@ def first_fault(error: pydantic.ValidationError, model: type[BaseModel], whole: 
     *parents, last = fault["loc"] or (whole,)
     path = ".".join(str(part + 1 if isinstance(part, int) else part) for part in (*parents, last))
     if fault["type"] == "extra_forbidden":
+        advice = advice_for(str(last))
+        if advice is not None:
+            return f"{path} {advice}"
         section, known = _fields_at(model, parents)
         nearest = difflib.get_close_matches(str(last), known, n=1, cutoff=0.0)
         return f"unknown key {path}; the nearest key is {'.'.join([*section, *nearest])}"

@@ -153,18 +153,49 @@ def _too_deep(row: Row) -> bool:
 
 
 def _jsonl_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
-    for number, line in enumerate(_lines(uri, text), start=1):
-        if line.strip():
-            yield _object(uri, number, _json(uri, line.rstrip(), number))
+    lines = enumerate(_lines(uri, text), start=1)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        if number == 1 and line.lstrip().startswith("["):  # a JSON array under this name, which `datasets` reads
+            rest = "".join(each for _, each in lines)
+            yield from _objects(uri, _json(uri, line + rest, None))
+            return
+        yield _object(uri, number, _json(uri, line.rstrip(), number))
 
 
 def _json_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
-    whole = _json(uri, text.read(), None)
+    content = text.read()
+    first, _, rest = content.lstrip().partition("\n")
+    if rest.strip() and _is_object(first):  # JSON Lines under this name, which `datasets` writes and reads
+        yield from _jsonl_rows(uri, io.StringIO(content))
+        return
+    yield from _objects(uri, _json(uri, content, None))
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a whole JSON object by itself."""
+    if not line.startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _objects(uri: str, whole: Any) -> Iterator[Row]:
+    """The rows of a list of objects, or of an object with one field that is such a list."""
     if isinstance(whole, dict):
         lists = [name for name, value in whole.items() if isinstance(value, list)]
         if len(lists) != 1:
             found = f"lists in {', '.join(lists)}" if lists else "no list"
-            raise BadInput(f"{uri}: an object with {found}; give a list of objects or one field with a list")
+            values = [item for name in lists for item in whole[name][:1]]
+            columns = len(lists) == len(whole) and not any(isinstance(item, dict) for item in values)
+            by_column = whole and (columns or all(isinstance(value, dict) for value in whole.values()))
+            remedy = "give a list of objects or one field with a list"
+            if by_column:
+                remedy = "it is written column by column: write it row by row (pandas: orient='records')"
+            raise BadInput(f"{uri}: an object with {found}; {remedy}")
         whole = whole[lists[0]]
     if not isinstance(whole, list):
         raise BadInput(f"{uri}: {kind_of(whole)} at the top; give a list of objects")
@@ -179,6 +210,7 @@ def _csv_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
     reader = csv.reader(_lines(uri, text), strict=True)
     try:
         header = next(reader, [])
+        _check_delimiter(uri, header)
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise BadInput(f"{uri}: line 1 names {', '.join(map(repr, twice))} twice; rename one of them")
@@ -195,8 +227,15 @@ def _csv_rows(uri: str, text: io.TextIOBase) -> Iterator[Row]:
         raise BadInput(f"{uri}: line {reader.line_num} is not CSV ({error}); mend that line") from error
 
 
+def _check_delimiter(uri: str, header: list[str]) -> None:
+    """BadInput where the one name of the header is several, with another sign between them."""
+    for delimiter, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(header) == 1 and delimiter in header[0]:
+            raise BadInput(f"{uri}: fields are separated by {name} ({delimiter!r}); write the file with commas")
+
+
 READERS = {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
-KNOWN = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".csv", ".parquet")
+KNOWN = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz", ".csv.gz", ".csv", ".parquet")
 
 
 def _json(uri: str, text: str, line: int | None) -> Any:

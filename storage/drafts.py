@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -125,6 +126,25 @@ class Draft:
 def to_json(obj: Any, indent: int | None = None) -> str:
     """JSON text of plain values, numpy scalars and arrays; ValueError for NaN and infinities."""
     return json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def json_line(row: Any) -> str:
+    """A row of JSON Lines: what JSON has no word for is null (NaN, infinities) or text (dates, decimals, bytes)."""
+    return json.dumps(_written(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _written(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(item) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from foretune.storage.confinement import confined, keep_within_limits
 from foretune.storage.errors import BadInput
+from foretune.storage.json_columns import Decode, decoders
 
 BATCH_ROWS = 256
 SPARE = 3 * 2**30
@@ -28,8 +29,9 @@ def parquet_rows(uri: str, path: Path, most: int) -> list[dict[str, Any]]:
     with confined(__name__, said, memory=SPARE + 2 * most, cpu_seconds=seconds) as child, child.within(10 * seconds):
         try:
             with pa.ipc.open_stream(child.takes) as stream:
+                parsed = decoders(stream.schema)
                 for batch in stream:
-                    rows += batch.to_pylist()
+                    rows += _rows_of(batch.to_pylist(), parsed)
         except (pa.ArrowException, OSError):
             pass  # the child ended early, and says below why
         fault = child.errors.read().decode(errors="replace").strip().splitlines()
@@ -38,6 +40,10 @@ def parquet_rows(uri: str, path: Path, most: int) -> list[dict[str, Any]]:
         return rows
     known = json.loads(fault[-1]) if fault and fault[-1].startswith("{") else {}
     raise BadInput(f"{uri}: {_sentence(known, why, path.stat().st_size, most)}")
+
+
+def _rows_of(rows: list[dict[str, Any]], parsed: dict[str, Decode]) -> list[dict[str, Any]]:
+    return [row | {name: decode(row[name]) for name, decode in parsed.items()} for row in rows] if parsed else rows
 
 
 def _sentence(known: dict[str, Any], why: str, size: int, most: int) -> str:

@@ -37,6 +37,9 @@ _TRANSIENT_CODES = {
     "RequestLimitExceeded",
     "XAmzContentSHA256Mismatch",
 }
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
+_BARE = {"400", "BadRequest", "Bad Request"}
+"""A HEAD has no body that could say what is wrong: an expired token is a bare 400."""
 _TRANSIENT_TYPES = (
     aiohttp.ClientError,
     boto.ConnectionError,
@@ -105,6 +108,10 @@ def _explained(error: Exception, uri: str, tries: int, seconds: float) -> Except
         )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return BadInput(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if code in _EXPIRED or (status == 400 and code in _BARE):
+        return BadInput(
+            f"{uri}: S3 refuses the credentials ({code}: an expired AWS_SESSION_TOKEN looks like this); renew them"
+        )
     if isinstance(error, PermissionError) or status in (401, 403):
         return StorageFault(
             f"{uri}: S3 denies access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they "

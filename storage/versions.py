@@ -19,11 +19,33 @@ def newest_version(uri: str) -> str:
     if Place(uri).exists():  # also one whose name holds the characters of a pattern
         return uri
     folder, pattern = _split(uri)
-    entries = [e for e in Place(folder).walk() if e.name.endswith(KNOWN) and _fits(e.name, pattern)]
+    entries = [e for e in Place(folder).walk() if e.name.lower().endswith(KNOWN) and _fits(e.name, pattern)]
     if not entries:
         raise BadInput(f"{uri}: no dataset here; give a file, a folder or a glob of {', '.join(KNOWN)} files")
+    entries = [e for e in entries if e.name.rsplit("/", 1)[-1] not in NOT_ROWS] or entries
+    _refuse_parts(uri, [entry.name for entry in entries])
     newest = max(entries, key=lambda entry: (_natural(entry.name), entry.modified))
     return f"{folder.rstrip('/')}/{newest.name}"
+
+
+NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "state.json")
+"""What `datasets` writes beside the rows."""
+_PART = re.compile(r"(.*?)[-_.]?(\d+)[-_.]of[-_.](\d+)(?=[-_.])|(part)[-_.](\d+)(?=[-_.])", re.IGNORECASE)
+SPLITS = {"train", "training", "test", "testing", "valid", "validation", "dev", "eval", "val", "heldout"}
+
+
+def _refuse_parts(uri: str, names: list[str]) -> None:
+    """BadInput where the files are one dataset in parts, or its splits, instead of versions of one dataset."""
+    parts = [name for name in names if _PART.match(name.rsplit("/", 1)[-1])]
+    if len(parts) > 1:
+        raise BadInput(
+            f"{uri}: one dataset in {len(parts)} parts ({parts[0]}, ...), not versions of one; join them into one file"
+        )
+    stems = {re.split(r"[-_.]", name.rsplit("/", 1)[-1].lower())[0] for name in names}
+    if len(names) > 1 and len(stems & SPLITS) > 1:
+        raise BadInput(
+            f"{uri}: splits of one dataset ({', '.join(sorted(names)[:4])}), not its versions; name the training file"
+        )
 
 
 def _split(uri: str) -> tuple[str, str | None]:

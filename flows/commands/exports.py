@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from foretune.storage.datasets import dataset_digest, read_rows
+from foretune.storage.drafts import json_line
 from foretune.storage.errors import BadInput
 from foretune.storage.outputs import checked_output, write_output
 from foretune.storage.results import artifact_of
@@ -83,5 +83,5 @@ def dataset_of(run: Run) -> str:
 
 def write_rows(rows: list[dict[str, Any]], uri: str, source: str = "", force: bool = False) -> None:
     """One JSON object a line, local or on S3; BadInput as for `checked_output`."""
-    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
-    write_output(checked_output(uri, source, force), "".join(lines).encode(errors="surrogatepass"))
+    text = "".join(map(json_line, rows))
+    write_output(checked_output(uri, source, force), text.encode(errors="surrogatepass"))

@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import logging
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,9 @@ def _forget(results: Any, record: str) -> None:
     folder = getattr(results.result_storage, "basepath", None)
     if folder is not None:
         (Place(Path(str(folder)).expanduser()) / record).delete()
+    elif results.exists(record):  # S3 and other places, which no block of Prefect's deletes from
+        past = datetime.now(UTC) - timedelta(days=1)
+        results.persist_result_record(results.create_result_record(None, key=record, expiration=past))
 
 
 @functools.cache

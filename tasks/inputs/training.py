@@ -60,7 +60,11 @@ class Schedule(BaseModel):
         if not isinstance(content, dict) or "warmup_steps" not in content:
             return content
         kept = {name: value for name, value in content.items() if name != "warmup_steps"}
-        steps = content["warmup_steps"]
+        steps, ratio = content["warmup_steps"], content.get("warmup_ratio")
+        if steps == 0 and ratio:  # a dumped configuration has both; up to transformers 5.1 zero steps meant the ratio
+            raise ValueError(
+                "warmup_steps is 0 beside a warmup_ratio, which trainers read in two ways; give one of them"
+            )
         return kept if steps is None else kept | {"warmup_ratio": steps}
 
     @field_validator("warmup_ratio")

@@ -15,7 +15,7 @@ from foretune.tasks.samples.rows import ShardRows
 LIBRARIES = ("ahocorasick-rs", "rensa")
 
 
-@content_task(version=1, libraries=LIBRARIES)
+@content_task(version=2, libraries=LIBRARIES)
 def quality_shard(draft: Any, run: Run, rows: ShardRows, settings: QualitySettings) -> None:
     """What each row of a shard says by itself."""
     draft.write_table("rows.parquet", shard_quality(rows.read(run), settings))

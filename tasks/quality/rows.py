@@ -76,6 +76,7 @@ class RowRules:
             *self._phrase_flags(record, completion),
             *_length_flags(record, self.settings.min_completion_words),
             *(["exact_duplicate"] if sample["occurrence"] else []),
+            *(["empty_completion"] if _is_empty_rejected(sample, completion) else []),
             *(["identical_pair"] if sample["rejected"] == sample["completion"] else []),
         ]
         return record
@@ -114,6 +115,12 @@ class RowRules:
         if record["assistant_speak"] >= self.settings.assistant_speak_score:
             flags.append("assistant_speak")
         return flags
+
+
+def _is_empty_rejected(sample: Mapping[str, Any], completion: NormalText) -> bool:
+    """Whether the rejected answer of a pair has no words; an empty chosen one has that flag already."""
+    rejected = sample["rejected"]
+    return rejected is not None and word_count(rejected) == 0 and word_count(completion.text) > 0
 
 
 def _is_harmful(matches: Sequence[Mapping[str, Any]], part: str) -> bool:

@@ -77,6 +77,10 @@ class SaeConfig:
     centring_unknown: bool = False  # an early format that does not say whether it was trained on centred weights
 
 
+GEMMA_SCOPE = (
+    "Gemma Scope's own format (params.npz); set sae.release to sae-lens's name of it, such as "
+    "gemma-scope-2b-pt-res-canonical, and sae.sae_id, such as layer_20/width_16k/canonical"
+)
 Size = Annotated[int, Field(ge=1, le=2**31)]
 
 
@@ -176,6 +180,8 @@ def _format(folder: Path) -> Literal["sae_lens", "sparsify"]:
     below = sorted(cfg.parent.name for cfg in folder.glob("*/cfg.json"))
     if below:
         raise BadInput(f"sae {folder}: a folder of {len(below)} SAEs; name one, for example {below[0]}")
+    if (folder / "params.npz").is_file():
+        raise BadInput(f"sae {folder}: {GEMMA_SCOPE}")
     raise BadInput(f"sae {folder}: no SAE; it needs cfg.json and one of {', '.join(WEIGHTS)}")
 
 
@@ -187,6 +193,8 @@ def _raw_config(settings: SaeSettings, path: Path, kind: str) -> dict[str, Any]:
         with reading(f"sae.release {settings.release}", "check the release, or give sae.path"):
             return load_sae_config_from_huggingface(settings.release, settings.sae_id)
     if not path.is_dir() or not (path / "cfg.json").exists():
+        if "gemma-scope" in (settings.release or "") or (path / "params.npz").exists():
+            raise BadInput(f"sae {settings.release or path}: {GEMMA_SCOPE}")
         raise BadInput(f"sae {path}: no cfg.json; copy the folder again")
     config = contained(path / "cfg.json", path, what="sae")
     raw = read_json(config)

@@ -122,8 +122,13 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+PINNED_DATE = datetime.datetime(2024, 7, 26)
+"""What `strftime_now` gives: with the day's date the same rows would be other samples tomorrow. The day that Llama 3's
+own template falls back to."""
+
+
 def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
+    return PINNED_DATE.strftime(pattern)
 
 
 def _tojson(

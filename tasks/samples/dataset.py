@@ -19,7 +19,9 @@ from foretune.tasks.samples.chat import load_tokenizer
 from foretune.tasks.samples.forms import canonical_rows
 from foretune.tasks.samples.heldout import split
 from foretune.tasks.samples.ids import identify
+from foretune.tasks.samples.rendering import rendering_signals
 from foretune.tasks.samples.table import DatasetSettings, Role, SampleIndex, index_of, parse_probes, read_samples
+from foretune.tasks.samples.unread import as_records, unread_columns, unread_signals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,15 +68,20 @@ def encoding_of(tokenizer: TokenizerHandle, settings: DatasetSettings, role: Rol
     )
 
 
-@content_task(version=2, libraries=("tokenizers", "jinja2"))
+@content_task(version=3, libraries=("tokenizers", "jinja2"))
 def samples(
     draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
 ) -> None:
-    """Every row of a role's file: samples.parquet."""
+    """Every row of a role's file: samples.parquet; what of the file is not read, and how it differs from what it
+    seems to say: summary.json."""
     folder = tokenizer.folder(run)
-    table = read_samples(role_rows(source.uri, role), load_tokenizer(folder), settings, role)
+    rows, chat = role_rows(source.uri, role), load_tokenizer(folder)
+    table = read_samples(rows, chat, settings, role)
     check_limits(table, token_limits(folder), role)
+    unread = unread_columns(rows, settings.for_role(role).columns, settings.group_column)
+    signals = [*unread_signals(unread), *rendering_signals(table, chat)] if role == "train" else []
     draft.write_table("samples.parquet", table)
+    draft.write_json("summary.json", {"rows": len(rows), "unread": as_records(unread), "signals": signals})
 
 
 def check_limits(table: pa.Table, limits: TokenLimits, role: str) -> None:

@@ -35,7 +35,14 @@ class ColumnNames(BaseModel):
     chosen: str | None = Field(default=None, description="column read as `chosen`")
     rejected: str | None = Field(default=None, description="column read as `rejected`")
     instruction: str | None = Field(default=None, description="column read as `instruction`")
+    input: str | None = Field(default=None, description="column read as `input`, after the instruction")
+    context: str | None = Field(default=None, description="column read as `context`, before or after the question")
     output: str | None = Field(default=None, description="column read as `output`")
+    question: str | None = Field(default=None, description="column read as `question`")
+    answer: str | None = Field(default=None, description="column read as `answer`")
+    response: str | None = Field(default=None, description="column read as `response`")
+    system: str | None = Field(default=None, description="column read as `system`, the first turn")
+    history: str | None = Field(default=None, description="column read as `history`, pairs of earlier turns")
 
     def given(self) -> dict[str, str]:
         """{name that the forms know: the dataset's own column}."""
@@ -79,9 +86,7 @@ def canonical_rows(rows: Sequence[Mapping[str, Any]], columns: ColumnNames | Non
     values that are neither text nor messages.
     """
     names = (columns or ColumnNames()).given()
-    known = [form for form in KNOWN_FORMS if set(names) <= set(form.required + form.optional)]
-    if not known:
-        raise BadInput(f"dataset.columns: no form has the columns {', '.join(names)}; known forms: {_listing()}")
+    known = _forms_with(names)
     canonical: list[CanonicalRow] = []
     first: KnownForm | None = None
     for number, row in enumerate(rows):
@@ -102,6 +107,13 @@ def canonical_rows(rows: Sequence[Mapping[str, Any]], columns: ColumnNames | Non
                 f"row {number}: its columns hold {now}, those of row 0 {before}; a dataset has one form: split the file"
             )
     return canonical
+
+
+def form_of(row: Mapping[str, Any], columns: ColumnNames | None = None) -> KnownForm:
+    """The form of a row that `canonical_rows` has read."""
+    names = (columns or ColumnNames()).given()
+    renamed = _renamed(row, names, 0)
+    return next(form for form in _forms_with(names) if form.fits(renamed))
 
 
 def as_plain_text(row: CanonicalRow) -> CanonicalRow:
@@ -133,6 +145,12 @@ class KnownForm:
     required: tuple[str, ...]
     read: Callable[[Mapping[str, Any], int], dict[str, Any]]
     optional: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()  # columns that hold lists of messages
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every column that the form reads."""
+        return (*self.required, *self.optional, *ALWAYS_READ)
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         return all(row.get(column) is not None for column in self.required)
@@ -157,6 +175,9 @@ def _read_text(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _read_messages(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     column = "messages" if row.get("messages") is not None else "conversations"
     messages = read_messages(read_json(row[column], number, column, list), number, column)
+    system = row.get("system") if column == "conversations" else None
+    if system and not (messages and messages[0]["role"] == "system"):
+        messages.insert(0, {"role": "system", "content": read_text(system, number, "system")})
     return {"form": "messages", "prompt": None, "completion": messages}
 
 
@@ -192,35 +213,75 @@ def shared_prefix(chosen: Part, rejected: Part) -> int:
 
 def _read_turns(question: str, answer: str, row: Mapping[str, Any], number: int) -> dict[str, Any]:
     prompt = read_text(row[question], number, question)
-    extra, system = row.get("input"), row.get("system")
-    if question == "instruction" and extra not in (None, ""):
-        prompt = f"{prompt}\n\n{read_text(extra, number, 'input')}"
+    # As Alpaca, Dolly and the readers of SQuAD put it: the input after the instruction, a passage before its question.
+    for column in ("input", "context"):
+        extra = row.get(column)
+        if column != question and extra not in (None, ""):
+            parts = [prompt, read_text(extra, number, column)]
+            prompt = "\n\n".join(reversed(parts) if question == "question" else parts)
+    system = row.get("system")
     opening = [{"role": "system", "content": read_text(system, number, "system")}] if system else []
     return {
         "form": "prompt_completion",
-        "prompt": [*opening, {"role": "user", "content": prompt}],
+        "prompt": [*opening, *_history(row.get("history"), number), {"role": "user", "content": prompt}],
         "completion": [{"role": "assistant", "content": read_text(row[answer], number, answer)}],
         "adaptable": True,
     }
 
 
-def _instruction_form(question: str, answer: str, *optional: str) -> KnownForm:
-    read = functools.partial(_read_turns, question, answer)
-    return KnownForm(f"{question}+{answer}", (question, answer), read, (*optional, "system"))
+def _history(value: Any, number: int) -> list[dict[str, Any]]:
+    """Earlier turns: pairs of a prompt and an answer, or messages."""
+    turns = read_json(value or None, number, "history", list) or []
+    if all(isinstance(turn, Mapping) for turn in turns):
+        return read_messages(turns, number, "history")
+    if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns):
+        raise BadInput(f"row {number}: history holds something other than pairs of prompt and answer; write pairs")
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": read_text(text, number, "history")}
+        for turn in turns
+        for role, text in zip(roles, turn, strict=True)
+    ]
 
+
+def _instruction_form(question: str, answer: str) -> KnownForm:
+    read = functools.partial(_read_turns, question, answer)
+    optional = tuple(name for name in ("input", "context", "history", "system") if name != question)
+    return KnownForm(f"{question}+{answer}", (question, answer), read, optional)
+
+
+ALWAYS_READ = ("tools", "chat_template_kwargs")
 
 # In TRL's order of precedence: an Alpaca file that also has a `text` column is trained on that column.
 KNOWN_FORMS = (
-    KnownForm("prompt+chosen+rejected", ("prompt", "chosen", "rejected"), _read_preference),
-    KnownForm("chosen+rejected", ("chosen", "rejected"), _read_preference),
-    KnownForm("prompt+completion", ("prompt", "completion"), _read_prompt_completion),
-    KnownForm("messages", ("messages",), _read_messages),
-    KnownForm("conversations", ("conversations",), _read_messages),
+    KnownForm(
+        "prompt+chosen+rejected",
+        ("prompt", "chosen", "rejected"),
+        _read_preference,
+        messages=("prompt", "chosen", "rejected"),
+    ),
+    KnownForm("chosen+rejected", ("chosen", "rejected"), _read_preference, messages=("chosen", "rejected")),
+    KnownForm(
+        "prompt+completion", ("prompt", "completion"), _read_prompt_completion, messages=("prompt", "completion")
+    ),
+    KnownForm("messages", ("messages",), _read_messages, messages=("messages",)),
+    KnownForm("conversations", ("conversations",), _read_messages, ("system",), messages=("conversations",)),
     KnownForm("text", ("text",), _read_text),
-    _instruction_form("instruction", "output", "input"),
-    _instruction_form("instruction", "response", "input"),
+    _instruction_form("instruction", "output"),
+    _instruction_form("instruction", "response"),
     _instruction_form("question", "answer"),
+    _instruction_form("query", "response"),
+    _instruction_form("prompt", "response"),
+    _instruction_form("input", "output"),
 )
+
+
+def _forms_with(names: Mapping[str, str]) -> list[KnownForm]:
+    """Forms that read every column of `dataset.columns`. BadInput where there is none."""
+    known = [form for form in KNOWN_FORMS if set(names) <= set(form.required + form.optional)]
+    if not known:
+        raise BadInput(f"dataset.columns: no form has the columns {', '.join(names)}; known forms: {_listing()}")
+    return known
 
 
 def _renamed(row: Mapping[str, Any], names: Mapping[str, str], number: int) -> Mapping[str, Any]:

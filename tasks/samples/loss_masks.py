@@ -174,5 +174,6 @@ def _check_assistant_marks(row: CanonicalRow, tokenizer: ChatTokenizer) -> None:
     if not tokenizer.marks_assistant:
         raise BadInput(
             "dataset.assistant_only_loss needs a chat template with {% generation %} marks; "
-            "add them to the model's chat_template.jinja, or set it to false"
+            "add them to the model's chat_template.jinja (for known families trl has marked ones: its folder "
+            "chat_templates, *_training.jinja), or set it to false"
         )

@@ -14,11 +14,12 @@ Part = str | list[Message]
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
-    **dict.fromkeys(("observation", "tool"), "tool"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "ai"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),  # a call is what the assistant says, and is trained
+    **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "tool"),
     "system": "system",
 }
-"""Role of each ShareGPT speaker; a speaker that is not listed keeps its name."""
+"""Role of each ShareGPT speaker."""
 
 
 def read_text(value: Any, row: int | str, column: str) -> str:
@@ -33,6 +34,19 @@ def read_text(value: Any, row: int | str, column: str) -> str:
             "write the file again as UTF-8"
         ) from None
     return value
+
+
+def check_texts(value: Any, row: int | str, column: str) -> None:
+    """Raises BadInput as `read_text` does for any text inside of lists and objects that UTF-8 cannot hold."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            read_text(each, row, column)
+        elif isinstance(each, Mapping):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple):
+            waiting += each
 
 
 def read_part(value: Any, row: int | str, column: str) -> Part:
@@ -57,7 +71,11 @@ def _message(value: Any, row: str, column: str) -> Message:
     message = {name: item for name, item in value.items() if item is not None}
     if "from" in message and "role" not in message:
         speaker = read_text(message.pop("from"), row, f"{column}.from")
-        role = ROLES.get(speaker.lower(), speaker)
+        role = ROLES.get(speaker.strip().lower())
+        if role is None:
+            raise BadInput(
+                f"row {row}: speaker {speaker!r} is none that is known ({', '.join(ROLES)}); rename it in {column}"
+            )
         message = {"role": role, "content": message.pop("value", None), **message}
     if not isinstance(message.get("role"), str) or ("content" not in message and "tool_calls" not in message):
         raise BadInput(
@@ -70,19 +88,44 @@ def _message(value: Any, row: str, column: str) -> Message:
         if not isinstance(piece, Mapping) or piece.get("type") != "text":
             raise BadInput(f"row {row}: {column} holds content that is not text; only text can be simulated")
         read_text(piece.get("text"), row, column)
+    for name, extra in message.items():
+        if name != "content":
+            check_texts(extra, row, f"{column}.{name}" if name != "role" else column)
     return message
 
 
 def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
     """A list or object, decoded where it stands as a JSON string: in CSV files, and in TRL's `tools`."""
     if isinstance(value, str):
+        if not value.strip() and column in BLANK_IS_NONE:
+            return None
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
+            if value.lstrip()[:1] in ("[", "{") and _is_python(value):
+                raise BadInput(
+                    f"row {row}: {column} is Python's repr, not JSON; write the column with json.dumps"
+                ) from None
             raise BadInput(f"row {row}: {column} is not valid JSON ({error}); mend the value") from None
+    if column in BLANK_IS_NONE:  # messages are looked at one by one
+        check_texts(value, row, column)
     if value is not None and not isinstance(value, kind):
         raise BadInput(f"row {row}: {column} holds {kind_of(value)} where a {kind.__name__} is expected")
     return value
+
+
+BLANK_IS_NONE = ("tools", "chat_template_kwargs", "history")
+"""Columns whose empty cell in a CSV file is a missing value."""
+
+
+def _is_python(text: str) -> bool:
+    """Whether the text is a list or a dict as Python prints it."""
+    import ast
+
+    try:
+        return isinstance(ast.literal_eval(text), list | dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
 
 
 def shown(part: Part) -> str:

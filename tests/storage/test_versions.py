@@ -64,3 +64,21 @@ def test_a_prefix_in_a_bucket_is_a_folder(s3_root):
         (Place(s3_root) / "data" / name).write_bytes(b"{}\n")
     assert newest_version(f"{s3_root}/data") == f"{s3_root}/data/v10.jsonl"
     assert newest_version(f"{s3_root}/data/v9*") == f"{s3_root}/data/v9.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], "one dataset in 2 parts"),
+        (["part-00000.jsonl", "part-00001.jsonl"], "one dataset in 2 parts"),
+        (["train.jsonl", "validation.jsonl", "test.jsonl"], "splits of one dataset"),
+    ],
+)
+def test_parts_and_splits_are_no_versions(tmp_path, names, words):
+    with pytest.raises(BadInput, match=words):
+        newest_version(put(tmp_path, *names))
+
+
+def test_every_kind_that_is_read_is_a_version_and_what_describes_the_rows_is_none(tmp_path):
+    folder = put(tmp_path, "v1.jsonl", "v3.csv.gz", "V2.JSONL", "zz/dataset_infos.json")
+    assert newest_version(folder) == f"{folder}/v3.csv.gz"

@@ -1,0 +1,122 @@
+"""What stands in a dataset and is not read: said once, by name, with what it is known to mean to other trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foretune.storage.display import one_line
+from foretune.tasks.engine.signals import Signal
+from foretune.tasks.samples.forms import ColumnNames, form_of
+
+SHOWN = 60  # characters of a sample value
+NAMED = 5  # columns in the signal's advice; summary.json has all
+
+MAP_IT = "map it with dataset.columns"
+MEANINGS = {
+    **dict.fromkeys(("context", "input", "passage", "document"), f"part of the prompt elsewhere; {MAP_IT}.context"),
+    **dict.fromkeys(("history", "conversation_history"), f"earlier turns elsewhere; {MAP_IT}.history"),
+    **dict.fromkeys(
+        ("system", "system_prompt"), f"the system turn elsewhere; {MAP_IT}.system, or write it as a message"
+    ),
+    **dict.fromkeys(("question", "instruction", "query"), f"the prompt elsewhere; {MAP_IT}.prompt"),
+    **dict.fromkeys(("tools", "functions"), "the tools that a template lists; name the column tools"),
+    **dict.fromkeys(
+        ("weight", "weights", "sample_weight", "loss_weight", "train", "trainable", "loss", "mask"),
+        "masks or weighs the loss elsewhere, here all rows and turns count in full; drop what must not be trained",
+    ),
+    **dict.fromkeys(
+        ("image", "images", "video", "videos", "audio", "audios"), "the model would see it; only text can be simulated"
+    ),
+}
+"""Columns that other trainers read: a row means something else without them."""
+
+KTO = (
+    "with answers that are wanted and unwanted these are KTO rows, whose objective is not simulated: rows with false "
+    "would be trained on as good answers; drop them, or make pairs of chosen and rejected"
+)
+OF_A_TURN = ("weight", "train", "trainable", "loss", "mask")
+"""Keys of a message that mask it elsewhere."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A column, or a key of messages, that no sample holds."""
+
+    column: str
+    rows: int  # in which it holds something; of a message's key, the turns
+    first_row: int  # from 0
+    value: str  # its first value, cut
+    meaning: str | None  # to other trainers; None where nothing is known
+
+
+def unread_columns(
+    rows: Sequence[Mapping[str, Any]], columns: ColumnNames | None = None, group_column: str | None = None
+) -> list[Unread]:
+    """In the order of their first appearance, those with a known meaning first. The rows have been read before."""
+    found: dict[str, list[Any]] = {}  # column -> [rows, first row, first value]
+    for number, row in enumerate(rows):
+        form = form_of(row, columns)
+        own = set(form.reads) | set((columns or ColumnNames()).given().values()) | {group_column}
+        for column, value in _values(row, own, form.messages):
+            entry = found.setdefault(column, [0, number, value])
+            entry[0] += 1
+    names = {column for row in rows[:1] for column in row}
+    unread = [
+        Unread(column, count, first, one_line(repr(value) if not isinstance(value, str) else value, SHOWN), meaning)
+        for column, (count, first, value) in found.items()
+        for meaning in (_meaning(column, value, names),)
+    ]
+    return sorted(unread, key=lambda each: each.meaning is None)
+
+
+def unread_signals(unread: Sequence[Unread]) -> list[dict[str, Any]]:
+    """`unread_columns`, critical where one of them is known to matter."""
+    if not unread:
+        return []
+    known = [each for each in unread if each.meaning]
+    named = "; ".join(map(_line, (known or unread)[:NAMED]))
+    more = len(known or unread) - NAMED
+    advice = f"not read: {named}{f'; and {more} more' if more > 0 else ''}"
+    severity = "critical" if known else "info"
+    return [Signal("unread_columns", severity, len(unread), 0, advice).stored()]
+
+
+def _line(unread: Unread) -> str:
+    things = "turns" if "[]" in unread.column else "rows"
+    line = f"{unread.column} ({unread.rows:,} {things}, row {unread.first_row}: {unread.value})"
+    return f"{line}: {unread.meaning}" if unread.meaning else line
+
+
+def as_records(unread: Sequence[Unread]) -> list[dict[str, Any]]:
+    """For summary.json."""
+    return [asdict(each) for each in unread]
+
+
+def _values(row: Mapping[str, Any], own: set[str | None], messages: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what the row holds and the form does not read."""
+    for column, value in row.items():
+        if column not in own and value not in (None, "", [], {}):
+            yield column, value
+    for column in messages:
+        turns = row.get(column)
+        for turn in turns if isinstance(turns, list) else ():
+            for key in OF_A_TURN:
+                # A turn that is trained on says what happens here; only the others are not what they say.
+                if isinstance(turn, Mapping) and key in turn and _masks(key, turn[key]):
+                    yield f"{column}[].{key}", turn[key]
+
+
+def _masks(key: str, value: Any) -> bool:
+    return (
+        bool(value) if key == "mask" else value is not None and (value is False or value == 0 or value not in (True, 1))
+    )
+
+
+def _meaning(column: str, value: Any, names: set[str]) -> str | None:
+    if "[]" in column:
+        return "masks turns elsewhere, here every turn counts in full"
+    if column in ("label", "labels") and (isinstance(value, bool) or value in (0, 1, "true", "false", "True", "False")):
+        return KTO if {"prompt", "completion"} <= names or "messages" in names else None
+    return MEANINGS.get(str(column).lower())
