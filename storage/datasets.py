@@ -190,7 +190,7 @@ def _objects(uri: str, whole: Any) -> Iterator[Row]:
         if len(lists) != 1:
             found = f"lists in {', '.join(lists)}" if lists else "no list"
             values = [item for name in lists for item in whole[name][:1]]
-            columns = len(lists) == len(whole) and not any(isinstance(item, dict) for item in values)
+            columns = values and len(lists) == len(whole) and not any(isinstance(item, dict) for item in values)
             by_column = whole and (columns or all(isinstance(value, dict) for value in whole.values()))
             remedy = "give a list of objects or one field with a list"
             if by_column:

@@ -1,4 +1,4 @@
-"""A key of a trainer's own configuration is answered with what it is here, never with a key that means something else."""
+"""A key of a trainer's own configuration is answered with what it is here, never with another key nearby."""
 
 from __future__ import annotations
 
