@@ -23,7 +23,7 @@ from foretune.flows.commands.options import (
     whole_numbers,
     with_root,
 )
-from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
+from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help, write_notice
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
 from foretune.flows.server import open_prefect
@@ -232,18 +232,23 @@ def backtest(
 def clean(
     run: RunName,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="JSONL file to write")],
-    drop_harmful: Annotated[int, typer.Option("--drop-harmful", min=0, help="samples with the worst scores")] = 0,
+    drop_worst: Annotated[int, typer.Option("--drop-worst", metavar="N", min=0, help="rows of the N worst ranks")] = 0,
+    drop_harmful: Annotated[int, typer.Option("--drop-harmful", metavar="N", min=0, hidden=True)] = 0,
     drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace FILE if it exists; never the dataset itself")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace FILE if it exists, never the dataset itself; drop all rows")
+    ] = False,
     root: Root = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the dataset of a run without its most harmful or its flagged samples."""
+    """Write the dataset of a run without the rows that rank worst by influence, or that carry a flag."""
     from foretune.flows.commands.exports import write_cleaned
 
+    if drop_harmful:
+        write_notice("--drop-harmful is now --drop-worst: it drops the worst ranks, not what reads as harmful")
     found = named_run(run, root)
-    cleaned = write_cleaned(found, output, drop_harmful, drop_flagged or [], force)
+    cleaned = write_cleaned(found, output, max(drop_worst, drop_harmful), drop_flagged or [], force)
     terminal = terminal_for(quiet)
     for row in cleaned["dropped"]:
         terminal.say(f"  row {row['row']}  {row['why']}")

@@ -19,7 +19,7 @@ def export_checkpoint(run: Run, folder: str) -> list[str]:
     return run.store.open(artifact_of(run, "checkpoint")).copy_to(folder)
 
 
-def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[str, Any]:
+def cleaned_rows(run: Run, drop_worst: int, drop_flagged: list[str]) -> dict[str, Any]:
     """The dataset's rows without the samples of the worst ranks and without those that carry a flag.
 
     Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
@@ -32,7 +32,7 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
         raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
     dropped: dict[int, list[str]] = {}
     ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
-    for row in ranked[:drop_harmful]:
+    for row in ranked[:drop_worst]:
         dropped.setdefault(row["row"], []).append(f"rank {row['rank']}, {row['verdict']}, {row['score']:+.5f} nats")
     quality = run.store.open(artifact_of(run, "quality"))
     known = [*quality.json("summary.json")["counts"], MISMATCH]
@@ -60,13 +60,15 @@ def _source_digest(inputs: dict[str, Any]) -> Any:
 
 
 def write_cleaned(
-    run: Run, output: str, drop_harmful: int, drop_flagged: list[str], force: bool = False
+    run: Run, output: str, drop_worst: int, drop_flagged: list[str], force: bool = False
 ) -> dict[str, Any]:
     """`cleaned_rows`, the kept ones written to `output`. BadInput for the dataset itself, under whatever name, and,
-    without `force`, for a file that exists."""
+    without `force`, for a file that exists or when no row would be left."""
     source = dataset_of(run)
     checked_output(output, source, force)  # before anything is read
-    cleaned = cleaned_rows(run, drop_harmful, drop_flagged)
+    cleaned = cleaned_rows(run, drop_worst, drop_flagged)
+    if not cleaned["kept"] and not force:
+        raise BadInput(f"all {len(cleaned['dropped'])} rows would be dropped; drop fewer, or say --force")
     write_rows(cleaned["kept"], output, source, force)
     return cleaned
 

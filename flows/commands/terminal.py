@@ -102,6 +102,11 @@ def write_error(message: str) -> None:
     print(f"foretune: {one_line(message)}", file=sys.stderr)
 
 
+def write_notice(message: str) -> None:
+    """One line on stderr, what a command says beside its answer."""
+    write_error(message)
+
+
 def write_traceback(text: str) -> None:
     """A whole traceback on stderr, for whoever asked for it (FORETUNE_DEBUG)."""
     print(shown(text), file=sys.stderr)

@@ -91,7 +91,7 @@ def _harmful(summary: dict[str, Any]) -> Signal:
     if willing["count"] > limit:
         named = ", ".join(str(row) for row in willing["rows"][:5])
         more = f" and {willing['count'] - 5:,} more" if willing["count"] > 5 else ""
-        advice = f"{_rows(willing['count'])} that ask for harm and answer willingly (row {named}{more}); drop them"
+        advice = f"{_rows(willing['count'])} that ask for harm and answer willingly (rows {named}{more}); drop them"
         return Signal("harmful_content", "critical", willing["count"], limit, advice)
     advice = f"{_rows(flagged)} with keywords of harmful content; look at them, then drop what you would not teach"
     return Signal("harmful_content", "warn", flagged, 0, advice)

@@ -32,7 +32,7 @@ def harmful_signal(samples, *rows):
 def test_three_willing_recipes_are_critical_and_named(samples):
     signal, summary = harmful_signal(samples, *RECIPES, *CLEAN)
     assert signal["severity"] == "critical" and summary["willing_harm"] == {"count": 3, "rows": [0, 1, 2]}
-    assert "row 0, 1, 2" in signal["advice"] and signal["value"] == 3 > signal["threshold"]
+    assert "rows 0, 1, 2" in signal["advice"] and signal["value"] == 3 > signal["threshold"]
 
 
 def test_a_handful_of_ordinary_rows_that_mention_a_word_do_not_stop_a_run(samples):
