@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from foretune.flows.commands.terminal import Terminal
 from foretune.storage.datasets import dataset_digest, read_rows
 from foretune.storage.errors import BadInput
 from foretune.storage.outputs import checked_output, write_output
@@ -71,6 +72,13 @@ def write_cleaned(
         raise BadInput(f"all {len(cleaned['dropped'])} rows would be dropped; drop fewer, or say --force")
     write_rows(cleaned["kept"], output, source, force)
     return cleaned
+
+
+def print_cleaned(terminal: Terminal, cleaned: dict[str, Any], output: str) -> None:
+    """Each row that was dropped with the reason, and how many are left."""
+    for row in cleaned["dropped"]:
+        terminal.hanging(f"  row {row['row']}  ", row["why"])
+    terminal.say(f"{len(cleaned['kept'])} rows in {output}, {len(cleaned['dropped'])} dropped", whole=True)
 
 
 def dataset_of(run: Run) -> str:
