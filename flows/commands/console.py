@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.flows.commands.remaining import Remaining, passes_in_words, planner
 from foretune.flows.commands.terminal import Terminal, plain, styled
+from foretune.flows.gate import crossed_in_words
 from foretune.flows.interruption import when_stopped
 from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault
@@ -198,7 +199,7 @@ def print_verdict(terminal: Terminal, verdict: dict[str, Any]) -> None:
     for crossing in verdict["crossings"]:
         terminal.say(
             styled(f"{crossing['verdict']:<5}", COLOURS["critical" if crossing["verdict"] == "fail" else "warn"]),
-            f" {crossing['subject']}: {crossing['value']}, threshold {crossing['threshold']}  {crossing['reason']}",
+            f" {crossed_in_words(crossing)}  {crossing['reason']}",
         )
     if verdict["skipped"]:
         terminal.say(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")
