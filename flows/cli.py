@@ -10,6 +10,7 @@ import typer
 from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
     Json,
+    Open,
     Overrides,
     Quiet,
     RequestFile,
@@ -23,7 +24,7 @@ from foretune.flows.commands.options import (
     whole_numbers,
     with_root,
 )
-from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
+from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help, write_notice
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
 from foretune.flows.server import open_prefect
@@ -87,13 +88,14 @@ def simulate(
     request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """Run the simulation: quality, landscape, influence, prediction, checkpoint, report."""
-    from foretune.flows.commands.console import LivePasses, print_answer
+    from foretune.flows.commands.answer import print_answer
+    from foretune.flows.commands.console import LivePasses
 
     wanted, run, terminal = started(request, overrides, root, quiet, title="foretune")
     check_inputs(wanted, run)
     from foretune.flows.simulate import simulate as flow
 
-    with LivePasses(run, terminal):
+    with LivePasses(run, terminal, wanted):
         result = flow(wanted, run_id=run.run_id)
     print_answer(terminal, result, run)
     finish(result, as_json)
@@ -131,7 +133,7 @@ def export(
 
 
 @app.command()
-def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def report(run: RunName, show: Open = False, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Print where a run's report lies."""
     from foretune.storage.events import run_status
 
@@ -140,6 +142,8 @@ def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet 
     if not place.exists():
         raise BadInput(f"run {found.run_id} has no report ({run_status(found)}); run it again")
     terminal_for(quiet).say(place.uri, whole=True)
+    if show:
+        typer.launch(place.uri)
     finish({"run_id": found.run_id, "report": place.uri}, as_json)
 
 
@@ -232,22 +236,24 @@ def backtest(
 def clean(
     run: RunName,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="JSONL file to write")],
-    drop_harmful: Annotated[int, typer.Option("--drop-harmful", min=0, help="samples with the worst scores")] = 0,
+    drop_worst: Annotated[int, typer.Option("--drop-worst", metavar="N", min=0, help="rows of the N worst ranks")] = 0,
+    drop_harmful: Annotated[int, typer.Option("--drop-harmful", metavar="N", min=0, hidden=True)] = 0,
     drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace FILE if it exists; never the dataset itself")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace FILE, never the dataset itself; drop all rows")
+    ] = False,
     root: Root = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the dataset of a run without its most harmful or its flagged samples."""
-    from foretune.flows.commands.exports import write_cleaned
+    """Write the dataset of a run without the rows that rank worst by influence, or that carry a flag."""
+    from foretune.flows.commands.exports import print_cleaned, write_cleaned
 
+    if drop_harmful:
+        write_notice("--drop-harmful is now --drop-worst: it drops the worst ranks, not what reads as harmful")
     found = named_run(run, root)
-    cleaned = write_cleaned(found, output, drop_harmful, drop_flagged or [], force)
-    terminal = terminal_for(quiet)
-    for row in cleaned["dropped"]:
-        terminal.say(f"  row {row['row']}  {row['why']}")
-    terminal.say(f"{len(cleaned['kept'])} rows in {output}, {len(cleaned['dropped'])} dropped", whole=True)
+    cleaned = write_cleaned(found, output, max(drop_worst, drop_harmful), drop_flagged or [], force)
+    print_cleaned(terminal_for(quiet), cleaned, output)
     finish(
         {"run_id": found.run_id, "file": output, "rows": len(cleaned["kept"]), "dropped": cleaned["dropped"]}, as_json
     )

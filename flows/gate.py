@@ -15,6 +15,7 @@ from foretune.flows.form import in_declared_order
 from foretune.flows.settings_files import first_fault, read_settings
 from foretune.storage.errors import BadInput
 from foretune.tasks.report.findings import SEVERITIES
+from foretune.tasks.report.numbers import plain
 
 LARGEST = 1e30
 """Beyond it no threshold means anything, and no infinity is one."""
@@ -170,6 +171,15 @@ def _crosses(rule: GateRule, value: float | None, before: float | None) -> bool:
         "rises_by": lambda: rise > limit,
         "falls_by": lambda: -rise > limit,
     }[rule.bound]()
+
+
+def crossed_in_words(crossing: dict[str, Any]) -> str:
+    """As in `flagged_rows is 15, above 10` and `signal dead_layer is 2, at or beyond warn`."""
+    value, threshold = plain(crossing["value"]), plain(crossing["threshold"])
+    subject, _, bound = crossing["subject"].rpartition(" ")
+    if subject == "signal":
+        return f"{crossing['subject']} is {value}, at or beyond {threshold}"
+    return f"{subject} is {value}, {bound.replace('_', ' ')} {threshold}"
 
 
 def load_gate(uri: str) -> Gate:

@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 from foretune.flows.compare import attach_comparison, compare_runs
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.failures import ending_in_one_line, engine_log_silenced
-from foretune.flows.gate import Gate, apply_gate
+from foretune.flows.gate import Gate, apply_gate, crossed_in_words
 from foretune.flows.request import Request, RuntimeSettings
 from foretune.flows.simulate import simulate
 from foretune.storage.digests import digest_of
@@ -25,7 +25,6 @@ from foretune.storage.versions import newest_version
 from foretune.tasks.engine.announcements import escape, publish_markdown, tell
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.inputs.sources import Sources
-from foretune.tasks.report.numbers import plain
 
 EVENT = "foretune.vetting.finished"
 ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
@@ -163,7 +162,7 @@ def announced(name: str, verdict: dict[str, Any]) -> State:
 def reasons(verdict: dict[str, Any], grade: str) -> str:
     """What was crossed, with its value and the reason for the threshold."""
     crossed = [crossing for crossing in verdict["crossings"] if crossing["verdict"] == grade]
-    return "; ".join(f"{each['subject']} {plain(each['value'])}: {each['reason']}" for each in crossed)
+    return "; ".join(f"{crossed_in_words(each)}: {each['reason']}" for each in crossed)
 
 
 def verdict_table(verdict: dict[str, Any]) -> str:

@@ -1,12 +1,15 @@
-"""What a person sees in the terminal: the passes while they run, and the answer at the end."""
+"""What a person sees in the terminal: the passes while they run, comparisons, gates and backtests."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foretune.flows.commands.remaining import Remaining, passes_in_words, planner
 from foretune.flows.commands.terminal import Terminal, plain, styled
+from foretune.flows.gate import crossed_in_words
 from foretune.flows.interruption import when_stopped
 from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault
@@ -16,19 +19,29 @@ from foretune.storage.runs import Run
 from foretune.tasks.report.comparison import first_rows
 from foretune.tasks.report.numbers import fixed, spread
 
+if TYPE_CHECKING:
+    from foretune.flows.request import Request
+
 POLL_SECONDS = 0.25
+EVERY_SECONDS = 15.0  # between two lines of progress where nothing moves
 LISTED = 8
-CONCEPTS = 5  # of each direction; result.json lists `features.top`
 LABEL = 120  # characters of a pass's name
 COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
 
 
 class LivePasses:
-    """Follows a run's events from a thread: a line per finished pass, a moving line for what runs now."""
+    """Follows a run's events from a thread: a line per finished pass, and on stderr a moving line for what runs now.
 
-    def __init__(self, run: Run, terminal: Terminal) -> None:
+    With its request stderr also says how many passes are done and how long the rest takes: a moving line where
+    it is a terminal, else a line now and then.
+    """
+
+    def __init__(self, run: Run, terminal: Terminal, request: Request | None = None) -> None:
         self.run, self.terminal = run, terminal
         self.progress = terminal.progress()
+        self.remaining = Remaining(request and planner(request))
+        self._whole: Any = None  # the moving line of the whole run
+        self._told, self._told_at = "", time.monotonic()
         self._seen = 0
         self._ended = False
         self._running: dict[str, Any] = {}
@@ -54,6 +67,14 @@ class LivePasses:
         """Return when the run has ended; at once for one that already has."""
         while run_status(self.run) == "unfinished" and not self._ended:
             time.sleep(POLL_SECONDS)
+        self._say_what_was_found()
+
+    def _say_what_was_found(self) -> None:
+        """Of a finished run that computed little there is little to follow."""
+        with contextlib.suppress(FileNotFoundError, BadInput, StorageFault, ValueError):
+            counts = self.run.read_result().get("tasks")
+            if isinstance(counts, dict) and {"run", "cached"} <= counts.keys():
+                self.terminal.say(passes_in_words(counts))
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:
         self._ended = True
@@ -63,6 +84,22 @@ class LivePasses:
     def _follow(self) -> None:
         while not self._over.wait(POLL_SECONDS):
             self._catch_up()
+            self._tell()
+
+    def _tell(self) -> None:
+        """How far the run is, when that has changed."""
+        words = self.remaining.words
+        if not words or words == self._told:
+            return
+        if self.terminal.moving:
+            if self._whole is None:
+                self._whole = self.progress.add_task("run", total=None, note=words)
+            self.progress.update(self._whole, note=words)
+        elif time.monotonic() - self._told_at < EVERY_SECONDS:
+            return
+        else:
+            self.terminal.beside(words)
+        self._told, self._told_at = words, time.monotonic()
 
     def _catch_up(self) -> None:
         try:
@@ -83,6 +120,7 @@ class LivePasses:
 
     def _on_pass_finished(self, event: dict[str, Any]) -> None:
         self._drop(event["label"])
+        self.remaining.ended(event.get("key", ""))
         self.terminal.say(f"  {plain(event['label'], LABEL):<30} ", styled(f"{event['seconds']:>8.1f} s", "dim"))
 
     def _on_pass_failed(self, event: dict[str, Any]) -> None:
@@ -113,50 +151,6 @@ class LivePasses:
         row = self._running.pop(label, None)
         if row is not None:
             self.progress.remove_task(row)
-
-
-def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
-    """Verdict, signals, harmful samples, moving concepts, predicted loss, and where things lie."""
-    summary = result["summary"]
-    terminal.gap()
-    terminal.say(styled("Should I train?", "bold"), "  ", styled(f"{summary['answer']}.", "bold"))
-    for number, reason in enumerate(summary["reasons"], start=1):
-        terminal.say(f"  {number}  {reason}")
-    for signal in result["signals"]:
-        terminal.say(
-            styled(f"{signal['severity']:<9}", COLOURS[signal["severity"]]),
-            f" {signal['name']}  ",
-            styled(f"{signal['value']} (threshold {signal['threshold']})", "dim"),
-        )
-    if summary["harmful_samples"]:
-        _heading(terminal, "Samples of the worst ranks", "nats of held-out loss; negative helps")
-        for row in summary["harmful_samples"]:
-            terminal.say(f"  row {row['row']:<4} {row['score']:+.5f} {row['verdict']:<8} {one_line(row['text'], 80)}")
-    for title, sign in (("strengthened", "+"), ("suppressed", "-")):
-        if summary[title]:
-            _heading(terminal, f"Concepts {title}", "score, and change on held-out text")
-        for concept in summary[title][:CONCEPTS]:
-            terminal.say(
-                f"  {sign} {concept['feature']:<6} {concept['score']:+.3e}  {concept['change']:+.4f}  "
-                f"{one_line(concept['label'] or 'unnamed', 60)}"
-            )
-    terminal.gap()
-    terminal.say(
-        f"Held-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_predicted']:.3f} predicted "
-        f"({summary['heldout_loss_evaluated']:.3f} evaluated on the predicted weights), trusted: {summary['trust']}"
-    )
-    counts = result["tasks"]
-    terminal.say(f"Passes         {counts['run']} run, {counts['cached']} cached")
-    harming = sum(row["verdict"] == "harms" for row in summary["harmful_samples"])
-    if harming:
-        terminal.say(f"Next           foretune clean {run.run_id} --drop-harmful {harming} -o clean.jsonl")
-    terminal.say(f"Report         {(run.place / 'report.html').uri}", whole=True)
-    terminal.say(f"Model          {result['artifacts']['checkpoint']['uri']}", whole=True)
-
-
-def _heading(terminal: Terminal, title: str, units: str) -> None:
-    terminal.gap()
-    terminal.say(styled(title, "bold"), " ", styled(f"({units})", "dim"))
 
 
 def print_comparison(terminal: Terminal, compared: dict[str, Any]) -> None:
@@ -205,7 +199,7 @@ def print_verdict(terminal: Terminal, verdict: dict[str, Any]) -> None:
     for crossing in verdict["crossings"]:
         terminal.say(
             styled(f"{crossing['verdict']:<5}", COLOURS["critical" if crossing["verdict"] == "fail" else "warn"]),
-            f" {crossing['subject']}: {crossing['value']}, threshold {crossing['threshold']}  {crossing['reason']}",
+            f" {crossed_in_words(crossing)}  {crossing['reason']}",
         )
     if verdict["skipped"]:
         terminal.say(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foretune.flows.commands.terminal import Terminal
 from foretune.storage.datasets import dataset_digest, read_rows
 from foretune.storage.drafts import json_line
 from foretune.storage.errors import BadInput
@@ -19,7 +20,7 @@ def export_checkpoint(run: Run, folder: str) -> list[str]:
     return run.store.open(artifact_of(run, "checkpoint")).copy_to(folder)
 
 
-def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[str, Any]:
+def cleaned_rows(run: Run, drop_worst: int, drop_flagged: list[str]) -> dict[str, Any]:
     """The dataset's rows without the samples of the worst ranks and without those that carry a flag.
 
     Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
@@ -32,7 +33,7 @@ def cleaned_rows(run: Run, drop_harmful: int, drop_flagged: list[str]) -> dict[s
         raise BadInput(f"{uri}: not the bytes that run {run.run_id} read; simulate it again first")
     dropped: dict[int, list[str]] = {}
     ranked = run.store.open(artifact_of(run, "influence")).arrow("influence.parquet").to_pylist()
-    for row in ranked[:drop_harmful]:
+    for row in ranked[:drop_worst]:
         dropped.setdefault(row["row"], []).append(f"rank {row['rank']}, {row['verdict']}, {row['score']:+.5f} nats")
     quality = run.store.open(artifact_of(run, "quality"))
     known = [*quality.json("summary.json")["counts"], MISMATCH]
@@ -60,15 +61,24 @@ def _source_digest(inputs: dict[str, Any]) -> Any:
 
 
 def write_cleaned(
-    run: Run, output: str, drop_harmful: int, drop_flagged: list[str], force: bool = False
+    run: Run, output: str, drop_worst: int, drop_flagged: list[str], force: bool = False
 ) -> dict[str, Any]:
     """`cleaned_rows`, the kept ones written to `output`. BadInput for the dataset itself, under whatever name, and,
-    without `force`, for a file that exists."""
+    without `force`, for a file that exists or when no row would be left."""
     source = dataset_of(run)
     checked_output(output, source, force)  # before anything is read
-    cleaned = cleaned_rows(run, drop_harmful, drop_flagged)
+    cleaned = cleaned_rows(run, drop_worst, drop_flagged)
+    if not cleaned["kept"] and not force:
+        raise BadInput(f"all {len(cleaned['dropped'])} rows would be dropped; drop fewer, or say --force")
     write_rows(cleaned["kept"], output, source, force)
     return cleaned
+
+
+def print_cleaned(terminal: Terminal, cleaned: dict[str, Any], output: str) -> None:
+    """Each row that was dropped with the reason, and how many are left."""
+    for row in cleaned["dropped"]:
+        terminal.hanging(f"  row {row['row']}  ", row["why"])
+    terminal.say(f"{len(cleaned['kept'])} rows in {output}, {len(cleaned['dropped'])} dropped", whole=True)
 
 
 def dataset_of(run: Run) -> str:

@@ -20,6 +20,7 @@ RequestFile = Annotated[str, typer.Argument(metavar="REQUEST.yaml", help="the re
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="run id, its beginning, a request's name, or latest")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="change a setting; repeatable")]
 Root = Annotated[str | None, typer.Option("--root", help="storage root: a folder or s3://bucket/prefix")]
+Open = Annotated[bool, typer.Option("--open", help="open it in the browser")]
 Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors (and the JSON object)")]
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -39,9 +40,19 @@ class Terminal:
     def __init__(self, quiet: bool = False, width: int | None = None, file: TextIO | None = None) -> None:
         from rich.console import Console
 
-        self.console: Console = Console(
-            quiet=quiet, width=width, file=file, highlight=False, markup=False, emoji=False
-        )  # fmt: skip
+        plainly: dict[str, Any] = {"quiet": quiet, "width": width, "highlight": False, "markup": False, "emoji": False}
+        self.console: Console = Console(file=file, **plainly)
+        self.errors: Console = Console(file=file, stderr=file is None, **plainly)
+
+    @property
+    def width(self) -> int:
+        """Columns of a line."""
+        return self.console.width
+
+    @property
+    def moving(self) -> bool:
+        """Whether stderr is a terminal, where lines can move."""
+        return self.errors.is_terminal
 
     def say(self, *parts: object, whole: bool = False) -> None:
         """One line of these parts; with `whole` it is not wrapped, so that a path can be copied."""
@@ -51,6 +62,20 @@ class Terminal:
         for part in parts:
             line.append_text(part if isinstance(part, Text) else Text(plain(part)))
         self.console.print(line, soft_wrap=whole)
+
+    def hanging(self, head: str, text: object) -> None:
+        """Words after a head, in as many lines as they need, each as far in as the first; no word is broken."""
+        lines = textwrap.wrap(
+            plain(text), max(self.width - len(head), 20), break_long_words=False, break_on_hyphens=False
+        )
+        for number, line in enumerate(lines or [""]):
+            self.say(head if number == 0 else " " * len(head), line, whole=True)
+
+    def beside(self, text: object) -> None:
+        """A line on stderr, beside the answer."""
+        from rich.text import Text
+
+        self.errors.print(Text(plain(text)), soft_wrap=True)
 
     def gap(self) -> None:
         """An empty line."""
@@ -69,7 +94,7 @@ class Terminal:
         self.console.print(table)
 
     def progress(self) -> Progress:
-        """Moving lines below what is said, a spinner, a bar and a note each."""
+        """Moving lines on stderr, below what is said, a spinner, a bar and a note each."""
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         return Progress(
@@ -78,8 +103,9 @@ class Terminal:
             BarColumn(bar_width=24),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
-            console=self.console,
+            console=self.errors,
             transient=True,
+            redirect_stdout=self.console.is_terminal,  # else stdout is a file, and stays one
         )
 
 
@@ -100,6 +126,11 @@ def write_help(text: str) -> None:
 def write_error(message: str) -> None:
     """One line on stderr, what a command says when it fails."""
     print(f"foretune: {one_line(message)}", file=sys.stderr)
+
+
+def write_notice(message: str) -> None:
+    """One line on stderr, what a command says beside its answer."""
+    write_error(message)
 
 
 def write_traceback(text: str) -> None:

@@ -36,7 +36,7 @@ class PreferenceSettings(BaseModel):
     )
 
 
-@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
+@content_task(version=3, libraries=(*NUMERICS, "sae-lens"))
 def preference(
     draft: Any,
     run: Run,
@@ -68,7 +68,7 @@ def preference(
         sft = stored.get("resid_grad_mean", sums.sft / sums.tokens)
         compared, cosine = relative_scores(sums.dpo / len(measured), sft, autoencoder, base_acts)
         draft.write_table("features.parquet", compared)
-    draft.write_json("summary.json", preference_summary(list(measured.values()), cosine))
+    draft.write_json("summary.json", preference_summary(list(measured.values()), cosine, trained=gradient is None))
 
 
 @dataclass
@@ -136,22 +136,23 @@ def _unit(vector: Any) -> Any:
     return vector / vector.norm().clamp_min(1e-30)
 
 
-def preference_summary(margins: list[dict[str, Any]], cosine: float | None) -> dict[str, Any]:
-    """Mean margins, the share of pairs the base model already ranks right, and a warning when it does not."""
+def preference_summary(margins: list[dict[str, Any]], cosine: float | None, trained: bool) -> dict[str, Any]:
+    """Mean margins, the share of pairs the base model already ranks right, and a signal where the mean margin per
+    token is below zero: a warning when the run is `trained` on the pairs, else a note."""
     count = len(margins)
     known = {name: [pair[name] for pair in margins if pair[name] is not None] for name in margins[0]}
     means = {name: sum(values) / len(values) if values else None for name, values in known.items()}
-    raw = means["margin_raw"]
+    margin = means["margin_per_token"]
     signals = []
-    if raw is not None and raw < 0:
+    if margin is not None and margin < 0:
         signals.append(
             Signal(
                 name="backwards_preference",
-                severity="warn",
-                value=raw,
+                severity="warn" if trained else "info",
+                value=margin,
                 threshold=0.0,
-                advice="the base model prefers the rejected answers on average; check that chosen and rejected "
-                "are not swapped, and that chosen answers are not just longer",
+                advice="the base model prefers the rejected answers on average, per token; check that chosen and "
+                "rejected are not swapped" + ("" if trained else " (this run is not trained on the pairs)"),
             ).stored()
         )
     return {

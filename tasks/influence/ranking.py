@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEAREST = 3  # held-out rows named beside a sample
+INTERVAL = 1.96  # standard errors on either side: 95 %
 
 
 class RankingSettings(BaseModel):
@@ -35,7 +36,7 @@ class RankingSettings(BaseModel):
     outlier: float
 
 
-@content_task(version=2, libraries=("torch",))
+@content_task(version=3, libraries=("torch",))
 def influence(
     draft: Any,
     run: Run,
@@ -57,7 +58,8 @@ def influence(
     of_first = {name: values[:, 0].tolist() for name, values in scores.items()}
     of_every_target = scores[best_method(scores)]
     nearest = dict(zip(ids, nearest_rows(of_every_target, described), strict=True))
-    table = ranked(ids, rows, of_first, method, described[0], settings)
+    errors = score_errors(run, replays, ids, schedule) if method == "replayed" and replays else None
+    table = ranked(ids, rows, of_first, method, described[0], settings, errors)
     draft.write_table("influence.parquet", [entry | nearest[entry["sample_id"]] for entry in table])
     draft.write_table("targets.parquet", target_table(ids, rows, of_every_target, described))
     draft.write_json("targets.json", described)
@@ -93,6 +95,12 @@ def sample_scores(
     return ids, scores
 
 
+def score_errors(run: Run, replays: ArtifactRef, ids: list[str], schedule: Schedule) -> list[float]:
+    """Standard error of each sample's replayed score of the first target; 0 for a row that is in no replay."""
+    stored = SampleValues.read(run, [replays], "scores.safetensors", "replayed_error")
+    return (stored.spread_over(ids)[:, 0] * schedule.learning_rate).tolist()
+
+
 def spread_of(scores: list[float]) -> tuple[float, float]:
     """Mean and standard deviation."""
     mean = sum(scores) / len(scores)
@@ -106,12 +114,14 @@ def ranked(
     method: str,
     target: dict[str, Any],
     settings: RankingSettings,
+    errors: list[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Rank 1 does most harm to the target, or raises a concept most.
 
     `z` is the score's distance from the mean in standard deviations, `outlier` says whether it lies beyond
-    `settings.outlier`. Verdict `neutral` when |score| is at most `settings.neutral` standard deviations; else `harms`
-    or `helps`, and for a concept, where neither is better, `raises` or `lowers`.
+    `settings.outlier`. Verdict `neutral` when |score| is at most `settings.neutral` standard deviations, or, with the
+    scores' own standard `errors`, when its 95 % interval holds zero; else `harms` or `helps`, and for a concept, where
+    neither is better, `raises` or `lowers`.
     """
     chosen = scores[method]
     mean, spread = spread_of(chosen)
@@ -121,7 +131,8 @@ def ranked(
     table = []
     for rank, i in enumerate(order, start=1):
         z = (chosen[i] - mean) / spread if spread else 0.0
-        neutral = abs(chosen[i]) <= settings.neutral * spread
+        error = None if errors is None else errors[i]
+        neutral = abs(chosen[i]) <= max(settings.neutral * spread, INTERVAL * (error or 0.0))
         direction = above if sign * chosen[i] > 0 else below
         table.append(
             {
@@ -131,6 +142,7 @@ def ranked(
                 "rank": rank,
                 "verdict": "neutral" if neutral else direction,
                 "z": z,
+                "error": error,
                 "outlier": abs(z) > settings.outlier,
                 "method": method,
                 **{f"{name}_score": values[i] for name, values in scores.items()},

@@ -34,7 +34,7 @@ class ReplaySettings(BaseModel):
     )
 
 
-@content_task(version=2, libraries=("torch",))
+@content_task(version=3, libraries=("torch",))
 def influence_replays(
     draft: Any,
     run: Run,
@@ -45,7 +45,8 @@ def influence_replays(
     training: TrainingSettings,
     settings: ReplaySettings,
 ) -> None:
-    """scores.safetensors: `replayed` [n, targets], per unit of peak learning rate, of every row with a label.
+    """scores.safetensors: `replayed` and `replayed_error`, its standard error, [n, targets], per unit of peak learning
+    rate, of every row with a label.
 
     `training.learning_rate` is not read: the recursion over a frozen field is linear in it.
     """
@@ -71,8 +72,9 @@ def influence_replays(
     )
     first_order = datamodel.first_order(derivatives, kept.tokens, runs, optimizer.betas[0])
     fitted = datamodel.fit_datamodel(runs.inclusion(rows), changes, first_order)
-    scores = fitted.scores * (training.epochs / epochs)
-    draft.write_tensors("scores.safetensors", {"replayed": scores.contiguous()})
+    longer = training.epochs / epochs
+    scores = {"replayed": fitted.scores * longer, "replayed_error": fitted.errors * longer}
+    draft.write_tensors("scores.safetensors", {name: values.contiguous() for name, values in scores.items()})
     draft.write_json("samples.json", kept.ids)
     draft.write_json(
         "replays.json",

@@ -20,7 +20,6 @@ from foretune.tasks.inputs.field import PerRowGradients, RowCoordinates
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.landscape.signals import (
     SignalThresholds,
-    count_dead,
     landscape_signals,
     landscape_summary,
     layer_table,
@@ -104,8 +103,8 @@ def landscape_shard(
                 "layer_grad_norms": measured.module_norms,
             }
             steps.append(step)
-            # Nothing is trained: epoch and rate are zero. Dead layers by the default threshold, which is no input here.
-            at_base = {"epoch": 0.0, "learning_rate": 0.0, "dead_layers": count_dead(measured.module_norms)}
+            # Nothing is trained: epoch and rate are zero. Dead layers are told from all batches, by `landscape`.
+            at_base = {"epoch": 0.0, "learning_rate": 0.0}
             events.emit(
                 "step", task="landscape", role=role, shard=rows.shard.prefix, step=len(steps), **step, **at_base
             )

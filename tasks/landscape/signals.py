@@ -43,9 +43,9 @@ def layer_table(
     return rows
 
 
-def count_dead(norms: list[float], thresholds: SignalThresholds | None = None) -> int:
+def count_dead(norms: list[float], thresholds: SignalThresholds) -> int:
     """Modules whose gradient norm is under the threshold, in one batch."""
-    return sum(norm < (thresholds or SignalThresholds()).dead_layer_norm for norm in norms)
+    return sum(norm < thresholds.dead_layer_norm for norm in norms)
 
 
 def landscape_summary(

@@ -154,6 +154,7 @@ class Datamodel:
     scores: Tensor  # [n, targets] float64
     explained: Tensor  # [targets] share of the outcomes' variance over replays that first order explains
     ridge: Tensor  # [targets] penalty chosen by generalised cross-validation
+    errors: Tensor  # [n, targets] float64 standard error of each score
 
 
 def fit_datamodel(inclusion: Tensor, changes: Tensor, known_order: FirstOrder) -> Datamodel:
@@ -161,6 +162,10 @@ def fit_datamodel(inclusion: Tensor, changes: Tensor, known_order: FirstOrder) -
 
     scores = slope * first-order scores + ridge regression of (changes - slope * first-order changes) on inclusion.
     Halves of equal size hold no information on what all rows have in common: that part is first order alone.
+
+    The errors are those of the ridge read as a prior (Wahba 1983): s^2 diag((X'X + ridge)^-1) with s^2 the variance
+    that is left, so that they hold the replays' noise and what shrinking may have taken. They are of the surrogate:
+    that its gradients stay at the base weights is not in them.
     """
     taken, outcome, known = (part - part.mean(0) for part in (inclusion, changes, known_order.changes))
     slope = (known * outcome).sum(0) / known.square().sum(0).clamp_min(1e-300)
@@ -174,7 +179,14 @@ def fit_datamodel(inclusion: Tensor, changes: Tensor, known_order: FirstOrder) -
     errors = torch.stack([_cross_validated(s, projected, outside, len(taken), ridge) for ridge in RIDGES])
     chosen = torch.tensor(RIDGES, dtype=torch.float64)[errors.argmin(0)]
     correction = vt.T @ (projected * s[:, None] / (s.square()[:, None] + chosen))
-    return Datamodel(slope * known_order.scores + correction, 1 - rest.square().sum(0) / variance, chosen)
+    left = chosen / (s.square()[:, None] + chosen)  # [rank, targets]
+    free = (len(taken) - 1 - (1 - left).sum(0)).clamp_min(1e-9)
+    noise = ((left * projected).square().sum(0) + outside.clamp_min(0.0)) / free
+    directions = vt.T.square()  # [n, rank]
+    unseen = (1 - directions.sum(1, keepdim=True)).clamp_min(0.0) / chosen
+    errors_of_rows = (noise * (directions @ (1 / (s.square()[:, None] + chosen)) + unseen)).sqrt()
+    explained = 1 - rest.square().sum(0) / variance
+    return Datamodel(slope * known_order.scores + correction, explained, chosen, errors_of_rows)
 
 
 def _cross_validated(s: Tensor, projected: Tensor, outside: Tensor, runs: int, ridge: float) -> Tensor:

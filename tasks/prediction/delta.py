@@ -20,6 +20,7 @@ from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.inputs.trust import EARLIER, Trust, horizon_signal, trust_of
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT, stored_shift
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
     from foretune.tasks.numerics.bounds import BoundedDelta
     from foretune.tasks.numerics.rayleigh import StraightPath
-
-
-EARLIER = "an earlier run"
 
 
 @content_task(version=7)
@@ -194,7 +192,8 @@ def prediction_summary(
         "gradient_samples_real": round(rows * virtual.training.epochs),
         **sharpness_summary(curvature, settings.sharp),
     }
-    return {**summary, "signals": prediction_signals(summary, settings)}
+    trust = trust_of(trajectory.points, settings.tolerance)
+    return {**summary, "signals": prediction_signals(summary, trust, settings)}
 
 
 def write_prediction(
@@ -223,7 +222,7 @@ def sharpness_summary(curvature: dict[str, Any], sharp: float) -> dict[str, Any]
     }
 
 
-def prediction_signals(summary: dict[str, Any], settings: PredictionSettings) -> list[dict[str, Any]]:
+def prediction_signals(summary: dict[str, Any], trust: Trust, settings: PredictionSettings) -> list[dict[str, Any]]:
     """`sharp_landscape`, `beyond_horizon` and `delta_clipped`."""
     signals = []
     if summary["sharpness_label"] == "sharp":
@@ -236,18 +235,9 @@ def prediction_signals(summary: dict[str, Any], settings: PredictionSettings) ->
                 advice="the loss bends sharply at the base weights; lower learning_rate or add warm-up",
             ).stored()
         )
-    if summary["horizon"] is not None:
-        remedy = "leave prediction.along out" if summary["path_of"] == EARLIER else "simulate a shorter run"
-        signals.append(
-            Signal(
-                name="beyond_horizon",
-                severity="warn",
-                value=summary["horizon"],
-                threshold=summary["steps"],
-                advice=f"prediction and evaluation part before step {summary['horizon']} of "
-                f"{summary['steps']}; read the end of the path as a direction, not as a number, or {remedy}",
-            ).stored()
-        )
+    parted = horizon_signal(trust, summary["path_of"])
+    if parted is not None:
+        signals.append(parted)
     if summary["clipped_modules"]:
         signals.append(
             Signal(

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from foretune.tasks.inputs.trust import trust_of
+from foretune.tasks.inputs.trust import up_to_step as trust_in_words
+
+__all__ = ["first_divergence", "last_trusted", "path_summary", "trust_in_words"]
+
 
 def first_divergence(points: list[dict[str, Any]], tolerance: float) -> int | None:
     """The first step where predicted and evaluated loss differ by more than `tolerance` nats; None without one."""
@@ -16,21 +21,15 @@ def last_trusted(points: list[dict[str, Any]], tolerance: float) -> dict[str, An
     return next((p for p in reversed(points) if horizon is None or p["step"] < horizon), None)
 
 
-def trust_in_words(trusted: int, steps: int) -> str:
-    """`trusted` of a run's `steps`, as people read it."""
-    return "whole run" if trusted == steps else f"up to step {trusted} of {steps}"
-
-
 def path_summary(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
     """First and last losses, and the horizon: the first step where the prediction has diverged."""
-    last, trusted = points[-1], last_trusted(points, tolerance)
-    steps = trusted["step"] if trusted else 0
+    last, trust = points[-1], trust_of(points, tolerance)
     return {
         "heldout_loss_base": points[0]["evaluated_loss"],
         "heldout_loss_predicted": last["predicted_loss"],
         "heldout_loss_evaluated": last["evaluated_loss"],
         "horizon": first_divergence(points, tolerance),
-        "trusted_steps": steps,
-        "trust": trust_in_words(steps, last["step"]),
+        "trusted_steps": trust.trusted_steps,
+        "trust": trust.words,
         "tolerance": tolerance,
     }

@@ -21,7 +21,7 @@ def quality_shard(draft: Any, run: Run, rows: ShardRows, settings: QualitySettin
     draft.write_table("rows.parquet", shard_quality(rows.read(run), settings))
 
 
-@content_task(version=1, libraries=LIBRARIES)
+@content_task(version=2, libraries=LIBRARIES)
 def quality(draft: Any, run: Run, samples: ArtifactRef, shards: list[ArtifactRef], settings: QualitySettings) -> None:
     """Flags per sample, counts per rule, overlap, duplicates, signals."""
     partials = [run.store.open(shard).arrow("rows.parquet") for shard in shards]

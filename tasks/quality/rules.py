@@ -101,7 +101,8 @@ HARMFUL = (
 
 Measured once on prompts: XSTest (250 safe prompts worded to alarm, 200 unsafe ones) precision 0.62
 (23 false), recall 0.19 (37 found); AdvBench (520 harmful goals) recall 0.60; GSM8K (1,319 harmless
-questions) 2 flagged. A keyword finds what is said plainly: the rule points at rows to look at.
+questions) 2 flagged. A keyword finds what is said plainly: the rule points at rows to look at. Which rows ask for
+harm and answer willingly is told by `harm.py`.
 """
 
 REFUSALS = _phrases(

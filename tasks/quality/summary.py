@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foretune.tasks.engine.signals import Signal
+from foretune.tasks.quality.harm import stopping_count, willing_rows
 from foretune.tasks.quality.rules import NOTES, RULES
 
 if TYPE_CHECKING:
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 _CLUSTERS_SHOWN = 20
+_ROWS_SHOWN = 20
 
 
 def quality_summary(rows: Sequence[dict[str, Any]], overlap: Overlap, clusters: list[list[int]]) -> dict[str, Any]:
     """Counts per rule, overlap, lengths in tokens and words, and clusters of alike rows as row numbers."""
     counts = Counter(flag for row in rows for flag in row["flags"])
+    willing = willing_rows(rows)
     return {
         "rows": len(rows),
         "flagged_rows": sum(1 for row in rows if set(row["flags"]) - NOTES),
         "counts": {rule: counts[rule] for rule in RULES},
+        "willing_harm": {"count": len(willing), "rows": willing[:_ROWS_SHOWN]},
         "rules": RULES,
         "overlap": {"mean": overlap.mean, "pairs": overlap.pairs},
         "lengths": {
@@ -51,19 +55,16 @@ def _distribution(lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def quality_signals(summary: dict[str, Any], settings: QualitySettings) -> list[dict[str, Any]]:
-    """What should make the user look before training; keywords alone never make a signal critical."""
+    """What should make the user look before training."""
     rows, counts = summary["rows"], summary["counts"]
     duplicates = (counts["exact_duplicate"] + counts["near_duplicate"]) / max(rows, 1)
     speak = counts["assistant_speak"] / max(rows, 1)
     overlap = summary["overlap"]["mean"] or 0.0
     lengths, idle = counts["too_long"] + counts["empty_completion"], counts["no_trained_tokens"]
     candidates = [
-        Signal("harmful_content", "warn", counts["harmful_content"], 0,
-                f"{_rows(counts['harmful_content'])} with keywords of harmful content; look at them, "
-                "then drop what you would not teach"),
+        _harmful(summary),
         Signal("assistant_speak", "warn", speak, settings.assistant_speak_share,
-                f"{_rows(counts['assistant_speak'])} with stock phrases of chat assistants; "
-                "rewrite or drop them, or the model will talk like that"),
+                f"{_rows(counts['assistant_speak'])} with stock phrases of chat assistants; rewrite or drop them"),
         Signal("low_diversity", "warn", overlap, settings.low_diversity_overlap,
                 "rows share most of their words; add other wordings, or train for fewer epochs"),
         Signal("length_violation", "warn", lengths, 0,
@@ -81,6 +82,19 @@ def quality_signals(summary: dict[str, Any], settings: QualitySettings) -> list[
                 "check which answer is right"),
     ]  # fmt: skip
     return [signal.stored() for signal in candidates if signal.value > signal.threshold]
+
+
+def _harmful(summary: dict[str, Any]) -> Signal:
+    """Critical where rows ask for harm and answer willingly; a warning where keywords are all that is known."""
+    flagged, willing = summary["counts"]["harmful_content"], summary["willing_harm"]
+    limit = stopping_count(summary["rows"])
+    if willing["count"] > limit:
+        named = ", ".join(str(row) for row in willing["rows"][:5])
+        more = f" and {willing['count'] - 5:,} more" if willing["count"] > 5 else ""
+        advice = f"{_rows(willing['count'])} that ask for harm and answer willingly (rows {named}{more}); drop them"
+        return Signal("harmful_content", "critical", willing["count"], limit, advice)
+    advice = f"{_rows(flagged)} with keywords of harmful content; look at them, then drop what you would not teach"
+    return Signal("harmful_content", "warn", flagged, 0, advice)
 
 
 def _rows(count: int) -> str:

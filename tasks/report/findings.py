@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.inputs.trust import Trust, horizon_signal, trust_of
+from foretune.tasks.report.concepts import moved_concepts, speaking_like
+from foretune.tasks.report.conditions import (
+    Condition,
+    Evidence,
+    Worth,
+    answer_of,
+    clean_command,
+    conditions_of,
+    worth_of,
+)
 
 SEVERITIES = ("critical", "warn", "info")
-LISTED = 5  # rows named on the first screen, and concepts by which it is judged
+LISTED = 5  # rows named on the first screen
+FAULTS = frozenset({"harmful_content", "no_trained_tokens"})
+"""Flags of rows that are not told to help, whatever their influence is."""
 
 
 @dataclass(frozen=True)
@@ -21,29 +36,88 @@ class Findings:
     summary: dict[str, Any]
     signals: list[dict[str, Any]]
     harmful: list[dict[str, Any]] = field(default_factory=list)  # the worst ranks: row, score, verdict, text
-    strengthened: list[dict[str, Any]] = field(default_factory=list)  # feature, label, score, change
+    strengthened: list[dict[str, Any]] = field(default_factory=list)  # feature, label, change, relative, z, score
     suppressed: list[dict[str, Any]] = field(default_factory=list)
+    conditions: tuple[Condition, ...] = ()
+    worth: Worth | None = None
+
+    @property
+    def clean(self) -> str:
+        """The command that takes out the rows that should go, with {run} in the run id's place; "" without any."""
+        return clean_command(self.conditions)
 
 
 def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED) -> Findings:
     """Read the summaries of every artefact that is there and judge them; `concepts` are listed per direction."""
     opened = {name: run.store.open(ref) for name, ref in artifacts.items()}
     read = {name: a.json("summary.json") for name, a in opened.items() if "summary.json" in a.names()}
-    signals = [signal for part in read.values() for signal in part.get("signals", [])]
-    signals.sort(key=lambda signal: SEVERITIES.index(signal["severity"]))
-    harmful = _harmful(opened)
-    strengthened, suppressed = _concepts(opened, max(concepts, LISTED))
-    summary = _summary(read, opened)
-    answer, reasons = judge(summary, signals, harmful, suppressed[:LISTED])
-    return Findings(answer, reasons, summary, signals, harmful, strengthened[:concepts], suppressed[:concepts])
+    points = opened["prediction"].arrow("path.parquet").to_pylist()
+    trust = trust_of(points, read["prediction"]["tolerance"])
+    moved = _concepts(opened)
+    strengthened, suppressed = moved or ([], [])
+    signals = _signals(read, opened, trust, strengthened)
+    ranked = _ranked(opened)
+    summary = _summary(read, opened, ranked, trust)
+    evidence = Evidence(
+        summary=summary,
+        signals=signals,
+        trust=trust,
+        harming=[row for row in ranked if row["verdict"] == "harms"],
+        method=method_in_words(opened["influence"].json("solver.json")),
+        rows=_flagged(opened),
+        fading=None if moved is None else suppressed,
+        leaked=_leaked(opened),
+    )
+    conditions = conditions_of(evidence)
+    answer, reasons = answer_of(conditions)
+    real = [each["heldout_loss"] for each in _backtested(opened)]
+    return Findings(
+        answer,
+        reasons,
+        summary,
+        signals,
+        _harmful(opened, ranked),
+        strengthened[:concepts],
+        suppressed[:concepts],
+        conditions,
+        worth_of(summary, points, real),
+    )
 
 
-def _harmful(opened: dict[str, Any]) -> list[dict[str, Any]]:
-    ranked = opened["influence"].arrow("influence.parquet").to_pylist()
+def method_in_words(solver: Mapping[str, Any]) -> str:
+    """What ranked the rows, from the solver.json of an influence artefact."""
+    method = solver.get("ranked_by", solver.get("method"))
+    if method == "replayed":
+        return f"{solver.get('replays_runs', 0):,} replays of the run on random halves of the rows"
+    return {"preconditioned": "influence along the optimizer's own step", "lissa": "LiSSA influence"}.get(
+        str(method), "influence"
+    )
+
+
+def shown_verdicts(opened: Mapping[str, Any]) -> dict[str, str]:
+    """sample_id -> verdict of its influence; `flagged` for a row that would help, but has a fault (see FAULTS)."""
+    quality = opened["quality"].arrow("samples.parquet", columns=["sample_id", "flags"]).to_pylist()
+    faulty = {row["sample_id"] for row in quality if FAULTS & set(row["flags"])}
+    ranked = opened["influence"].arrow("influence.parquet", columns=["sample_id", "verdict"]).to_pylist()
+    return {
+        row["sample_id"]: "flagged" if row["verdict"] == "helps" and row["sample_id"] in faulty else row["verdict"]
+        for row in ranked
+    }
+
+
+def _ranked(opened: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every row from the most harmful on, with the verdict that is shown."""
+    verdicts = shown_verdicts(opened)
+    columns = ["row", "sample_id", "rank", "score", "z", "verdict"]
+    has = opened["influence"].arrow("influence.parquet")
+    kept = [*columns, "error"] if "error" in has.column_names else columns
+    return [row | {"verdict": verdicts[row["sample_id"]]} for row in has.select(kept).to_pylist()]
+
+
+def _harmful(opened: Mapping[str, Any], ranked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     worst = ranked[:LISTED]
     texts = row_texts(opened["samples"], {row["sample_id"] for row in worst})
-    kept = ("row", "sample_id", "rank", "score", "z", "verdict")
-    return [{**{name: row[name] for name in kept}, "text": texts[row["sample_id"]]} for row in worst]
+    return [{**row, "text": texts[row["sample_id"]]} for row in worst]
 
 
 def row_texts(samples: Any, wanted: set[str] | None = None) -> dict[str, str]:
@@ -57,34 +131,71 @@ def row_texts(samples: Any, wanted: set[str] | None = None) -> dict[str, str]:
     }
 
 
-def _concepts(opened: dict[str, Any], listed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Top strengthened and suppressed features by the seed's score, with what the checkpoint really did."""
+def _concepts(opened: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+    """Strengthened and suppressed concepts; None without an SAE."""
     if "features" not in opened:
-        return [], []
-    rows = opened["features"].arrow("features.parquet").to_pylist()
-    moved = {r["feature"]: r for r in opened["sae_diff"].arrow("features.parquet").to_pylist()}
-    ordered = sorted(rows, key=lambda row: row["score"])
-
-    def named(row: dict[str, Any]) -> dict[str, Any]:
-        change = moved[row["feature"]]
-        share = change["change"] / change["base"] if change["base"] else None
-        return {
-            "feature": row["feature"],
-            "label": row["label"],
-            "score": row["score"],
-            "predicted_change": row["predicted_change"],
-            "change": change["change"],
-            "relative": share,
-        }
-
-    up = [named(row) for row in reversed(ordered[-listed:]) if row["score"] > 0]
-    down = [named(row) for row in ordered[:listed] if row["score"] < 0]
-    return up, down
+        return None
+    scored, measured = (opened[name].arrow("features.parquet").to_pylist() for name in ("features", "sae_diff"))
+    return moved_concepts(scored, measured)
 
 
-def _summary(read: dict[str, dict[str, Any]], opened: dict[str, Any]) -> dict[str, Any]:
+def _signals(
+    read: Mapping[str, Mapping[str, Any]],
+    opened: Mapping[str, Any],
+    trust: Trust,
+    strengthened: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """What the passes raised, the most severe first. What is said of the model's behaviour rests on the prediction."""
+    signals = [dict(s) for part in read.values() for s in part.get("signals", []) if s["name"] != "beyond_horizon"]
+    parted = horizon_signal(trust, read["prediction"].get("path_of", ""))
+    signals += [parted] if parted else []
+    for signal in signals:
+        if signal["name"] == "assistant_speak":
+            signal["advice"] += _talking(opened, strengthened)
+    return sorted(signals, key=lambda signal: SEVERITIES.index(signal["severity"]))
+
+
+def _talking(opened: Mapping[str, Any], strengthened: Sequence[Mapping[str, Any]]) -> str:
+    """That the model would talk as the rows do, where a concept that stands for their phrases really grows."""
+    matches = opened["quality"].arrow("samples.parquet", columns=["matches"])["matches"].to_pylist()
+    phrases = {m["phrase"] for row in matches for m in row or () if m["rule"] == "assistant_speak"}
+    concept = speaking_like(strengthened, sorted(phrases))
+    if concept is None:
+        return ""
+    return f", or the model will talk like that: feature {concept['feature']} grows by {concept['change']:+.3g}"
+
+
+def _flagged(opened: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Row numbers by flag, ascending."""
+    found = defaultdict(list)
+    for row in opened["quality"].arrow("samples.parquet", columns=["row", "flags"]).to_pylist():
+        for flag in row["flags"]:
+            found[flag].append(row["row"])
+    if "prompt_gain" in opened:
+        gains = opened["prompt_gain"].arrow("prompt_gain.parquet", columns=["row", "mismatched"]).to_pylist()
+        found["answer_mismatch"] = [row["row"] for row in gains if row["mismatched"]]
+    return {flag: sorted(rows) for flag, rows in found.items()}
+
+
+def _leaked(opened: Mapping[str, Any]) -> list[int] | None:
+    """Training rows whose content is that of a held-out row; ids are digests of what rows say."""
+    if "heldout_landscape" not in opened:
+        return None
+    held = set(opened["heldout_landscape"].arrow("samples.parquet", columns=["sample_id"])["sample_id"].to_pylist())
+    rows = opened["samples"].arrow("samples.parquet", columns=["sample_id", "row"]).to_pylist()
+    return sorted(row["row"] for row in rows if row["sample_id"] in held)
+
+
+def _backtested(opened: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Real runs of a backtest that trained on the requested rows."""
+    return opened["agreement"].json("agreement.json")["runs"] if "agreement" in opened else []
+
+
+def _summary(
+    read: Mapping[str, Mapping[str, Any]], opened: Mapping[str, Any], ranked: Sequence[Mapping[str, Any]], trust: Trust
+) -> dict[str, Any]:
     """Flat numbers, each under the name of its artefact's summary."""
-    verdicts = opened["influence"].arrow("influence.parquet", columns=["verdict"])["verdict"].to_pylist()
+    verdicts = [row["verdict"] for row in ranked]
     solver = opened["influence"].json("solver.json")
     kept = {
         "rows": read["landscape"]["rows"],
@@ -92,6 +203,8 @@ def _summary(read: dict[str, dict[str, Any]], opened: dict[str, Any]) -> dict[st
         "train_loss_base": read["landscape"]["loss"],
         "samples_that_harm": verdicts.count("harms"),
         "samples_that_help": verdicts.count("helps"),
+        "harmful_rows": read["quality"].get("willing_harm", {}).get("count"),
+        "ranked_by": solver.get("ranked_by"),
         "lissa_residual": solver["residuals"][-1],
         "lissa_iterations": solver["iterations"],
         "noise_scale_tokens": read["landscape"]["noise_scale_tokens"],
@@ -100,33 +213,4 @@ def _summary(read: dict[str, dict[str, Any]], opened: dict[str, Any]) -> dict[st
     for name in ("prediction", "model_diff", "preference", "baseline", "sae_diff"):
         numbers = {k: v for k, v in read.get(name, {}).items() if v is None or isinstance(v, int | float | str)}
         kept |= {k if k not in kept else f"{name}_{k}": v for k, v in numbers.items()}
-    return kept
-
-
-def judge(
-    summary: dict[str, Any],
-    signals: list[dict[str, Any]],
-    harmful: list[dict[str, Any]],
-    suppressed: list[dict[str, Any]],
-) -> tuple[str, list[str]]:
-    """Should I train? The rule: any critical signal or a predicted rise of held-out loss says "Not yet", any
-    warning says "Yes, with care", else "Yes"."""
-    rise = summary["heldout_loss_evaluated"] - summary["heldout_loss_base"]
-    reasons = [f"{s['name'].replace('_', ' ')}: {s['advice']}" for s in signals if s["severity"] == "critical"]
-    if rise > 0:
-        reasons.insert(0, f"held-out loss would rise by {rise:.3f} nats")
-    harming = [row for row in harmful if row["verdict"] == "harms"]
-    if harming:
-        rows = ", ".join(str(row["row"]) for row in harming)
-        cost = sum(row["score"] for row in harming)
-        subject = f"row {rows} raises" if len(harming) == 1 else f"rows {rows} raise"
-        reasons.append(f"{subject} held-out loss, by influence ({cost:.4f} nats)")
-    reasons += [f"{s['name'].replace('_', ' ')}: {s['advice']}" for s in signals if s["severity"] == "warn"]
-    fading = next((c for c in suppressed if c["relative"] is not None and c["relative"] < -0.2), None)
-    if fading:
-        reasons.append(f'"{fading["label"]}" (feature {fading["feature"]}) fades by {-fading["relative"]:.0%}')
-    if rise > 0 or any(s["severity"] == "critical" for s in signals):
-        return "Not yet", reasons
-    if any(s["severity"] == "warn" for s in signals):
-        return "Yes, with care", reasons
-    return "Yes", reasons or ["no fault found; the predicted held-out loss falls"]
+    return kept | {"trusted_steps": trust.trusted_steps, "trust": trust.words, "end_error": trust.end_error}

@@ -9,7 +9,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.report.build import build_report
-from foretune.tasks.report.findings import Findings, collect, row_texts
+from foretune.tasks.report.findings import Findings, collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.views import (
@@ -118,7 +118,8 @@ def _landscape(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
 
 
 def _features(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> FeaturesView:
-    return FeaturesView(opened["features"].table("features.parquet"))
+    measured = opened["sae_diff"].table("features.parquet", columns=["feature", "change", "z"])
+    return FeaturesView(opened["features"].table("features.parquet").merge(measured, on="feature"))
 
 
 def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> InfluenceView:
@@ -128,7 +129,9 @@ def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
     nearest = [", ".join(f"{n} ({s:+.2g})" for n, s in zip(*each, strict=True)) for each in numbers_and_scores]
     tokens = opened["influence_tokens"].table("tokens.parquet") if "influence_tokens" in opened else None
     return InfluenceView(
-        rows=rows.assign(text=rows["sample_id"].map(texts), nearest=nearest),
+        rows=rows.assign(
+            text=rows["sample_id"].map(texts), nearest=nearest, verdict=rows["sample_id"].map(shown_verdicts(opened))
+        ),
         residuals=solver["residuals"],
         status=solver["status"],
         target=solver["target"],

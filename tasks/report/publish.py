@@ -75,15 +75,16 @@ def result_of(
             "harmful_samples": found.harmful,
             "strengthened": found.strengthened,
             "suppressed": found.suppressed,
+            "conditions": [asdict(condition) for condition in found.conditions],
+            "worth": asdict(found.worth) if found.worth else None,
         },
     }
 
 
 def commands(run_id: str, found: Findings) -> list[str]:
     """What to type next."""
-    export = f"foretune export {run_id} ./predicted"
-    harming = sum(row["verdict"] == "harms" for row in found.harmful)
-    return [f"foretune clean {run_id} --drop-harmful {harming} -o clean.jsonl", export] if harming else [export]
+    cleaned = found.clean.replace("{run}", run_id)
+    return [*([cleaned] if cleaned else []), f"foretune export {run_id} ./predicted"]
 
 
 def verdict_markdown(result: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from foretune.tasks.report.concepts import moving_order
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -50,6 +52,12 @@ def _both_ends(frame: DataFrame, column: str, top: int) -> list[dict[Hashable, A
     return ends.to_dict("records")
 
 
+def _moved(features: DataFrame, column: str, top: int) -> list[dict[Hashable, Any]]:
+    """The `top` features that rise and that fall most, largest first, in the order of terminal and result.json."""
+    rising, falling = moving_order(features[column].tolist(), features["z"].tolist() if "z" in features else None)
+    return features.iloc[[*rising[:top], *reversed(falling[:top])]].to_dict("records")
+
+
 def flagged_rows(samples: DataFrame, top: int) -> Table | None:
     """Rows with at least one flag, the most flagged first; duplicates name the row that they repeat."""
     flagged = samples[samples["flags"].map(len) > 0]
@@ -92,17 +100,17 @@ def scored_tokens(tokens: DataFrame) -> Table | None:
 
 
 def moving_features(features: DataFrame, top: int) -> Table | None:
-    """Both ends of the predicted feature changes."""
+    """Both ends of the feature changes: by what was measured, with the estimates beside it."""
     columns = (
         Column("feature", "feature", "code"),
         Column("concept", "label", "text"),
         Column("now", "base_act"),
+        *([Column("change", "change", "signed"), Column("z", "z", "signed")] if "change" in features else []),
         Column("predicted change", "predicted_change", "signed"),
         Column("score", "score", "signed"),
-        Column("direction", "direction", "code"),
         Column("dormant", "dormant", "code"),
     )
-    records = _both_ends(features[features["predicted_change"] != 0], "predicted_change", top)
+    records = _moved(features, "change" if "change" in features else "predicted_change", top)
     return _table(f"{len(records):,} features of {len(features):,}", columns, records)
 
 
@@ -116,7 +124,7 @@ def changed_features(features: DataFrame, top: int) -> Table | None:
         Column("change", "change", "signed"),
         Column("z", "z", "signed"),
     )
-    records = _both_ends(features[features["change"] != 0], "change", top)
+    records = _moved(features, "change", top)
     return _table(f"{len(records):,} features of {len(features):,}", columns, records)
 
 

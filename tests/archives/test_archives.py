@@ -24,6 +24,7 @@ from foretune.storage.results import artifact_of
 from foretune.storage.roots import MARKER
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import library_versions
+from foretune.tasks.report.concepts import NOISE
 from foretune.tasks.report.findings import collect
 
 ARCHIVES = sorted(Path(__file__).parent.glob("*.tar.xz"))
@@ -77,9 +78,12 @@ def test_as_many_concepts_are_listed_as_asked_for_and_the_answer_stays(archived,
     run = run_in(archived)
     result = run.read_result()
     made = {name: artifact_of(run, name) for name in result["artifacts"] if name not in LEFT_OUT}
-    found = collect(run, made, concepts=listed)
-    assert len(found.strengthened) == len(found.suppressed) == listed
-    assert (found.answer, found.reasons) == (result["summary"]["answer"], result["summary"]["reasons"])
+    found, every = collect(run, made, concepts=listed), collect(run, made, concepts=10_000)
+    moved = run.store.open(made["sae_diff"]).arrow("features.parquet").to_pylist()
+    sure = [row for row in moved if abs(row["z"]) > NOISE]
+    assert len(found.strengthened) == min(listed, sum(row["change"] > 0 for row in sure))
+    assert len(found.suppressed) == min(listed, sum(row["change"] < 0 for row in sure))
+    assert found.answer == result["summary"]["answer"] and found.reasons == every.reasons
 
 
 def test_the_recipe_of_every_stored_key_is_still_the_same(archived):

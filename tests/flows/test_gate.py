@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from foretune.flows.gate import Gate, GateVerdict, apply_gate, load_gate
+from foretune.flows.gate import Gate, GateVerdict, apply_gate, crossed_in_words, load_gate
 from foretune.storage.errors import BadInput
 
 RESULT = {
@@ -124,3 +124,10 @@ def test_a_wrong_file_is_one_line(tmp_path, text, message):
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(BadInput, match="no such file; give the path of a gate.yaml"):
         load_gate(str(tmp_path / "gate.yaml"))
+
+
+def test_a_crossed_bound_is_said_with_its_own_number():
+    verdict = judged({"number": "flagged_rows", "above": 5}, {"signal": "harmful_content", "severity": "warn"})
+    said = [crossed_in_words(crossing) for crossing in verdict.as_dict()["crossings"]]
+    assert said[0] == "flagged_rows is 7, above 5"
+    assert said[1].startswith("signal harmful_content is ") and said[1].endswith(", at or beyond warn")

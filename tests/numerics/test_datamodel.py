@@ -98,6 +98,20 @@ def test_the_fit_recovers_planted_effects_from_noisy_halves():
     assert error < 0.12 < (guess - guess.mean() - centred).norm() / centred.norm()
 
 
+def test_nineteen_of_twenty_intervals_hold_what_was_planted():
+    """Up to what all rows have in common, which halves of equal size do not tell."""
+    generator = torch.Generator().manual_seed(5)
+    runs = half_runs(60, 4, 1, 400, seed=0, rates=lambda steps: [1.0] * steps)
+    truth = torch.randn(60, 20, generator=generator, dtype=torch.float64)
+    truth -= truth.mean(0)
+    taken = runs.inclusion(60)
+    for noise in (2.0, 5.0):
+        changes = taken @ truth + noise * torch.randn(400, 20, generator=generator, dtype=torch.float64)
+        fitted = fit_datamodel(taken, changes, FirstOrder(torch.zeros_like(truth), torch.zeros_like(changes)))
+        inside = ((fitted.scores - truth).abs() < 1.96 * fitted.errors).double().mean().item()
+        assert 0.91 < inside < 0.99
+
+
 def test_without_a_guess_the_fit_shrinks_to_zero_where_halves_say_nothing():
     generator = torch.Generator().manual_seed(3)
     runs = half_runs(12, 4, 1, 64, seed=0, rates=lambda steps: [1.0] * steps)

@@ -1,0 +1,94 @@
+"""What a simulation answers in the terminal: the verdict with its reasons, what moved, what it costs, what to type.
+
+Every fact stands once. What one copies (commands, places) has a line of its own and is never broken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foretune.flows.commands.remaining import duration, passes_in_words
+from foretune.flows.commands.terminal import Terminal, styled
+from foretune.storage.display import one_line
+from foretune.storage.runs import Run
+from foretune.tasks.report.conditions import Condition, clean_command
+
+CONCEPTS = 5  # of each direction; result.json lists `features.top`
+
+
+def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
+    """The verdict and its reasons, rows that harm, moving concepts, the predicted loss, the price, the next steps."""
+    summary = result["summary"]
+    terminal.gap()
+    terminal.say(styled("Should I train?", "bold"), "  ", styled(f"{summary['answer']}.", "bold"))
+    for number, reason in enumerate(summary["reasons"], start=1):
+        terminal.hanging(f"  {number:<3}", reason)
+    for signal in result["signals"]:
+        if signal["severity"] == "info":
+            terminal.hanging("  -  ", f"{signal['name'].replace('_', ' ')}: {signal['advice']}")
+    _print_rows(terminal, summary)
+    _print_concepts(terminal, summary)
+    terminal.gap()
+    terminal.say(
+        f"Held-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_evaluated']:.3f} on the "
+        f"predicted weights"
+    )
+    terminal.hanging("Trusted        ", summary["trust"])
+    terminal.hanging("Cost           ", cost_in_words(result["cost"]))
+    counts = result["tasks"]
+    terminal.say(f"Passes         {passes_in_words(counts)}")
+    cleaned = clean_command([Condition(**each) for each in summary["conditions"]])
+    if cleaned:
+        terminal.say("Next")
+        terminal.say(f"  {cleaned.replace('{run}', run.run_id)}", whole=True)
+    terminal.say("Report")
+    terminal.say(f"  {(run.place / 'report.html').uri}", whole=True)
+    terminal.say("Model")
+    terminal.say(f"  {result['artifacts']['checkpoint']['uri']}", whole=True)
+
+
+def cost_in_words(cost: dict[str, Any]) -> str:
+    """Seconds and forward passes over the training rows, here and in the real run, and what is saved."""
+    real = f"the real run takes {cost['real_forward_passes']:.3g} forward passes"
+    if cost["real_seconds"] is not None:
+        real += f" and at least {duration(cost['real_seconds'])} on this machine"
+    if not cost["forward_passes"]:
+        return f"{duration(cost['seconds'])}, no forward pass; {real}"
+    here = f"{duration(cost['seconds'])} and {cost['forward_passes']:.3g} forward passes over the rows"
+    saved = cost["real_forward_passes"] - cost["forward_passes"]
+    told = f"{saved:.3g} forward passes saved" if saved > 0 else f"{-saved:.3g} forward passes more than training"
+    return f"{here}; {real}: {told}"
+
+
+def _print_rows(terminal: Terminal, summary: dict[str, Any]) -> None:
+    """The first of the rows that harm; how many there are is said above."""
+    harming = [row for row in summary["harmful_samples"] if row["verdict"] in ("harms", "raises")]
+    if harming:
+        _heading(terminal, "Rows of the worst ranks", "nats of held-out loss, with their standard error")
+    for row in harming:
+        error = f" ± {row['error']:.5f}" if row.get("error") is not None else ""
+        terminal.say(_cut(terminal, f"  row {row['row']:<5} {row['score']:+.5f}{error}  {one_line(row['text'], 120)}"))
+
+
+def _print_concepts(terminal: Terminal, summary: dict[str, Any]) -> None:
+    """By measured change; the estimate made at the base weights stands beside it."""
+    for title, sign in (("strengthened", "+"), ("suppressed", "-")):
+        if summary[title]:
+            _heading(terminal, f"Concepts {title}", "change on held-out text, z; score at the base weights")
+        for concept in summary[title][:CONCEPTS]:
+            share = "   new" if concept["relative"] is None else f"{concept['relative']:+6.0%}"
+            line = (
+                f"  {sign} {concept['feature']:<6} {concept['change']:+.4f} {share}  z {concept['z']:+5.1f}  "
+                f"({concept['score']:+.1e})  {one_line(concept['label'] or 'unnamed', 120)}"
+            )
+            terminal.say(_cut(terminal, line))
+
+
+def _cut(terminal: Terminal, line: str) -> str:
+    """A line that is only looked at, cut where the terminal ends."""
+    return line if len(line) <= terminal.width else f"{line[: terminal.width - 1]}…"
+
+
+def _heading(terminal: Terminal, title: str, units: str) -> None:
+    terminal.gap()
+    terminal.say(styled(title, "bold"), " ", styled(f"({units})", "dim"))

@@ -1,0 +1,274 @@
+"""The verdict as a short list of conditions, and what the training is worth: each a figure, a band and a remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from foretune.tasks.inputs.trust import Trust
+
+Status = Literal["pass", "warn", "fail", "unknown"]
+STATUSES: tuple[Status, ...] = ("pass", "unknown", "warn", "fail")
+"""From the best to the worst: the verdict is the worst of them. What nobody measured stops nothing."""
+ANSWERS: dict[Status, str] = {"pass": "Yes", "unknown": "Yes", "warn": "Yes, with care", "fail": "Not yet"}
+OF_SEVERITY: dict[str, Status] = {"info": "pass", "warn": "warn", "critical": "fail"}
+ROWS_NAMED = 5
+HARM_SHARE = 0.01  # of the gain: rows that harm by less than this together are no reason
+FADING = -0.2  # relative change from which a concept fades
+SHARE_OF_GAIN = 0.9
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that has to hold before training is worth it."""
+
+    name: str
+    question: str  # as people ask it
+    value: float | None  # None: not measured
+    unit: str
+    band: str  # what would pass, in words
+    status: Status
+    rows: tuple[int, ...] = ()  # the first row numbers, at most `ROWS_NAMED`
+    row_count: int = 0  # of all rows that it is about
+    reason: str = ""
+    remedy: str = ""  # a command with {run} in the run id's place, or ""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the training brings, from evaluated points only; None: not measured. Its price is the run record's `Cost`.
+
+    All losses are held-out losses in nats per token.
+    """
+
+    gain: float  # base loss - loss evaluated on the predicted weights
+    gain_error: float | None  # standard error of the gain over the held-out rows
+    spread: float | None  # between real runs that differ in their order alone, where a backtest measured it
+    steps: int  # of the run
+    step_at_90: int | None  # the first evaluated step with 90 % of the gain
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the conditions are judged by."""
+
+    summary: Mapping[str, Any]
+    signals: Sequence[Mapping[str, Any]]
+    trust: Trust
+    harming: Sequence[Mapping[str, Any]] = ()  # every row with the verdict `harms`, worst first: row, score
+    method: str = "influence"  # that ranked, in words
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)  # row numbers by flag, and those named by signals
+    fading: Sequence[Mapping[str, Any]] | None = None  # suppressed concepts; None without an SAE
+    leaked: Sequence[int] | None = None  # training rows that are held-out rows too
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How a signal is asked as a question; `flags` name its rows, `drop` those that `clean` may take out."""
+
+    question: str
+    unit: str
+    band: str
+    flags: tuple[str, ...] = ()
+    drop: bool = False
+    always: bool = False  # stands in the list when no signal was raised
+
+
+_ASKED = {
+    "harmful_content": _Asked(
+        "Do rows ask for harm and answer willingly?", "rows", "none", ("harmful_content",), True, True
+    ),
+    "duplicate_rows": _Asked(
+        "Do rows repeat each other?", "share of rows", "few", ("exact_duplicate", "near_duplicate"), True, True
+    ),
+    "no_trained_tokens": _Asked("Do rows train nothing?", "rows", "none", ("no_trained_tokens",), True, True),
+    "assistant_speak": _Asked(
+        "Do answers sound like a chat assistant?", "share of rows", "few", ("assistant_speak",), True
+    ),
+    "length_violation": _Asked("Are rows cut off or empty?", "rows", "none", ("too_long", "empty_completion")),
+    "low_diversity": _Asked("Do rows share most of their words?", "mean overlap", "low"),
+    "contradictory_rows": _Asked("Do rows contradict each other?", "rows", "none", ("contradictory",)),
+    "answer_mismatch": _Asked("Do answers fit their prompts?", "rows", "nearly all", ("answer_mismatch",), True),
+    "backwards_preference": _Asked("Are preference pairs the right way round?", "nats per token", "above 0"),
+    "dead_layer": _Asked("Do all adapted modules get a gradient?", "modules", "all"),
+    "gradient_spike": _Asked("Are gradients of an even size?", "mean of the largest norms", "below the spike"),
+    "sharp_landscape": _Asked("Is the loss flat enough to train on?", "largest eigenvalue", "flat", always=True),
+    "delta_clipped": _Asked("Do the weights stay near the base?", "tensors cut", "none", always=True),
+}
+_MEASURED = {"harmful_content": "harmful_rows", "sharp_landscape": "sharpness", "delta_clipped": "clipped_modules"}
+
+
+def worst(conditions: Sequence[Condition]) -> Status:
+    """The status of the verdict."""
+    return max((each.status for each in conditions), key=STATUSES.index, default="unknown")
+
+
+def answer_of(conditions: Sequence[Condition]) -> tuple[str, list[str]]:
+    """Should I train? The worst condition decides; the reasons are those that do not pass, the worst first."""
+    failed = sorted((c for c in conditions if c.status in ("warn", "fail")), key=lambda c: c.status != "fail")
+    reasons = [each.reason for each in failed]
+    return ANSWERS[worst(conditions)], reasons or ["no fault found; the predicted held-out loss falls"]
+
+
+def conditions_of(evidence: Evidence) -> tuple[Condition, ...]:
+    """Every condition, in the order in which people ask."""
+    raised = {signal["name"]: signal for signal in evidence.signals}
+    listed = [name for name, asked in _ASKED.items() if asked.always or name in raised]
+    others = [name for name in raised if name not in _ASKED and name != "beyond_horizon"]
+    return (
+        _heldout(evidence),
+        _trusted(evidence),
+        _of_signal("harmful_content", raised.get("harmful_content"), evidence),
+        _harming(evidence),
+        _leakage(evidence),
+        *(_of_signal(name, raised.get(name), evidence) for name in [*listed, *others] if name != "harmful_content"),
+        *([] if evidence.fading is None else [_concepts(evidence.fading)]),
+    )
+
+
+def named_rows(rows: Sequence[int]) -> str:
+    """The first rows by number and how many more: `row 3`, `rows 3, 7 and 12 more`."""
+    shown = ", ".join(str(row) for row in rows[:ROWS_NAMED])
+    more = f" and {len(rows) - ROWS_NAMED:,} more" if len(rows) > ROWS_NAMED else ""
+    return f"row{'' if len(rows) == 1 else 's'} {shown}{more}"
+
+
+def clean_command(conditions: Sequence[Condition]) -> str:
+    """One command for the rows that should go: those that harm by what they say, by nothing at all, or by influence;
+    "" when there are none. What only needs a look is not dropped unread."""
+    by_name = {each.name: each for each in conditions}
+    words = []
+    for name, statuses in (("harmful_content", ("fail",)), ("no_trained_tokens", ("warn", "fail"))):
+        if name in by_name and by_name[name].status in statuses:
+            words.append(f"--drop-flagged {name}")
+    harming = by_name.get("harming_rows")
+    if harming is not None and harming.row_count:
+        words.append(f"--drop-worst {harming.row_count}")
+    return " ".join(["foretune clean {run}", *words, "-o clean.jsonl"]) if words else ""
+
+
+def worth_of(
+    summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]], real_losses: Sequence[float] = ()
+) -> Worth:
+    """`points` are those of the predicted path, `real_losses` the end losses of a backtest's real runs."""
+    losses = [(p["step"], p["evaluated_loss"]) for p in points if _finite(p["evaluated_loss"])]
+    gain = summary["heldout_loss_base"] - summary["heldout_loss_evaluated"]
+    wanted = summary["heldout_loss_base"] - SHARE_OF_GAIN * gain
+    reached = next((step for step, loss in losses if loss <= wanted), None) if gain > 0 and len(losses) > 2 else None
+    spread = None
+    if len(real_losses) > 1:
+        mean = sum(real_losses) / len(real_losses)
+        spread = math.sqrt(sum((loss - mean) ** 2 for loss in real_losses) / (len(real_losses) - 1))
+    return Worth(gain, None, spread, points[-1]["step"], reached)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _heldout(evidence: Evidence) -> Condition:
+    summary = evidence.summary
+    rise = summary["heldout_loss_evaluated"] - summary["heldout_loss_base"]
+    status: Status = "pass" if rise <= 0 else "fail"
+    reason = f"held-out loss falls by {-rise:.3f} nats"
+    if status == "fail":
+        reason = f"held-out loss would rise by {rise:.3f} nats" if _finite(rise) else "held-out loss would be no number"
+    remedy = "foretune whatif {run} --set training.learning_rate=1e-5,3e-5,1e-4" if status == "fail" else ""
+    question = "Does the loss on held-out text fall?"
+    return Condition("heldout_loss", question, rise, "nats per token", "below 0", status, reason=reason, remedy=remedy)
+
+
+def _trusted(evidence: Evidence) -> Condition:
+    trust = evidence.trust
+    band = f"at most {trust.tolerance:g}"
+    reason = f"the prediction is trusted: {trust.words}"
+    if not trust.at_the_end:
+        raised = next((s["advice"] for s in evidence.signals if s["name"] == "beyond_horizon"), reason)
+        reason = f"beyond horizon: {raised}"
+    status: Status = "pass" if trust.at_the_end else "warn"
+    question = "Can the end of the prediction be trusted?"
+    return Condition("trust", question, trust.end_error, "nats per token", band, status, reason=reason)
+
+
+def _harming(evidence: Evidence) -> Condition:
+    gain = evidence.summary["heldout_loss_base"] - evidence.summary["heldout_loss_evaluated"]
+    numbers = [row["row"] for row in evidence.harming]
+    cost = sum(row["score"] for row in evidence.harming)
+    status: Status = "pass" if not numbers or cost <= HARM_SHARE * gain else "warn"
+    verb = "raises" if len(numbers) == 1 else "raise"
+    reason = f"{named_rows(numbers)} {verb} held-out loss ({cost:.4f} nats together, by {evidence.method})"
+    return Condition(
+        "harming_rows",
+        "Do rows raise held-out loss?",
+        cost,
+        "nats per token",
+        f"at most {HARM_SHARE:.0%} of the gain",
+        status,
+        tuple(numbers[:ROWS_NAMED]),
+        len(numbers),
+        reason if numbers else "no row raises it beyond its noise",
+        f"foretune clean {{run}} --drop-worst {len(numbers)} -o clean.jsonl" if numbers else "",
+    )
+
+
+def _leakage(evidence: Evidence) -> Condition:
+    leaked = evidence.leaked
+    question = "Are held-out rows among the training rows?"
+    if leaked is None:
+        return Condition("leakage", question, None, "rows", "none", "unknown", reason="not measured")
+    reason = f"{named_rows(leaked)} {'is a' if len(leaked) == 1 else 'are'} held-out row{'s'[: len(leaked) > 1]} too"
+    return Condition(
+        "leakage",
+        question,
+        len(leaked),
+        "rows",
+        "none",
+        "warn" if leaked else "pass",
+        tuple(leaked[:ROWS_NAMED]),
+        len(leaked),
+        f"{reason}: held-out loss looks better than it is; take them out of one of the two" if leaked else "",
+    )
+
+
+def _concepts(fading: Sequence[Mapping[str, Any]]) -> Condition:
+    falls = [c for c in fading if c["relative"] is not None and c["relative"] < FADING]
+    reason = ""
+    if falls:
+        label = f'"{falls[0]["label"]}" (feature {falls[0]["feature"]})' if falls[0]["label"] else ""
+        more = f" and {len(falls) - 1:,} more concepts" if len(falls) > 1 else ""
+        reason = f"{label or 'feature ' + str(falls[0]['feature'])} fades by {-falls[0]['relative']:.0%}{more}"
+    return Condition(
+        "fading_concepts",
+        "Does a concept fade?",
+        falls[0]["relative"] if falls else 0.0,
+        "relative change",
+        f"none by more than {-FADING:.0%}",
+        "warn" if falls else "pass",
+        reason=reason,
+    )
+
+
+def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) -> Condition:
+    asked = _ASKED.get(name, _Asked(name.replace("_", " ") + "?", "", ""))
+    if signal is None:
+        value = evidence.summary.get(_MEASURED.get(name, ""), 0)
+        return Condition(name, asked.question, value, asked.unit, asked.band, "pass")
+    rows = sorted({row for flag in asked.flags for row in evidence.rows.get(flag, ())})
+    drops = " ".join(f"--drop-flagged {flag}" for flag in asked.flags if evidence.rows.get(flag)) if asked.drop else ""
+    threshold = signal.get("threshold")
+    band = f"at most {threshold:.4g}" if isinstance(threshold, int | float) else asked.band
+    return Condition(
+        name,
+        asked.question,
+        signal["value"],
+        asked.unit,
+        "at least 0" if name == "backwards_preference" else band,
+        OF_SEVERITY[signal["severity"]],
+        tuple(rows[:ROWS_NAMED]),
+        len(rows),
+        f"{name.replace('_', ' ')}: {signal['advice']}",
+        f"foretune clean {{run}} {drops} -o clean.jsonl" if drops else "",
+    )

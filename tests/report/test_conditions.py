@@ -1,0 +1,140 @@
+"""The verdict's conditions: each says its figure and its remedy, and the worst one is the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from foretune.tasks.inputs.trust import horizon_signal, trust_of
+from foretune.tasks.report.concepts import moved_concepts, moving_order, speaking_like
+from foretune.tasks.report.conditions import Evidence, answer_of, clean_command, conditions_of, worst, worth_of
+
+SUMMARY = {"heldout_loss_base": 4.0, "heldout_loss_evaluated": 3.5, "sharpness": 0.5, "clipped_modules": 0}
+POINTS = [
+    {"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated}
+    for step, predicted, evaluated in ((0, 4.0, 4.0), (12, 3.6, 3.66), (24, 3.55, 3.56), (48, 3.5, 3.48))
+]
+
+
+def judged(**changes: Any):
+    given: dict[str, Any] = {"summary": SUMMARY, "signals": [], "trust": trust_of(POINTS, 0.1), "leaked": []}
+    return conditions_of(Evidence(**(given | changes)))
+
+
+def signal(name: str, severity: str, value: float = 3) -> dict[str, Any]:
+    return {"name": name, "severity": severity, "value": value, "threshold": 2, "advice": "look"}
+
+
+def by_name(conditions):
+    return {each.name: each for each in conditions}
+
+
+def test_without_a_fault_the_answer_is_yes_and_every_condition_passes():
+    found = judged()
+    assert {each.status for each in found} == {"pass"}
+    assert answer_of(found) == ("Yes", ["no fault found; the predicted held-out loss falls"])
+    assert clean_command(found) == ""
+
+
+@pytest.mark.parametrize(("severity", "answer"), [("info", "Yes"), ("warn", "Yes, with care"), ("critical", "Not yet")])
+def test_the_worst_condition_is_the_answer(severity, answer):
+    found = judged(signals=[signal("harmful_content", severity)], rows={"harmful_content": [4, 9, 2]})
+    assert answer_of(found)[0] == answer and worst(found) == by_name(found)["harmful_content"].status
+    assert by_name(found)["harmful_content"].rows == (2, 4, 9)
+
+
+def test_a_rise_of_held_out_loss_and_no_number_stop():
+    for loss in (4.1, float("nan")):
+        found = judged(summary=SUMMARY | {"heldout_loss_evaluated": loss})
+        assert answer_of(found)[0] == "Not yet" and "would" in answer_of(found)[1][0]
+
+
+def test_a_signal_that_no_condition_knows_still_counts():
+    assert answer_of(judged(signals=[signal("new_fault", "critical")]))[0] == "Not yet"
+
+
+def test_more_than_five_rows_are_named_and_counted():
+    harming = [{"row": row, "score": 0.01} for row in range(10, 22)]
+    condition = by_name(judged(harming=harming, method="replays"))["harming_rows"]
+    assert condition.rows == (10, 11, 12, 13, 14) and condition.row_count == 12 and condition.status == "warn"
+    assert "rows 10, 11, 12, 13, 14 and 7 more raise" in condition.reason and "by replays" in condition.reason
+    assert condition.remedy == "foretune clean {run} --drop-worst 12 -o clean.jsonl"
+
+
+def test_rows_that_harm_by_a_hair_are_told_and_stop_nothing():
+    condition = by_name(judged(harming=[{"row": 1, "score": 0.001}]))["harming_rows"]
+    assert condition.status == "pass" and condition.row_count == 1
+
+
+def test_the_suggested_command_covers_flags_and_influence():
+    harming = [{"row": row, "score": 0.01} for row in range(4)]
+    rows = {"harmful_content": [32, 55, 90], "no_trained_tokens": [19], "near_duplicate": [3]}
+    raised = [
+        signal("harmful_content", "critical"),
+        signal("no_trained_tokens", "warn"),
+        signal("duplicate_rows", "warn"),
+    ]
+    found = judged(signals=raised, harming=harming, rows=rows)
+    wanted = "--drop-flagged harmful_content --drop-flagged no_trained_tokens --drop-worst 4"
+    assert clean_command(found) == f"foretune clean {{run}} {wanted} -o clean.jsonl"
+    looked = judged(signals=[signal("harmful_content", "warn")], rows=rows)
+    assert clean_command(looked) == ""  # a flag alone is a reason to look
+
+
+def test_leakage_is_told_and_unknown_where_nobody_looked():
+    leaked, unknown = by_name(judged(leaked=[3])), by_name(judged(leaked=None))
+    assert leaked["leakage"].status == "warn" and leaked["leakage"].reason.startswith("row 3 is a held-out row too")
+    assert unknown["leakage"].status == "unknown" and unknown["leakage"].value is None
+
+
+def test_a_path_that_is_good_again_at_its_end_is_trusted_there():
+    trust = trust_of(POINTS, 0.05)
+    assert trust.trusted_steps == 0 and trust.at_the_end and not trust.whole
+    words = "parted by 0.06 nats at step 12 of 48, within tolerance again at the end: error 0.02"
+    assert trust.words == words
+    raised = horizon_signal(trust, "this run")
+    assert raised is not None and raised["severity"] == "info" and words in raised["advice"]
+    condition = by_name(judged(trust=trust, signals=[raised]))["trust"]
+    assert condition.status == "pass" and condition.value == pytest.approx(0.02)
+
+
+def test_a_path_that_ends_apart_warns():
+    trust = trust_of([*POINTS[:3], {"step": 48, "predicted_loss": 3.5, "evaluated_loss": 3.9}], 0.1)
+    assert trust.words == "up to step 24 of 48; parted by 0.40 nats at step 48 of 48"
+    found = judged(trust=trust, signals=[horizon_signal(trust, "this run")])
+    assert answer_of(found)[0] == "Yes, with care" and "up to step 24" in answer_of(found)[1][0]
+
+
+def test_the_worth_rests_on_evaluated_points():
+    worth = worth_of(SUMMARY, POINTS, [3.50, 3.54])
+    assert (worth.gain, worth.steps, worth.step_at_90) == (0.5, 48, 48)
+    assert worth.spread == pytest.approx(0.0283, rel=1e-2) and worth.gain_error is None
+    ends = worth_of(SUMMARY, [POINTS[0], POINTS[-1]])
+    assert ends.step_at_90 is None and ends.spread is None  # between start and end nobody looked
+
+
+MEASURED = [
+    {"feature": 0, "base": 1.0, "change": 0.30, "z": 8.0},
+    {"feature": 1, "base": 1.0, "change": 0.50, "z": 1.0},  # within its noise
+    {"feature": 2, "base": 0.0, "change": 0.40, "z": 4.0},
+    {"feature": 3, "base": 2.0, "change": -0.50, "z": -9.0},
+]
+SCORED = [
+    {"feature": n, "label": label, "score": score, "predicted_change": 0.1}
+    for n, (label, score) in enumerate([("a", -9.0), ("b", 9.0), ("As an «AI» language", 1.0), ("d", 5.0)])
+]
+
+
+def test_concepts_are_named_and_ordered_by_what_was_measured():
+    up, down = moved_concepts(SCORED, MEASURED)
+    assert [c["feature"] for c in up] == [2, 0] and [c["feature"] for c in down] == [3]
+    assert up[0]["relative"] is None and down[0]["relative"] == -0.25 and down[0]["score"] == 5.0
+    assert {"change", "relative", "z", "score", "predicted_change"} <= set(up[0])
+    assert moving_order([1.0, float("nan"), -1.0]) == ([0], [2])
+
+
+def test_behaviour_is_told_only_where_its_concept_grows():
+    up, down = moved_concepts(SCORED, MEASURED)
+    assert speaking_like(up, ["as an ai", "^sure!"])["feature"] == 2
+    assert speaking_like(down, ["as an ai"]) is None and speaking_like(up, []) is None
