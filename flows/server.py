@@ -8,7 +8,7 @@ import os
 import tomllib
 from pathlib import Path
 
-from foretune.storage.errors import BadInput, StorageFault
+from foretune.storage.errors import BadInput, FolderInTheWay, StorageFault
 from foretune.storage.places import Place
 from foretune.storage.redaction import remember_secret
 
@@ -51,7 +51,7 @@ def _check_profiles() -> None:
     place = Place(named or home / "profiles.toml")
     try:
         tomllib.loads(place.read_bytes().decode())
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, FolderInTheWay):
         return
     except StorageFault as error:
         raise BadInput(f"Prefect's profiles cannot be read: {error}") from error

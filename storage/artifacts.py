@@ -23,7 +23,7 @@ from foretune.storage.cache import DRAFT, cache_dir, new_draft
 from foretune.storage.commits import commit_on_disk, commit_to_s3
 from foretune.storage.contents import Artifact, remember, remembered
 from foretune.storage.drafts import Draft
-from foretune.storage.errors import Damaged, disk_faults
+from foretune.storage.errors import Damaged, FolderInTheWay, disk_faults
 from foretune.storage.manifest import ARTEFACT_NAME, MANIFEST, Manifest
 from foretune.storage.places import Place, read_once
 from foretune.storage.refs import ArtifactRef
@@ -67,7 +67,7 @@ class ArtifactStore:
         place = self.place(task, key)
         try:
             return self._parsed(place, task, key, (place / MANIFEST).read_bytes())
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, FolderInTheWay):
             return None
 
     def whole(self, task: str, key: str) -> Manifest | None:

@@ -7,13 +7,13 @@ import errno
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from foretune.storage.cache import new_draft
-from foretune.storage.errors import StorageFault, disk_faults
+from foretune.storage.errors import FolderInTheWay, StorageFault, disk_faults
 
 COPY_BYTES = 8 * 2**20
 NAME_CHARACTERS = 40
@@ -49,11 +49,11 @@ class Disk:
         return os.path.isdir(path)
 
     def read(self, path: str) -> bytes:
-        with disk_faults(Path(path), "read"):
+        with disk_faults(Path(path), "read"), _no_folder(path):
             return Path(path).read_bytes()
 
     def open(self, path: str) -> BinaryIO:
-        with disk_faults(Path(path), "read"):
+        with disk_faults(Path(path), "read"), _no_folder(path):
             return open(path, "rb")
 
     def write(self, path: str, data: bytes) -> None:
@@ -112,9 +112,11 @@ class Disk:
             for name in sorted(name for name in files if not hidden(name)):
                 file = Path(folder, name)
                 try:
-                    yield _entry(file, file.relative_to(path).as_posix())
+                    with disk_faults(file, "read"):
+                        entry = _entry(file, file.relative_to(path).as_posix())
                 except FileNotFoundError:
-                    continue  # deleted by another process since the folder was listed
+                    continue  # deleted by another process since the folder was listed, or a link to nothing
+                yield entry
 
     def delete_files(self, path: str, names: list[str]) -> None:
         """Remove these files below a folder, and the folders that are empty then, itself included."""
@@ -141,6 +143,14 @@ class Disk:
                     os.unlink(path)
             except FileNotFoundError:
                 pass
+
+
+@contextlib.contextmanager
+def _no_folder(path: str) -> Generator[None]:
+    try:
+        yield
+    except IsADirectoryError:
+        raise FolderInTheWay(path) from None
 
 
 def _entry(file: Path, name: str) -> Entry:

@@ -20,6 +20,13 @@ class BadInput(ValueError):
         super().__init__(" ".join(redacted(str(message)).split()))
 
 
+class FolderInTheWay(BadInput):
+    """A folder lies where a file is read."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        super().__init__(f"{os.fspath(path)}: is a folder where a file is expected; move it away")
+
+
 class StorageFault(RuntimeError):
     """A place failed after bounded retries; one line with the remedy (exit status 1)."""
 
@@ -83,6 +90,7 @@ _REASONS = {
     errno.EFBIG: "the file is larger than this file system allows; use another one",
     errno.EIO: "the disk reports an input/output error; check the disk",
     errno.ENOTDIR: "a parent of this path is a file; move that file",
+    errno.ELOOP: "its links lead in a circle; mend them",
     errno.ENAMETOOLONG: "the path is too long for this file system; shorten it",
 }
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")

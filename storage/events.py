@@ -222,15 +222,16 @@ def _finite(value: Any) -> Any:
 
 
 def run_status(run: Run) -> str:
-    """`status` of result.json, "unreadable" when it is torn; without one "failed" or "stopped" where the events
+    """`status` of result.json, "unreadable" when it is torn or no file; without one "failed" or "stopped" where the events
     end with that, "completed" where those of a real training run do, else "unfinished".
     """
     try:
-        return str(run.read_result().get("status", "finished"))
+        try:
+            return str(run.read_result().get("status", "finished"))
+        except FileNotFoundError:
+            last = next(reversed(read_events(run)), {})
     except BadInput:
         return "unreadable"
-    except FileNotFoundError:
-        last = next(reversed(read_events(run)), {})
     ended = last.get("type") == "run_finished"
     # A simulation that was killed just before it wrote its result has not completed.
     real = last.get("source") == "training" or last.get("status") != "completed"

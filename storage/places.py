@@ -20,6 +20,9 @@ from foretune.storage.errors import BadInput, StorageFault, disk_faults
 if TYPE_CHECKING:
     from foretune.storage.buckets import Bucket
 
+NO_CREDENTIALS_IN_PLACES = (
+    "write s3://bucket/prefix, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+)
 DOWNLOADS = 4  # files fetched at once; each of them streams in parts
 
 
@@ -61,6 +64,8 @@ class Place:
             name, _, key = rest.partition("/")
             if not name:
                 raise BadInput(f"{text}: no bucket named; write s3://bucket/prefix")
+            if "@" in name or (":" in name and not name.startswith("arn:")):  # not repeated: it may be a secret
+                raise BadInput(f"a place on S3 carries credentials; {NO_CREDENTIALS_IN_PLACES}")
             key = "/".join(part for part in key.split("/") if part)
             self._set(f"s3://{name}/{key}".rstrip("/"), key, _bucket(name))
         else:
