@@ -16,6 +16,16 @@ def last_trusted(points: list[dict[str, Any]], tolerance: float) -> dict[str, An
     return next((p for p in reversed(points) if horizon is None or p["step"] < horizon), None)
 
 
+def trusted_steps(points: list[dict[str, Any]], tolerance: float, reach: int = 0) -> int:
+    """The last step that may be trusted: that of the last evaluation before the first divergence.
+
+    `reach` is the step up to which there is another reason to trust the path, where little of it was evaluated.
+    """
+    horizon, last = first_divergence(points, tolerance), last_trusted(points, tolerance)
+    evaluated = last["step"] if last else 0
+    return evaluated if horizon is None else max(evaluated, min(reach, horizon - 1))
+
+
 def trust_in_words(trusted: int, steps: int) -> str:
     """`trusted` of a run's `steps`, as people read it."""
     return "whole run" if trusted == steps else f"up to step {trusted} of {steps}"
@@ -23,8 +33,7 @@ def trust_in_words(trusted: int, steps: int) -> str:
 
 def path_summary(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
     """First and last losses, and the horizon: the first step where the prediction has diverged."""
-    last, trusted = points[-1], last_trusted(points, tolerance)
-    steps = trusted["step"] if trusted else 0
+    last, steps = points[-1], trusted_steps(points, tolerance)
     return {
         "heldout_loss_base": points[0]["evaluated_loss"],
         "heldout_loss_predicted": last["predicted_loss"],
