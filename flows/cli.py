@@ -9,6 +9,9 @@ import typer
 
 from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
+    Evaluate,
+    Everything,
+    Grid,
     Json,
     Open,
     Overrides,
@@ -25,6 +28,7 @@ from foretune.flows.commands.options import (
     with_root,
 )
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help, write_notice
+from foretune.flows.commands.versions import history
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
 from foretune.flows.server import open_prefect
@@ -157,11 +161,14 @@ def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None
     finish({"root": root_given(root), "runs": rows}, as_json)
 
 
+app.command()(history)
+
+
 @app.command()
 def compare(run_a: RunName, run_b: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Two saved runs side by side: flipped samples, rows, concepts, layers, losses, signals."""
     open_prefect()
-    from foretune.flows.commands.console import print_comparison
+    from foretune.flows.commands.comparison import print_comparison
     from foretune.flows.compare import attach_comparison, compare_runs
 
     a, b = named_run(run_a, root), named_run(run_b, root)
@@ -272,12 +279,14 @@ def watch(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet =
 
 
 @app.command()
-def lineage(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Which inputs made which artefact of a run."""
+def lineage(
+    run: RunName, everything: Everything = False, root: Root = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Which inputs made a run: data, model, SAE, versions, code; and which run computed what."""
     from foretune.flows.commands.lineage import lineage_of, print_lineage
 
     traced = lineage_of(named_run(run, root))
-    print_lineage(terminal_for(quiet), traced)
+    print_lineage(terminal_for(quiet), traced, everything)
     finish(traced, as_json)
 
 
@@ -304,10 +313,8 @@ def gc(
 @app.command()
 def whatif(
     run: RunName,
-    grid: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C,D", help="values to try; repeatable")
-    ] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="spend forward passes on every setting")] = False,
+    grid: Grid = None,
+    evaluate: Evaluate = None,
     root: Root = None,
     as_json: Json = False,
     quiet: Quiet = False,

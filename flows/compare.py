@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import prefect
 
+from foretune.flows.commands.lineage import SAE, lineage_of, outside_inputs
 from foretune.flows.failures import ending_in_one_line
-from foretune.storage.results import artifact_of, finished_result
+from foretune.storage.results import artifact_of, finished_result, task_and_key
 from foretune.storage.runs import Run, resolve_run
 from foretune.tasks.engine.announcements import escape, publish_markdown
-from foretune.tasks.report.comparison import comparison_section, first_rows, with_comparison
+from foretune.tasks.report.comparison import (
+    comparison_lines,
+    comparison_section,
+    comparison_tables,
+    first_rows,
+    with_comparison,
+)
 
 NUMBERS = (
     "heldout_loss_base",
@@ -43,20 +51,62 @@ def compare(run_a: str, run_b: str = "latest", root: str = "./.foretune") -> dic
 
 
 def compare_runs(a: Run, b: Run) -> dict[str, Any]:
-    """Differences of `b` against `a`. BadInput when one of them has no result."""
+    """What differs between two runs. BadInput when one of them has no result."""
     results = [finished_result(run) for run in (a, b)]
     summaries = [result["summary"] for result in results]
+    inputs = [outside_inputs(lineage_of(run)["artifacts"]) for run in (a, b)]
+    apart = concepts_apart(results, inputs)
     return {
         "a": a.run_id,
         "b": b.run_id,
+        "identical": identical(*results),
+        "request": differing_settings(results[0].get("request", {}), results[1].get("request", {})),
+        "inputs": [
+            {"input": name, "a": inputs[0].get(name), "b": inputs[1].get(name)}
+            for name in dict.fromkeys([*inputs[0], *inputs[1]])
+            if inputs[0].get(name) != inputs[1].get(name)
+        ],
         "numbers": {n: {"a": summaries[0].get(n), "b": summaries[1].get(n)} for n in NUMBERS},
         "horizon": {"a": summaries[0].get("horizon"), "b": summaries[1].get("horizon")},
         "signals": _signals(*results),
         "samples": _samples(a, b),
         "quality": _quality(a, b),
-        "features": _features(a, b) if _all_have(results, "features") else [],
+        "concepts_apart": apart,
+        "features": _features(a, b) if apart is None and _all_have(results, "sae_diff") else [],
         "layers": _layers(a, b),
     }
+
+
+def identical(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether every artefact of two runs has the same key."""
+    keys = [{name: task_and_key(each["uri"]) for name, each in run.get("artifacts", {}).items()} for run in (a, b)]
+    return bool(keys[0]) and keys[0] == keys[1]
+
+
+def differing_settings(a: Any, b: Any, path: str = "") -> list[dict[str, Any]]:
+    """Every setting of two requests that differs, by its dotted name, with both values."""
+    if a == b:
+        return []
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = dict.fromkeys([*a, *b])
+        return [
+            each
+            for name in names
+            for each in differing_settings(a.get(name), b.get(name), f"{path}.{name}" if path else name)
+        ]
+    return [{"setting": path, "a": a, "b": b}]
+
+
+def concepts_apart(results: list[dict[str, Any]], inputs: list[dict[str, str]]) -> str | None:
+    """Why the concepts of two runs are not the same things; None where they are, or where no run has any."""
+    had = [result for result in results if "sae_diff" in result["artifacts"]]
+    if len(had) == 1:
+        return f"run {next(r['run_id'] for r in results if r not in had)} has no SAE"
+    before, after = (found.get(SAE) for found in inputs)
+    if had and before != after:
+        named = " and ".join((digest or "-")[:12] for digest in (before, after))
+        return f"the runs read different SAEs, {named}, whose features of one number are different things"
+    return None
 
 
 def attach_comparison(run: Run, compared: dict[str, Any]) -> None:
@@ -67,39 +117,13 @@ def attach_comparison(run: Run, compared: dict[str, Any]) -> None:
 
 def comparison_markdown(compared: dict[str, Any]) -> str:
     """Everything that the comparison found as Prefect's UI shows it, foreign text escaped."""
-    samples, signals = compared["samples"], compared["signals"]
-    numbers = {**compared["numbers"], "horizon": compared["horizon"]}
+    samples = compared["samples"]
     parts = [
-        _table(
-            ["", escape(compared["a"]), escape(compared["b"])],
-            [(n.replace("_", " "), p["a"], p["b"]) for n, p in numbers.items()],
-        ),
+        f"{escape(compared['a'])} before, {escape(compared['b'])} after.",
+        *map(escape, comparison_lines(compared)),
         *(f"Rows {word}: {first_rows(samples[word]) or 'none'}." for word in ("added", "removed")),
         f"Rows flipped between helping and harming: {len(samples['flipped'])}.",
-        *(
-            f"Signals {word}: {', '.join(map(escape, signals[word]))}."
-            for word in ("appeared", "vanished")
-            if signals[word]
-        ),
-        _table(
-            ["row before", "row after", "before", "after", "score before", "score after"],
-            [
-                tuple(row[name] for name in ("row_a", "row_b", "verdict_a", "verdict_b", "score_a", "score_b"))
-                for row in samples["flipped"][:LISTED]
-            ],
-        ),
-        _table(["rule", "before", "after"], [(rule, p["a"], p["b"]) for rule, p in compared["quality"].items()]),
-        _table(
-            ["feature", "score before", "score after", "label"],
-            [(row["feature"], row["score_a"], row["score_b"], row["label"] or "") for row in compared["features"]],
-        ),
-        _table(
-            ["tensor", "eta_eff before", "eta_eff after", "delta before", "delta after"],
-            [
-                tuple(row[name] for name in ("module", "eta_eff_a", "eta_eff_b", "norm_a", "norm_b"))
-                for row in compared["layers"]
-            ],
-        ),
+        *(f"**{each.caption}**\n\n{_table(each.titles, each.rows)}" for each in comparison_tables(compared)),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -161,15 +185,29 @@ def _quality(a: Run, b: Run) -> dict[str, dict[str, int]]:
 
 
 def _features(a: Run, b: Run) -> list[dict[str, Any]]:
-    """Features whose score moved most; empty when the two runs read different SAEs."""
-    before, after = (_rows(run, "features", "features.parquet") for run in (a, b))
-    if len(before) != len(after):
-        return []
-    moved = [
-        {"feature": y["feature"], "label": y["label"], "score_a": x["score"], "score_b": y["score"]}
-        for x, y in zip(before, after, strict=True)
-    ]
-    return sorted(moved, key=lambda row: -abs(row["score_b"] - row["score_a"]))[:LISTED]
+    """Features whose measured change differs most for its standard error, with what was measured in either run."""
+    before, after = (_rows(run, "sae_diff", "features.parquet") for run in (a, b))
+    labels = {row["feature"]: row["label"] for row in _rows(b, "features", "features.parquet")}
+    found = []
+    for x, y in zip(before, after, strict=False):
+        if x["change"] == y["change"]:
+            continue
+        errors = [abs(each["change"] / each["z"]) if each["z"] else 0.0 for each in (x, y)]
+        spread = math.hypot(*errors)
+        measured = {
+            f"{name}_{side}": row[name] for side, row in (("a", x), ("b", y)) for name in ("base", "new", "change", "z")
+        }
+        found.append(
+            {
+                "feature": y["feature"],
+                "label": labels.get(y["feature"]),
+                **measured,
+                "error_a": errors[0],
+                "error_b": errors[1],
+                "z": (y["change"] - x["change"]) / spread if spread else None,
+            }
+        )
+    return sorted(found, key=lambda row: -abs(row["z"] or 0.0))[:LISTED]
 
 
 def _layers(a: Run, b: Run) -> list[dict[str, Any]]:

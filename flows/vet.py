@@ -25,6 +25,8 @@ from foretune.storage.versions import newest_version
 from foretune.tasks.engine.announcements import escape, publish_markdown, tell
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.inputs.sources import Sources
+from foretune.tasks.report.comparison import change
+from foretune.tasks.report.numbers import plain
 
 EVENT = "foretune.vetting.finished"
 ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
@@ -131,10 +133,11 @@ def compared_with(accepted: dict[str, Any] | None, run: Run) -> dict[str, Any] |
 
 
 def changes(compared: dict[str, Any]) -> dict[str, Any]:
-    """A comparison in a few counts."""
+    """A comparison in a few counts, and the numbers of both runs."""
     samples = compared["samples"]
     counts = {name: len(samples[name]) for name in ("added", "removed", "flipped")}
-    return {"with": compared["a"], **counts, "signals": compared["signals"]}
+    numbers = {name: pair for name, pair in compared["numbers"].items() if pair["a"] is not None}
+    return {"with": compared["a"], **counts, "signals": compared["signals"], "numbers": numbers}
 
 
 def keep(ledger: Ledger, key: str, verdict: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -174,7 +177,21 @@ def verdict_table(verdict: dict[str, Any]) -> str:
         cells = [crossing[name] for name in ("subject", "value", "threshold", "verdict", "reason")]
         lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
     if verdict["comparison"]:
-        change = verdict["comparison"]
-        lines += ["", f"Against {escape(change['with'])}: {change['added']} rows added, {change['removed']} removed, "]
-        lines[-1] += f"{change['flipped']} flipped between helping and harming."
+        lines += against_accepted(verdict["comparison"])
     return "\n".join([*lines, "", f"Run {escape(verdict['run_id'])}", ""])
+
+
+def against_accepted(comparison: dict[str, Any]) -> list[str]:
+    """What changed since the accepted run, a table of numbers first; verdicts of before may lack that."""
+    lines, numbers = [], comparison.get("numbers", {})
+    if numbers:
+        lines += ["", f"| | accepted {escape(comparison['with'])} | this version | change |", "|---|---|---|---|"]
+    for name, pair in numbers.items():
+        cells = (name.replace("_", " "), plain(pair["a"]), plain(pair["b"]), change(pair))
+        lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
+    for word in ("appeared", "vanished"):
+        if comparison.get("signals", {}).get(word):
+            lines += ["", f"Signals that {word}: {', '.join(map(escape, comparison['signals'][word]))}."]
+    counted = f"{comparison['added']} rows added, {comparison['removed']} removed"
+    flipped = f"{comparison['flipped']} flipped between helping and harming"
+    return [*lines, "", f"Against {escape(comparison['with'])}: {counted}, {flipped}."]

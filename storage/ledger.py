@@ -36,6 +36,13 @@ class Ledger:
         root_to_read(self.root)
         return _read(self._verdicts / f"{key}.json", StoredVerdict)
 
+    def verdicts(self) -> list[dict[str, Any]]:
+        """Every verdict on every version, the oldest first by its own time."""
+        root_to_read(self.root)
+        names = [name for name in self._verdicts.list() if name.endswith(".json")]
+        found = [_read(self._verdicts / name, StoredVerdict) for name in names]
+        return sorted((each for each in found if each is not None), key=lambda each: str(each.get("time", "")))
+
     def keep(self, key: str, verdict: dict[str, Any]) -> None:
         root_to_write(self.root)
         _write(self._verdicts / f"{key}.json", verdict)

@@ -22,7 +22,8 @@ from foretune.storage.slugs import slug
 
 REQUEST, RESULT, REPORT, COMPARISON = "request.yaml", "result.json", "report.html", "comparison.json"
 WHATIF_PAGE, WHATIF = "whatif.html", "whatif.json"
-RUN_FILES = (REQUEST, REPORT, COMPARISON, WHATIF_PAGE, WHATIF, RESULT)
+HISTORY_PAGE = "history.html"
+RUN_FILES = (REQUEST, REPORT, COMPARISON, WHATIF_PAGE, WHATIF, HISTORY_PAGE, RESULT)
 """What a run's folder holds beside its events, in the order in which a deletion takes it: what a run is, is told by
 its result."""
 _ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")
@@ -96,6 +97,10 @@ class Run:
     def write_whatif(self, result: dict[str, Any], html: str) -> None:
         (self.place / WHATIF_PAGE).write_bytes(html.encode())
         (self.place / WHATIF).write_bytes((json_shown(result, _indented) + "\n").encode())
+
+    def write_history(self, html: str) -> None:
+        """The page of the versions up to this one."""
+        (self.place / HISTORY_PAGE).write_bytes(html.encode())
 
     def read_request(self) -> str:
         """FileNotFoundError when the run never wrote one, BadInput when the file is no text."""

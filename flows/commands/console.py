@@ -11,12 +11,10 @@ from foretune.flows.commands.remaining import Remaining, passes_in_words, planne
 from foretune.flows.commands.terminal import Terminal, plain, styled
 from foretune.flows.gate import crossed_in_words
 from foretune.flows.interruption import when_stopped
-from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.event_records import is_whole
 from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run
-from foretune.tasks.report.comparison import first_rows
 from foretune.tasks.report.numbers import fixed, spread
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25
 EVERY_SECONDS = 15.0  # between two lines of progress where nothing moves
-LISTED = 8
 LABEL = 120  # characters of a pass's name
 COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
 
@@ -151,44 +148,6 @@ class LivePasses:
         row = self._running.pop(label, None)
         if row is not None:
             self.progress.remove_task(row)
-
-
-def print_comparison(terminal: Terminal, compared: dict[str, Any]) -> None:
-    """The differences of two runs, most telling first."""
-    rows: list[tuple[Any, ...]] = []
-    for name, pair in {**compared["numbers"], "horizon": compared["horizon"]}.items():
-        if pair["a"] is not None or pair["b"] is not None:
-            rows.append((name.replace("_", " "), *("-" if v is None else f"{v:.5g}" for v in (pair["a"], pair["b"]))))
-    for rule, pair in compared["quality"].items():
-        rows.append((f"flagged {rule}", pair["a"], pair["b"]))
-    terminal.table(("", compared["a"], compared["b"]), [(cells, "") for cells in rows])
-    samples, signals = compared["samples"], compared["signals"]
-    for word in ("added", "removed"):
-        terminal.say(f"rows {word}: {first_rows(samples[word]) or 'none'}")
-    terminal.say(f"rows flipped between helping and harming {len(samples['flipped'])}")
-    for row in samples["flipped"][:LISTED]:
-        terminal.say(
-            f"  row {row['row_a']} -> {row['row_b']}  {row['verdict_a']} {row['score_a']:+.5f} -> "
-            f"{row['verdict_b']} {row['score_b']:+.5f}"
-        )
-    for word in ("appeared", "vanished"):
-        if signals[word]:
-            terminal.say(f"signals {word}: {', '.join(signals[word])}")
-    for row in compared["features"][:LISTED]:
-        terminal.say(
-            f"  {row['feature']:<6} {row['score_a']:+.3e} -> {row['score_b']:+.3e}  "
-            f"{one_line(row['label'] or 'unnamed', 60)}"
-        )
-    if compared["layers"]:
-        terminal.say("tensors whose effective learning rate moved most")
-    for row in most_moved(compared["layers"])[:LISTED]:
-        terminal.say(f"  {row['module']}  {row['eta_eff_a']:.3e} -> {row['eta_eff_b']:.3e}")
-
-
-def most_moved(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tensors with an effective learning rate in both runs, the largest change first."""
-    both = [row for row in layers if row["eta_eff_a"] is not None and row["eta_eff_b"] is not None]
-    return sorted(both, key=lambda row: -abs(row["eta_eff_b"] - row["eta_eff_a"]))
 
 
 def print_verdict(terminal: Terminal, verdict: dict[str, Any]) -> None:

@@ -23,6 +23,11 @@ Root = Annotated[str | None, typer.Option("--root", help="storage root: a folder
 Open = Annotated[bool, typer.Option("--open", help="open it in the browser")]
 Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors (and the JSON object)")]
+Everything = Annotated[bool, typer.Option("--all", help="every artefact with what it read")]
+Grid = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C,D", help="values to try; repeatable")]
+Evaluate = Annotated[
+    bool | None, typer.Option("--evaluate/--no-evaluate", help="forward passes on every setting, or on none")
+]
 
 DEFAULT_ROOT = "./.foretune"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from foretune.flows.request import Request, apply_override, parse_request, store
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.prediction.whatif import Setting, StoredGradients, predicted_outcomes
+from foretune.tasks.prediction.outcome import Setting
+from foretune.tasks.prediction.whatif import StoredGradients, predicted_outcomes
+from foretune.tasks.report.whatif_words import mark, setting_in_words, shown_outcomes, standing
 
 VARIABLE_SETTINGS = {
     "training": [
@@ -46,9 +49,13 @@ MAX_SETTINGS = 500
 """Settings of one grid."""
 
 
-def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, Any]:
+def whatif(run: Run, options: list[str], evaluate: bool | None = None) -> dict[str, Any]:
     """Predict every setting of the grid that `options` ("training.epochs=1,3") span, and write whatif.json and
-    whatif.html beside the run's report. BadInput for a setting that stored gradients cannot answer for."""
+    whatif.html beside the run's report. BadInput for a setting that stored gradients cannot answer for.
+
+    Forward passes are spent on the few settings of the lowest predicted loss; with `evaluate` on all of them or, where
+    it is False, on none, and then none is called the best.
+    """
     grid = [parsed(option) for option in options]
     paths = [path for path, _ in grid]
     if len(set(paths)) < len(paths):
@@ -63,14 +70,16 @@ def whatif(run: Run, options: list[str], evaluate: bool = False) -> dict[str, An
     settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _combinations(grid)]
     for setting in settings:
         check_steps(request, setting.training, trained)
-    measured = _evaluator(wiring, request) if evaluate else None
-    outcomes = predicted_outcomes(stored, settings, request.prediction, measured)
+    measured = None if evaluate is False else _evaluator(wiring, request)
+    table = predicted_outcomes(stored, settings, request.prediction, measured, everything=evaluate is True)
     result = {
         "run_id": run.run_id,
         "base_loss": stored.base_loss,
         "trusted_distance": stored.trusted_distance,
-        "evaluated": evaluate,
-        "settings": [finite_outcome(asdict(outcome)) for outcome in outcomes],
+        "tolerance": request.prediction.tolerance,
+        "evaluated": {None: "lowest", True: "all", False: "none"}[evaluate],
+        "own": finite_outcome(asdict(table.own)),
+        "settings": [finite_outcome(asdict(outcome)) for outcome in table.outcomes],
     }
     run.write_whatif(result, _page(result, wiring.lines()))
     return result | {"page": (run.place / "whatif.html").uri}
@@ -129,8 +138,9 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
     step = Planned(run, History(run.store))
     wiring = Wiring(step, request, checked_sources(request))
     train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
-    prediction = wiring.prediction(train, heldout, wiring.curvature(train))["prediction"]
-    needed: list[ArtifactRef] = [*train.blocks, heldout.gradient, prediction]
+    predicted = wiring.prediction(train, heldout, wiring.curvature(train))
+    prediction, path = predicted["prediction"], predicted.get("path")
+    needed: list[ArtifactRef] = [*train.blocks, heldout.gradient, prediction, *([path] if path else [])]
     gone = [each.task for each in needed if not each.uri]
     if gone:
         raise BadInput(
@@ -142,6 +152,7 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
         train.blocks,
         heldout.gradient,
         prediction,
+        path,
         request.adapter,
         request.training,
         request.prediction.tolerance,
@@ -152,19 +163,23 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
 
 
 def _evaluator(wiring: Wiring, request: Request) -> Callable[[Setting, Any], float]:
-    """Held-out loss of a delta by forward passes, on the rows that the prediction evaluates."""
+    """Held-out loss of a delta by forward passes, on the rows that the prediction evaluates. The model is opened when
+    the first of them is wanted."""
     from foretune.tasks.prediction.evaluation import rows_at_weights
 
-    heldout = rows_at_weights(
-        wiring.step.run,
-        wiring.model,
-        wiring.evaluation_rows(),
-        request.adapter,
-        request.training.seed,
-        wiring.dpo_beta,
-        request.prediction.batch_tokens,
-    )
-    return lambda setting, delta: heldout.loss(delta)
+    @functools.cache
+    def heldout() -> Any:
+        return rows_at_weights(
+            wiring.step.run,
+            wiring.model,
+            wiring.evaluation_rows(),
+            request.adapter,
+            request.training.seed,
+            wiring.dpo_beta,
+            request.prediction.batch_tokens,
+        )
+
+    return lambda setting, delta: heldout().loss(delta)
 
 
 def _page(result: dict[str, Any], lines: Any) -> str:
@@ -174,22 +189,31 @@ def _page(result: dict[str, Any], lines: Any) -> str:
 
 
 def print_whatif(terminal: Terminal, result: dict[str, Any]) -> None:
-    """One line per setting, the best marked."""
-    evaluated = ["evaluated"] if result["evaluated"] else []
+    """One line per setting, the best and the lowest predicted marked, the run's own as the reference."""
     changed = result["settings"][0]["changed"]
+    outcomes = shown_outcomes(result)
     rows: list[tuple[Any, str]] = []
-    for outcome in result["settings"]:
-        losses = [outcome["predicted_loss"], *([outcome["evaluated_loss"]] if evaluated else [])]
+    for outcome in outcomes:
+        losses = [outcome["predicted_loss"], outcome["evaluated_loss"]]
         cells = (
-            "best" if outcome["best"] else "",
-            *outcome["changed"].values(),
+            mark(outcome),
+            *(
+                f"{value:g}" if isinstance(value, float) else "-" if value is None else value
+                for value in outcome["changed"].values()
+            ),
             outcome["steps"],
             *(f"{loss:.3f}" if loss is not None else "-" for loss in losses),
             outcome["status"],
+            outcome["predicted_from"],
             _movement(outcome),
         )
         rows.append((cells, "bold" if outcome["best"] else ""))
-    terminal.table(("", *changed, "steps", "predicted", *evaluated, "trusted", "largest move"), rows)
+    names = (path.rsplit(".", 1)[-1] for path in changed)
+    terminal.table(("", *names, "steps", "predicted", "evaluated", "trusted", "from", "largest move"), rows)
+    for outcome in outcomes:
+        if outcome["why"]:
+            terminal.say(f"{setting_in_words(outcome)}: {outcome['predicted_from']}, {outcome['why']}")
+    terminal.say(standing(result))
     terminal.say(f"held-out loss at the base weights {result['base_loss']:.3f}; {result['page']}", whole=True)
 
 

@@ -21,6 +21,17 @@ class GradientShift:
     elapsed_lr: Sequence[float]  # of the measured points, rising, above zero
     read: Callable[[int, str], Tensor] = field(repr=False)  # (point, name) -> [out, in], any float dtype
 
+    def weights(self, elapsed_lr: float) -> dict[int, float]:
+        """{point: weight}, whose weighted sum is the shift here; empty where there is none."""
+        if not self.elapsed_lr or elapsed_lr <= 0:
+            return {}
+        point = bisect_left(self.elapsed_lr, elapsed_lr)
+        if point == len(self.elapsed_lr):
+            return {point - 1: 1.0}
+        start = self.elapsed_lr[point - 1] if point else 0.0
+        share = (elapsed_lr - start) / (self.elapsed_lr[point] - start)
+        return {point - 1: 1 - share, point: share} if point else {point: share}
+
     def at(self, elapsed_lr: float, name: str) -> Tensor | None:
         """[out, in] fp32, which the caller may change; None where there is no shift."""
         if not self.elapsed_lr or elapsed_lr <= 0:

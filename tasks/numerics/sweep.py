@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,7 @@ class Member:
     settings: OptimizerSettings
     rates: Sequence[float]  # one learning rate per step
     snapshots: Collection[int] = ()  # step counts whose merged delta is wanted
+    shifts: Sequence[Mapping[int, float]] = ()  # of each step {point: weight} of the gradient shift; none: no shift
 
 
 @dataclass
@@ -43,17 +44,23 @@ class Swept:
         return self.adapter.delta(self.snapshots[step])
 
 
+NamedGradient = Callable[[int, str], Tensor]  # (step or point, name) -> [out, in]
+
+
 @torch.no_grad()
-def sweep(gradient: Callable[[int, str], Tensor], names: Sequence[str], members: Sequence[Member]) -> list[Swept]:
+def sweep(
+    gradient: NamedGradient, names: Sequence[str], members: Sequence[Member], shift: NamedGradient | None = None
+) -> list[Swept]:
     """Replay every member over `gradient(step, name)` [out, in], as `replay` would each alone.
 
-    A member may adapt fewer modules than `names`, and take fewer steps than the longest. One whose gradient or
-    weights are no longer finite stops there, and `fault` gives the reason.
+    To that of a member with `shifts` the weighted points of `shift(point, name)` are added. A member may adapt fewer
+    modules than `names`, and take fewer steps than the longest. One whose gradient or weights are no longer finite
+    stops there, and `fault` gives the reason.
     """
     running = [_Running(member, Swept(member.adapter)) for member in members]
     for step in range(max((len(member.rates) for member in members), default=0)):
         active = [run for run in running if run.swept.fault is None and step < len(run.member.rates)]
-        _read_gradients(gradient, names, step, active)
+        _read_gradients(gradient, names, step, active, shift)
         for run in active:
             run.step(step)
     return [run.swept for run in running]
@@ -91,6 +98,9 @@ class _Running:
         if step + 1 in self.member.snapshots:
             self.swept.snapshots[step + 1] = {name: view.clone() for name, view in self.parameters.items()}
 
+    def shift_at(self, step: int) -> Mapping[int, float]:
+        return self.member.shifts[step] if self.member.shifts else {}
+
     def distance(self) -> float:
         """|delta|; of a LoRA product by its r x r Gram matrices, without forming it."""
         if isinstance(self.member.adapter, FullAdapter):
@@ -120,28 +130,50 @@ def _grams(factors: list[Tensor]) -> Tensor:
 
 
 def _read_gradients(
-    gradient: Callable[[int, str], Tensor], names: Sequence[str], step: int, active: Sequence[_Running]
+    gradient: NamedGradient,
+    names: Sequence[str],
+    step: int,
+    active: Sequence[_Running],
+    shift: NamedGradient | None,
 ) -> None:
-    """Fill every active member's gradient; the LoRA factors of all members share two products a module."""
+    """Fill every active member's gradient: the batch's, and the points of the shift by their weights."""
+    points = {run: run.shift_at(step) for run in active} if shift else {}
+    wanted = sorted({point for weights in points.values() for point in weights})
     for name in names:
         members = [run for run in active if name in run.modules]
         if not members:
             continue
-        batch = gradient(step, name)
-        lora = [run for run in members if isinstance(run.member.adapter, LoraAdapter)]
-        for run in members:
-            if run not in lora:
-                run.gradients[name].copy_(batch)
-        if lora:
-            _factor_gradients(batch, name, lora)
+        _fill(gradient(step, name), name, dict.fromkeys(members, 1.0), fresh=True)
+        for point in wanted:
+            shifted = {run: points[run][point] for run in members if points[run].get(point)}
+            if shift and shifted:
+                _fill(shift(point, name).float(), name, shifted, fresh=False)
 
 
-def _factor_gradients(batch: Tensor, name: str, members: Sequence[_Running]) -> None:
+def _fill(field: Tensor, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
+    """Set (`fresh`) or add weight x `field` [out, in]; the LoRA factors of all members share two products."""
+    lora = [run for run in weights if isinstance(run.member.adapter, LoraAdapter)]
+    for run, weight in weights.items():
+        if run in lora:
+            continue
+        if fresh:
+            run.gradients[name].copy_(field)
+        else:
+            run.gradients[name].add_(field, alpha=weight)
+    if lora:
+        _factor_gradients(field, name, {run: weights[run] for run in lora}, fresh)
+
+
+def _factor_gradients(field: Tensor, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
     """dL/dB = scale G A^T and dL/dA = scale B^T G, the factors of all members stacked."""
     down, up = f"{name}.lora_A", f"{name}.lora_B"
-    ranks = [run.parameters[down].shape[0] for run in members]
-    to_up = (batch @ torch.cat([run.parameters[down] for run in members]).T).split(ranks, dim=1)
-    to_down = (torch.cat([run.parameters[up] for run in members], dim=1).T @ batch).split(ranks)
-    for run, for_up, for_down in zip(members, to_up, to_down, strict=True):
-        torch.mul(for_up, run.scale, out=run.gradients[up])
-        torch.mul(for_down, run.scale, out=run.gradients[down])
+    ranks = [run.parameters[down].shape[0] for run in weights]
+    to_up = (field @ torch.cat([run.parameters[down] for run in weights]).T).split(ranks, dim=1)
+    to_down = (torch.cat([run.parameters[up] for run in weights], dim=1).T @ field).split(ranks)
+    for (run, weight), for_up, for_down in zip(weights.items(), to_up, to_down, strict=True):
+        if fresh:
+            torch.mul(for_up, run.scale, out=run.gradients[up])
+            torch.mul(for_down, run.scale, out=run.gradients[down])
+        else:
+            run.gradients[up].add_(for_up, alpha=run.scale * weight)
+            run.gradients[down].add_(for_down, alpha=run.scale * weight)

@@ -93,7 +93,7 @@ def anchored_trajectory(
         predicted = loss
         for last, step in pairwise([start, *(step for step in plan.anchor_steps if start < step <= end)]):
             before, delta = delta, integration.delta_at(step)
-            moved = _difference(delta, before)
+            moved = difference(delta, before)
             share = _share_of_middle(elapsed_lr, start, end, last, step)
             predicted += (1 - share) * inner(gradient, moved) + share * inner(ahead, moved)
         loss, gradient = reached.loss_sum / reached.tokens, ahead
@@ -156,11 +156,8 @@ def trajectory_along_stored_path(
     points, delta = [_point(0, loss, loss, {})], {}
     for start, step in pairwise([0, *cuts]):
         before, delta = delta, replay.delta_at(step)
-        moved = _difference(delta, before)
-        predicted += inner(heldout.base_gradient, moved)
-        for name, change in moved.items():
-            shifted = heldout_shift.at((elapsed_lr[start] + elapsed_lr[step]) / 2, name)
-            predicted += 0.0 if shifted is None else float((shifted * change).sum())
+        moved, middle = difference(delta, before), (elapsed_lr[start] + elapsed_lr[step]) / 2
+        predicted = loss_further(predicted, heldout.base_gradient, heldout_shift, middle, moved)
         if step in evaluated:
             loss = heldout.rows.loss(delta)
             points.append(_point(step, predicted, loss, delta))
@@ -175,7 +172,19 @@ def _point(step: int, predicted: float, evaluated: float, delta: dict[str, Tenso
     return {"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": norm(delta)}
 
 
-def _difference(delta: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Tensor]:
+def loss_further(
+    loss: float, base_gradient: dict[str, Tensor], shift: GradientShift, middle: float, moved: dict[str, Tensor]
+) -> float:
+    """`loss` plus <held-out gradient, moved>: that of the base weights and its shift at the cumulative learning rate
+    `middle` of the movement."""
+    loss += inner(base_gradient, moved)
+    for name, change in moved.items():
+        shifted = shift.at(middle, name)
+        loss += 0.0 if shifted is None else float((shifted * change).sum())
+    return loss
+
+
+def difference(delta: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Tensor]:
     """delta - before; an empty `before` is zero."""
     return {name: change - before[name] if before else change for name, change in delta.items()}
 

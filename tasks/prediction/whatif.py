@@ -1,7 +1,9 @@
-"""Other settings predicted from the gradients that a run has stored: no gradient is measured, no model opened.
+"""Other settings predicted from the gradients that a run has stored: no gradient is measured.
 
-The loss is the first-order one, from the gradients at the base weights. It is trusted up to the distance from the
-base weights at which the run's own path over base gradients alone still agreed with forward passes.
+A setting goes along the measured path of the run where that serves it, as a run with `prediction.along` does, and is
+trusted as far as the run's own prediction was. Elsewhere its loss is the first-order one, from the gradients at the
+base weights, and it is trusted up to the distance from them at which the run's own path over base gradients alone
+still agreed with forward passes. The run's own setting is the run's own answer.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import identity
 from foretune.tasks.inputs.field import stored_field, stored_rows
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings, lora_init, lora_scale
-from foretune.tasks.prediction.horizon import last_trusted, trust_in_words
+from foretune.tasks.prediction.horizon import last_trusted, trust_in_words, trusted_steps
+from foretune.tasks.prediction.measured_path import MeasuredPath
+from foretune.tasks.prediction.outcome import ALONG, BASE, Outcome, Setting, lowest_few, marked, own_answer
 from foretune.tasks.prediction.settings import PredictionSettings
-from foretune.tasks.prediction.trajectory import evaluation_steps, inner
+from foretune.tasks.prediction.trajectory import difference, evaluation_steps, inner, loss_further
 from foretune.tasks.prediction.virtual_run import VirtualRun
 
 if TYPE_CHECKING:
@@ -35,35 +40,6 @@ REACH = 1e-6
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One point of the grid."""
-
-    changed: dict[str, Any]  # dotted path -> value
-    adapter: AdapterSettings
-    training: TrainingSettings
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a setting; `evaluated_loss` only where forward passes were requested."""
-
-    changed: dict[str, Any]
-    steps: int
-    status: str  # "whole run", "up to step N of M", or why the recursion ended
-    trusted_steps: int
-    predicted_loss: float | None  # held-out, nats per label token, after the last step; None where it diverges
-    trusted_loss: float | None  # the same at the last evaluation step that is trusted
-    evaluated_loss: float | None
-    largest_movement: float | None  # norm of a module's delta over the norm of its weight
-    largest_module: str | None
-    best: bool = False
-
-    @property
-    def trusted(self) -> bool:
-        return self.trusted_steps == self.steps
-
-
-@dataclass(frozen=True)
 class StoredGradients:
     """The artefacts of a run from which other settings are predicted."""
 
@@ -76,8 +52,11 @@ class StoredGradients:
     trusted_distance: float  # |delta| up to which the run's own path agreed with forward passes
     weight_norms: dict[str, float] = dataclasses.field(repr=False)
     everything: bool  # whether all linear modules were measured
+    own: Setting  # the run's own, nothing changed
+    own_outcome: Outcome
     dtype: str = "float32"  # of the model: peft rounds A to it
     paired: bool = False  # a DPO run
+    path: MeasuredPath | None = None  # None where only base gradients were measured
 
     @classmethod
     def of(
@@ -86,6 +65,7 @@ class StoredGradients:
         nodes: list[ArtifactRef],
         heldout_gradient: ArtifactRef,
         prediction: ArtifactRef,
+        path: ArtifactRef | None,
         adapter: AdapterSettings,
         training: TrainingSettings,
         tolerance: float,
@@ -94,6 +74,8 @@ class StoredGradients:
     ) -> StoredGradients:
         """`adapter` and `training` are the run's own: its per-row gradients are stored in their coordinates."""
         import torch
+
+        from foretune.tasks.numerics.replay import FullAdapter
 
         predicted = run.store.open(prediction)
         names = tuple(run.store.open(nodes[0]).json("shard.json")["modules"])
@@ -104,19 +86,34 @@ class StoredGradients:
             rows = stored_rows(run, nodes, lora_init(shapes, adapter, training.seed, getattr(torch, dtype)))
         points = predicted.arrow("single_anchor.parquet").to_pylist()
         layers = predicted.arrow("layers.parquet", columns=["module", "weight_norm"]).to_pylist()
+        field, own = stored_field(run, nodes, names), Setting({}, adapter, training)
+        heldout = run.store.open(heldout_gradient).tensors("gradients.safetensors")
+        measured = None
+        if path is not None:
+            outlines = {name: torch.empty(0) for name in names}  # of a run that is not replayed, only its schedule
+            virtual = VirtualRun(FullAdapter(outlines), field, training, training.steps(sum(field.rows)))
+            along = predicted.arrow("path.parquet").to_pylist()
+            measured = MeasuredPath.of(run, path, along, virtual, heldout, tolerance)
         return cls(
             run=run,
-            field=stored_field(run, nodes, names),
+            field=field,
             row_gradients=rows,
             shapes=shapes,
-            heldout=run.store.open(heldout_gradient).tensors("gradients.safetensors"),
+            heldout=heldout,
             base_loss=points[0]["evaluated_loss"],
             trusted_distance=trusted_distance(points, tolerance),
             weight_norms={row["module"]: row["weight_norm"] for row in layers},
             everything=isinstance(adapter.target_modules, str),
+            own=own,
+            own_outcome=own_answer(predicted),
             dtype=dtype,
             paired=paired,
+            path=measured,
         )
+
+    def is_own(self, setting: Setting) -> bool:
+        """Whether a setting is what the run itself was predicted with."""
+        return all(identity(getattr(setting, n)) == identity(getattr(self.own, n)) for n in ("adapter", "training"))
 
 
 def trusted_distance(points: list[dict[str, Any]], tolerance: float) -> float:
@@ -125,41 +122,98 @@ def trusted_distance(points: list[dict[str, Any]], tolerance: float) -> float:
     return trusted["distance"] if trusted else 0.0
 
 
-def predicted_outcomes(
-    stored: StoredGradients, settings: list[Setting], prediction: PredictionSettings, evaluate: Any = None
-) -> list[Outcome]:
-    """One outcome per setting, the best one marked.
+@dataclass(frozen=True)
+class Table:
+    """The outcomes of a grid, and that of the run's own setting, which is one of the marks' candidates."""
 
-    Settings that share their batches are replayed side by side. `evaluate(setting, delta)` gives the held-out loss
-    by forward passes; with it the horizon and the best setting are the evaluated ones.
+    own: Outcome
+    outcomes: list[Outcome]
+
+
+def predicted_outcomes(
+    stored: StoredGradients, settings: list[Setting], prediction: PredictionSettings, evaluate: Any, everything: bool
+) -> Table:
+    """One outcome per setting, with the best and the lowest predicted one marked.
+
+    `evaluate(setting, delta)` gives the held-out loss by forward passes, None where none may be taken. With
+    `everything` every setting is evaluated along its path, so that its horizon is the evaluated one; else the few of
+    the lowest predicted losses are evaluated at their end.
     """
-    outcomes: list[Outcome | None] = [None] * len(settings)
+    first = evaluate if everything else None
+    outcomes = _outcomes(stored, dict(enumerate(settings)), prediction, first, prediction.path_points)
+    if evaluate and not everything:
+        few = {number: settings[number] for number in lowest_few(outcomes)}
+        outcomes |= _outcomes(stored, few, prediction, evaluate, 1)
+    changed = {path: own_value(stored.own, path) for path in settings[0].changed}
+    own = dataclasses.replace(stored.own_outcome, changed=changed)
+    # The run's own comes last: where the grid repeats it, the mark stands in the grid.
+    *others, own = marked([*(outcomes[n] for n in range(len(settings))), own], evaluated=evaluate is not None)
+    return Table(own, others)
+
+
+def own_value(own: Setting, path: str) -> Any:
+    """The run's own value of a dotted path; None for one that is only read, as `warmup_steps` is."""
+    section, _, name = path.partition(".")
+    return getattr(own, section).model_dump(mode="json").get(name)
+
+
+def _outcomes(
+    stored: StoredGradients, settings: dict[int, Setting], prediction: PredictionSettings, evaluate: Any, points: int
+) -> dict[int, Outcome]:
+    """By number. Settings that share their batches are replayed side by side; the run's own is not replayed."""
+    outcomes: dict[int, Outcome] = {}
     groups: dict[tuple[int, int, int], list[int]] = {}
-    for number, setting in enumerate(settings):
+    for number, setting in settings.items():
+        if stored.is_own(setting):
+            outcomes[number] = dataclasses.replace(stored.own_outcome, changed=setting.changed)
+            continue
         training = setting.training
         alone = number if setting.adapter.method == "full" else -1  # its deltas are as large as the model
         key = (training.batch_size, training.gradient_accumulation_steps, alone)
         groups.setdefault(key, []).append(number)
     for numbers in groups.values():
-        for number, swept in zip(numbers, _replayed(stored, [settings[n] for n in numbers], prediction), strict=True):
-            outcomes[number] = _outcome(stored, settings[number], swept, prediction, evaluate)
-    return marked([outcome for outcome in outcomes if outcome is not None])
+        virtual = [_virtual(stored, settings[number]) for number in numbers]
+        for number, run, swept in zip(numbers, virtual, _replayed(stored, virtual, prediction), strict=True):
+            outcomes[number] = _outcome(stored, settings[number], run, swept, prediction, evaluate, points)
+    return outcomes
 
 
-def _replayed(stored: StoredGradients, settings: list[Setting], prediction: PredictionSettings) -> list[Swept]:
+@dataclass(frozen=True)
+class _Virtual:
+    """A setting's run, and the measured path that it goes along or the reason why it goes along none."""
+
+    run: VirtualRun
+    path: MeasuredPath | None
+    why: str
+
+
+def _virtual(stored: StoredGradients, setting: Setting) -> _Virtual:
+    steps = setting.training.steps(sum(stored.field.rows))
+    run = VirtualRun(
+        _adapter(stored, setting), stored.field, setting.training, steps, stored.row_gradients, stored.paired
+    )
+    if stored.path is None:
+        return _Virtual(run, None, "the run measured no others")
+    refusal = stored.path.refusal(setting.adapter, setting.training)
+    return _Virtual(run, None, refusal) if refusal else _Virtual(run, stored.path, stored.path.ended(run))
+
+
+def _replayed(stored: StoredGradients, virtual: list[_Virtual], prediction: PredictionSettings) -> list[Swept]:
+    from foretune.tasks.numerics.replay import FullAdapter
     from foretune.tasks.numerics.sweep import Member, sweep
 
-    field, rows = stored.field, sum(stored.field.rows)
-    runs = [
-        VirtualRun(_adapter(stored, s), field, s.training, s.training.steps(rows), stored.row_gradients, stored.paired)
-        for s in settings
-    ]
-    points = 1 if settings[0].adapter.method == "full" else prediction.path_points
-    members = [
-        Member(v.adapter, v.training.optimizer_settings(), v.rates, evaluation_steps(v.steps, points)) for v in runs
-    ]
-    longest = max(runs, key=lambda virtual: virtual.steps)
-    return sweep(longest.batches().gradient, stored.field.names, members)
+    members = []
+    for each in virtual:
+        run = each.run
+        # A full fine-tune's deltas are as large as the model: few of them are kept.
+        full = isinstance(run.adapter, FullAdapter)
+        points = 1 if full and each.path is None else prediction.path_points
+        cuts = {*evaluation_steps(run.steps, points), *(each.path.cuts(run) if each.path and not full else ())}
+        shifts = each.path.shifts(run) if each.path else ()
+        members.append(Member(run.adapter, run.training.optimizer_settings(), run.rates, cuts, shifts))
+    longest = max((each.run for each in virtual), key=lambda run: run.steps)
+    shift = stored.path.train.read if stored.path else None
+    return sweep(longest.batches().gradient, stored.field.names, members, shift)
 
 
 def _adapter(stored: StoredGradients, setting: Setting) -> Adapter:
@@ -199,26 +253,30 @@ def adapted_names(measured: dict[str, Any], adapter: AdapterSettings, everything
 
 
 def _outcome(
-    stored: StoredGradients, setting: Setting, swept: Swept, prediction: PredictionSettings, evaluate: Any
+    stored: StoredGradients,
+    setting: Setting,
+    virtual: _Virtual,
+    swept: Swept,
+    prediction: PredictionSettings,
+    evaluate: Any,
+    points: int,
 ) -> Outcome:
-    steps = setting.training.steps(sum(stored.field.rows))
+    steps = virtual.run.steps
+    told = {"predicted_from": ALONG if virtual.path else BASE, "why": virtual.why}
     if swept.fault is not None:
-        return Outcome(setting.changed, steps, f"diverges: {swept.fault}", 0, None, None, None, None, None)
-    losses, evaluated, final = {}, {}, {}
-    for step in sorted(swept.snapshots):
-        final = swept.delta_at(step)
-        losses[step] = stored.base_loss + inner(stored.heldout, final)
-        if evaluate:
-            evaluated[step] = evaluate(setting, final)
+        return Outcome(setting.changed, steps, f"diverges: {swept.fault}", 0, None, None, None, None, None, **told)
+    losses, final = _losses(stored, virtual, swept)
+    wanted = [step for step in evaluation_steps(steps, points) if step in losses] if evaluate else []
+    evaluated = {step: evaluate(setting, final if step == steps else swept.delta_at(step)) for step in wanted}
     if not all(math.isfinite(loss) for loss in (*losses.values(), *evaluated.values())):
-        return Outcome(setting.changed, steps, "diverges: the loss is no number", 0, None, None, None, None, None)
-    if evaluate:
-        points = [{"step": n, "predicted_loss": losses[n], "evaluated_loss": evaluated[n]} for n in losses]
-        last = last_trusted(points, prediction.tolerance)
-        trusted = last["step"] if last else 0
-    else:
-        reach = stored.trusted_distance * (1 + REACH)
-        trusted = next((n for n, distance in enumerate(swept.distances) if distance > reach), steps)
+        return Outcome(
+            setting.changed, steps, "diverges: the loss is no number", 0, None, None, None, None, None, **told
+        )
+    trusted = _reach(stored, virtual, swept)
+    if evaluated:
+        start = {"step": 0, "predicted_loss": stored.base_loss, "evaluated_loss": stored.base_loss}
+        pairs = [{"step": n, "predicted_loss": losses[n], "evaluated_loss": loss} for n, loss in evaluated.items()]
+        trusted = trusted_steps([start, *pairs], prediction.tolerance, trusted if points == 1 else 0)
     moved = {
         name: float(d.norm()) / stored.weight_norms[name] for name, d in final.items() if stored.weight_norms[name]
     }
@@ -233,21 +291,30 @@ def _outcome(
         evaluated_loss=evaluated.get(steps),
         largest_movement=moved[largest] if largest else 0.0,
         largest_module=largest and largest.removesuffix(".weight"),
+        **told,
     )
 
 
-def marked(outcomes: list[Outcome]) -> list[Outcome]:
-    """The best marked: the lowest evaluated loss; else the lowest predicted one among settings trusted for their
-    whole run; else the lowest loss at a setting's own last trusted step."""
-    from dataclasses import replace
+def _losses(stored: StoredGradients, virtual: _Virtual, swept: Swept) -> tuple[dict[int, float], dict[str, Tensor]]:
+    """Predicted loss after every snapshot's steps, and the delta of the last one: first order at the base weights, or
+    the integral of the held-out gradient along the measured path."""
+    losses: dict[int, float] = {}
+    final: dict[str, Tensor] = {}
+    loss, start, elapsed = stored.base_loss, 0, virtual.run.elapsed_lr
+    for step in sorted(swept.snapshots):
+        before, final = final, swept.delta_at(step)
+        if virtual.path is None:
+            losses[step] = stored.base_loss + inner(stored.heldout, final)
+            continue
+        moved, middle = difference(final, before), (elapsed[start] + elapsed[step]) / 2
+        loss = losses[step] = loss_further(loss, stored.heldout, virtual.path.heldout, middle, moved)
+        start = step
+    return losses, final
 
-    def rank(number: int) -> tuple[bool, float]:
-        outcome = outcomes[number]
-        if outcome.evaluated_loss is not None:
-            return False, outcome.evaluated_loss
-        loss = outcome.predicted_loss if outcome.trusted else outcome.trusted_loss
-        return not outcome.trusted, math.inf if loss is None else loss
 
-    alive = [number for number, outcome in enumerate(outcomes) if outcome.predicted_loss is not None]
-    best = min(alive, key=rank, default=None)
-    return [replace(outcome, best=number == best) for number, outcome in enumerate(outcomes)]
+def _reach(stored: StoredGradients, virtual: _Virtual, swept: Swept) -> int:
+    """The last step that may be trusted without an evaluation."""
+    if virtual.path is not None:
+        return virtual.path.reach(virtual.run)
+    reach = stored.trusted_distance * (1 + REACH)
+    return next((n for n, distance in enumerate(swept.distances) if distance > reach), virtual.run.steps)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
+from foretune.tasks.report.numbers import signed
 from foretune.tasks.report.standalone import page_environment
 
 SHOWN_ROWS = 20
@@ -16,7 +18,7 @@ _SECTION = re.compile(r'<section class="pass" id="comparison".*?</section>\n?', 
 def comparison_section(compared: dict[str, Any]) -> str:
     """The section as HTML, all foreign text escaped; `compared` is what `flows.compare.compare_runs` returns."""
     template = page_environment().get_template("comparison.html.jinja")
-    return template.render(compared=compared, **_tables(compared))
+    return template.render(compared=compared, lines=comparison_lines(compared), tables=comparison_tables(compared))
 
 
 def with_comparison(report: str, section: str) -> str:
@@ -27,25 +29,90 @@ def with_comparison(report: str, section: str) -> str:
     return f"{head}{_LINK}{close}{tail}"
 
 
-def _tables(compared: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
+@dataclass(frozen=True)
+class ComparisonTable:
+    """One table of a comparison, the same on every page and in the terminal."""
+
+    caption: str
+    titles: list[str]
+    rows: list[tuple[Any, ...]]
+
+
+def comparison_lines(compared: dict[str, Any]) -> list[str]:
+    """What is said before any table: whether anything differs at all, signals, and what cannot be compared."""
+    lines = ["The two runs are identical: every artefact has the same key."] if compared["identical"] else []
+    for word in ("appeared", "vanished"):
+        if compared["signals"][word]:
+            lines.append(f"Signals that {word}: {', '.join(compared['signals'][word])}.")
+    if compared["concepts_apart"]:
+        lines.append(f"Concepts cannot be compared: {compared['concepts_apart']}.")
+    return lines
+
+
+def comparison_tables(compared: dict[str, Any]) -> list[ComparisonTable]:
+    """Every table that has rows; `compared` is what `flows.compare.compare_runs` returns."""
     numbers = {**compared["numbers"], "horizon": compared["horizon"]}
-    flipped, features = compared["samples"]["flipped"], compared["features"]
-    return {
-        "rows": [
-            (word, first_rows(compared["samples"][word])) for word in ("added", "removed") if compared["samples"][word]
-        ],
-        "numbers": [(name.replace("_", " "), pair["a"], pair["b"]) for name, pair in numbers.items()],
-        "flipped": [
-            tuple(row[key] for key in ("row_a", "row_b", "verdict_a", "verdict_b", "score_a", "score_b"))
-            for row in flipped[:SHOWN_ROWS]
-        ],
-        "quality": [(rule, pair["a"], pair["b"]) for rule, pair in compared["quality"].items()],
-        "features": [(row["feature"], row["score_a"], row["score_b"], row["label"] or "unnamed") for row in features],
-        "layers": [
-            tuple(row[key] for key in ("module", "eta_eff_a", "eta_eff_b", "norm_a", "norm_b"))
-            for row in compared["layers"]
-        ],
-    }
+    samples = compared["samples"]
+    flipped = ("row_a", "row_b", "verdict_a", "verdict_b", "score_a", "score_b")
+    layers = ("module", "eta_eff_a", "eta_eff_b", "norm_a", "norm_b")
+    tables = [
+        ComparisonTable(
+            "Numbers",
+            ["", "before", "after", "change"],
+            [(name.replace("_", " "), pair["a"], pair["b"], change(pair)) for name, pair in numbers.items()],
+        ),
+        ComparisonTable(
+            "Settings that differ",
+            ["setting", "before", "after"],
+            [(each["setting"], _value(each["a"]), _value(each["b"])) for each in compared["request"]],
+        ),
+        ComparisonTable(
+            "Inputs that differ",
+            ["input", "digest before", "digest after"],
+            [(each["input"], (each["a"] or "none")[:12], (each["b"] or "none")[:12]) for each in compared["inputs"]],
+        ),
+        ComparisonTable(
+            "Rows that came and went",
+            ["", "rows"],
+            [(word, first_rows(samples[word])) for word in ("added", "removed") if samples[word]],
+        ),
+        ComparisonTable(
+            "Flipped samples",
+            ["row before", "row after", "before", "after", "score before", "score after"],
+            [tuple(row[key] for key in flipped) for row in samples["flipped"][:SHOWN_ROWS]],
+        ),
+        ComparisonTable(
+            "Quality rules whose count changed",
+            ["rule", "before", "after"],
+            [(rule, pair["a"], pair["b"]) for rule, pair in compared["quality"].items()],
+        ),
+        ComparisonTable(
+            "Concepts whose measured change differs most, on held-out text",
+            ["feature", "base", "change before", "error", "change after", "error", "z of the difference", "label"],
+            [_concept(row) for row in compared["features"]],
+        ),
+        ComparisonTable(
+            "Effective learning rate per tensor",
+            ["tensor", "before", "after", "delta before", "delta after"],
+            [tuple(row[key] for key in layers) for row in compared["layers"]],
+        ),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def change(pair: dict[str, Any]) -> str:
+    """After minus before with its sign; nothing where one of them is missing."""
+    both = pair["a"] is not None and pair["b"] is not None
+    return signed(float(pair["b"]) - float(pair["a"])) if both and pair["a"] != pair["b"] else "" if both else "-"
+
+
+def _concept(row: dict[str, Any]) -> tuple[Any, ...]:
+    values = (row[name] for name in ("base_b", "change_a", "error_a", "change_b", "error_b", "z"))
+    return (row["feature"], *values, row["label"] or "unnamed")
+
+
+def _value(value: Any) -> str:
+    return "not set" if value is None else str(value)
 
 
 def first_rows(rows: list[int]) -> str:

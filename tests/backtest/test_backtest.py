@@ -71,6 +71,16 @@ def test_a_backtest_scores_every_axis_with_an_interval(finished):
     assert axes["direction"]["simulation"]["mean"] > 0.9 and axes["loss"]["simulation"]["mean"] > 0.8
 
 
+def test_a_task_of_a_backtest_counts_once(finished):
+    result, run = finished
+    events = [event for event in read_events(run) if event["type"] == "pass_finished"]
+    keys = [(event["task"], event["key"]) for event in events]
+    assert len(keys) == len(set(keys))
+    assert result["tasks"] == {"run": len(keys), "cached": 0}  # the first run of its root
+    again = backtest(Request.model_validate(result["request"]), seeds=[42, 43], retrain=4, run_id="again")
+    assert again["tasks"] == {"run": 0, "cached": len(keys)}
+
+
 def test_the_run_is_stored_and_listed_like_any_run(finished):
     result, run = finished
     assert run_status(run) == result["status"] == "completed"

@@ -172,6 +172,8 @@ def measured(case: Case) -> list[dict[str, Any]]:
         linear = case.regime == "short" and "method" not in case.adapter  # a full fine-tune leaves the base sooner
         for anchors in (1,) if linear else (1, "auto"):
             delta, summary, seconds = simulation.predicted(f"prediction.anchors={anchors}")
+            if anchors == "auto" and summary["anchors"] == 1:
+                continue  # the base gradients were trusted: this is the run that the first of the two asked for
             add("foretune", delta, anchors=summary["anchors"], asked=anchors, **told(summary, seconds))
         if not linear:
             delta, summary, seconds = simulation.predicted_along(FASTER)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 
-from foretune.flows.commands.console import print_comparison
+from foretune.flows.commands.comparison import print_comparison
+from foretune.flows.commands.lineage import SAE
 from foretune.flows.commands.terminal import Terminal
-from foretune.flows.compare import comparison_markdown
+from foretune.flows.compare import comparison_markdown, concepts_apart, differing_settings
 from foretune.tasks.report.comparison import comparison_section
 from tests.report.test_comparison import COMPARED
 
 SAID = {
     "a sample that flipped": ("helps", "harms"),
     "rows that came": ("added", "7"),
-    "a concept's score": ("0.1", "0.2"),
+    "a concept's measured change, with its error": ("1.5", "0.1", "0.2", "0.025", "2.83"),
+    "a setting that differs": ("training.learning_rate", "0.0002", "0.0004"),
+    "an input that differs": ("train rows", "aaaaaaaaaaaa", "bbbbbbbbbbbb"),
     "a tensor's effective learning rate": ("q_proj",),
     "a rule's count": ("too_short",),
     "a loss": ("heldout loss evaluated", "3.25"),
@@ -29,7 +32,7 @@ def missing(text: str) -> list[str]:
 def test_the_terminals_table_says_it_all():
     out = io.StringIO()
     print_comparison(Terminal(file=out, width=200), COMPARED)
-    assert missing(out.getvalue().replace("1.000e-01", "0.1").replace("2.000e-01", "0.2")) == []
+    assert missing(out.getvalue()) == []
 
 
 def test_prefects_artifact_says_it_all_and_escapes_labels():
@@ -43,3 +46,23 @@ def test_prefects_artifact_says_it_all_and_escapes_labels():
 
 def test_the_reports_section_says_it_all():
     assert missing(comparison_section(COMPARED)) == []
+
+
+def test_every_setting_that_differs_has_its_dotted_name_and_both_values():
+    before = {"training": {"learning_rate": 1e-4, "epochs": 3}, "sae": {"path": "a"}, "name": "x"}
+    after = {"training": {"learning_rate": 2e-4, "epochs": 3}, "sae": None, "name": "x"}
+    assert differing_settings(before, before) == []
+    assert differing_settings(before, after) == [
+        {"setting": "training.learning_rate", "a": 1e-4, "b": 2e-4},
+        {"setting": "sae", "a": {"path": "a"}, "b": None},
+    ]
+
+
+def test_concepts_of_different_saes_are_not_compared():
+    with_sae, without = ({"run_id": name, "artifacts": {"sae_diff": {}} if name == "a" else {}} for name in "ab")
+    one, other = {SAE: "1" * 64}, {SAE: "2" * 64}
+    assert concepts_apart([with_sae, with_sae], [one, one]) is None
+    assert concepts_apart([without, without], [{}, {}]) is None
+    assert concepts_apart([with_sae, without], [one, {}]) == "run b has no SAE"
+    said = concepts_apart([with_sae, with_sae], [one, other]) or ""
+    assert "111111111111" in said and "222222222222" in said

@@ -10,7 +10,7 @@ import pytest
 from foretune.flows.compare import compare
 from foretune.flows.gate import Gate
 from foretune.flows.request import Request, load_request, to_yaml
-from foretune.flows.vet import along_accepted, vet
+from foretune.flows.vet import along_accepted, verdict_table, vet
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, list_runs
 from tests.flows.test_command_line import assert_bad_input, foretune
@@ -51,6 +51,10 @@ def test_an_accepted_version_moves_the_pointer_and_is_judged_once(prefect_server
     assert len(list_runs(versions.runtime.root)) == 1
 
 
+def first_loss(request: Request, verdict: dict) -> float:
+    return Run(request.runtime.root, verdict["run_id"]).read_result()["summary"]["heldout_loss_evaluated"]
+
+
 def test_a_refused_version_leaves_the_pointer_and_is_compared_with_the_accepted_one(
     prefect_server, versions, tiny_rows
 ):
@@ -61,6 +65,11 @@ def test_a_refused_version_leaves_the_pointer_and_is_compared_with_the_accepted_
     assert second["crossings"][0]["reason"] == "agreed"
     assert second["accepted_before"] == first["run_id"]
     assert second["comparison"]["removed"] == 3
+    losses = second["comparison"]["numbers"]["heldout_loss_evaluated"]
+    assert losses["a"] == first_loss(versions, first) and losses["a"] != losses["b"]
+    table = verdict_table(second).replace("\\", "")
+    assert f"| accepted {first['run_id']} | this version | change |" in table
+    assert f"{losses['b'] - losses['a']:+.3g}" in table
     assert Ledger(versions.runtime.root, "tiny").accepted()["run_id"] == first["run_id"]
     compared = compare(first["run_id"], second["run_id"], versions.runtime.root)  # once more, by the flow of its own
     run = Run(versions.runtime.root, second["run_id"])

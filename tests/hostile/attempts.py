@@ -132,7 +132,9 @@ class World:
             request = folder / "request.yaml"
             request.write_text(request.read_text().replace("FOLDER", str(folder)).replace("ROOT", str(self.root)))
         outcome = run_here(["plan", str(folder / "request.yaml"), "--root", str(case.root), "--quiet"], {}, folder)
-        return [] if outcome.status == 0 else [f"a healthy plan after it: status {outcome.status}, {outcome.line[:300]}"]
+        return (
+            [] if outcome.status == 0 else [f"a healthy plan after it: status {outcome.status}, {outcome.line[:300]}"]
+        )
 
 
 def remove(folder: Path) -> None:

@@ -33,7 +33,14 @@ class Tally:
         left = [f"{what} -> {ending}: {'; '.join(faults)}"[:600] for what, ending, faults in self.failed]
         held = self.tried - len(self.failed)
         statuses = {str(status): count for status, count in sorted(self.statuses.items())}
-        return {"kind": self.kind, "tried": self.tried, "held": held, "failed": len(self.failed), "statuses": statuses, "left": left}
+        return {
+            "kind": self.kind,
+            "tried": self.tried,
+            "held": held,
+            "failed": len(self.failed),
+            "statuses": statuses,
+            "left": left,
+        }
 
 
 def share(kind: str, seconds: float) -> float:
@@ -47,7 +54,11 @@ def try_kind(world: World, kind: str, seconds: float, seed: int) -> Tally:
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=EXAMPLES,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(KINDS[kind]())
     def each(attempt: Attempt) -> None:

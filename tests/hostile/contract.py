@@ -109,7 +109,11 @@ def tree(folder: Path, without: Iterable[Path] = ()) -> Tree:
 
 def changes(before: Tree, after: Tree) -> list[str]:
     """What is not as it was, by name."""
-    return [f"changed outside: {name}" for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    return [
+        f"changed outside: {name}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
 
 
 def leaks(root: Path, run_files: Iterable[str] = ("*",)) -> list[str]:

@@ -62,7 +62,10 @@ def of_run(*words: str, spoil: Callable[[Case], Any] | None = None, output: str 
             spoil(case)
         if output:
             case.output = case.folder / output
-        here = [w.replace("OUT", str(case.folder / "out")).replace("ROWS", str(case.folder / "heldout.jsonl")) for w in words]
+        here = [
+            w.replace("OUT", str(case.folder / "out")).replace("ROWS", str(case.folder / "heldout.jsonl"))
+            for w in words
+        ]
         return [*here, "--root", str(case.root)]
 
     return prepare
@@ -121,7 +124,9 @@ def words(*line: str) -> Callable[[Case], list[str]]:
 def template(text: str) -> Callable[[Case], list[str]]:
     def prepare(case: Case) -> list[str]:
         (case.model / "chat_template.jinja").write_text(text)
-        case.rows.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n')
+        case.rows.write_text(
+            '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+        )
         return ["plan", str(case.request)]
 
     return prepare
@@ -226,7 +231,16 @@ BOMBS = {
     "template parentheses": Written(template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"), 2, ""),
 }  # fmt: skip
 
-UNSEEN = {"escape": ESCAPE, "override": OVERRIDE, "tag": TAG, "zero width": ZERO_WIDTH, "bell": "\x07", "c1": "\x9b31m", "cr": "a\rb", "line": "a\u2028b"}
+UNSEEN = {
+    "escape": ESCAPE,
+    "override": OVERRIDE,
+    "tag": TAG,
+    "zero width": ZERO_WIDTH,
+    "bell": "\x07",
+    "c1": "\x9b31m",
+    "cr": "a\rb",
+    "line": "a\u2028b",
+}
 TEXT = {
     f"{name} in {place}": Written(prepare, status, "")
     for name, text in UNSEEN.items()
@@ -332,7 +346,14 @@ DELETION = {
     "gc of a newer format": Written(lambda c: (_other_root(c), (c.folder / "other").mkdir(exist_ok=True), (c.folder / "other" / "foretune.json").write_text('{"foretune_root": 99}'), ["gc", "--root", str(c.folder / "other")])[3], 2, "newer foretune"),
 }  # fmt: skip
 
-READ = [["watch", "latest"], ["report", "latest"], ["lineage", "latest"], ["compare", "latest", "latest"], ["runs"], ["gc"]]
+READ = [
+    ["watch", "latest"],
+    ["report", "latest"],
+    ["lineage", "latest"],
+    ["compare", "latest", "latest"],
+    ["runs"],
+    ["gc"],
+]
 DAMAGE: dict[str, tuple[Callable[[Case], Any], set[int]]] = {
     "torn result": (run_file("result.json", '{"status": "comp'), {0, 2}),
     "null result": (run_file("result.json", "null"), {0, 2}),

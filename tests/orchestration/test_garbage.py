@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foretune.flows.commands.garbage import COPY_DAYS, GRACE_SECONDS, collect_garbage
-from foretune.flows.commands.lineage import lineage_of
+from foretune.flows.commands.lineage import SAE, lineage_of, print_lineage
 from foretune.flows.commands.plan import make_plan
 from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
@@ -92,6 +92,31 @@ def test_downloads_that_nothing_read_for_long_go_too(two_runs, tmp_path, monkeyp
     assert left == ({"1" * 64} if delete else set(names))
 
 
+def test_lineage_fits_a_screen_and_lists_everything_on_request(two_runs, capsys):
+    from foretune.flows.commands.terminal import Terminal
+
+    found = lineage_of(Run(str(two_runs), "20260102-000000-tiny-0000"))
+    print_lineage(Terminal(width=200), found)
+    short = capsys.readouterr().out.splitlines()
+    assert len(short) < 50
+    said = "\n".join(short)
+    assert found["digests"]["train rows"][:12] in said and found["digests"][SAE][:12] in said
+    assert f"torch {found['libraries']['torch'][0]}" in said and found["commits"][0][:12] in said
+    assert all(any(each["task"] in line for line in short) for each in found["passes"])
+    print_lineage(Terminal(width=200), found, everything=True)
+    whole = capsys.readouterr().out
+    assert all(name in whole for name in found["artifacts"])
+
+
+def test_runs_of_one_request_are_identical_and_another_rate_is_named(two_runs):
+    from foretune.flows.compare import differing_settings, identical
+
+    a, b = (Run(str(two_runs), f"2026010{n}-000000-tiny-0000").read_result() for n in (1, 2))
+    assert identical(a, a) and not identical(a, b)
+    (changed,) = differing_settings(a["request"], b["request"])
+    assert changed["setting"] == CHANGE.split("=")[0] and str(changed["b"]) in CHANGE
+
+
 def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_request):
     found = lineage_of(Run(str(two_runs), "20260102-000000-tiny-0000"))
     traced, wanted = found["artifacts"], load_request(str(warm_request))
@@ -103,5 +128,9 @@ def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_
     shard = next(each for each in traced.values() if each["task"] == "landscape_shard")
     assert len(shard["inputs"]["model"]["weights"]["digest"]) == 64
     assert {"torch", "transformers"} <= set(shard["libraries"])
+    assert found["digests"]["train rows"] == train["inputs"]["source"]["digest"]
+    assert found["digests"]["model"] == shard["inputs"]["model"]["weights"]["digest"]
+    assert found["digests"][SAE] and found["libraries"]["torch"]
+    assert sum(each["artifacts"] for each in found["passes"]) == len(traced)
     prediction = next(each for each in traced.values() if each["task"] == "prediction")
     assert sum(name.startswith("landscape_shard/") for name in prediction["reads"]) == 5  # one of held-out rows

@@ -10,6 +10,10 @@ COMPARED = {
     "b": "20261122-020000-tickets-0002",
     "numbers": {"heldout_loss_evaluated": PAIR},
     "horizon": {"a": None, "b": 12},
+    "identical": False,
+    "request": [{"setting": "training.learning_rate", "a": 0.0002, "b": 0.0004}],
+    "inputs": [{"input": "train rows", "a": "a" * 64, "b": "b" * 64}],
+    "concepts_apart": None,
     "signals": {"appeared": ["dead_layer"], "vanished": []},
     "samples": {
         "added": [7],
@@ -27,7 +31,23 @@ COMPARED = {
         ],
     },
     "quality": {"too_short": {"a": 0, "b": 2}},
-    "features": [{"feature": 5, "label": "<script>alert(1)</script>", "score_a": 0.1, "score_b": 0.2}],
+    "features": [
+        {
+            "feature": 5,
+            "label": "<script>alert(1)</script>",
+            "base_a": 1.5,
+            "base_b": 1.5,
+            "new_a": 1.6,
+            "new_b": 1.7,
+            "change_a": 0.1,
+            "change_b": 0.2,
+            "z_a": 4.0,
+            "z_b": 8.0,
+            "error_a": 0.025,
+            "error_b": 0.025,
+            "z": 2.83,
+        }
+    ],
     "layers": [{"module": "q_proj", "eta_eff_a": 0.1, "eta_eff_b": 0.2, "norm_a": 1.0, "norm_b": 2.0}],
 }
 REPORT = "<html><nav><ol>\n<li>x</li>\n</ol>\n</nav><main><section>y</section></main></html>"
@@ -42,6 +62,13 @@ def test_the_section_says_what_changed_and_escapes_labels():
     assert ">-<" in section
     assert "<script>" not in section
     assert "&lt;script&gt;" in section
+
+
+def test_identical_runs_and_different_saes_are_said_in_a_line():
+    same = comparison_section(COMPARED | {"identical": True, "concepts_apart": "the runs read different SAEs"})
+    assert "The two runs are identical: every artefact has the same key." in same
+    assert "Concepts cannot be compared: the runs read different SAEs." in same
+    assert "identical" not in comparison_section(COMPARED)
 
 
 def test_a_second_comparison_takes_the_place_of_the_first():
