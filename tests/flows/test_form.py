@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from foretune.flows.compare import compare
 from foretune.flows.request import parse_request
 from foretune.flows.simulate import simulate
 from foretune.flows.vet import vet
@@ -144,3 +145,16 @@ def test_what_a_file_may_not_say_a_deployment_may_not_either():
                          ({"learning_rate": -1}, "request.training.learning_rate"), ({"r": 0}, "'r'")):  # fmt: skip
         with pytest.raises(ValidationError, match=place):
             validate({"request": {**content, "training": wrong}}, FORMS["foretune-simulate"], raise_on_error=True)
+
+
+def test_the_form_of_a_comparison_says_how_a_run_is_named():
+    from prefect.utilities.schema_tools import ValidationError, validate
+
+    form = compare.parameters.model_dump_for_openapi()
+    for name in ("run_a", "run_b"):
+        assert "name of a request" in form["properties"]["run_a"]["description"]
+        assert "latest" in form["properties"][name]["examples"]
+    assert shown(form) == ["run_a", "run_b", "root"]
+    validate({"run_a": "helpdesk"}, form, raise_on_error=True)
+    with pytest.raises(ValidationError, match="run_a"):
+        validate({"run_a": ""}, form, raise_on_error=True)
