@@ -43,7 +43,7 @@ class SubmittedTask:
     @functools.cached_property
     def found(self) -> bool:
         """Whether the artefact was stored before; to be asked of one that has ended."""
-        state = self.future.state
+        state = self.future.wrapped_future.result()  # `future.state` asks the server
         return bool(state.is_completed() and self.future.result().cached)
 
 

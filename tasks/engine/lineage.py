@@ -88,11 +88,10 @@ def happened(run: Run, type: str, fields: Mapping[str, Any]) -> None:
 def _send(run: Run, state: str, task: str, name: str, error: Any = None, key: str | None = None) -> None:
     try:
         manifest = run.store.manifest(task, key) if key and state == "COMPLETE" else None
-        event = _event(run, state, task, name, error, manifest)
         with _sending:
             client = _client()
             if client is not None:
-                client.emit(event)
+                client.emit(_event(run, state, task, name, error, manifest))
     except Exception as fault:  # of the network, or of the configuration
         if not _silenced.is_set():
             _silenced.set()
@@ -104,7 +103,9 @@ def _send(run: Run, state: str, task: str, name: str, error: Any = None, key: st
 def _client() -> Any:
     """OpenLineage's client; None where its configuration names no transport, where it would print every event."""
     from openlineage.client import OpenLineageClient
+    from openlineage.client.event_v2 import set_producer
 
+    set_producer(f"urn:foretune:{importlib.metadata.version('foretune')}")
     client = OpenLineageClient()
     named = client.config.transport or os.environ.get("OPENLINEAGE_URL")
     return client if named else None
@@ -124,26 +125,20 @@ def _event(run: Run, state: str, task: str, name: str, error: Any, manifest: Man
     from openlineage.client.facet_v2 import error_message_run, job_type_job, parent_run, processing_engine_run
 
     version = importlib.metadata.version("foretune")
-    producer = f"urn:foretune:{version}"
     space, job = one_line(os.environ.get(NAMESPACE) or "foretune"), one_line(run.name)
-    facets: dict[str, Any] = {
-        "processing_engine": processing_engine_run.ProcessingEngineRunFacet(version, "foretune", producer=producer)
-    }
+    facets: dict[str, Any] = {"processing_engine": processing_engine_run.ProcessingEngineRunFacet(version, "foretune")}
     if task:
-        facets["parent"] = parent_run.ParentRunFacet(
-            parent_run.Run(_id(run.run_id)), parent_run.Job(space, job), producer=producer
-        )
+        facets["parent"] = parent_run.ParentRunFacet(parent_run.Run(_id(run.run_id)), parent_run.Job(space, job))
     if error:
-        facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(one_line(error), "Python", producer=producer)
-    kind = job_type_job.JobTypeJobFacet("BATCH", "FORETUNE", "TASK" if task else "DAG", producer=producer)
+        facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(one_line(error), "Python")
+    kind = job_type_job.JobTypeJobFacet("BATCH", "FORETUNE", "TASK" if task else "DAG")
     return RunEvent(
         eventType=RunState[state],
         eventTime=datetime.now(UTC).isoformat(),
         run=LineageRun(_id(name), facets),
         job=Job(space, f"{job}.{task}" if task else job, {"jobType": kind}),
-        inputs=_inputs(run, manifest, bool(task), producer),
-        outputs=_outputs(run, manifest, bool(task), producer),
-        producer=producer,
+        inputs=_inputs(run, manifest, bool(task)),
+        outputs=_outputs(run, manifest, bool(task)),
     )
 
 
@@ -151,7 +146,7 @@ def _id(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"foretune:{name}"))
 
 
-def _inputs(run: Run, manifest: Manifest | None, of_pass: bool, producer: str) -> list[Any]:
+def _inputs(run: Run, manifest: Manifest | None, of_pass: bool) -> list[Any]:
     """The files that a run reads, or the artefacts and files that a pass has read."""
     from openlineage.client.event_v2 import InputDataset
     from openlineage.client.facet_v2 import data_quality_assertions_dataset as assertions
@@ -162,7 +157,7 @@ def _inputs(run: Run, manifest: Manifest | None, of_pass: bool, producer: str) -
         read, digests = list(_references(manifest.inputs)), set(_digests(manifest.inputs))
         stored = [(_place(run, task, key), key) for task, key in dict.fromkeys(read)]
         files = [(uri, digest) for uri, digest in dict.fromkeys(told.sources.values()) if digest in digests]
-        return [_dataset(InputDataset, uri, version, producer) for uri, version in [*files, *stored]]
+        return [_dataset(InputDataset, uri, version) for uri, version in [*files, *stored]]
     if of_pass:
         return []
     found = []
@@ -170,34 +165,30 @@ def _inputs(run: Run, manifest: Manifest | None, of_pass: bool, producer: str) -
         facets: dict[str, Any] = {}
         if role == "train" and told.rows is not None:
             held = [assertions.Assertion(one_line(rule), success=not rows) for rule, rows in told.flagged.items()]
-            facets["dataQualityMetrics"] = metrics.DataQualityMetricsInputDatasetFacet(
-                {}, rowCount=told.rows, producer=producer
-            )
-            facets["dataQualityAssertions"] = assertions.DataQualityAssertionsDatasetFacet(held, producer=producer)
-        found.append(_dataset(InputDataset, uri, digest, producer, inputFacets=facets))
+            facets["dataQualityMetrics"] = metrics.DataQualityMetricsInputDatasetFacet({}, rowCount=told.rows)
+            facets["dataQualityAssertions"] = assertions.DataQualityAssertionsDatasetFacet(held)
+        found.append(_dataset(InputDataset, uri, digest, inputFacets=facets))
     return found
 
 
-def _outputs(run: Run, manifest: Manifest | None, of_pass: bool, producer: str) -> list[Any]:
+def _outputs(run: Run, manifest: Manifest | None, of_pass: bool) -> list[Any]:
     """The artefact that a pass has made, or what a run gives."""
     from openlineage.client.event_v2 import OutputDataset
     from openlineage.client.facet_v2 import output_statistics_output_dataset as statistics
 
     if manifest is not None:
-        size = statistics.OutputStatisticsOutputDatasetFacet(
-            size=manifest.bytes, fileCount=len(manifest.files), producer=producer
-        )
+        size = statistics.OutputStatisticsOutputDatasetFacet(size=manifest.bytes, fileCount=len(manifest.files))
         place = _place(run, manifest.task, manifest.key)
-        made = _dataset(OutputDataset, place, manifest.sha256, producer, outputFacets={"outputStatistics": size})
-        made.facets |= _schema(run, manifest, producer)
+        made = _dataset(OutputDataset, place, manifest.sha256, outputFacets={"outputStatistics": size})
+        made.facets |= _schema(run, manifest)
         return [made]
     told = _runs.get(run.run_id)
     if of_pass or told is None:
         return []
-    return [_dataset(OutputDataset, ref.uri, ref.sha256, producer) for ref in dict.fromkeys(told.made.values())]
+    return [_dataset(OutputDataset, ref.uri, ref.sha256) for ref in dict.fromkeys(told.made.values())]
 
 
-def _schema(run: Run, manifest: Manifest, producer: str) -> dict[str, Any]:
+def _schema(run: Run, manifest: Manifest) -> dict[str, Any]:
     """The columns of the artefact's table, where it has one alone."""
     tables = [name for name in manifest.files if name.endswith(".parquet")]
     if len(tables) != 1:
@@ -210,17 +201,17 @@ def _schema(run: Run, manifest: Manifest, producer: str) -> dict[str, Any]:
         schema_dataset.SchemaDatasetFacetFields(name=one_line(each.name), type=str(each.type))
         for each in read_schema(artifact.path(tables[0]))
     ]
-    return {"schema": schema_dataset.SchemaDatasetFacet(fields, producer=producer)}
+    return {"schema": schema_dataset.SchemaDatasetFacet(fields)}
 
 
-def _dataset(kind: Any, uri: str, version: str, producer: str, **facets: Any) -> Any:
+def _dataset(kind: Any, uri: str, version: str, **facets: Any) -> Any:
     """A dataset by OpenLineage's names: `file` and a path, `s3://bucket` and a key, else a hub's or another's URI."""
     from openlineage.client.facet_v2 import dataset_version_dataset
 
     place = one_line(Place(uri).uri)
     scheme, separator, rest = place.partition("://")
     space, name = (f"{scheme}://{rest.partition('/')[0]}", rest.partition("/")[2]) if separator else ("file", place)
-    version_facet = dataset_version_dataset.DatasetVersionDatasetFacet(one_line(version), producer=producer)
+    version_facet = dataset_version_dataset.DatasetVersionDatasetFacet(one_line(version))
     return kind(namespace=space, name=name or "/", facets={"version": version_facet}, **facets)
 
 
