@@ -21,6 +21,7 @@ from foretune.storage.runs import Run, new_run_id
 from foretune.tasks.backtest.axes import MIN_HALVES
 from foretune.tasks.backtest.passes import agreement, real_run, trainer_of
 from foretune.tasks.engine.keys import identity, work_of
+from foretune.tasks.engine.lineage import run_started
 from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.backtest_page import backtest_report
 from foretune.tasks.report.publish import publish
@@ -80,6 +81,7 @@ def _by_landscape(step: Planned, planned: PlannedTask, epochs: float) -> float |
 
 def run_backtest(run: Run, request: Request, sources: Sources, seeds: list[int], retrain: int) -> dict[str, Any]:
     """Every pass and every real run, run or looked up; the published result."""
+    run_started(run, sources.named())
     with steps_on(run, request.runtime) as step:
         wiring = Wiring(step, request, sources)
         trainer = trainer_of(wiring.dpo_beta)

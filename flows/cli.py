@@ -97,10 +97,11 @@ def simulate(
 
     wanted, run, terminal = started(request, overrides, root, quiet, title="foretune")
     check_inputs(wanted, run)
+    from foretune.flows.failures import finished
     from foretune.flows.simulate import simulate as flow
 
     with LivePasses(run, terminal, wanted):
-        result = flow(wanted, run_id=run.run_id)
+        result = finished(run, lambda: flow(wanted, run_id=run.run_id))
     print_answer(terminal, result, run)
     finish(result, as_json)
 
@@ -230,11 +231,12 @@ def backtest(
     check_inputs(wanted, run)
     from foretune.flows.backtest import backtest as flow
     from foretune.flows.backtest import checked_seeds, training_plan
+    from foretune.flows.failures import finished
 
     orders = checked_seeds(orders or [wanted.training.seed], retrain)
     print_training_plan(terminal, training_plan(run, wanted, orders, retrain))
     with LivePasses(run, terminal):
-        result = flow(wanted, orders, retrain, run_id=run.run_id)
+        result = finished(run, lambda: flow(wanted, orders, retrain, run_id=run.run_id))
     print_backtest(terminal, result, run)
     finish(result, as_json)
 

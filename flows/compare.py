@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import prefect
+from pydantic import Field
 
 from foretune.flows.commands.lineage import SAE, lineage_of, outside_inputs
 from foretune.flows.failures import ending_in_one_line
+from foretune.storage.display import one_line
 from foretune.storage.results import artifact_of, finished_result, task_and_key
 from foretune.storage.runs import Run, resolve_run
-from foretune.tasks.engine.announcements import escape, publish_markdown
+from foretune.tasks.engine.announcements import escape, name_flow_run, publish_markdown
+from foretune.tasks.report.address import report_link
 from foretune.tasks.report.comparison import (
     comparison_lines,
     comparison_section,
@@ -34,19 +37,28 @@ NUMBERS = (
 LISTED = 20
 
 
+RunName = Annotated[str, Field(pattern=r"^\S", examples=["helpdesk", "latest", "20261129-0912"])]
+
+
 @prefect.flow(name="foretune-compare", validate_parameters=True, log_prints=False)
 @ending_in_one_line("foretune.comparison.failed")
-def compare(run_a: str, run_b: str = "latest", root: str = "./.foretune") -> dict[str, Any]:
+def compare(run_a: RunName, run_b: RunName = "latest", root: str = "./.foretune") -> dict[str, Any]:
     """Compare two saved runs.
 
     1. Find them: by id, by its beginning, by a request's name, or `latest`.
     2. Compare everything that was predicted.
     3. Add the comparison to the second run: comparison.json, and a section of its report.
+
+    Args:
+        run_a: The earlier run: the name of a request (its newest run), a run's id or its beginning, or `latest`.
+        run_b: The later run, whose report gets the comparison; named in the same ways.
+        root: The storage root of both, a folder or s3://bucket/prefix.
     """
     a, b = (resolve_run(root, name) for name in (run_a, run_b))
     compared = compare_runs(a, b)
     attach_comparison(b, compared)
-    publish_markdown("foretune-comparison", comparison_markdown(compared), b.run_id)
+    name_flow_run(one_line(f"{a.run_id} and {b.run_id}"))
+    publish_markdown("foretune-comparison", f"{comparison_markdown(compared)}\n\n{report_link(b)}\n", b.run_id)
     return compared
 
 

@@ -13,6 +13,7 @@ from foretune.storage.tracebacks import traceback_text
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # beside 429, 502 and 503: a server's hiccup fails no run
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -32,6 +33,7 @@ def prepare(command_line: bool = False) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         _one_line_warnings()
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")  # of events to a server that is gone
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
         # The ephemeral server writes tracebacks to our stderr when it is stopped while it still records events.
         os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")

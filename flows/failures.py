@@ -1,4 +1,4 @@
-"""How a flow that fails ends: what, where and the remedy in one line, as the state, in the log and as an event."""
+"""How a flow ends: the answer and its report, or what, where and the remedy; a line that is its state and its log."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any, TypeVar
 
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from foretune.flows.environment import show_logs_safely
 from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault, failure_line, panics_as_errors
 from foretune.storage.redaction import redact_error
+from foretune.storage.runs import RESULT, Run
 from foretune.tasks.engine.announcements import tell
 from foretune.tasks.engine.invariants import BrokenInvariant
 from foretune.tasks.engine.time_limits import OverTime
+from foretune.tasks.report.address import report_address
+
+logger = logging.getLogger(__name__)
 
 Flow = TypeVar("Flow", bound=Callable[..., Any])
 
@@ -54,7 +58,7 @@ def ending_in_one_line(event: str) -> Callable[[Flow], Flow]:
             show_logs_safely()
             try:
                 with panics_as_errors():
-                    return function(*args, **kwargs)
+                    return _answered(function(*args, **kwargs))
             except Exception as error:
                 if FlowRunContext.get() is None:  # called as a plain function
                     raise
@@ -72,6 +76,30 @@ def ending_in_one_line(event: str) -> Callable[[Flow], Flow]:
         return body  # type: ignore[return-value]
 
     return decorate
+
+
+def _answered(result: Any) -> Any:
+    """In a flow run, the state of one whose simulation has a result; anything else as it is."""
+    if FlowRunContext.get() is None or not isinstance(result, dict) or "summary" not in result:
+        return result
+    run = Run(result["request"]["runtime"]["root"], result["run_id"])
+    line = one_line(f"Should I train? {result['summary']['answer']}. Report: {report_address(run)}")
+    get_run_logger().info("%s", line)
+    return Completed(message=line, data=result)
+
+
+def finished(run: Run, flow: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a flow that makes `run` gives; where the run has its result and Prefect alone failed, the stored result."""
+    try:
+        return flow()
+    except Exception as error:
+        if isinstance(error, EXPLAINED) or not (run.place / RESULT).exists():
+            raise
+        logger.warning(
+            "%s: finished and stored; the Prefect server was not told that the run ended (%s)",
+            *(run.run_id, failure_line(error)),
+        )
+        return run.read_result()
 
 
 def _line(error: Exception) -> str:

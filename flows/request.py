@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from foretune.flows.form import in_declared_order
+from foretune.flows.form import folded, in_declared_order
 from foretune.flows.settings_files import first_fault, read_settings
 from foretune.storage.documents import yaml_mapping, yaml_value
 from foretune.storage.errors import BadInput
@@ -106,6 +106,17 @@ class RuntimeSettings(BaseModel):
     )
 
 
+USUAL = {
+    "dataset": ("path", "heldout", "max_length"),
+    "model": ("name_or_path",),
+    "sae": ("path", "labels"),
+    "adapter": ("r", "target_modules"),
+    "training": ("learning_rate", "epochs", "batch_size"),
+    "runtime": ("root",),
+}
+"""With the name, the dozen settings that people change: a form shows them and folds the rest."""
+
+
 class Request(BaseModel):
     """What would fine-tuning this model on this dataset do?"""
 
@@ -139,7 +150,18 @@ class Request(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return in_declared_order(core_schema, handler)
+        schema = in_declared_order(core_schema, handler)
+        folded(schema, handler, USUAL)
+        return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folded_sections_have_their_defaults(cls, content: Any) -> Any:
+        """A form sends null for a section that nobody opened, and YAML has it for one without a line."""
+        if not isinstance(content, dict):
+            return content
+        filled = {name for name, field in cls.model_fields.items() if isinstance(field.default, BaseModel)}
+        return {name: value for name, value in content.items() if value is not None or name not in filled}
 
     @model_validator(mode="after")
     def _sampled_quotients_need_linear_modules(self) -> Request:

@@ -22,7 +22,8 @@ from foretune.storage.errors import BadInput, Damaged, StorageFault, failure_lin
 from foretune.storage.events import EventLog
 from foretune.storage.ownership import delete_run
 from foretune.storage.runs import REQUEST, RESULT, Run, checked_run_id, new_run_id
-from foretune.tasks.engine.announcements import announce
+from foretune.tasks.engine.announcements import announce, name_flow_run
+from foretune.tasks.engine.lineage import run_started
 from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.publish import publish
 
@@ -53,6 +54,7 @@ def simulate(request: Request, run_id: str | None = None) -> dict[str, Any]:
 def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """`attempt()` in a run folder with the request; bad input deletes the folder, another fault is its last event."""
     checked_run_id(run.run_id)
+    name_flow_run(run.run_id)
     begun = (run.place / REQUEST).exists()  # by an earlier attempt, whose events are there
     if (run.place / RESULT).exists():
         raise BadInput(f"run {run.run_id}: is already there, with its result; give another run_id, or none")
@@ -79,6 +81,7 @@ def _ended(run: Run, status: str, said: str) -> None:
 
 def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
     """Every pass, run or looked up, on base weights that stay; the published result."""
+    run_started(run, sources.named())
     with steps_on(run, request.runtime) as step:
         made = simulation(Wiring(step, request, sources))
         step.finish()

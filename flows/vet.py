@@ -7,6 +7,7 @@ from typing import Any
 
 import prefect
 from prefect import State
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from foretune.flows.compare import attach_comparison, compare_runs
@@ -22,9 +23,10 @@ from foretune.storage.events import run_status
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, new_run_id
 from foretune.storage.versions import newest_version
-from foretune.tasks.engine.announcements import escape, publish_markdown, tell
+from foretune.tasks.engine.announcements import escape, name_flow_run, publish_markdown, tell
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.inputs.sources import Sources
+from foretune.tasks.report.address import report_address, report_link
 from foretune.tasks.report.comparison import change
 from foretune.tasks.report.numbers import plain
 
@@ -64,7 +66,7 @@ def vet(
     key = verdict_key(wanted, gate, sources)
     stored = ledger.verdict(key)
     if stored is not None:
-        return announced(ledger.name, {**stored, "repeated": True})
+        return announced(ledger, {**stored, "repeated": True})
     accepted = ledger.accepted()
     result = simulate(along_accepted(wanted, accepted), run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
     compared = compared_with(accepted, Run(ledger.root, result["run_id"]))
@@ -83,7 +85,7 @@ def vet(
         "comparison": compared and changes(compared),
     }
     keep(ledger, key, verdict, result["summary"])
-    return announced(ledger.name, verdict)
+    return announced(ledger, verdict)
 
 
 def check_published(request: Request, published: str, dataset: str | None) -> None:
@@ -148,18 +150,22 @@ def keep(ledger: Ledger, key: str, verdict: dict[str, Any], summary: dict[str, A
     ledger.keep(key, verdict)
 
 
-def announced(name: str, verdict: dict[str, Any]) -> State:
+def announced(ledger: Ledger, verdict: dict[str, Any]) -> State:
     """Publish the verdict to Prefect, every time, and end the run by it."""
-    publish_markdown("foretune-vetting", verdict_table(verdict), verdict["run_id"])
+    run, name = Run(ledger.root, verdict["run_id"]), ledger.name
+    name_flow_run(run.run_id)
+    publish_markdown("foretune-vetting", f"{verdict_table(verdict)}\n{report_link(run)}\n", run.run_id)
     resource = {"prefect.resource.id": f"foretune.dataset.{name}", "prefect.resource.name": name}
     tell(EVENT, {**resource, "foretune.verdict": verdict["verdict"]}, verdict)
-    line = one_line(f"{verdict['dataset']}: {verdict['verdict']}")
+    line, where = one_line(f"{verdict['dataset']}: {verdict['verdict']}"), f"Report: {report_address(run)}"
+    get_run_logger().info("%s", f"{line}. {where}")
     if verdict["verdict"] == "fail":
         engine_log_silenced()
-        return Failed(name=REFUSED, message=one_line(f"{line} ({reasons(verdict, 'fail')})"), data=verdict)
+        said = one_line(f"{line} ({reasons(verdict, 'fail')}). {where}")
+        return Failed(name=REFUSED, message=said, data=verdict)
     if verdict["verdict"] == "warn":
         line = one_line(f"{line} ({reasons(verdict, 'warn')})")
-    return Completed(name=ACCEPTED if verdict["accepted"] else WARNED, message=line, data=verdict)
+    return Completed(name=ACCEPTED if verdict["accepted"] else WARNED, message=f"{line}. {where}", data=verdict)
 
 
 def reasons(verdict: dict[str, Any], grade: str) -> str:

@@ -32,9 +32,10 @@ def simulate(request: RequestLike) -> StoredRun:
     read = _request(request)
     run = Run(read.runtime.root, new_run_id(datetime.now(UTC), read.run_name))
     check_inputs(read, run)
+    from foretune.flows.failures import finished
     from foretune.flows.simulate import simulate as flow
 
-    flow(read, run_id=run.run_id)
+    finished(run, lambda: flow(read, run_id=run.run_id))
     return open_run(run.run_id, run.root)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.manifest import Manifest
 from foretune.storage.rates import Took, remembered_rates
+from foretune.tasks.engine.changes import changes, code_changes, distance, said
 from foretune.tasks.engine.keys import ContentKey, library_versions
 
 NEWEST_MANIFESTS = 200  # of one task, from which costs and changes are estimated
@@ -24,6 +24,15 @@ class Cost:
     seconds: float | None = None
     bytes: int | None = None
     basis: Literal["this root", "this machine", "another model"] | None = None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a pass is to be computed: in a line, what differs itself, and the run that it was compared with."""
+
+    line: str
+    own: tuple[str, ...] = ()  # without what was read and is new for a reason of its own
+    run_id: str | None = None
 
 
 class History:
@@ -57,14 +66,19 @@ class History:
             return _expected(here, work, "this machine")
         return _expected([Took.of(manifest) for manifest in stored], work, "another model") if stored else Cost()
 
-    def reason(self, policy: ContentKey, inputs: dict[str, Any]) -> str:
+    def reason(self, policy: ContentKey, inputs: dict[str, Any]) -> Reason:
         """What differs between these inputs and those of the most similar stored artefact of the task."""
         known = self.manifests(policy.task)
         if not known:
-            return "never run here"
-        nearest = min(known, key=lambda manifest: _distance(differences(inputs, manifest.inputs)))
-        changed = differences(inputs, nearest.inputs)
-        return f"changed: {', '.join(changed)}" if changed else _code_changes(policy, nearest)
+            return Reason("never run here")
+        compared = [(manifest, changes(inputs, manifest.inputs)) for manifest in known]
+        nearest, found = min(compared, key=lambda each: distance(each[1]))
+        if found:
+            own = tuple(dict.fromkeys(each.said for each in found if not each.read))
+            return Reason(said(found), own, nearest.run_id)
+        code = code_changes(nearest, policy.version, library_versions(policy.libraries))
+        words = f"its code is new: {', '.join(code)}" if code else "stored files are missing or torn"
+        return Reason(words, (words,), nearest.run_id)
 
 
 def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:
@@ -77,40 +91,3 @@ def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:
     size = work[unit]
     nearest = min(sized, key=lambda took: abs(took.work[unit] - size))
     return Cost(size * median(took.seconds / took.work[unit] for took in sized), nearest.bytes, basis)
-
-
-def _code_changes(policy: ContentKey, manifest: Manifest) -> str:
-    changed = [] if manifest.version == policy.version else [f"version {manifest.version} -> {policy.version}"]
-    now = library_versions(policy.libraries)
-    for name in sorted({*now, *manifest.libraries}):
-        before, after = manifest.libraries.get(name, "none"), now.get(name, "none")
-        changed += [f"{name} {before} -> {after}"] if before != after else []
-    return f"changed: {', '.join(changed)}" if changed else "stored files are missing or torn"
-
-
-def differences(now: dict[str, Any], before: dict[str, Any]) -> dict[str, int]:
-    """What two declared inputs do not share: {dotted path: how much}, e.g. `training.learning_rate`."""
-    names = sorted({*now, *before})
-    return {path: size for name in names for path, size in _compared(name, now.get(name), before.get(name))}
-
-
-def _distance(changed: dict[str, int]) -> tuple[int, int]:
-    return len(changed), sum(changed.values())
-
-
-def _compared(path: str, now: Any, before: Any) -> Iterator[tuple[str, int]]:
-    if now == before:
-        return
-    if isinstance(now, dict) and isinstance(before, dict) and "key" not in now and "digest" not in now:
-        for name in sorted({*now, *before}):
-            yield from _compared(path if name == "ids" else f"{path}.{name}", now.get(name), before.get(name))
-    elif _references(now) and _references(before):
-        kept = {reference["key"] for reference in before}
-        fresh = sum(reference["key"] not in kept for reference in now)
-        yield f"{path} ({fresh} of {len(now)})" if fresh else f"{path} ({len(before)} -> {len(now)})", fresh
-    else:
-        yield path, 1
-
-
-def _references(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "key" in v for v in value)

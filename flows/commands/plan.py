@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from foretune.flows.commands.history import History
+from foretune.flows.commands.history import History, Reason
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
+from foretune.storage.errors import BadInput, Damaged
 from foretune.storage.refs import ArtifactRef
+from foretune.storage.results import artifact_of
 from foretune.storage.roots import root_to_read
-from foretune.storage.runs import Run
+from foretune.storage.runs import Run, runs_named
 from foretune.tasks.engine.keys import work_of
 from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
 from foretune.tasks.samples.dataset import preview_index
 from foretune.tasks.samples.table import SampleIndex, read_index
 
+ROWS = "other rows"
+MOST_CAUSES = 6  # that are printed; all of them are in the JSON
 FIELD = "landscape_shard"
 """The task whose artefacts are the gradient field."""
 
@@ -48,6 +53,7 @@ class Planned:
     history: History
     tasks: list[PlannedTask] = field(default_factory=list)
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every task, by its key
+    reasons: dict[str, Reason] = field(default_factory=dict)  # of every task to run, by its key
 
     def __call__(self, task: Any, **inputs: Any) -> ArtifactRef:
         policy = task.cache_policy
@@ -57,7 +63,8 @@ class Planned:
         shard = getattr(getattr(inputs.get("rows"), "shard", None), "prefix", None)
         planned = PlannedTask(policy.task, shard, key, "cached" if hit else "run", "stored" if hit else "")
         if hit is None:
-            planned.why = self.history.reason(policy, declared)
+            self.reasons[key] = self.history.reason(policy, declared)
+            planned.why = self.reasons[key].line
             cost = self.history.cost(policy.task, work_of(inputs), declared.get("model"))
             planned.seconds, planned.bytes, planned.basis = cost.seconds, cost.bytes, cost.basis
         self.tasks.append(planned)
@@ -92,7 +99,8 @@ def make_plan(request: Request) -> dict[str, Any]:
     run = Run(root_to_read(request.runtime.root).uri, "plan")
     sources = checked_sources(request)
     step = Planned(run, History(run.store))
-    simulation(Wiring(step, request, sources))
+    wiring = Wiring(step, request, sources)
+    simulation(wiring)
     waiting = [task for task in step.tasks if task.state == "run"]
     shapes = _footprint(step, sources, request)
     field = shapes and _field(shapes, [step.inputs[task.key] for task in step.tasks if task.task == FIELD])
@@ -100,6 +108,7 @@ def make_plan(request: Request) -> dict[str, Any]:
         "tasks": [vars(task) for task in step.tasks],
         "run": len(waiting),
         "cached": len(step.tasks) - len(waiting),
+        **_causes(list(step.reasons.values()), _changed_rows(wiring, request)),
         "seconds": total([task.seconds for task in waiting]),
         "bytes": total([task.bytes for task in waiting]),
         "unknown": sorted({task.task for task in waiting if task.seconds is None}),
@@ -110,6 +119,32 @@ def make_plan(request: Request) -> dict[str, Any]:
         and field_bytes(**_field(shapes, [step.inputs[task.key] for task in waiting if task.task == FIELD])),
         "workers": request.runtime.max_workers,
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
+    }
+
+
+def _changed_rows(wiring: Wiring, request: Request) -> str | None:
+    """How the training rows differ from those of the newest run of the name that has a result."""
+    now = set(wiring.rows["train"].index.ids)
+    for run in runs_named(wiring.step.run.root, request.run_name):
+        try:
+            before = set(read_index(run, artifact_of(run, "samples")).ids)
+        except (BadInput, Damaged, FileNotFoundError):  # not ended, or cleaned since
+            continue
+        return f"dataset rows +{len(now - before)} -{len(before - now)}" if now != before else None
+    return None
+
+
+def _causes(reasons: Sequence[Reason], rows: str | None) -> dict[str, Any]:
+    """What starts it all, with the number of tasks that it reaches by itself, and the run that this one is like.
+
+    `rows` say of the whole dataset what a shard's reason says of its own rows.
+    """
+    own = [{rows if rows and cause == ROWS else cause for cause in reason.own} for reason in reasons]
+    counted = Counter(cause for each in own for cause in sorted(each))
+    runs = Counter(reason.run_id for reason in reasons if reason.run_id)
+    return {
+        "causes": [{"what": cause, "tasks": tasks} for cause, tasks in counted.most_common()],
+        "compared_with": runs.most_common(1)[0][0] if runs else None,
     }
 
 
@@ -163,6 +198,10 @@ def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
         rows.append((name, len(tasks) - len(waiting), len(waiting), cost, reasons))
     terminal.table(("task", "cached", "run", "seconds", "why"), [(cells, "") for cells in rows])
     terminal.say(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", whole=True)
+    if planned["causes"]:
+        against = f" since run {planned['compared_with']}" if planned["compared_with"] else ""
+        causes = "; ".join(f"{each['what']} ({each['tasks']} tasks)" for each in planned["causes"][:MOST_CAUSES])
+        terminal.say(f"what changed{against}: {causes}", whole=True)
     if planned["field"] is not None:
         terminal.say(f"gradient field {_formula(planned)}", whole=True)
 

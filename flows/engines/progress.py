@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -22,11 +23,21 @@ EVERY_SECONDS = 2.0
 WHOLE = "run"
 
 
-class Counted(Protocol):
-    """The tasks of a run, as far as they were submitted."""
+@dataclass(frozen=True)
+class Counts:
+    """The tasks of a run, as far as they were submitted: by name those to compute and those of them that have ended.
 
-    def counts(self) -> tuple[Counter[str], Counter[str]]:
-        """Tasks by name: how many were submitted, and how many of them have ended."""
+    What is stored is known when its task has ended on threads, and is taken out of both then.
+    """
+
+    wanted: Counter[str]
+    ended: Counter[str]
+    found: int = 0  # stored before
+
+
+class Counted(Protocol):
+    def counts(self) -> Counts:
+        """What is to be done, and what is done."""
         ...
 
 
@@ -61,30 +72,32 @@ class _Bars:
     def __init__(self, step: Counted, flow_run_id: UUID) -> None:
         self.step, self.flow_run_id = step, flow_run_id
         self._ids: dict[str, Any] = {}
-        self._shown: dict[str, tuple[int, int]] = {}
+        self._shown: dict[str, tuple[int, int, int]] = {}
 
     def move(self) -> None:
         """Create or update what has changed. A server that does not answer must not fail the run."""
-        submitted, ended = self.step.counts()
-        found = {WHOLE: (ended.total(), submitted.total())}
-        found |= {name: (ended[name], number) for name, number in submitted.items() if number > 1}
+        counts = self.step.counts()
+        bars = {name: (counts.ended[name], wanted, 0) for name, wanted in counts.wanted.items() if wanted > 1}
+        bars |= {name: (0, 0, 0) for name in self._ids if name not in counts.wanted}  # all of it turned out to be there
+        bars[WHOLE] = (counts.ended.total(), counts.wanted.total(), counts.found)
         changed = {
-            name: counts
-            for name, counts in found.items()
-            if self._shown.get(name) != counts and (name in self._ids or name == WHOLE or counts[0] < counts[1])
+            name: bar
+            for name, bar in bars.items()
+            if self._shown.get(name) != bar and (name in self._ids or name == WHOLE or bar[0] < bar[1])
         }
         if not changed:
             return
         try:
             with get_client(sync_client=True) as client:
-                for name, counts in changed.items():
-                    self._show(client, name, *counts)
+                for name, bar in changed.items():
+                    self._show(client, name, *bar)
         except Exception as error:
             logger.debug("progress not shown: %s", error)
 
-    def _show(self, client: SyncPrefectClient, name: str, ended: int, submitted: int) -> None:
-        share = round(100 * ended / submitted, 1) if submitted else 0.0
-        text = f"{name.replace('_', ' ')}: {ended} of {submitted} tasks"
+    def _show(self, client: SyncPrefectClient, name: str, ended: int, wanted: int, found: int) -> None:
+        share = round(100 * ended / wanted, 1) if wanted else 100.0
+        text = f"{name.replace('_', ' ')}: {ended} of {wanted} tasks computed"
+        text = f"{text}, {found} more were stored" if found else text
         if name in self._ids:
             client.update_artifact(self._ids[name], ArtifactUpdate(data=share, description=text))
         else:
@@ -96,4 +109,4 @@ class _Bars:
                 flow_run_id=self.flow_run_id,
             )
             self._ids[name] = client.create_artifact(made).id
-        self._shown[name] = (ended, submitted)
+        self._shown[name] = (ended, wanted, found)

@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from foretune.flows.engines.progress import Counts
 from foretune.flows.environment import prepare
 from foretune.flows.request import RuntimeSettings
 from foretune.storage.errors import BadInput
@@ -104,27 +105,24 @@ class OnRay:
     def index(self, samples: Any) -> SampleIndex:
         return read_index(self.run, self.ready(samples))
 
-    def counts(self) -> tuple[Counter[str], Counter[str]]:
-        """Tasks by name: submitted, and ended."""
-        submitted = list(self.submitted)
-        batches = {
-            a.batch.wrapped_future for a in submitted if isinstance(a, Missing) and a.batch and a not in self._made
-        }
+    def counts(self) -> Counts:
+        every = list(self.submitted)
+        submitted = [artifact for artifact in every if isinstance(artifact, Missing)]
+        batches = {a.batch.wrapped_future for a in submitted if a.batch and a not in self._made}
         ended: set[Any] = set()
         if batches:  # else the cluster may not have been joined, nor Ray imported
             import ray
 
             ended.update(ray.wait(list(batches), num_returns=len(batches), timeout=0)[0])
 
-        def over(artifact: Any) -> bool:
-            return (
-                isinstance(artifact, ArtifactRef)
-                or artifact in self._made
-                or bool(artifact.batch and artifact.batch.wrapped_future in ended)
-            )
+        def over(artifact: Missing) -> bool:
+            return artifact in self._made or bool(artifact.batch and artifact.batch.wrapped_future in ended)
 
-        names = [(a if isinstance(a, ArtifactRef) else a.ref).task for a in submitted]
-        return Counter(names), Counter(name for name, a in zip(names, submitted, strict=True) if over(a))
+        return Counts(
+            Counter(each.ref.task for each in submitted),
+            Counter(each.ref.task for each in submitted if over(each)),
+            len(every) - len(submitted),
+        )
 
     def finish(self) -> None:
         """Wait for everything; the first failed task in the order of submission raises its own error."""

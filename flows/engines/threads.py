@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from foretune.flows.engines.progress import progress_shown
+from foretune.flows.engines.progress import Counts, progress_shown
 from foretune.flows.engines.ray import OnRay, found_in, replaced
 from foretune.flows.request import RuntimeSettings
 from foretune.storage.events import EventLog, read_events
@@ -38,6 +39,12 @@ class SubmittedTask:
     @property
     def done(self) -> bool:
         return self.future is not None and self.future.wrapped_future.done()
+
+    @functools.cached_property
+    def found(self) -> bool:
+        """Whether the artefact was stored before; to be asked of one that has ended."""
+        state = self.future.wrapped_future.result()  # `future.state` asks the server
+        return bool(state.is_completed() and self.future.result().cached)
 
 
 @dataclass
@@ -73,10 +80,15 @@ class OnThreads:
     def index(self, samples: Any) -> SampleIndex:
         return read_index(self.run, self.ready(samples))
 
-    def counts(self) -> tuple[Counter[str], Counter[str]]:
-        """Tasks by name: submitted, and ended."""
+    def counts(self) -> Counts:
         submitted = list(self.submitted)  # another thread may be adding one
-        return Counter(each.task.name for each in submitted), Counter(each.task.name for each in submitted if each.done)
+        ended = [each for each in submitted if each.done]
+        found = Counter(each.task.name for each in ended if each.found)
+        return Counts(
+            Counter(each.task.name for each in submitted) - found,
+            Counter(each.task.name for each in ended) - found,
+            found.total(),
+        )
 
     def finish(self) -> None:
         """Wait for everything; the first failed task in the order of the wiring raises its own error."""

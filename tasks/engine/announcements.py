@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
+from tenacity import Retrying, stop_after_attempt, wait_exponential
 
 from foretune.storage.display import one_line, shown, shown_tree
+from foretune.storage.errors import failure_line
 from foretune.storage.events import EventLog
 from foretune.storage.runs import Run
+from foretune.tasks.engine import lineage
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""To tell the server; it may be starting again. What is told is stored already: a run does not fail by it."""
 
 ANNOUNCED = {
     "pass_started": "foretune.pass.started",
@@ -28,8 +38,9 @@ MATCHED = ("task", "name", "severity", "status")
 
 
 def announce(run: Run, type: str, **fields: Any) -> None:
-    """Append an event to the run's log; inside a Prefect run, Prefect is told as well."""
+    """Append an event to the run's log; inside a Prefect run Prefect is told as well, and whom OpenLineage names."""
     EventLog.of(run).emit(type, **fields)
+    lineage.happened(run, type, fields)
     if type not in ANNOUNCED or not (TaskRunContext.get() or FlowRunContext.get()):
         return  # outside of a run Prefect would start a server to tell it to
     labels = {f"foretune.{name}": str(fields[name]) for name in MATCHED if name in fields}
@@ -41,12 +52,40 @@ def tell(event: str, resource: dict[str, str], payload: dict[str, Any]) -> None:
     """An event of Prefect's, its text without secrets and all of it to be seen."""
     sendable = {name: _sendable(value) for name, value in payload.items()}
     labels = {name: one_line(value, LONGEST_LABEL) for name, value in resource.items()}
-    emit_event(event=event, resource=labels, payload=shown_tree(sendable))
+    try:
+        emit_event(event=event, resource=labels, payload=shown_tree(sendable))
+    except Exception as error:
+        _untold(labels.get("prefect.resource.name", ""), f"event {event}", error)
 
 
 def publish_markdown(key: str, markdown: str, run_id: str) -> None:
     """An artifact of Prefect's; what of it is not our own text has gone through `escape`."""
-    create_markdown_artifact(key=key, markdown=shown(markdown), description=one_line(run_id))
+    try:
+        for attempt in Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential(max=8), reraise=True):
+            with attempt:
+                create_markdown_artifact(key=key, markdown=shown(markdown), description=one_line(run_id))
+    except Exception as error:
+        _untold(run_id, f"artifact {key}", error)
+
+
+def name_flow_run(name: str) -> None:
+    """The flow run around the caller is called so from now on; outside of one nothing is."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.name == name:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_name(context.flow_run.id, name)
+        context.flow_run.name = name
+    except Exception as error:
+        _untold(name, "name of the flow run", error)
+
+
+def _untold(run_id: str, what: str, error: Exception) -> None:
+    logger.warning(
+        "%s: the Prefect server was not told: %s (%s); what the run made is stored all the same",
+        *(one_line(run_id), what, one_line(failure_line(error))),
+    )
 
 
 def escape(text: object) -> str:

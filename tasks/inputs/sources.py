@@ -42,6 +42,12 @@ class Sources:
     labels: Fingerprint | None
     hook_name: str | None
 
+    def named(self) -> dict[str, tuple[str, str]]:
+        """Where every input lies, and the digest that stands for it, by what it is to the run."""
+        others = {"model": self.model or self.gguf, "sae": self.sae and self.sae.source, "labels": self.labels}
+        found = {**self.rows, **{role: each for role, each in others.items() if each is not None}}
+        return {role: (each.uri, each.digest) for role, each in found.items()}
+
     def model_handle(self, convert: Callable[[Fingerprint], ArtifactRef], settings: ModelSettings) -> ModelHandle:
         """The model as the passes take it; `convert` makes a folder of a GGUF file."""
         return ModelHandle(source=self.model or convert(self.gguf), settings=settings)  # pyright: ignore[reportArgumentType]

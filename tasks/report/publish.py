@@ -11,7 +11,9 @@ from foretune.storage.event_records import is_whole
 from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine import lineage
 from foretune.tasks.engine.announcements import announce, escape, publish_markdown
+from foretune.tasks.report.address import report_link
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
@@ -34,10 +36,13 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
     result = result_of(run, request, made, found, record, submitted)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
+    if lineage.is_on():
+        flagged = run.store.open(made["quality"]).json("summary.json")
+        lineage.run_made(run, made, flagged["rows"], flagged["counts"])
     announce(run, "run_finished", status="completed", answer=found.answer)
     events.close()
     run.write_result(result)
-    publish_markdown("foretune-verdict", verdict_markdown(result), run.run_id)
+    publish_markdown("foretune-verdict", verdict_markdown(result, report_link(run)), run.run_id)
     return result
 
 
@@ -87,14 +92,15 @@ def commands(run_id: str, found: Findings) -> list[str]:
     return [*([cleaned] if cleaned else []), f"foretune export {run_id} ./predicted"]
 
 
-def verdict_markdown(result: dict[str, Any]) -> str:
-    """The first screen as Prefect's UI shows it; dataset text is kept out of it."""
+def verdict_markdown(result: dict[str, Any], link: str = "") -> str:
+    """The first screen as Prefect's UI shows it, with a link to the report; dataset text is kept out of it."""
     summary = result["summary"]
     reasons = "\n".join(f"{number}. {escape(reason)}" for number, reason in enumerate(summary["reasons"], start=1))
     return (
         f"## Should I train? {escape(summary['answer'])}\n\n{reasons}\n\n"
         f"Held-out loss {summary['heldout_loss_base']:.3f} → {summary['heldout_loss_evaluated']:.3f} "
-        f"(trusted: {escape(summary['trust'])})\n\n{_axes(result)}Run {escape(result['run_id'])}\n"
+        f"(trusted: {escape(summary['trust'])})\n\n{_axes(result)}"
+        f"Run {escape(result['run_id'])}{link and f' · {link}'}\n"
     )
 
 

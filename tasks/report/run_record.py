@@ -13,6 +13,7 @@ from foretune.storage.events import read_events
 from foretune.storage.manifest import Manifest
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import INVARIANTS
+from foretune.tasks.report.graph import Graph, graph_of
 
 GRADIENT_PASS = "landscape_shard train"
 """One forward and backward over every training row: what an epoch of the real run costs at least."""
@@ -60,6 +61,7 @@ class RunRecord:
     timeline: tuple[dict[str, Any], ...]  # task, label, start (seconds since the run began), seconds, forward_passes
     cached: tuple[str, ...]  # artefacts that were found, by pass
     cost: Cost
+    graph: Graph
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def run_record(
         tuple(timeline_of(events, epoch.tokens)),
         tuple(cached),
         cost_of(run, manifests, events, epochs, epoch),
+        graph_of(run, manifests, events),
     )
 
 

@@ -17,6 +17,7 @@ import yaml
 from foretune.storage.events import read_events, run_status
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import list_runs
+from foretune.tasks.report.address import report_address
 from tests.deployments.postgres import binaries
 from tests.deployments.team import PROJECT, Team, end, published
 
@@ -40,13 +41,17 @@ def request_body(tiny_request: Path, shared_root: str) -> dict:
 
 def test_a_run_started_over_http_completes(team, request_body, shared_root):
     run = team.ended(team.run(team.deployment("simulate"), request=request_body))
-    assert (run["state_type"], run["state"]["message"]) == ("COMPLETED", None), team.tail()
+    assert run["state_type"] == "COMPLETED", team.tail()
     result = list_runs(shared_root)[-1].read_result()
+    where = report_address(list_runs(shared_root)[-1])
+    line = f"Should I train? {result['summary']['answer']}. Report: {where}"
+    assert (run["name"], run["state"]["message"]) == (result["run_id"], line)
+    assert team.until(lambda: line in team.logs(run["id"], 20))
     assert result["tasks"]["run"] > 0
     shown = team.artifacts(run["id"])
     assert shown["foretune-progress-run"] == 100
     assert shown["foretune-progress-landscape-shard"] == 100
-    assert "Should I train?" in shown["foretune-verdict"]
+    assert "Should I train?" in shown["foretune-verdict"] and where in shown["foretune-verdict"]
     ours = read_events(list_runs(shared_root)[-1])
     theirs = team.until(
         lambda: (seen := team.events(run["id"], "foretune.")) and seen[-1]["event"] == "foretune.run.finished" and seen
@@ -140,11 +145,16 @@ def test_a_published_dataset_is_vetted(team, request_body, shared_root, tmp_path
 
 
 @pytest.mark.parametrize(("name", "hour", "days"), [("vet", "02:00", range(7)), ("backtest", "03:00", [6])])
-def test_every_schedule_has_its_next_runs(team, name, hour, days):
+def test_a_schedule_waits_until_somebody_resumes_it(team, name, hour, days):
+    deployment = team.deployment(name)
+    [schedule] = deployment["schedules"]
+    assert schedule["active"] is False and team.runs(deployment, ["SCHEDULED"]) == [], "a demo does not run by itself"
+    team.ask("PATCH", f"deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": True})
     due = team.until(lambda: team.runs(team.deployment(name), ["SCHEDULED"]))
     assert {run["expected_start_time"][11:16] for run in due} == {hour}
     assert {datetime.fromisoformat(run["expected_start_time"]).weekday() for run in due} <= set(days)
     assert all(run["auto_scheduled"] for run in due)
+    team.ask("PATCH", f"deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
 
 
 def test_a_schedule_that_is_due_produces_a_run(team, request_body, shared_root):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from foretune.flows.commands.history import History, differences
+from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import make_plan, print_plan
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.request import load_request
@@ -21,6 +21,7 @@ from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir
 from foretune.storage.digests import digest_of
 from foretune.storage.rates import KEPT, remember_rate, remembered_rates
+from foretune.tasks.engine.changes import changes, said
 from foretune.tasks.engine.keys import ContentKey
 from foretune.tasks.loading import AdapterTargets
 from foretune.tasks.loading.footprint import footprint
@@ -98,15 +99,15 @@ def test_rates_are_bounded_and_a_torn_line_is_left_out(new_machine, first_run):
 @pytest.mark.parametrize(
     ("override", "task", "why"),
     [
-        ("training.learning_rate=2e-3", "path", "changed: training.learning_rate"),
-        ("training.learning_rate=2e-3", "prediction", "changed: path, training.learning_rate"),
-        ("training.learning_rate=2e-3", "influence", "changed: schedule.learning_rate"),
-        ("training.learning_rate=2e-3", "checkpoint", "changed: prediction"),
-        ("adapter.lora_alpha=8", "curvature", "changed: adapter.lora_alpha, samples, sharpness"),
-        ("adapter.lora_alpha=8", "influence", "changed: replays, shards (4 of 4), solve, targets"),
-        ("influence.solver.damping=0.02", "influence_solve", "changed: solver.damping"),
-        ("thresholds.spike_factor=2", "landscape", "changed: thresholds.spike_factor"),
-        ("report.top_rows=5", "report", "changed: settings.top_rows"),
+        ("training.learning_rate=2e-3", "path", "training.learning_rate 0.001 -> 0.002"),
+        ("training.learning_rate=2e-3", "prediction", "training.learning_rate 0.001 -> 0.002; reads new path"),
+        ("training.learning_rate=2e-3", "influence", "schedule.learning_rate 0.001 -> 0.002"),
+        ("training.learning_rate=2e-3", "checkpoint", "reads new prediction"),
+        ("adapter.lora_alpha=8", "curvature", "adapter.lora_alpha 4 -> 8; reads new samples, sharpness"),
+        ("adapter.lora_alpha=8", "influence", "reads new replays, shards (4 of 4), solve, targets"),
+        ("influence.solver.damping=0.02", "influence_solve", "solver.damping 0.01 -> 0.02"),
+        ("thresholds.spike_factor=2", "landscape", "thresholds.spike_factor 5 -> 2"),
+        ("report.top_rows=5", "report", "settings.top_rows 12 -> 5"),
     ],
 )
 def test_a_reason_is_the_path_of_what_changed(first_run, override, task, why):
@@ -117,8 +118,10 @@ def test_dropped_rows_are_planned_as_they_run(warm_request):
     train = warm_request.parent / "train.jsonl"
     train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
     planned = plan_of(warm_request)
-    assert reasons(planned)["landscape_shard"] == "changed: rows"
-    assert reasons(planned)["gradient"].startswith("changed: shards (1 of ")
+    assert reasons(planned)["landscape_shard"] == "other rows"
+    assert reasons(planned)["gradient"].startswith("reads new shards (1 of ")
+    assert "the dataset file changed" in reasons(planned)["samples"]
+    assert planned["causes"] and planned["compared_with"] is not None
     step, _ = run_dag(warm_request)
     assert [(t["key"], t["state"] == "cached") for t in planned["tasks"]] == [(r.key, r.cached) for _, r in step.steps]
 
@@ -128,9 +131,9 @@ def test_a_new_version_and_a_new_library_are_named(first_run):
     stored = next(each for each in store.iterate() if each.task == "landscape_shard")
     manifest = store.manifest(stored.task, stored.key)
     newer = ContentKey(task="landscape_shard", version=manifest.version + 1, libraries=tuple(manifest.libraries))
-    assert History(store).reason(newer, manifest.inputs) == "changed: version 2 -> 3"
+    assert History(store).reason(newer, manifest.inputs).line == "its code is new: version 2 -> 3"
     other = ContentKey(task="landscape_shard", version=manifest.version, libraries=("torch",))
-    assert "transformers" in History(store).reason(other, manifest.inputs)
+    assert "transformers" in History(store).reason(other, manifest.inputs).line
 
 
 def test_seconds_grow_with_the_tokens(first_run):
@@ -240,7 +243,8 @@ def test_the_nodes_of_the_field_are_bounded_whatever_the_number_of_rows(first_ru
 def test_differences_name_the_innermost_setting():
     before = {"s": {"x": 1, "y": {"z": 1}}, "r": {"ids": "0", "encoding": "e"}, "ref": {"task": "t", "key": "k"}}
     now = {"s": {"x": 1, "y": {"z": 2}}, "r": {"ids": "1", "encoding": "e"}, "ref": {"task": "t", "key": "l"}}
-    assert list(differences(now, before)) == ["r", "ref", "s.y.z"]
+    assert [change.path for change in changes(now, before)] == ["r", "ref", "s.y.z"]
+    assert said(changes(now, before)) == "other r; s.y.z 1 -> 2; reads new ref"
 
 
 def test_planning_imports_no_torch(first_run):

@@ -11,6 +11,7 @@ import pytest
 
 from foretune.tasks.engine.invariants import INVARIANTS
 from foretune.tasks.report.build import build_report
+from foretune.tasks.report.graph import Graph, Node
 from foretune.tasks.report.run_record import Cost, Invariant, RunRecord
 from foretune.tasks.report.run_section import with_run
 from foretune.tasks.report.settings import ReportSettings
@@ -221,6 +222,17 @@ COMMANDS = [
 ]
 
 
+GRAPH = Graph(
+    (
+        Node("samples", 2, 2, 0.0),
+        Node("landscape_shard", 4, 3, 12.5, "other rows"),
+        Node("landscape", 1, 0, 1.25, "reads new shards (1 of 4)"),
+        Node("report", 1, 0, 0.5, "reads new <b>landscape</b>"),
+    ),
+    (("samples", "landscape_shard"), ("landscape_shard", "landscape"), ("samples", "report"), ("landscape", "report")),
+)
+
+
 def example_record() -> RunRecord:
     """A run that looked at every invariant but one."""
     seen = (
@@ -228,7 +240,7 @@ def example_record() -> RunRecord:
         for name in INVARIANTS[:-1]
     )
     cost = Cost(82.4, 6.1, 65.0, 9.0)
-    return RunRecord("otter", (*seen, Invariant(INVARIANTS[-1], None)), TIMELINE, ("baseline",), cost)
+    return RunRecord("otter", (*seen, Invariant(INVARIANTS[-1], None)), TIMELINE, ("baseline",), cost, GRAPH)
 
 
 def published(view: ReportView, settings: ReportSettings | None = None) -> str:
