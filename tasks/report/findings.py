@@ -7,6 +7,7 @@ from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.report.conditions import Condition, Worth
 
 SEVERITIES = ("critical", "warn", "info")
 LISTED = 5  # rows named on the first screen, and concepts by which it is judged
@@ -23,6 +24,8 @@ class Findings:
     harmful: list[dict[str, Any]] = field(default_factory=list)  # the worst ranks: row, score, verdict, text
     strengthened: list[dict[str, Any]] = field(default_factory=list)  # feature, label, score, change
     suppressed: list[dict[str, Any]] = field(default_factory=list)
+    conditions: tuple[Condition, ...] = ()
+    worth: Worth | None = None
 
 
 def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED) -> Findings:
