@@ -23,6 +23,7 @@ from foretune.flows.commands.options import (
     whole_numbers,
     with_root,
 )
+from foretune.flows.commands.serve import serve
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
@@ -143,6 +144,9 @@ def report(run: RunName, root: Root = None, as_json: Json = False, quiet: Quiet 
     finish({"run_id": found.run_id, "report": place.uri}, as_json)
 
 
+app.command()(serve)
+
+
 @app.command()
 def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """List the runs under a storage root."""
@@ -234,16 +238,18 @@ def clean(
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="JSONL file to write")],
     drop_harmful: Annotated[int, typer.Option("--drop-harmful", min=0, help="samples with the worst scores")] = 0,
     drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
+    drop_rows: Annotated[str | None, typer.Option("--drop-rows", metavar="N,N", help="rows by their number")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace FILE if it exists; never the dataset itself")] = False,
     root: Root = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the dataset of a run without its most harmful or its flagged samples."""
+    """Write the dataset of a run without its most harmful samples, its flagged ones or the rows that are named."""
     from foretune.flows.commands.exports import write_cleaned
 
     found = named_run(run, root)
-    cleaned = write_cleaned(found, output, drop_harmful, drop_flagged or [], force)
+    numbers = whole_numbers("--drop-rows", drop_rows)
+    cleaned = write_cleaned(found, output, drop_harmful, drop_flagged or [], force, numbers)
     terminal = terminal_for(quiet)
     for row in cleaned["dropped"]:
         terminal.say(f"  row {row['row']}  {row['why']}")

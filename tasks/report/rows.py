@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WORST, FLAGGED, CUT_WORDS = 100, 200, 40
 """Rows of each end of the ranking, and flagged ones, that a page of one file holds; matched words kept of a row."""
 
+INTERVAL = 1.96  # standard errors on either side of a score: 95 %
+
 # What each artefact says of a row: the artefact, its file, and its columns by the name that the page uses.
 SOURCES = (
     (
@@ -39,8 +41,7 @@ SOURCES = (
         "influence.parquet",
         {
             "score": "score",
-            "low": "score_low",
-            "high": "score_high",
+            "error": "error",
             "rank": "rank",
             "verdict": "verdict",
             "moved": "nearest_rows",
@@ -187,9 +188,11 @@ def rows_view(rows: RowTable, limit: int) -> RowsView:
 def _record(row: dict[str, Any], limit: int) -> dict[str, Any]:
     flags = [*(row["flags"] or []), *([MISMATCH] if row["mismatched"] else [])]
     moves = zip(row["moved"] or [], row["moved_by"] or [], strict=True)
-    kept = ("row", "cluster", "tokens", "trained", "cut", "loss", "gain", "score", "low", "high", "rank", "verdict")
+    kept = ("row", "cluster", "tokens", "trained", "cut", "loss", "gain", "score", "rank", "verdict")
+    error = _finite(row["error"])
     return {
         **{name: _finite(row[name]) for name in kept},
+        "margin": None if error is None else INTERVAL * error,
         **_cut(_joined(row), limit),
         "flags": [shown(flag) for flag in flags],
         "words": _words(row, set(flags)),

@@ -90,7 +90,7 @@ def poisoned(value: Any) -> Any:
 
 KEYS = {
     "row", "score", "moves", "text", "length", "flags", "words", "rank", "verdict", "cluster", "tokens", "trained",
-    "cut", "loss", "gain", "low", "high", "name", "severity", "value", "threshold", "advice", "task", "start",
+    "cut", "loss", "gain", "margin", "name", "severity", "value", "threshold", "advice", "task", "start",
     "seconds", "cached", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
 }  # fmt: skip
 

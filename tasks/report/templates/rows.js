@@ -5,7 +5,7 @@
   const held = JSON.parse(document.getElementById("rows-data").textContent);
   const { run, rows: where } = document.documentElement.dataset;
   const served = where === "served";
-  const token = new URLSearchParams(location.search).get("token") || "";
+  const token = new URLSearchParams(location.search).get("view") || "";
   const PAGE = 25;
   const query = { text: "", flag: "", verdict: "", order: "rank", descending: false, offset: 0 };
   const dropped = new Set();
@@ -40,7 +40,7 @@
     found.sort((a, b) => missing(a) - missing(b) || (a[query.order] - b[query.order]) * (query.descending ? -1 : 1));
     return found;
   };
-  const parameters = () => new URLSearchParams({ ...query, token });
+  const parameters = () => new URLSearchParams({ ...query, view: token });
   let asked = null;
   const ask = async (path) => {
     const answer = await fetch(path, { signal: asked?.signal });
@@ -72,7 +72,7 @@
     });
     return box;
   };
-  const interval = (row) => (row.low == null ? "" : ` (${number(row.low, true)} to ${number(row.high, true)})`);
+  const interval = (row) => (row.margin === null ? "" : ` ± ${number(row.margin)}`);
   const line = (row) => {
     const cell = (title, text, kind = "number") => {
       const made = make("td", { className: kind, textContent: text });
@@ -137,7 +137,7 @@
     const save = make("a", { download: `${run}.csv` });
     if (served) save.href = `rows.csv?${parameters()}`;
     else {
-      const columns = ["row", "flags", "words", "cluster", "tokens", "trained", "cut", "loss", "gain", "score", "rank", "verdict", "text"];
+      const columns = ["row", "flags", "words", "cluster", "tokens", "trained", "cut", "loss", "gain", "score", "margin", "rank", "verdict", "text"];
       const lines = [columns, ...here().map((row) => columns.map((name) => row[name]))];
       const text = lines.map((cells) => cells.map(spreadsheet).join(",")).join("\r\n");
       save.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
@@ -192,7 +192,7 @@
     box.removeAttribute("aria-label");
     box.addEventListener("change", show);
     const facts = make("dl", { className: "facts" },
-      fact("influence", number(row.score, true) + interval(row), held.unit), fact("rank", number(row.rank), `of ${held.total.toLocaleString("en-US")}`),
+      fact("influence", number(row.score, true) + interval(row), row.margin === null ? held.unit : `${held.unit}, 95 % interval`), fact("rank", number(row.rank), `of ${held.total.toLocaleString("en-US")}`),
       fact("verdict", row.verdict || "-"), fact("loss", number(row.loss), "nats per token"), fact("prompt gain", number(row.gain), "nats per answer"),
       fact("read", number(row.tokens), "tokens"), fact("trained", number(row.trained), "tokens"), fact("cut off", number(row.cut), "tokens"),
       row.cluster === null ? null : fact("cluster of row", link(row.cluster)));
@@ -214,7 +214,7 @@
     let heldout = held.heldout;
     if (!row && served) {
       try {
-        const found = await ask(`rows/${name}?${new URLSearchParams({ token })}`);
+        const found = await ask(`rows/${name}?${new URLSearchParams({ view: token })}`);
         [row, heldout] = [found.rows[0], found.heldout];
       } catch (error) {
         if (error.name === "AbortError") return open();
@@ -231,6 +231,7 @@
   pane.addEventListener("click", (event) => { if (event.target === pane) pane.close(); });
   addEventListener("hashchange", open);
 
+  if (served) panel.querySelector(".sample")?.remove();
   panel.hidden = false;
   show().then(open);
 })();
