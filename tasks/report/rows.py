@@ -116,8 +116,10 @@ def heldout_of(run: Run, opened: Mapping[str, Artifact]) -> Artifact | None:
     return run.store.open(found) if isinstance(found, ArtifactRef) else None
 
 
-def row_table(opened: Mapping[str, Artifact], heldout: Artifact | None) -> RowTable:
-    """Join what the artefacts of a run say of its training rows."""
+def row_table(
+    opened: Mapping[str, Artifact], heldout: Artifact | None, verdicts: Mapping[str, str] | None = None
+) -> RowTable:
+    """Join what the artefacts of a run say of its training rows; `verdicts` by sample id replace influence's own."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -131,6 +133,9 @@ def row_table(opened: Mapping[str, Artifact], heldout: Artifact | None) -> RowTa
         for column, stored in wanted.items():
             values = there[stored].take(at) if there is not None and stored in held else pa.nulls(len(rows))
             table = table.append_column(column, values)
+    if verdicts is not None:
+        shown_ones = pa.array([verdicts.get(name) for name in table["sample_id"].to_pylist()], pa.string())
+        table = table.set_column(table.column_names.index("verdict"), "verdict", shown_ones)
     table = table.append_column("cluster", _clusters(table))
     solver = opened["influence"].json("solver.json") if "influence" in opened else {}
     names = ["row", "prompt", "completion"]

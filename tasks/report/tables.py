@@ -6,6 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from foretune.tasks.report.concepts import moving_order
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -43,11 +45,10 @@ def _table(caption: str, columns: Sequence[Column], records: Sequence[Mapping[An
     return Table(caption, columns, rows)
 
 
-def _both_ends(frame: DataFrame, column: str, top: int) -> list[dict[Hashable, Any]]:
-    """The `top` largest and the `top` smallest rows of `column`, largest first, none twice."""
-    ordered = frame.sort_values(column, ascending=False, kind="stable")
-    ends = ordered if len(ordered) <= 2 * top else ordered.iloc[[*range(top), *range(-top, 0)]]
-    return ends.to_dict("records")
+def _moved(features: DataFrame, column: str, top: int) -> list[dict[Hashable, Any]]:
+    """The `top` features that rise and that fall most, largest first, in the order of terminal and result.json."""
+    rising, falling = moving_order(features[column].tolist(), features["z"].tolist() if "z" in features else None)
+    return features.iloc[[*rising[:top], *reversed(falling[:top])]].to_dict("records")
 
 
 def scored_tokens(tokens: DataFrame) -> Table | None:
@@ -73,9 +74,9 @@ def concepts(features: DataFrame, measured: DataFrame | None, top: int) -> Table
         Column("score along the gradient", "score", "signed"),
         Column("dormant", "dormant", "code"),
     )
-    ordered = "predicted_change" if measured is None else "change"
-    joined = features if measured is None else features.merge(measured[["feature", "change", "z"]], on="feature")
-    records = _both_ends(joined[joined[ordered] != 0], ordered, top)
+    alone = features.drop(columns=["change", "z"], errors="ignore")
+    joined = alone if measured is None else alone.merge(measured[["feature", "change", "z"]], on="feature")
+    records = _moved(joined, "predicted_change" if measured is None else "change", top)
     return _table(f"{len(records):,} features of {len(features):,}, the most strengthened first", columns, records)
 
 

@@ -94,9 +94,9 @@ def test_concepts_are_drawn_from_what_was_predicted_to_what_was_measured(view: R
     predicted, measured = view.features.features, view.sae_diff.features
     chart = features.concept_changes(predicted, measured, 5)
     _, open_marks, filled = chart.figure.data
-    ends = [*measured["change"].nlargest(5), *sorted(measured["change"].nsmallest(5), reverse=True)]
-    assert list(filled.x) == ends and open_marks.marker.symbol == "circle-open"
-    chosen = [*measured["change"].nlargest(5).index, *measured["change"].nsmallest(5).index[::-1]]
+    sure = measured[measured["z"].abs() > 3]["change"]
+    chosen = [*sure.nlargest(5).index, *sure.nsmallest(5).index[::-1]]
+    assert list(filled.x) == list(sure[chosen]) and open_marks.marker.symbol == "circle-open"
     assert list(open_marks.x) == list(predicted["predicted_change"][chosen])
 
 
@@ -108,7 +108,7 @@ def test_concepts_without_a_comparison_are_only_predicted(view: ReportView) -> N
 def test_agreement_is_the_share_of_equal_signs() -> None:
     predicted = pd.DataFrame({"feature": range(4), "predicted_change": [1.0, 1.0, -1.0, 0.0], "label": "x",
                               "base_act": 0.0, "dormant": False})  # fmt: skip
-    measured = pd.DataFrame({"feature": range(4), "change": [0.1, -0.1, -0.2, 0.3], "base": 0.0, "new": 0.0, "z": 0.0})
+    measured = pd.DataFrame({"feature": range(4), "change": [0.1, -0.1, -0.2, 0.3], "base": 0.0, "new": 0.0, "z": 9.0})
     assert "Of all 3 features that move, 67%" in features.concept_changes(predicted, measured, 4).caption
 
 

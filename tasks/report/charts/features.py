@@ -20,6 +20,7 @@ from foretune.tasks.report.charts.look import (
     names_on_y,
     plot,
 )
+from foretune.tasks.report.concepts import moving_order
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -54,10 +55,14 @@ def firing_rates(rates: Sequence[float] | Series) -> Chart | None:
 
 
 def _ends(features: DataFrame, column: str, top: int) -> DataFrame:
-    """The `top` rows of largest positive and of most negative `column`, renamed `value`, largest first."""
-    rising = features[features[column] > 0].nlargest(top, column)
-    falling = features[features[column] < 0].nsmallest(top, column)
-    chosen = features.loc[[*rising.index, *falling.index[::-1]]]
+    """The `top` rows that rise and that fall most, `column` renamed `value`, from the largest rise to the largest fall.
+
+    Where the change was measured, that decides which and in which order, as everywhere; else `column` itself does.
+    """
+    measured = {"change", "z"} <= set(features.columns)
+    zs = features["z"].tolist() if measured else None
+    rising, falling = moving_order(features["change" if measured else column].tolist(), zs)
+    chosen = features.iloc[[*rising[:top], *reversed(falling[:top])]]
     return chosen.assign(value=chosen[column].astype(float))
 
 
@@ -91,7 +96,7 @@ def concept_changes(predicted: DataFrame, measured: DataFrame | None, top: int) 
         predicted: columns as `FeaturesView.features`.
         measured: columns as `SaeDiffView.features`; None where no checkpoint was compared.
     """
-    both = predicted.rename(columns={"base_act": "now"})
+    both = predicted.drop(columns=["change", "z"], errors="ignore")
     if measured is None:
         frame = _ends(both, "predicted_change", top).assign(change=np.nan)
     else:
