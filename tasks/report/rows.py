@@ -65,7 +65,9 @@ class RowTable:
 
     def records(self, places: list[int], limit: int) -> list[dict[str, Any]]:
         """The rows at `places` as the page reads them, each text cut at `limit` characters."""
-        return [_record(row, limit) for row in self.table.take(places).to_pylist()]
+        import pyarrow as pa
+
+        return [_record(row, limit) for row in self.table.take(pa.array(places, pa.int64())).to_pylist()]
 
     def heldout_texts(self, records: list[dict[str, Any]], limit: int) -> dict[str, str]:
         """Text of each held-out row that `records` move, by its number."""
