@@ -117,7 +117,7 @@ class RowReader:
         import numpy as np
 
         wanted, found, at, place = text.lower().encode(errors="surrogatepass"), [], 0, 0
-        while (at := self._words.find(wanted, at)) >= 0:
+        while BETWEEN not in wanted and (at := self._words.find(wanted, at)) >= 0:
             place = bisect.bisect_right(self._ends, at, place)
             found.append(place)
             at = self._ends[place]  # on with the next row
