@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
     Evaluate,
@@ -27,7 +28,8 @@ from foretune.flows.commands.options import (
     whole_numbers,
     with_root,
 )
-from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help, write_notice
+from foretune.flows.commands.serve import serve
+from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.commands.versions import history
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
@@ -152,6 +154,9 @@ def report(run: RunName, show: Open = False, root: Root = None, as_json: Json = 
     finish({"run_id": found.run_id, "report": place.uri}, as_json)
 
 
+app.command()(serve)
+
+
 @app.command()
 def runs(root: Root = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """List the runs under a storage root."""
@@ -241,31 +246,7 @@ def backtest(
     finish(result, as_json)
 
 
-@app.command()
-def clean(
-    run: RunName,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="JSONL file to write")],
-    drop_worst: Annotated[int, typer.Option("--drop-worst", metavar="N", min=0, help="rows of the N worst ranks")] = 0,
-    drop_harmful: Annotated[int, typer.Option("--drop-harmful", metavar="N", min=0, hidden=True)] = 0,
-    drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="replace FILE, never the dataset itself; drop all rows")
-    ] = False,
-    root: Root = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write the dataset of a run without the rows that rank worst by influence, or that carry a flag."""
-    from foretune.flows.commands.exports import print_cleaned, write_cleaned
-
-    if drop_harmful:
-        write_notice("--drop-harmful is now --drop-worst: it drops the worst ranks, not what reads as harmful")
-    found = named_run(run, root)
-    cleaned = write_cleaned(found, output, max(drop_worst, drop_harmful), drop_flagged or [], force)
-    print_cleaned(terminal_for(quiet), cleaned, output)
-    finish(
-        {"run_id": found.run_id, "file": output, "rows": len(cleaned["kept"]), "dropped": cleaned["dropped"]}, as_json
-    )
+app.command()(clean)
 
 
 @app.command()

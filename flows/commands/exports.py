@@ -20,11 +20,13 @@ def export_checkpoint(run: Run, folder: str) -> list[str]:
     return run.store.open(artifact_of(run, "checkpoint")).copy_to(folder)
 
 
-def cleaned_rows(run: Run, drop_worst: int, drop_flagged: list[str]) -> dict[str, Any]:
-    """The dataset's rows without the samples of the worst ranks and without those that carry a flag.
+def cleaned_rows(
+    run: Run, drop_worst: int, drop_flagged: list[str], drop_rows: list[int] | None = None
+) -> dict[str, Any]:
+    """The dataset's rows without the samples of the worst ranks, those that carry a flag and those of given numbers.
 
     Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
-    longer the one that the run read, or a flag is unknown.
+    longer the one that the run read, a flag is unknown or a row is none of its training rows.
     """
     uri = dataset_of(run)
     samples = artifact_of(run, "samples")
@@ -48,11 +50,24 @@ def cleaned_rows(run: Run, drop_worst: int, drop_flagged: list[str]) -> dict[str
         for row in gains:
             if row["mismatched"]:
                 dropped.setdefault(row["row"], []).append(f"{MISMATCH}, gain {row['gain']:+.2f} nats")
+    _drop_named(run, drop_rows or [], dropped)
     rows = read_rows(uri)
     return {
         "kept": [row for number, row in enumerate(rows) if number not in dropped],
         "dropped": [{"row": number, "why": "; ".join(reasons)} for number, reasons in sorted(dropped.items())],
     }
+
+
+def _drop_named(run: Run, numbers: list[int], dropped: dict[int, list[str]]) -> None:
+    """Add rows that a person names; BadInput for one that the run did not train on."""
+    if not numbers:
+        return
+    table = run.store.open(artifact_of(run, "samples")).arrow("samples.parquet", columns=["row"])
+    unknown = sorted(set(numbers) - set(table["row"].to_pylist()))
+    if unknown:
+        raise BadInput(f"--drop-rows {unknown[0]}: run {run.run_id} has no such training row; the report lists them")
+    for number in numbers:
+        dropped.setdefault(number, []).append("named")
 
 
 def _source_digest(inputs: dict[str, Any]) -> Any:
@@ -61,13 +76,18 @@ def _source_digest(inputs: dict[str, Any]) -> Any:
 
 
 def write_cleaned(
-    run: Run, output: str, drop_worst: int, drop_flagged: list[str], force: bool = False
+    run: Run,
+    output: str,
+    drop_worst: int,
+    drop_flagged: list[str],
+    force: bool = False,
+    drop_rows: list[int] | None = None,
 ) -> dict[str, Any]:
     """`cleaned_rows`, the kept ones written to `output`. BadInput for the dataset itself, under whatever name, and,
     without `force`, for a file that exists or when no row would be left."""
     source = dataset_of(run)
     checked_output(output, source, force)  # before anything is read
-    cleaned = cleaned_rows(run, drop_worst, drop_flagged)
+    cleaned = cleaned_rows(run, drop_worst, drop_flagged, drop_rows)
     if not cleaned["kept"] and not force:
         raise BadInput(f"all {len(cleaned['dropped'])} rows would be dropped; drop fewer, or say --force")
     write_rows(cleaned["kept"], output, source, force)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from foretune.tasks.report.facts import facts
 from foretune.tasks.report.settings import ReportSettings
-from foretune.tasks.report.standalone import standalone_page
-from foretune.tasks.report.views import ReportView
+from foretune.tasks.report.standalone import json_data, standalone_page
+from foretune.tasks.report.views import PredictionView, ReportView
 
 if TYPE_CHECKING:
     from foretune.tasks.report.charts.look import Chart
@@ -29,7 +30,10 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
         yield losses.gradient_norms(view.landscape.steps, view.landscape.spike)
         yield layers.layer_norms(view.landscape.layers)
     if view.features:
-        yield features.moving_features(view.features.features, top)
+        measured = view.sae_diff.features if view.sae_diff else None
+        yield features.concept_changes(view.features.features, measured, top)
+    if view.prompt_gain:
+        yield samples.prompt_gains(view.prompt_gain.rows["gain"], view.prompt_gain.threshold)
     if view.influence:
         yield samples.solver_residual(view.influence.residuals, view.influence.status)
         yield samples.influence_ranking(view.influence.rows, view.influence.target, view.influence.unit)
@@ -38,17 +42,19 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
         if view.preference.features is not None:
             yield features.preference_features(view.preference.features, top)
     if view.prediction:
-        yield losses.loss_path(view.prediction.path, view.prediction.horizon, view.prediction.anchors)
+        yield _loss_path(view.prediction)
         yield layers.curvature_map(view.prediction.layers)
         yield layers.step_size_map(view.prediction.layers)
-    if view.sae_diff:
-        yield features.feature_change(view.sae_diff.features, top)
-        if view.features:
-            yield features.feature_agreement(view.features.features, view.sae_diff.features)
     if view.model_diff:
         yield layers.weight_change(view.model_diff.layers)
         if view.model_diff.probes is not None:
             yield losses.probe_perplexity(view.model_diff.probes, 2 * settings.top_rows)
+
+
+def _loss_path(prediction: PredictionView) -> Chart | None:
+    from foretune.tasks.report.charts import losses
+
+    return losses.loss_path(prediction.path, prediction.horizon, prediction.anchors, prediction.tolerance)
 
 
 def build_report(view: ReportView, settings: ReportSettings | None = None) -> str:
@@ -58,4 +64,9 @@ def build_report(view: ReportView, settings: ReportSettings | None = None) -> st
     settings = settings or ReportSettings()
     charts = {chart.name: chart for chart in _charts(view, settings) if chart}
     tables = report_tables(view, settings)
-    return standalone_page("report.html.jinja", charts, view=view, settings=settings, tables=tables)
+    from markupsafe import Markup
+
+    rows = Markup(json_data(view.rows.data() if view.rows else None))
+    return standalone_page(
+        "report.html.jinja", charts, view=view, settings=settings, tables=tables, facts=facts, rows=rows
+    )

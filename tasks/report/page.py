@@ -9,8 +9,9 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.report.build import build_report
-from foretune.tasks.report.findings import Findings, collect, row_texts, shown_verdicts
+from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
+from foretune.tasks.report.rows import heldout_of, row_table, rows_view
 from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.views import (
     BaselineView,
@@ -19,9 +20,9 @@ from foretune.tasks.report.views import (
     InfluenceView,
     LandscapeView,
     ModelDiffView,
-    Number,
     PredictionView,
     PreferenceView,
+    PromptGainView,
     QualityView,
     ReportView,
     SaeDiffView,
@@ -37,12 +38,15 @@ def report(
 ) -> None:
     """report.html of the artefacts `names`."""
     made = dict(zip(names, artifacts, strict=True))
-    page = build_report(gathered(run, made, lines), settings)
+    page = build_report(gathered(run, made, lines, settings), settings)
     draft.write_text("report.html", page)
 
 
-def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> ReportView:
+def gathered(
+    run: Run, made: dict[str, ArtifactRef], lines: RequestLines, settings: ReportSettings | None = None
+) -> ReportView:
     """The view of one run; a pass that did not run has no section."""
+    settings = settings or ReportSettings()
     opened = {name: run.store.open(ref) for name, ref in made.items()}
     found = collect(run, made)
     texts = row_texts(opened["samples"])
@@ -52,7 +56,9 @@ def gathered(run: Run, made: dict[str, ArtifactRef], lines: RequestLines) -> Rep
         answer=found.answer,
         reasons=found.reasons,
         signals=found.signals,
-        numbers=_numbers(found),
+        conditions=found.conditions,
+        worth=found.worth,
+        rows=rows_view(row_table(opened, heldout_of(run, opened)), settings.text_limit),
         **sections,
     )
 
@@ -67,21 +73,6 @@ def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
         training=lines.training,
         created=created,
     )
-
-
-def _numbers(found: Findings) -> list[Number]:
-    summary = found.summary
-    real = f"a real run: {summary['gradient_samples_real']}"
-    along = ", along the path of an earlier run" if summary["path_of"] != "this run" else ""
-    return [
-        Number("Held-out loss, base", summary["heldout_loss_base"], "nats per token"),
-        Number("predicted", summary["heldout_loss_predicted"], "from the measured gradients"),
-        Number("evaluated", summary["heldout_loss_evaluated"], "on the predicted weights"),
-        Number("Trusted", summary["trust"], f"tolerance {summary['tolerance']} nats"),
-        Number("Sharpness", summary["sharpness"], summary["sharpness_label"]),
-        Number("Noise scale", summary["noise_scale_tokens"], "tokens: from that batch on, more signal than noise"),
-        Number("Gradient samples", summary["gradient_samples_used"], real + along),
-    ]
 
 
 def _placed(modules: DataFrame) -> DataFrame:
@@ -141,6 +132,13 @@ def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
     )
 
 
+def _prompt_gain(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> PromptGainView:
+    gain = opened["prompt_gain"]
+    summary = gain.json("summary.json")
+    rows = gain.table("prompt_gain.parquet", columns=["row", "gain", "mismatched"])
+    return PromptGainView(rows, summary["threshold"], _flat(summary))
+
+
 def _preference(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> PreferenceView:
     pairs, moved = opened["preference"].table("pairs.parquet"), None
     if "features" in opened:
@@ -162,6 +160,7 @@ def _prediction(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
         path=prediction.table("path.parquet"),
         horizon=summary["trusted_steps"] if summary["horizon"] is not None else None,
         anchors=summary["anchor_steps"],
+        tolerance=summary["tolerance"],
         summary=_flat(summary),
     )
 
@@ -188,6 +187,7 @@ SECTIONS = {
     "baseline": _baseline,
     "landscape": _landscape,
     "features": _features,
+    "prompt_gain": _prompt_gain,
     "influence": _influence,
     "preference": _preference,
     "prediction": _prediction,

@@ -13,8 +13,14 @@ from foretune.tasks.report.numbers import number, plain, signed
 
 if TYPE_CHECKING:
     import jinja2
+    from markupsafe import Markup
 
     from foretune.tasks.report.charts.look import Chart
+
+SCRIPTS = ("report.js", "rows.js")
+CARTESIAN = {"bar", "scatter", "heatmap"}
+"""The kinds of traces that plotly-cartesian.min.js draws and that reports have; the npm package
+plotly.js-cartesian-dist-min in the version that plotly for Python brings whole (a test compares them)."""
 
 
 def page_environment() -> jinja2.Environment:
@@ -30,8 +36,15 @@ def page_environment() -> jinja2.Environment:
         # Markup is our own; any other text may come from the dataset.
         finalize=lambda value: shown(value) if type(value) is str else value,
     )
-    environment.filters |= {"number": number, "signed": signed, "plain": plain}
+    environment.filters |= {"number": number, "signed": signed, "plain": plain, "shown": shown, "for_run": for_run}
     return environment
+
+
+def for_run(command: str) -> Markup:
+    """A command with {run} in it, escaped; the run's id is put in its place when the page is published."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(shown(command))).replace("{run}", "<!--run:id-->"))
 
 
 def _source(environment: jinja2.Environment, name: str) -> str:
@@ -42,11 +55,9 @@ def _source(environment: jinja2.Environment, name: str) -> str:
 def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) -> str:
     """The filled template as text, ready to be written as UTF-8; text of `context` is escaped."""
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = page_environment()
-    scripts = [get_plotlyjs(), _source(environment, "report.js")]
-    environment.filters |= {"shown": shown}
+    scripts = [_plotly(environment, charts), *(_source(environment, name) for name in SCRIPTS)]
     page = environment.get_template(template).render(
         charts=charts,
         payload=Markup(chart_data(charts)),
@@ -58,10 +69,25 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
     return page.lstrip()  # what the macros leave before the doctype
 
 
+def _plotly(environment: jinja2.Environment, charts: Mapping[str, Chart]) -> str:
+    """plotly.js: the bundle of cartesian charts, a third of the whole, where the page draws nothing else."""
+    kinds = {trace.type for chart in charts.values() for trace in chart.figure.data}
+    if kinds <= CARTESIAN:
+        return _source(environment, "plotly-cartesian.min.js")
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
 def chart_data(charts: Mapping[str, Chart]) -> str:
-    """JSON of the figures, without any character that means something to an HTML parser."""
+    """JSON of the figures."""
     figures = {name: json.loads(str(chart.figure.to_json(engine="json"))) for name, chart in charts.items()}
-    text = json.dumps(figures, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return json_data(figures)
+
+
+def json_data(value: Any) -> str:
+    """JSON without any character that means something to an HTML parser."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

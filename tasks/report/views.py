@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from foretune.tasks.report.conditions import Condition, Worth
+from foretune.tasks.report.rows import RowsView
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -18,15 +21,6 @@ class Header:
     adapter: str  # "LoRA r=8 on q_proj, v_proj"
     training: str  # "AdamW 2e-4, 3 epochs = 36 steps"
     created: str
-
-
-@dataclass(frozen=True)
-class Number:
-    """A tile of the first screen."""
-
-    label: str
-    value: float | int | str | None
-    detail: str = ""
 
 
 def _columns(*names: str) -> dict[str, tuple[str, ...]]:
@@ -93,6 +87,13 @@ class InfluenceView(_Section):
 
 
 @dataclass(frozen=True)
+class PromptGainView(_Section):
+    rows: DataFrame = field(metadata=_columns("row", "gain", "mismatched"))  # gain: nats per answer
+    threshold: float
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PreferenceView(_Section):
     pairs: DataFrame = field(metadata=_columns("margin_raw", "margin_per_token", "margin_reference", "text"))
     features: DataFrame | None = field(
@@ -107,6 +108,7 @@ class PredictionView(_Section):
     path: DataFrame = field(metadata=_columns("step", "predicted_loss", "evaluated_loss"))
     horizon: int | None = None  # last trusted step; None = the whole run
     anchors: Sequence[int] = ()  # steps at which the gradient field was measured
+    tolerance: float = 0.0  # nats
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -131,8 +133,11 @@ class ReportView:
     answer: str  # "Yes", "Yes, with care" or "Not yet"
     reasons: Sequence[str]
     signals: Sequence[Mapping[str, Any]] = ()  # name, severity, value, threshold, advice
-    numbers: Sequence[Number] = ()
+    conditions: Sequence[Condition] = ()
+    worth: Worth | None = None
+    rows: RowsView | None = None
     quality: QualityView | None = None
+    prompt_gain: PromptGainView | None = None
     baseline: BaselineView | None = None
     landscape: LandscapeView | None = None
     features: FeaturesView | None = None

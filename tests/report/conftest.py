@@ -11,7 +11,9 @@ import pytest
 
 from foretune.tasks.engine.invariants import INVARIANTS
 from foretune.tasks.report.build import build_report
+from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.graph import Graph, Node
+from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.run_record import Cost, Invariant, RunRecord
 from foretune.tasks.report.run_section import with_run
 from foretune.tasks.report.settings import ReportSettings
@@ -22,9 +24,9 @@ from foretune.tasks.report.views import (
     InfluenceView,
     LandscapeView,
     ModelDiffView,
-    Number,
     PredictionView,
     PreferenceView,
+    PromptGainView,
     QualityView,
     ReportView,
     SaeDiffView,
@@ -81,7 +83,8 @@ def _quality(texts: list[str]) -> QualityView:
         }
     )
     counts = Counter(rule for listed in flags for rule in listed)
-    return QualityView(samples, {**counts, "low_diversity": 0}, 512, {"mean_pairwise_overlap": 0.2134})
+    summary = {"rows": ROWS, "flagged_rows": 6}
+    return QualityView(samples, {**counts, "low_diversity": 0}, 512, summary)
 
 
 def _modules() -> pd.DataFrame:
@@ -100,7 +103,7 @@ def _landscape(rng: np.random.Generator) -> LandscapeView:
     norms = rng.lognormal(-1.5, 0.6, len(layers)) * np.linspace(0.3, 2.0, len(layers))
     norms[[3, 17]] = 1e-9
     layers = layers.assign(mean=norms, max=norms * 3, dead=norms < 1e-6)
-    return LandscapeView(steps, layers, 5.0, {"noise_scale": 41.3, "noise_scale_standard_error": 6.2})
+    return LandscapeView(steps, layers, 5.0, {"noise_scale_tokens": 41.3, "noise_scale_se": None})
 
 
 def _labels() -> list[str]:
@@ -124,8 +127,8 @@ def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, Sae
     measured = named.assign(base=base, new=base + change, change=change, z=change / 0.02)
     return (
         BaselineView(named.assign(firing_rate=rates), int((rates > 0).sum()), {"tokens": 9_312}),
-        FeaturesView(moved, {"dormant_but_moving": int(((rates == 0) & touched).sum())}),
-        SaeDiffView(measured, {"explained_variance_base": 0.812, "explained_variance_checkpoint": 0.797}),
+        FeaturesView(moved, {}),
+        SaeDiffView(measured, {"explained_variance_base": 0.812, "explained_variance_new": 0.797}),
     )
 
 
@@ -138,14 +141,44 @@ def _influence(rng: np.random.Generator, texts: list[str]) -> InfluenceView:
     rows["rank"] = rows["score"].rank(ascending=False).astype(int)
     rows["outlier"], rows["nearest"] = z > 3, "3 (-0.0021), 7 (+0.0004)"
     residuals = [0.9 * 0.7**step + 0.01 for step in range(9)]
-    facts = {
-        "method": "LiSSA",
-        "scale": 128.4,
-        "damping": 0.01,
-        "effective_damping": 1.284,
-        "held_out_rows": 24,
-    }
-    return InfluenceView(rows, residuals, "converged", facts)
+    solved = {"ranked_by": "lissa", "iterations": 9, "effective_damping": 1.284, "curvature_rows": 8}
+    return InfluenceView(rows, residuals, "converged", summary=solved)
+
+
+def _rows(quality: QualityView, influence: InfluenceView) -> RowsView:
+    """The table of rows, of the frames of two sections."""
+    ranked = influence.rows.set_index("row")
+    first = dict(zip(quality.samples["sample_id"], quality.samples["row"], strict=True))
+    records = [
+        {
+            "row": row.row,
+            "cluster": first.get(row.duplicate_of),
+            "tokens": row.tokens,
+            "trained": row.trained_tokens,
+            "cut": 0,
+            "loss": 3.1,
+            "gain": 12.5,
+            "score": float(ranked["score"][row.row]),
+            "margin": 0.0002,
+            "rank": int(ranked["rank"][row.row]),
+            "verdict": str(ranked["verdict"][row.row]),
+            "text": row.text,
+            "length": len(row.text),
+            "flags": list(row.flags),
+            "words": ["parcel"] if row.flags else [],
+            "moves": [{"row": 3, "score": -0.0021}],
+        }
+        for row in quality.samples.itertuples()
+    ]
+    verdicts = Counter(record["verdict"] for record in records)
+    return RowsView(records, ROWS, {"harmful_content": 2, "duplicate": 1}, verdicts, {"3": "A held-out question."})
+
+
+def _prompt_gain(rng: np.random.Generator) -> PromptGainView:
+    gains = rng.normal(20, 8, ROWS)
+    rows = pd.DataFrame({"row": range(ROWS), "gain": gains, "mismatched": gains < 0})
+    summary = {"rows_with_a_prompt": ROWS, "median_gain": float(np.median(gains)), "mismatched_rows": 1}
+    return PromptGainView(rows, 0.0, summary)
 
 
 def _preference(rng: np.random.Generator) -> PreferenceView:
@@ -178,11 +211,13 @@ def _prediction(rng: np.random.Generator) -> PredictionView:
         "sharpness": 14.2,
         "sharpness_label": "sharp",
         "anchors": 2,
-        "gradient_samples": 168,
-        "real_samples": 288,
-        "tolerance": 0.05,
+        "gradient_samples_used": 168,
+        "gradient_samples_real": 288,
+        "heldout_loss_base": 3.65,
+        "heldout_loss_predicted": 3.14,
+        "heldout_loss_evaluated": 3.15,
     }
-    return PredictionView(layers, path, 30, [0, 18], facts)
+    return PredictionView(layers, path, 30, [0, 18], 0.05, facts)
 
 
 def _model_diff(rng: np.random.Generator) -> ModelDiffView:
@@ -194,10 +229,9 @@ def _model_diff(rng: np.random.Generator) -> ModelDiffView:
     texts = [f"Probe {n}: {QUESTIONS[n % 4]}" for n in range(16)]
     probes = pd.DataFrame({"text": texts, "perplexity_base": old, "perplexity_new": old * rng.lognormal(-0.1, 0.2, 16)})
     facts = {
-        "held_out_perplexity_base": 38.4,
-        "held_out_perplexity_checkpoint": 23.3,
-        "win_rate": 0.69,
-        "ECE": 0.041,
+        "heldout_perplexity_base": 38.4,
+        "heldout_perplexity_new": 23.3,
+        "heldout_ece_new": 0.041,
     }
     return ModelDiffView(layers, probes.assign(kl=rng.gamma(2, 0.05, 16)), facts)
 
@@ -259,11 +293,20 @@ SIGNALS = [
 ]
 
 
+CONDITIONS = (
+    Condition("harm", "Do rows harm held-out loss?", 3, "rows", "none", "fail", (41, 7, 88), 5, "0.021 nats in all.",
+              "foretune clean {run} --drop-rows 41,7,88 -o clean.jsonl"),
+    Condition("gain", "Does held-out loss fall?", 0.5, "nats per token", "above 0", "pass"),
+    Condition("chance", "Is the gain more than chance?", None, "", "above the spread of real runs", "unknown"),
+)  # fmt: skip
+
+
 def example_view(seed: int = 7) -> ReportView:
     """A run with every section present."""
     rng = np.random.default_rng(seed)
     texts = _texts(rng)
     baseline, features, sae_diff = _concepts(rng)
+    quality, influence = _quality(texts), _influence(rng, texts)
     return ReportView(
         header=Header(
             "tickets.jsonl",
@@ -280,19 +323,15 @@ def example_view(seed: int = 7) -> ReportView:
             "row 63 trains on nothing: its answer is cut off at 512 tokens",
         ],
         signals=SIGNALS,
-        numbers=[
-            Number("Held-out loss today", 3.65, "nats per token"),
-            Number("Predicted after training", 3.14, "3.15 evaluated on the predicted weights"),
-            Number("Trusted up to", "step 30 of 36", "2 anchors"),
-            Number("Rows flagged", 7, "of 96"),
-            Number("Rows that harm", 3, "by more than 1.5 z"),
-            Number("Cost", 6.7, "forwards per row; the real run: 9"),
-        ],
-        quality=_quality(texts),
+        conditions=CONDITIONS,
+        worth=Worth(gain=0.5, gain_error=0.04, spread=None, steps=36, step_at_90=24),
+        rows=_rows(quality, influence),
+        quality=quality,
+        prompt_gain=_prompt_gain(rng),
         baseline=baseline,
         landscape=_landscape(rng),
         features=features,
-        influence=_influence(rng, texts),
+        influence=influence,
         preference=_preference(rng),
         prediction=_prediction(rng),
         sae_diff=sae_diff,

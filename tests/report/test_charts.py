@@ -90,28 +90,57 @@ def test_negative_curvature_is_marked(view: ReportView) -> None:
     assert len(marks.x) == int((frame["K_ii"] < 0).sum()) > 0
 
 
-def test_concepts_show_both_ends_and_hatch_the_dormant(view: ReportView) -> None:
-    frame = view.features.features
-    rising, falling = features.moving_features(frame, 5).figure.data
-    assert list(rising.x) == list(frame["predicted_change"].nlargest(5))
-    assert list(falling.x) == list(frame["predicted_change"].nsmallest(5))[::-1]
-    dormant = frame.loc[frame["predicted_change"].nlargest(5).index, "dormant"]
-    assert [shape == "/" for shape in rising.marker.pattern.shape] == list(dormant)
+def test_concepts_are_drawn_from_what_was_predicted_to_what_was_measured(view: ReportView) -> None:
+    predicted, measured = view.features.features, view.sae_diff.features
+    chart = features.concept_changes(predicted, measured, 5)
+    _, open_marks, filled = chart.figure.data
+    sure = measured[measured["z"].abs() > 3]["change"]
+    chosen = [*sure.nlargest(5).index, *sure.nsmallest(5).index[::-1]]
+    assert list(filled.x) == list(sure[chosen]) and open_marks.marker.symbol == "circle-open"
+    assert list(open_marks.x) == list(predicted["predicted_change"][chosen])
+
+
+def test_concepts_without_a_comparison_are_only_predicted(view: ReportView) -> None:
+    figure = features.concept_changes(view.features.features, None, 5).figure
+    assert [trace.name for trace in figure.data if trace.name] == ["predicted"]
 
 
 def test_agreement_is_the_share_of_equal_signs() -> None:
-    predicted = pd.DataFrame({"feature": range(4), "predicted_change": [1.0, 1.0, -1.0, 0.0]})
-    measured = pd.DataFrame({"feature": range(4), "label": "x", "change": [0.1, -0.1, -0.2, 0.3]})
-    assert "67% of 3" in features.feature_agreement(predicted, measured).caption
+    predicted = pd.DataFrame({"feature": range(4), "predicted_change": [1.0, 1.0, -1.0, 0.0], "label": "x",
+                              "base_act": 0.0, "dormant": False})  # fmt: skip
+    measured = pd.DataFrame({"feature": range(4), "change": [0.1, -0.1, -0.2, 0.3], "base": 0.0, "new": 0.0, "z": 9.0})
+    assert "Of all 3 features that move, 67%" in features.concept_changes(predicted, measured, 4).caption
+
+
+def test_a_quote_in_a_name_is_a_quote_in_a_chart() -> None:
+    assert label('"just" & <b>') == '"just" &amp; &lt;b&gt;' and hover('it\'s "x"') == 'it\'s "x"'
 
 
 def test_the_path_is_shaded_from_the_horizon_on_and_only_there(view: ReportView) -> None:
     path = view.prediction.path
-    shaded = losses.loss_path(path, 30, [0, 18]).figure
+    shaded = losses.loss_path(path, 30, []).figure
     assert (shaded.layout.shapes[0].x0, shaded.layout.shapes[0].x1) == (30, 36)
     assert list(shaded.data[1].x) == list(range(0, 37, 6))
+    assert [line.x0 for line in losses.loss_path(path, None, [0, 18]).figure.layout.shapes] == [0, 18]
     assert not losses.loss_path(path, None, []).figure.layout.shapes
     assert not losses.loss_path(path, 36, []).figure.layout.shapes
+
+
+def test_every_stored_step_of_the_path_has_its_mark_and_its_band(view: ReportView) -> None:
+    predicted, evaluated = losses.loss_path(view.prediction.path, None, [], 0.05).figure.data
+    assert list(predicted.x) == list(view.prediction.path["step"]) and predicted.mode == "lines+markers"
+    assert predicted.error_y.value == 0.05 and evaluated.mode == "markers"
+
+
+def test_probes_stand_in_the_order_that_the_caption_says(view: ReportView) -> None:
+    _, base, new = losses.probe_perplexity(view.model_diff.probes, 8).figure.data
+    factors = np.abs(np.log(np.array(new.x) / np.array(base.x)))
+    assert list(factors) == sorted(factors, reverse=True)
+
+
+def test_prompt_gains_count_every_answer_once() -> None:
+    chart = samples.prompt_gains([1.0, 2.0, float("nan"), -3.0], 0.0)
+    assert sum(chart.figure.data[0].y) == 3 and samples.prompt_gains([], 0.0) is None
 
 
 def test_a_residual_of_zero_leaves_a_gap_on_the_logarithmic_axis() -> None:

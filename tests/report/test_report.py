@@ -8,18 +8,18 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from foretune.tasks.report.settings import ReportSettings
-from foretune.tasks.report.views import BaselineView, InfluenceView, QualityView, ReportView
+from foretune.tasks import report
+from foretune.tasks.report.views import BaselineView, QualityView, ReportView
 from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
-    "quality", "baseline", "landscape", "features", "influence", "preference", "prediction", "sae_diff",
-    "model_diff",
+    "rows", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction", "model_diff",
 )  # fmt: skip
 ATTACKS = (
     "</script><script>window.stolen = 1</script>",
@@ -59,8 +59,12 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
     def figures(self) -> dict[str, Any]:
-        parts = [at for at, attrs in enumerate(self.named("script")) if attrs.get("type") == "application/json"]
+        parts = [at for at, attrs in enumerate(self.named("script")) if attrs.get("class") == "figures"]
         return {name: figure for at in parts for name, figure in json.loads(self.scripts[at]).items()}
+
+    def rows(self) -> Any:
+        (at,) = (at for at, attrs in enumerate(self.named("script")) if attrs.get("id") == "rows-data")
+        return json.loads(self.scripts[at])
 
     def named(self, name: str) -> list[dict[str, str | None]]:
         return [attrs for tag, attrs in self.tags if tag == name]
@@ -84,7 +88,11 @@ def poisoned(value: Any) -> Any:
     return value
 
 
-KEYS = {"name", "severity", "value", "threshold", "advice", "task", "start", "seconds", "cached"}
+KEYS = {
+    "row", "score", "moves", "text", "length", "flags", "words", "rank", "verdict", "cluster", "tokens", "trained",
+    "cut", "loss", "gain", "margin", "name", "severity", "value", "threshold", "advice", "task", "start",
+    "seconds", "cached", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +105,46 @@ def attacked(view: ReportView) -> Page:
     return Page(published(poisoned(view)))
 
 
-def test_the_first_screen_answers_with_reasons_signals_and_commands(page: Page, view: ReportView) -> None:
-    for wanted in ("Should I train? Not yet.", *view.reasons, *COMMANDS, "Invariants: 4 of 5 checked, and held"):
+def test_the_first_screen_is_a_list_of_conditions_with_what_mends_them(page: Page) -> None:
+    for wanted in (
+        "Should I train? Not yet.",
+        "Do rows harm held-out loss? 3 rows passes: none",
+        "Rows 41 , 7 , 88 and 2 more.",
+        "foretune clean otter --drop-rows 41,7,88 -o clean.jsonl",
+        "Is the gain more than chance? not measured passes: above the spread of real runs",
+        "Gain +0.5 ± 0.04 nats per token",
+        "90 % of the gain by step 24 of 36",
+        "this simulation 82.4 s",
+        *COMMANDS,
+    ):
         assert wanted in page.words
-    order = [page.words.index(part) for part in ("Not yet.", "harmful content 2", "Pass 0 reads the rows")]
+    order = [
+        page.words.index(part) for part in ("▲ fail", "? open", "✓ pass", "Is it worth it?", "Rows that harm most")
+    ]
     assert order == sorted(order)
+    assert "latest" not in page.words and "{run}" not in page.words
+
+
+def test_without_conditions_the_reasons_and_the_signals_are_shown(view: ReportView) -> None:
+    bare = Page(published(dataclasses.replace(view, conditions=(), worth=None)))
+    for wanted in (*view.reasons, "harmful content 2, threshold 0"):
+        assert wanted in bare.words
+
+
+def test_every_mention_of_a_row_leads_to_it(page: Page) -> None:
+    linked = {attrs["href"] for attrs in page.named("a") if str(attrs.get("href")).startswith("#row-")}
+    assert {"#row-41", "#row-7", "#row-88"} <= linked and len(linked) >= 6
+
+
+def test_every_link_within_the_page_leads_somewhere(page: Page) -> None:
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    wanted = {str(attrs["href"])[1:] for attrs in page.named("a")}
+    assert {target for target in wanted if not target.startswith("row-")} <= ids
 
 
 def test_plotly_is_inlined_once_and_nothing_else_is_fetched(page: Page) -> None:
-    assert len(page.scripts) == 4
-    assert sum("plotly.js v" in script[:400] for script in page.scripts) == 1
+    assert len(page.scripts) == 6
+    assert sum("plotly.js (cartesian" in script[:400] for script in page.scripts) == 1
     assert not any(attrs.get("src") or attrs.get("href", "#")[0] != "#" for _, attrs in page.tags)
     assert not page.named("link") and not page.named("iframe")
 
@@ -122,7 +160,7 @@ def test_the_policy_admits_exactly_the_scripts_of_the_page(page: Page) -> None:
 def test_every_chart_has_a_figure_with_axis_titles(page: Page) -> None:
     figures = page.figures()
     drawn = [attrs["data-chart"] for attrs in page.named("div") if "data-chart" in attrs]
-    assert sorted(drawn) == sorted(figures) and len(drawn) == 18
+    assert sorted(drawn) == sorted(figures) and len(drawn) == 17
     for name, figure in figures.items():
         for axis in ("xaxis", "yaxis"):
             assert figure["layout"][axis]["title"]["text"], (name, axis)
@@ -130,7 +168,8 @@ def test_every_chart_has_a_figure_with_axis_titles(page: Page) -> None:
 
 def test_hostile_text_adds_no_element_and_no_attribute(page: Page, attacked: Page) -> None:
     assert {tag for tag, _ in attacked.tags} <= {tag for tag, _ in page.tags} | {"details", "summary"}
-    assert len(attacked.scripts) == 4 and attacked.scripts[1:] == page.scripts[1:]
+    run = [code for code, attrs in zip(page.scripts, page.named("script"), strict=True) if not attrs.get("type")]
+    assert len(attacked.scripts) == len(page.scripts) and attacked.scripts[-len(run) :] == run
     names = {name for _, attrs in attacked.tags for name in attrs}
     assert not any(name.startswith("on") for name in names) and names <= {n for _, a in page.tags for n in a}
     assert not any(tag in ("img", "b") for tag, _ in attacked.tags)
@@ -154,14 +193,15 @@ def test_hostile_text_leaves_no_markup_in_a_figure(attacked: Page) -> None:
 
 def test_the_figures_hold_no_character_that_html_reads(view: ReportView) -> None:
     html = published(poisoned(view))
-    payload = html.split('class="figures">')[1].split("</script>")[0]
-    assert payload.isascii() and not set("<>&") & set(payload)
-    json.loads(payload)
+    for place in ('class="figures">', 'id="rows-data">'):
+        payload = html.split(place)[1].split("</script>")[0]
+        assert payload.isascii() and not set("<>&") & set(payload)
+        json.loads(payload)
 
 
 def test_invisible_characters_become_visible_and_the_page_is_utf8(view: ReportView) -> None:
     html = published(poisoned(view))
-    head = html.encode("utf-8").decode().split('class="figures">')[0]
+    head = html.encode("utf-8").decode().split('id="rows-data">')[0]
     assert not re.search("[\x00\u2028\u202e\ud800]", head) and "\\u202e" in head
 
 
@@ -177,6 +217,18 @@ def test_a_view_with_nothing_but_a_verdict_is_a_page(view: ReportView) -> None:
     assert set(page.figures()) == {"timeline"} and "No signal was raised." in page.words
 
 
+def test_the_page_is_small(view: ReportView) -> None:
+    page = published(dataclasses.replace(view, rows=None))
+    assert len(page.encode()) < 2_000_000
+
+
+def test_the_bundle_is_that_of_the_plotly_that_is_installed() -> None:
+    from plotly.offline import get_plotlyjs_version
+
+    head = (Path(report.__file__).parent / "templates/plotly-cartesian.min.js").read_text()[:80]
+    assert f"v{get_plotlyjs_version()}" in head
+
+
 def test_a_clean_dataset_says_so(view: ReportView) -> None:
     samples = view.quality.samples.assign(flags=[[] for _ in range(len(view.quality.samples))])
     page = Page(published(dataclasses.replace(view, quality=QualityView(samples, {"duplicate": 0}))))
@@ -184,28 +236,19 @@ def test_a_clean_dataset_says_so(view: ReportView) -> None:
 
 
 def test_an_invariant_that_was_not_looked_at_has_no_tick(page: Page) -> None:
-    assert "? checkpoint verified not recorded" in page.words and page.words.count("✓") == 4
+    assert "? checkpoint verified not recorded" in page.words and page.words.replace("✓ pass", "").count("✓") == 4
 
 
-def test_a_duplicate_names_the_row_that_it_repeats(page: Page, view: ReportView) -> None:
-    assert re.search(r"31 duplicate 512 307 30 ", page.words)
+def test_the_rows_are_in_the_page_with_all_that_is_said_of_them(page: Page, view: ReportView) -> None:
+    rows = page.rows()
+    assert [row["row"] for row in rows["rows"]] == list(range(96)) and rows["total"] == 96
+    assert rows["rows"][31]["cluster"] == 30 and rows["rows"][41]["flags"] == ["harmful_content"]
+    assert rows["heldout"] == {"3": "A held-out question."}
 
 
-def test_ten_thousand_long_rows_stay_under_six_megabytes(view: ReportView) -> None:
-    count = 10_000
-    rows = pd.DataFrame({"row": range(count), "score": [(n - 5000) / 1e6 for n in range(count)], "z": 0.0,
-                         "rank": range(count), "verdict": "neutral", "outlier": False, "nearest": "",
-                         "text": "word " * 5000})  # fmt: skip
-    influence = InfluenceView(rows, [0.5, 0.1], "converged")
-    page = published(dataclasses.replace(view, influence=influence))
-    assert len(page.encode()) < 6_000_000
-
-
-def test_a_long_text_is_cut_at_the_limit(view: ReportView) -> None:
-    rows = view.influence.rows.assign(text="x" * 5000)
-    influence = dataclasses.replace(view.influence, rows=rows)
-    html = published(dataclasses.replace(view, influence=influence), ReportSettings(text_limit=300))
-    assert "x" * 300 in html and "x" * 301 not in html and "(5,000 characters in all)" in html
+def test_a_sample_of_the_rows_says_so(view: ReportView) -> None:
+    rows = dataclasses.replace(view.rows, total=100_000)
+    assert "This page holds 96 of 100,000 rows" in Page(published(dataclasses.replace(view, rows=rows))).words
 
 
 def test_the_same_view_gives_the_same_page(view: ReportView) -> None:

@@ -25,9 +25,6 @@ from foretune.tasks.report.concepts import moving_order
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-# A browser draws some two thousand SVG points without lag.
-_MAX_POINTS = 2000
-
 
 def firing_rates(rates: Sequence[float] | Series) -> Chart | None:
     """Distribution of the share of tokens on which each feature is active at the base weights."""
@@ -92,67 +89,74 @@ def _diverging(frame: DataFrame, details: Sequence[str], unit: str, ends: tuple[
     return names_on_y(figure, [f"{label(row.label, 26)} #{row.feature}" for row in frame.itertuples()])
 
 
-def moving_features(features: DataFrame, top: int) -> Chart | None:
-    """Features of largest predicted change; columns as `FeaturesView.features`."""
-    frame = _ends(features, "predicted_change", top)
+def concept_changes(predicted: DataFrame, measured: DataFrame | None, top: int) -> Chart | None:
+    """Predicted change of the concepts that move most, and what the predicted model really shows.
+
+    Args:
+        predicted: columns as `FeaturesView.features`.
+        measured: columns as `SaeDiffView.features`; None where no checkpoint was compared.
+    """
+    both = predicted.drop(columns=["change", "z"], errors="ignore")
+    if measured is None:
+        frame = _ends(both, "predicted_change", top).assign(change=np.nan)
+    else:
+        both = both.merge(measured[["feature", "base", "new", "change", "z"]], on="feature")
+        frame = _ends(both, "change", top)
     if frame.empty:
         return None
+    places = list(range(len(frame)))
     details = [
-        f"{hover(row.label)} (feature {row.feature})<br>now {row.base_act:.4g}, predicted {row.value:+.4g}"
-        f"<br>score {row.score:+.3g}{', dormant today' if row.dormant else ''}"
+        f"{hover(row.label)} (feature {row.feature}{', dormant at the base weights' if row.dormant else ''})"
         for row in frame.itertuples()
     ]
+    figure = plot(
+        _predicted_to_measured(frame, places, details),
+        x="change of the mean activation on held-out rows (units of the SAE)",
+        y="concept",
+        height=bars_height(len(frame)) + 30,
+    )
+    figure.add_vline(0, line={"color": MUTED, "width": 1})
     return Chart(
-        "moving-features",
-        "Concepts that would move",
-        "Bars to the right grow stronger, bars to the left fade; hatched features are dormant today.",
-        _diverging(frame, details, "predicted change of activation", ("strengthened", "suppressed")),
+        "concept-changes",
+        "Concepts that move: predicted, then measured",
+        "Right of zero a concept grows stronger, left it fades. Open: predicted from the gradients; filled: measured "
+        f"by running the predicted model.{_agreement(both) if measured is not None else ''}",
+        names_on_y(figure, [f"{label(row.label, 30)} #{row.feature}" for row in frame.itertuples()]),
     )
 
 
-def feature_change(features: DataFrame, top: int) -> Chart | None:
-    """Features of largest change between base and checkpoint; columns as `SaeDiffView.features`."""
-    frame = _ends(features, "change", top)
-    if frame.empty:
-        return None
-    details = [
-        f"{hover(row.label)} (feature {row.feature})<br>base {row.base:.4g}, checkpoint {row.new:.4g}"
-        f"<br>z = {row.z:+.2f}"
-        for row in frame.itertuples()
-    ]
-    return Chart(
-        "feature-change",
-        "Concepts that moved in the predicted checkpoint",
-        "Measured by running the checkpoint: right is stronger than in the base, left is weaker.",
-        _diverging(frame, details, "change of activation", ("stronger", "weaker")),
-    )
+def _predicted_to_measured(frame: DataFrame, places: list[int], details: list[str]) -> list[go.Scatter]:
+    joined_x, joined_y = [], []
+    for place, (old, new) in enumerate(zip(frame["predicted_change"], frame["change"], strict=True)):
+        joined_x += [old, new, None]
+        joined_y += [place, place, None]
+    line = {"color": MUTED, "width": 2}
+    traces = [go.Scatter(x=joined_x, y=joined_y, mode="lines", line=line, showlegend=False, hoverinfo="skip")]
+    colors = [RISES if value > 0 else FADES for value in frame["value"]]
+    for column, name, symbol in (("predicted_change", "predicted", "circle-open"), ("change", "measured", "circle")):
+        if frame[column].isna().all():
+            continue
+        traces.append(
+            go.Scatter(
+                x=frame[column],
+                y=places,
+                name=name,
+                mode="markers",
+                marker={"color": colors, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colors}},
+                customdata=details,
+                hovertemplate="%{customdata}<br>" + name + " %{x:+.4g}<extra></extra>",
+            )
+        )
+    return traces
 
 
-def feature_agreement(predicted: DataFrame, measured: DataFrame) -> Chart | None:
-    """Predicted against measured change of each feature; joined on `feature`."""
-    both = measured[["feature", "label", "change"]].merge(predicted[["feature", "predicted_change"]], on="feature")
-    both = both[(both["change"] != 0) & (both["predicted_change"] != 0)].dropna()
-    if len(both) < 3:
-        return None
-    same = float((np.sign(both["change"]) == np.sign(both["predicted_change"])).mean())
-    drawn = both.loc[both["change"].abs().nlargest(_MAX_POINTS).index]
-    dots = go.Scatter(
-        x=drawn["predicted_change"],
-        y=drawn["change"],
-        mode="markers",
-        marker={"size": 6, "opacity": 0.55, "color": SERIES[0]},
-        customdata=[f"{hover(row.label)} (feature {row.feature})" for row in drawn.itertuples()],
-        hovertemplate="%{customdata}<br>predicted %{x:+.4g}, measured %{y:+.4g}<extra></extra>",
-    )
-    figure = plot([dots], x="predicted change", y="change in the checkpoint", height=340)
-    for add in (figure.add_hline, figure.add_vline):
-        add(0, line={"color": MUTED, "width": 1})
-    return Chart(
-        "feature-agreement",
-        "Predicted against measured change",
-        f"Dots in the upper right and lower left moved as predicted: {same:.0%} of {len(both):,}.",
-        figure,
-    )
+def _agreement(both: DataFrame) -> str:
+    """Which share of all features that both say something of moved to the side that was predicted."""
+    moved = both[(both["change"] != 0) & (both["predicted_change"] != 0)].dropna(subset=["change", "predicted_change"])
+    if len(moved) < 3:
+        return ""
+    same = float((np.sign(moved["change"]) == np.sign(moved["predicted_change"])).mean())
+    return f" Of all {len(moved):,} features that move, {same:.0%} moved to the predicted side."
 
 
 def preference_features(features: DataFrame, top: int) -> Chart | None:

@@ -64,14 +64,19 @@ class Chart:
     figure: go.Figure
 
 
+def _escaped(text: str) -> str:
+    # Plotly knows &amp;, &lt; and &gt; and would show &quot; as it stands; no quote can end anything without a tag.
+    return html.escape(text, quote=False)
+
+
 def label(text: object, limit: int = 34) -> str:
     """A name for an axis or a legend: one line, at most `limit` characters, escaped."""
-    return html.escape(one_line(text, limit))
+    return _escaped(one_line(text, limit))
 
 
 def hover(text: object) -> str:
     """Foreign text for a hover box: at most 240 characters, wrapped at 64, escaped."""
-    return "<br>".join(html.escape(part) for part in textwrap.wrap(one_line(text, 240), 64))
+    return "<br>".join(_escaped(part) for part in textwrap.wrap(one_line(text, 240), 64))
 
 
 def plot(traces: Sequence[object], x: str, y: str, height: int, log: str = "", **layout: Any) -> go.Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import plotly.graph_objects as go
 
 from foretune.tasks.report.charts.look import HARMS, MUTED, SERIES, Chart, bars_height, hover, label, names_on_y, plot
@@ -61,67 +62,78 @@ def gradient_norms(steps: DataFrame, spike: float | None) -> Chart | None:
     )
 
 
-def loss_path(path: DataFrame, horizon: int | None, anchors: Sequence[int]) -> Chart | None:
-    """Predicted held-out loss per virtual step, with the points that were evaluated for real.
+def loss_path(path: DataFrame, horizon: int | None, anchors: Sequence[int], tolerance: float = 0.0) -> Chart | None:
+    """Predicted and evaluated held-out loss of every stored step, each with its band of tolerance.
 
     Args:
         path: columns step, predicted_loss, evaluated_loss (NaN where no forward pass was spent).
         horizon: last trusted step; None when the whole run is trusted.
         anchors: steps at which the gradient field was measured.
+        tolerance: nats by which both may differ before the prediction is no longer trusted.
     """
     if path.empty:
         return None
     evaluated = path[path["evaluated_loss"].notna()]
-    traces = [
-        go.Scatter(
-            x=path["step"],
-            y=path["predicted_loss"],
-            name="predicted",
-            mode="lines",
-            line={"color": SERIES[0], "width": 2.5},
-            hovertemplate="%{y:.4f}",
-        ),
-        go.Scatter(
-            x=evaluated["step"],
-            y=evaluated["evaluated_loss"],
-            name="evaluated on the predicted weights",
-            mode="markers",
-            marker={"color": SERIES[1], "size": 10, "symbol": "diamond"},
-            hovertemplate="%{y:.4f}",
-        ),
-    ]
-    if len(anchors):
-        bottom = float(path[["predicted_loss", "evaluated_loss"]].min().min())
-        traces.append(
-            go.Scatter(
-                x=list(anchors),
-                y=[bottom] * len(anchors),
-                name="gradients measured",
-                mode="markers",
-                marker={"color": MUTED, "size": 9, "symbol": "triangle-up"},
-                hovertemplate="here",
-            )
-        )
-    figure = plot(traces, x="optimiser step", y="held-out loss (nats per token)", height=360, hovermode="x unified")
+    few = len(path) <= _MAX_MARKED
+    band = {"type": "constant", "value": tolerance, "thickness": 11, "width": 0, "color": "var(--band)"}
+    predicted = go.Scatter(
+        x=path["step"],
+        y=path["predicted_loss"],
+        name="predicted",
+        mode="lines+markers" if few else "lines",
+        line={"color": SERIES[0], "width": 1.2, "dash": "dot"},
+        marker={"size": 8, "symbol": "circle-open", "line": {"width": 2}},
+        error_y=band if tolerance and few else None,
+        hovertemplate="%{y:.4f}",
+    )
+    measured = go.Scatter(
+        x=evaluated["step"],
+        y=evaluated["evaluated_loss"],
+        name="evaluated on the predicted weights",
+        mode="markers",
+        marker={"color": SERIES[1], "size": 9, "symbol": "diamond"},
+        hovertemplate="%{y:.4f}",
+    )
+    figure = plot(
+        [predicted, measured], x="optimiser step", y="held-out loss (nats per token)", height=330, hovermode="x unified"
+    )
+    _mark_steps(figure, int(path["step"].max()), horizon, anchors)
+    bars = f" A bar is the tolerance of ±{tolerance:g} nats: a diamond outside it ends the trust." if tolerance else ""
+    return Chart(
+        "loss-path",
+        "Held-out loss along the predicted run",
+        f"Marks stand where the loss was taken; the dots between them only join them.{bars}{_anchor_words(anchors)}",
+        figure,
+    )
+
+
+def _mark_steps(figure: go.Figure, last: int, horizon: int | None, anchors: Sequence[int]) -> None:
+    ticks = [step for step in anchors if 0 <= step <= last]
     figure.update_xaxes(tickformat="d", unifiedhovertitle_text="step %{x}")
-    last = int(path["step"].max())
+    for step in ticks:
+        figure.add_vline(step, line={"color": MUTED, "width": 1, "dash": "dot"})
     if horizon is not None and horizon < last:
         note = {"text": "beyond the horizon", "font": {"color": HARMS}}
         figure.add_vrect(horizon, last, fillcolor=HARMS, opacity=0.12, line_width=0, annotation=note)
         figure.add_vline(horizon, line={"color": HARMS, "dash": "dash"})
-    return Chart(
-        "loss-path",
-        "Held-out loss along the predicted run",
-        "Where the diamonds leave the line the prediction stops holding; shaded steps are not to be trusted.",
-        figure,
-    )
+
+
+def _anchor_words(anchors: Sequence[int]) -> str:
+    steps = ", ".join(map(str, anchors[:20])) + (" …" if len(anchors) > 20 else "")
+    return f" Gradients were measured at step {steps} (upright lines)." if len(anchors) else ""
+
+
+def by_change(probes: DataFrame) -> DataFrame:
+    """The probes, that whose perplexity changed by the largest factor first."""
+    factor = np.log(probes["perplexity_new"] / probes["perplexity_base"]).abs()
+    return probes.loc[factor.sort_values(ascending=False, kind="stable").index]
 
 
 def probe_perplexity(probes: DataFrame, top: int) -> Chart | None:
     """Perplexity of each probe before and after; columns text, perplexity_base, perplexity_new, kl."""
     if probes.empty:
         return None
-    frame = probes.loc[probes["kl"].nlargest(top).index]
+    frame = by_change(probes).head(top)
     places = list(range(len(frame)))
     details = [f"{hover(row.text)}<br>KL {row.kl:.4g} nats per token" for row in frame.itertuples()]
     shift_x, shift_y = [], []
@@ -149,6 +161,6 @@ def probe_perplexity(probes: DataFrame, top: int) -> Chart | None:
     return Chart(
         "probe-perplexity",
         "Probe texts before and after",
-        "Filled right of open: the text became less likely; the largest change comes first.",
+        "Filled right of open: the text became less likely. From the top, by how many times the perplexity changed.",
         names_on_y(figure, [label(text, 30) for text in frame["text"]]),
     )

@@ -1,8 +1,9 @@
-"""Charts of single rows: which help, which harm, which pairs are backwards, and how the solve went."""
+"""Charts of single rows: which help, which harm, what answers gain, which pairs are backwards, how the solve went."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,7 @@ def solver_residual(residuals: Sequence[float], status: str) -> Chart | None:
     return Chart(
         "solver-residual",
         "LiSSA residual",
-        f"A falling line means a ranking to be trusted; the solve ended as: {one_line(status, 80)}.",
+        f"A falling line means a solve to be trusted; it ended as: {one_line(status, 80)}.",
         figure,
     )
 
@@ -102,4 +103,30 @@ def preference_margins(pairs: DataFrame) -> Chart | None:
         "Margin of every pair",
         "Below zero the base model already prefers the rejected answer: the pair may be backwards.",
         _ranked_bars(at, drawn["margin_per_token"], colors, details, x, y),
+    )
+
+
+def prompt_gains(gains: Sequence[float] | Series, threshold: float) -> Chart | None:
+    """Distribution of what answers gain from their prompts, nats per answer."""
+    known = np.asarray(gains, dtype=float)
+    known = known[np.isfinite(known)]
+    if not known.size:
+        return None
+    counts, edges = np.histogram(known, bins=min(40, max(known.size, 2)))
+    bars = go.Bar(
+        x=(edges[:-1] + edges[1:]) / 2,
+        y=counts,
+        width=np.diff(edges),
+        marker_color=SERIES[0],
+        customdata=[f"{low:.3g} to {high:.3g} nats" for low, high in pairwise(edges)],
+        hovertemplate="%{customdata}: %{y} rows<extra></extra>",
+    )
+    figure = plot([bars], x="gain of the answer from its prompt (nats per answer)", y="rows", height=280, bargap=0)
+    if edges[0] <= threshold <= edges[-1]:
+        figure.add_vline(threshold, line={"color": HARMS, "dash": "dash"}, annotation={"text": "threshold"})
+    return Chart(
+        "prompt-gains",
+        "What answers gain from their prompts",
+        "Loss of the answer alone less that with its prompt. At the left stand answers that may belong to another row.",
+        figure,
     )

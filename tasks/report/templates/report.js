@@ -18,9 +18,10 @@
 
   const config = { displaylogo: false, displayModeBar: false, responsive: true };
   const touch = matchMedia("(pointer: coarse)").matches;
-  const draw = () => {
+  const draw = (within) => {
     const style = getComputedStyle(document.documentElement);
-    for (const plot of document.querySelectorAll(".plot")) {
+    for (const plot of (within instanceof Element ? within : document).querySelectorAll(".plot")) {
+      if (!plot.clientWidth) continue;
       const { data, layout } = resolved(figures[plot.dataset.chart], style);
       if (plot.clientWidth < 420) {
         layout.font = { size: 11 };
@@ -37,11 +38,14 @@
       }
     }
   };
-  draw();
+  // What is folded away has no width to draw in: it is drawn when it opens.
+  for (const folded of document.querySelectorAll("details")) folded.addEventListener("toggle", () => { if (folded.open) draw(folded); });
+  requestAnimationFrame(() => setTimeout(draw));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  addEventListener("beforeprint", draw);
 
   const compare = (a, b) => (Number.isNaN(+a) || Number.isNaN(+b) ? a.localeCompare(b) : a - b);
-  for (const button of document.querySelectorAll("th button")) {
+  for (const button of document.querySelectorAll("table:not(.rows) th button")) {
     button.addEventListener("click", () => {
       const header = button.parentElement;
       const ascending = header.getAttribute("aria-sort") === "descending";

@@ -1,0 +1,100 @@
+"""The figures of each section with the words and the unit that a reader needs; what is not named here is not shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Fact:
+    name: str  # section.key, by which the page's figure is found again
+    label: str
+    value: Any
+    unit: str = ""
+
+
+SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "quality": (("rows", "rows read", "rows"), ("flagged_rows", "rows with a flag", "rows")),
+    "prompt_gain": (
+        ("rows_with_a_prompt", "answers with a prompt", "rows"),
+        ("median_gain", "median gain", "nats per answer"),
+        ("threshold", "an answer may be another row's below", "nats per answer"),
+        ("mismatched_rows", "below it", "rows"),
+    ),
+    "influence": (
+        ("ranked_by", "ranked by", ""),
+        ("spread", "standard deviation of the scores", "nats per token"),
+        ("replays_runs", "replays", "runs without a model, each on a random half of the rows"),
+        ("replays_explained_by_first_order", "explained by the first order", "share of the variance"),
+    ),
+    "lissa": (
+        ("iterations", "iterations", "of Hessian-vector products"),
+        ("status", "the solve ended as", ""),
+        ("effective_damping", "damping", "of the curvature's unit"),
+        ("curvature_rows", "curvature of", "rows"),
+    ),
+    "landscape": (
+        ("loss", "loss of the training rows at the base weights", "nats per token"),
+        ("tokens", "trained tokens", "tokens"),
+        ("batches", "batches", "batches"),
+        ("global_max_norm", "largest gradient norm of a batch", "nats per token per unit of weight"),
+        ("noise_scale_tokens", "noise scale", "tokens: from that batch on, more signal than noise"),
+        ("noise_scale_se", "its standard error", "tokens"),
+    ),
+    "prediction": (
+        ("trust", "trusted", ""),
+        ("rule", "rule", ""),
+        ("anchors", "gradients measured at", "anchors"),
+        ("gradient_samples_used", "gradient samples used", "rows' gradients"),
+        ("gradient_samples_real", "a real run takes", "rows' gradients"),
+        ("sharpness", "sharpness", "nats per token per squared unit of weight"),
+        ("sharpness_label", "which is", ""),
+        ("clipped_modules", "clipped", "modules"),
+        ("path_of", "along the path of", ""),
+    ),
+    "baseline": (
+        ("n_features", "features of the SAE", "features"),
+        ("active_features", "that fire on these rows", "features"),
+        ("l0", "active at a time", "features per token"),
+        ("explained_variance", "of the activations explained", "share of the variance"),
+    ),
+    "sae_diff": (
+        ("tokens", "compared on", "held-out tokens"),
+        ("explained_variance_base", "explained, base", "share of the variance"),
+        ("explained_variance_new", "explained, predicted model", "share of the variance"),
+        ("features_moved", "moved beyond chance", "features"),
+    ),
+    "preference": (
+        ("pairs", "pairs", "pairs"),
+        ("win_rate", "of which the base model prefers the chosen answer", "share of the pairs"),
+        ("margin_raw", "mean margin", "nats per pair"),
+        ("margin_per_token", "mean margin", "nats per token"),
+        ("cosine_dpo_sft", "cosine of the preference gradient to fine-tuning's", "of 1"),
+    ),
+    "model_diff": (
+        ("heldout_perplexity_base", "held-out perplexity, base", "choices per token"),
+        ("heldout_perplexity_new", "predicted model", "choices per token"),
+        ("heldout_kl", "KL divergence on held-out rows", "nats per token"),
+        ("heldout_ece_base", "calibration error, base", "of 1"),
+        ("heldout_ece_new", "calibration error, predicted model", "of 1"),
+        ("probe_perplexity_base", "perplexity of the probes, base", "choices per token"),
+        ("probe_perplexity_new", "of the probes, predicted model", "choices per token"),
+        ("probe_kl", "KL divergence on the probes", "nats per token"),
+        ("regressions", "probes that became less likely", "probes"),
+    ),
+}
+
+
+def facts(section: str, summary: Mapping[str, Any]) -> list[Fact]:
+    """Those of a section that its summary holds; a figure that could not be taken says so."""
+    return [
+        Fact(f"{section}.{key}", label, NOT_MEASURED, "")
+        if summary[key] is None
+        else Fact(f"{section}.{key}", label, summary[key], unit)
+        for key, label, unit in SHOWN[section]
+        if key in summary
+    ]

@@ -1,0 +1,232 @@
+"""Every figure of the page, computed again from the stored files by an own reading of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import statistics
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.dag import Simulated
+
+DEMO = Path(os.environ.get("FORETUNE_DEMO_ROOT", ".foretune"))
+FROM_SUMMARIES = (
+    "quality",
+    "prompt_gain",
+    "landscape",
+    "prediction",
+    "baseline",
+    "sae_diff",
+    "preference",
+    "model_diff",
+)
+
+
+class Facts(HTMLParser):
+    """Text of every element that names its figure, and the JSON that the page carries."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.facts: dict[str, str] = {}
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self._fact: str | None = None
+        self._script: dict[str, str | None] | None = None
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        held = dict(attrs)
+        self._fact = held.get("data-fact")
+        self._script = held if tag == "script" else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._fact = self._script = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts.append((self._script, data))
+        elif self._fact:
+            assert self.facts.setdefault(self._fact, data) == data, f"{self._fact} is shown with two values"
+
+    def data(self, **wanted: str) -> Any:
+        texts = [text for attrs, text in self.scripts if wanted.items() <= attrs.items() and text.startswith("{")]
+        return json.loads(texts[0])
+
+
+class Stored:
+    """Artefacts by the name of their pass, read as plain files."""
+
+    def __init__(self, folders: dict[str, Path]):
+        self.folders = folders
+
+    def json(self, name: str, file: str = "summary.json") -> Any:
+        return json.loads((self.folders[name] / file).read_text())
+
+    def column(self, name: str, file: str, column: str) -> list[Any]:
+        return pq.ParquetFile(self.folders[name] / file).read([column])[column].to_pylist()
+
+
+def written(value: Any) -> str:
+    """As a reader expects it: four significant digits, thousands with commas."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def recomputed(stored: Stored) -> dict[str, Any]:
+    """Figures that follow from tables, whatever the summaries say of them."""
+    gains = [gain for gain in stored.column("prompt_gain", "prompt_gain.parquet", "gain") if gain == gain]
+    margins = stored.column("preference", "pairs.parquet", "margin_raw")
+    scores = stored.column("influence", "influence.parquet", "score")
+    losses = stored.column("landscape", "samples.parquet", "loss")
+    tokens = stored.column("landscape", "samples.parquet", "tokens")
+    trained = [(loss, count) for loss, count in zip(losses, tokens, strict=True) if count]
+    evaluated = stored.column("path", "path.parquet", "evaluated_loss")
+    return {
+        "quality.rows": len(stored.column("quality", "samples.parquet", "row")),
+        "prompt_gain.median_gain": statistics.median_high(gain for gain in gains if gain is not None),
+        "prompt_gain.mismatched_rows": sum(
+            map(bool, stored.column("prompt_gain", "prompt_gain.parquet", "mismatched"))
+        ),
+        "influence.spread": statistics.stdev(scores),
+        "landscape.loss": sum(loss * count for loss, count in trained) / sum(count for _, count in trained),
+        "landscape.batches": len(stored.column("landscape", "steps.parquet", "step")),
+        "baseline.active_features": sum(r > 0 for r in stored.column("baseline", "features.parquet", "firing_rate")),
+        "sae_diff.features_moved": sum(abs(z) > 3 for z in stored.column("sae_diff", "features.parquet", "z")),
+        "prediction.clipped_modules": sum(stored.column("prediction", "layers.parquet", "clipped")),
+        "preference.pairs": len(margins),
+        "preference.win_rate": sum(margin > 0 for margin in margins) / len(margins),
+        "preference.margin_raw": statistics.fmean(margins),
+        "model_diff.regressions": sum(stored.column("model_diff", "probes.parquet", "regressed")),
+        "loss.base": evaluated[0],
+        "loss.evaluated": evaluated[-1],
+        "loss.predicted": stored.column("path", "path.parquet", "predicted_loss")[-1],
+    }
+
+
+def expected(stored: Stored, page: Facts) -> dict[str, str]:
+    """The text of every figure that the page may show, but for the conditions, which test_conditions holds."""
+    facts: dict[str, Any] = {
+        f"{name}.{key}": value for name in FROM_SUMMARIES for key, value in stored.json(name).items()
+    }
+    solver = stored.json("influence", "solver.json")
+    facts |= {f"{section}.{key}": value for section in ("influence", "lissa") for key, value in solver.items()}
+    facts |= recomputed(stored)
+    texts = {name: written(value) for name, value in facts.items() if isinstance(value, str | int | float | None)}
+    rows = stored.column("influence", "influence.parquet", "row")
+    scores = stored.column("influence", "influence.parquet", "score")
+    return texts | {f"row.{row}.score": f"{score:+.3g}" for row, score in zip(rows, scores, strict=True)}
+
+
+def check_facts(page: Facts, stored: Stored) -> None:
+    wanted = expected(stored, page)
+    shown = {name: text for name, text in page.facts.items() if not name.startswith(("condition.", "worth.", "cost."))}
+    assert len(shown) > 35
+    assert shown == {name: wanted[name] for name in shown}
+
+
+def check_rows(page: Facts, stored: Stored) -> None:
+    rows = {row["row"]: row for row in page.data(id="rows-data")["rows"]}
+    columns = {
+        "trained": ("quality", "samples.parquet", "trained_tokens"),
+        "cut": ("quality", "samples.parquet", "truncated_tokens"),
+        "loss": ("landscape", "samples.parquet", "loss"),
+        "gain": ("prompt_gain", "prompt_gain.parquet", "gain"),
+        "score": ("influence", "influence.parquet", "score"),
+        "rank": ("influence", "influence.parquet", "rank"),
+    }
+    for name, (source, file, column) in columns.items():
+        numbers, values = stored.column(source, file, "row"), stored.column(source, file, column)
+        held = {
+            row: None if value is None or value != value else value for row, value in zip(numbers, values, strict=True)
+        }
+        assert {row: record[name] for row, record in rows.items()} == {row: held.get(row) for row in rows}, name
+    flagged = Counter(flag for row in rows.values() for flag in row["flags"])
+    counts = {rule: count for rule, count in stored.json("quality")["counts"].items() if count}
+    assert {rule: flagged[rule] for rule in counts} == counts
+
+
+def values(drawn: Any) -> list[Any]:
+    """What a figure draws: plotly writes a column of numbers as base64 of its bytes."""
+    if isinstance(drawn, dict):
+        return np.frombuffer(base64.b64decode(drawn["bdata"]), dtype=drawn["dtype"]).tolist()
+    return drawn
+
+
+def check_charts(page: Facts, stored: Stored) -> None:
+    figures = page.data(**{"class": "figures"})
+    predicted, evaluated, *_ = figures["loss-path"]["data"]
+    assert values(predicted["x"]) == stored.column("path", "path.parquet", "step")
+    assert values(predicted["y"]) == stored.column("path", "path.parquet", "predicted_loss")
+    assert values(evaluated["y"]) == stored.column("path", "path.parquet", "evaluated_loss")
+    assert predicted["error_y"]["value"] == stored.json("prediction")["tolerance"]
+    assert values(figures["influence-ranking"]["data"][0]["y"]) == sorted(
+        stored.column("influence", "influence.parquet", "score"), reverse=True
+    )
+    if "concept-changes" in figures:
+        numbers = [int(text.rsplit("#", 1)[1]) for text in figures["concept-changes"]["layout"]["yaxis"]["ticktext"]]
+        for trace, (source, column) in zip(
+            figures["concept-changes"]["data"][1:],
+            (("features", "predicted_change"), ("sae_diff", "change")),
+            strict=True,
+        ):
+            changes = dict(
+                zip(
+                    stored.column(source, "features.parquet", "feature"),
+                    stored.column(source, "features.parquet", column),
+                    strict=True,
+                )
+            )
+            assert values(trace["x"]) == pytest.approx([changes[number] for number in numbers])
+    _, base, new = figures["probe-perplexity"]["data"]
+    assert (
+        sorted(values(base["x"]))
+        == sorted(stored.column("model_diff", "probes.parquet", "perplexity_base"))[: len(values(base["x"]))]
+    )
+    assert len(values(new["x"])) == len(values(base["x"]))
+
+
+def audit(html: str, stored: Stored) -> None:
+    page = Facts(html)
+    check_facts(page, stored)
+    check_rows(page, stored)
+    check_charts(page, stored)
+
+
+def test_every_figure_of_the_tiny_run_is_what_its_files_say(first: Simulated) -> None:
+    folders = {name: Path(first.store.place(ref.task, ref.key).uri) for name, ref in first.made.items()}
+    audit((folders["report"] / "report.html").read_text(encoding="utf-8"), Stored(folders))
+
+
+def test_a_figure_that_is_not_what_its_files_say_is_found(first: Simulated) -> None:
+    folders = {name: Path(first.store.place(ref.task, ref.key).uri) for name, ref in first.made.items()}
+    html = (folders["report"] / "report.html").read_text(encoding="utf-8")
+    changed = re.sub(r'(data-fact="landscape.loss">)[^<]*', r"\g<1>1.234", html)
+    with pytest.raises(AssertionError):
+        audit(changed, Stored(folders))
+
+
+@pytest.mark.slow
+def test_every_figure_of_the_demo_is_what_its_files_say() -> None:
+    results = sorted((DEMO / "runs").glob("*-helpdesk-*/result.json"))
+    if not results:
+        pytest.skip(f"{DEMO} has no finished run of the demo")
+    html = (results[-1].parent / "report.html").read_text(encoding="utf-8")
+    if "data-rows=" not in html:
+        pytest.skip("the demo's report is of an older version")
+    made = json.loads(results[-1].read_text())["artifacts"]
+    folders = {name: DEMO / "artifacts" / "/".join(each["uri"].split("/")[-2:]) for name, each in made.items()}
+    audit(html, Stored(folders))
