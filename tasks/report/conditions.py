@@ -103,7 +103,8 @@ _MEASURED = {"harmful_content": "harmful_rows", "sharp_landscape": "sharpness", 
 
 def worst(conditions: Sequence[Condition]) -> Status:
     """The status of the verdict."""
-    return max((each.status for each in conditions), key=STATUSES.index, default="unknown")
+    nobody_asked: Status = "unknown"
+    return max((each.status for each in conditions), key=STATUSES.index, default=nobody_asked)
 
 
 def answer_of(conditions: Sequence[Condition]) -> tuple[str, list[str]]:
