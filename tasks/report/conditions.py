@@ -103,7 +103,11 @@ _MEASURED = {"harmful_content": "harmful_rows", "sharp_landscape": "sharpness", 
 
 def worst(conditions: Sequence[Condition]) -> Status:
     """The status of the verdict."""
-    return max((each.status for each in conditions), key=STATUSES.index, default="unknown")
+    found = {each.status for each in conditions}
+    for status in reversed(STATUSES):
+        if status in found:
+            return status
+    return "unknown"
 
 
 def answer_of(conditions: Sequence[Condition]) -> tuple[str, list[str]]:
