@@ -12,6 +12,7 @@ from foretune.flows.commands.exports import cleaned_rows, write_rows
 from foretune.flows.compare import compare_runs
 from foretune.flows.request import load_request
 from foretune.flows.simulate import simulate
+from foretune.storage.errors import BadInput
 from foretune.storage.runs import resolve_run
 
 pytestmark = pytest.mark.slow
@@ -44,6 +45,10 @@ def test_dropping_the_worst_rows_drops_the_noise_and_lowers_the_predicted_loss(p
     root = request.runtime.root
     cleaned = cleaned_rows(resolve_run(root, before["run_id"]), len(NOISE), [])
     assert len({row["row"] for row in cleaned["dropped"]} & {0, 4, 8, 12}) >= 3  # of the four that were planted
+    named = cleaned_rows(resolve_run(root, before["run_id"]), 0, [], [9, 3])
+    assert [row["row"] for row in named["dropped"]] == [3, 9] and len(named["kept"]) == 16
+    with pytest.raises(BadInput, match="--drop-rows 900: run .* has no such training row"):
+        cleaned_rows(resolve_run(root, before["run_id"]), 0, [], [3, 900])
     write_rows(cleaned["kept"], str(tmp_path / "clean.jsonl"))
     as_long = "training.epochs=5.14"  # as many steps over fewer rows
     after = simulate(

@@ -77,7 +77,7 @@ def influence_ranking(rows: DataFrame, target: str = "held-out loss", unit: str 
         f"<b>row {row.row}</b> {label(row.verdict)}: {row.score:+.3g}<br>{hover(row.text)}"
         for row in drawn.itertuples()
     ]
-    x, y = "rank (1 = most harmful)", f"change of {label(target)} by the row ({label(unit)})"
+    x, y = "rank (1 = most harmful)", f"change of {label(target)} ({label(unit)})"
     return Chart(
         "influence-ranking",
         f"Influence of every row on {one_line(target, 60)}",
