@@ -74,7 +74,9 @@ class Epoch:
     @staticmethod
     def of(samples: Artifact) -> Epoch:
         """Of a `samples` artefact; a row without a label is not trained on."""
-        import pyarrow.compute as pc
+        import pyarrow.compute
+
+        pc: Any = pyarrow.compute  # makes its functions when it is imported: not seen by a type checker
 
         table = samples.arrow("samples.parquet", columns=["form", "input_ids", "loss_mask", "rejected_ids"])
         lengths = pc.list_value_length(table["input_ids"]).fill_null(0).to_pylist()
@@ -112,11 +114,11 @@ def invariants_of(run: Run, manifests: Mapping[str, Manifest], events: list[dict
 def timeline_of(events: Iterable[Mapping[str, Any]], tokens: int) -> list[dict[str, Any]]:
     """Every pass that was computed, from its start to its end."""
     begun: dict[str, float] = {}
-    first: float | None = None
+    listed = list(events)
+    first = _seconds(listed[0]) if listed else 0.0
     passes = []
-    for event in events:
+    for event in listed:
         at = _seconds(event)
-        first = at if first is None else first
         if event["type"] == "pass_started":
             begun[event.get("key", event["label"])] = at
         elif event["type"] == "pass_finished":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from foretune.tasks.report.standalone import chart_data, page_environment
 
@@ -26,13 +26,8 @@ def with_run(page: str, record: RunRecord, commands: Sequence[str]) -> str:
 
     chart = timeline(record.timeline)
     graph = {"drawing": drawing(record.graph), "box_width": BOX_WIDTH, "box_height": BOX_HEIGHT}
-    module = (
-        page_environment()
-        .get_template("run.html.jinja")
-        .make_module(
-            {"record": record, "commands": commands, "chart": chart, "table": passes(record.timeline), **graph}
-        )
-    )
+    filled = {"record": record, "commands": commands, "chart": chart, "table": passes(record.timeline), **graph}
+    module = cast(Any, page_environment().get_template("run.html.jinja").make_module(filled))  # macros as attributes
     parts = {
         "id": str(module.run_id()),
         "next": str(module.next()),
