@@ -45,7 +45,7 @@ class Counted(Protocol):
 def progress_shown(step: Counted) -> Iterator[None]:
     """Inside the block a thread moves the artifacts of the flow run around it; without a flow there are none.
 
-    A pass of one task has no artifact of its own, nor has one that is stored already.
+    A pass of one task has no artifact of its own, nor has one of which nothing was computed yet.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
@@ -80,10 +80,11 @@ class _Bars:
         bars = {name: (counts.ended[name], wanted, 0) for name, wanted in counts.wanted.items() if wanted > 1}
         bars |= {name: (0, 0, 0) for name in self._ids if name not in counts.wanted}  # all of it turned out to be there
         bars[WHOLE] = (counts.ended.total(), counts.wanted.total(), counts.found)
+        # Before one of its tasks was computed, a pass may turn out to be stored.
         changed = {
             name: bar
             for name, bar in bars.items()
-            if self._shown.get(name) != bar and (name in self._ids or name == WHOLE or bar[0] < bar[1])
+            if self._shown.get(name) != bar and (name in self._ids or name == WHOLE or bar[0])
         }
         if not changed:
             return

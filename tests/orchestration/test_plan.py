@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -21,6 +22,7 @@ from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir
 from foretune.storage.digests import digest_of
 from foretune.storage.rates import KEPT, remember_rate, remembered_rates
+from foretune.storage.runs import Run
 from foretune.tasks.engine.changes import changes, said
 from foretune.tasks.engine.keys import ContentKey
 from foretune.tasks.loading import AdapterTargets
@@ -124,6 +126,22 @@ def test_dropped_rows_are_planned_as_they_run(warm_request):
     assert planned["causes"] and planned["compared_with"] is not None
     step, _ = run_dag(warm_request)
     assert [(t["key"], t["state"] == "cached") for t in planned["tasks"]] == [(r.key, r.cached) for _, r in step.steps]
+
+
+def test_dropped_rows_are_counted_against_the_newest_run_of_the_name(warm_request):
+    store = ArtifactStore(warm_request.parent / "root")
+    cached = {task["task"]: task["key"] for task in plan_of(warm_request)["tasks"][:1]}
+    samples = store.find("samples", cached["samples"])
+    run = Run(store.root.uri, "20261129-101010-tiny-1a2b")
+    run.write_result({"artifacts": {"samples": {"uri": samples.uri, "sha256": samples.sha256}}})
+    assert plan_of(warm_request)["causes"] == []
+    train = warm_request.parent / "train.jsonl"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
+    planned = plan_of(warm_request)
+    assert "dataset rows +0 -1" in {cause["what"] for cause in planned["causes"]}
+    out = io.StringIO()
+    print_plan(Terminal(file=out, width=200), planned)
+    assert "dataset rows +0 -1" in out.getvalue() and "what changed" in out.getvalue()
 
 
 def test_a_new_version_and_a_new_library_are_named(first_run):
