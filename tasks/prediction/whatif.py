@@ -262,7 +262,7 @@ def _outcome(
     points: int,
 ) -> Outcome:
     steps = virtual.run.steps
-    told = {"predicted_from": ALONG if virtual.path else BASE, "why": virtual.why}
+    told: dict[str, Any] = {"predicted_from": ALONG if virtual.path else BASE, "why": virtual.why}
     if swept.fault is not None:
         return Outcome(setting.changed, steps, f"diverges: {swept.fault}", 0, None, None, None, None, None, **told)
     losses, final = _losses(stored, virtual, swept)
