@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.report.standalone import chart_data, page_environment
 
@@ -24,7 +24,7 @@ def with_run(page: str, record: RunRecord, commands: Sequence[str]) -> str:
     from foretune.tasks.report.tables import passes
 
     chart = timeline(record.timeline)
-    module = (
+    module: Any = (  # its macros are known to the template alone
         page_environment()
         .get_template("run.html.jinja")
         .make_module({"record": record, "commands": commands, "chart": chart, "table": passes(record.timeline)})
