@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.runs import Run
-from foretune.tasks.report.rows import MISMATCH, RowTable, flag_counts, heldout_of, row_table
+from foretune.tasks.report.rows import MISMATCH, RowTable, compute, flag_counts, heldout_of, row_table
 
 if TYPE_CHECKING:
     from foretune.storage.refs import ArtifactRef
@@ -44,7 +44,7 @@ class RowReader:
     """The table of rows in memory, with what makes a search of it quick: a hundred thousand rows in some tens of ms."""
 
     def __init__(self, rows: RowTable, text_limit: int):
-        import pyarrow.compute as pc
+        pc = compute()
 
         self.rows, self.text_limit = rows, text_limit
         self.flags = flag_counts(rows.table)
@@ -74,7 +74,7 @@ class RowReader:
 
     def one(self, number: int, text_limit: int) -> bytes | None:
         """One row by its number, as JSON; None where there is none."""
-        import pyarrow.compute as pc
+        pc = compute()
 
         places = pc.indices_nonzero(pc.equal(self.rows.table["row"], number)).to_pylist()
         records = self.rows.records(places, text_limit)
@@ -104,7 +104,7 @@ class RowReader:
 
     def _order(self, column: str, descending: bool) -> Any:
         """All positions, sorted by a column once."""
-        import pyarrow.compute as pc
+        pc = compute()
 
         if (column, descending) not in self._sorted:
             keys = [("", "descending" if descending else "ascending")]
@@ -128,7 +128,7 @@ class RowReader:
         return hits
 
     def _having(self, verdict: str) -> Any:
-        import pyarrow.compute as pc
+        pc = compute()
 
         same = pc.equal(self.rows.table["verdict"].cast("string"), verdict)
         return pc.fill_null(same, False).to_numpy()
@@ -136,7 +136,8 @@ class RowReader:
     def _flagged(self, flag: str) -> Any:
         import numpy as np
         import pyarrow as pa
-        import pyarrow.compute as pc
+
+        pc = compute()
 
         table = self.rows.table
         mismatched = pc.fill_null(table["mismatched"].cast(pa.bool_()), False).to_numpy()

@@ -52,6 +52,13 @@ SOURCES = (
 MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality's
 
 
+def compute() -> Any:
+    """pyarrow.compute, most of whose functions are made as it is imported: no type checker knows them."""
+    import pyarrow.compute
+
+    return pyarrow.compute
+
+
 @dataclass(frozen=True)
 class RowTable:
     """Every training row, in the order of its number, and the held-out rows that training moves."""
@@ -72,8 +79,8 @@ class RowTable:
     def heldout_texts(self, records: list[dict[str, Any]], limit: int) -> dict[str, str]:
         """Text of each held-out row that `records` move, by its number."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
+        pc = compute()
         wanted = sorted({move["row"] for record in records for move in record["moves"]})
         rows = self.heldout.filter(pc.is_in(self.heldout["row"], value_set=pa.array(wanted, pa.int64()))).to_pylist()
         return {str(row["row"]): _cut(_joined(row), limit)["text"] for row in rows}
@@ -123,9 +130,8 @@ def row_table(
 ) -> RowTable:
     """Join what the artefacts of a run say of its training rows; `verdicts` by sample id replace influence's own."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    columns = ["row", "sample_id", "prompt", "completion", "rejected"]
+    pc, columns = compute(), ["row", "sample_id", "prompt", "completion", "rejected"]
     table = opened["samples"].arrow("samples.parquet", columns=columns).combine_chunks().sort_by("row")
     rows = table["row"]
     for name, file, wanted in SOURCES:
@@ -148,9 +154,8 @@ def row_table(
 def _clusters(table: pyarrow.Table) -> Any:
     """For every row of a cluster of equal or nearly equal rows the number of its first row."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    heads = table["duplicate_of"]
+    pc, heads = compute(), table["duplicate_of"]
     if pa.types.is_null(heads.type):
         return pa.nulls(len(table), pa.int64())
     first = table["row"].take(pc.index_in(heads, value_set=table["sample_id"].combine_chunks()))
@@ -161,8 +166,8 @@ def _clusters(table: pyarrow.Table) -> Any:
 def flag_counts(table: pyarrow.Table) -> dict[str, int]:
     """Rows of every flag, the prompt gain's among them, the most frequent first."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = compute()
     counts: dict[str, int] = {}
     if not pa.types.is_null(table["flags"].type):
         found = pc.value_counts(pc.list_flatten(table["flags"])).to_pylist()
@@ -175,9 +180,8 @@ def flag_counts(table: pyarrow.Table) -> dict[str, int]:
 
 def rows_view(rows: RowTable, limit: int) -> RowsView:
     """The rows that a page of one file holds: all of a small dataset, else the worst, the best and the flagged."""
-    import pyarrow.compute as pc
 
-    table, count = rows.table, len(rows)
+    pc, table, count = compute(), rows.table, len(rows)
     flags = flag_counts(table)
     places = list(range(count))
     if count > 2 * WORST + FLAGGED:

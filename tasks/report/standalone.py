@@ -71,7 +71,7 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
 
 def _plotly(environment: jinja2.Environment, charts: Mapping[str, Chart]) -> str:
     """plotly.js: the bundle of cartesian charts, a third of the whole, where the page draws nothing else."""
-    kinds = {trace.type for chart in charts.values() for trace in chart.figure.data}
+    kinds = {trace["type"] for chart in charts.values() for trace in chart.figure.to_plotly_json()["data"]}
     if kinds <= CARTESIAN:
         return _source(environment, "plotly-cartesian.min.js")
     from plotly.offline import get_plotlyjs

@@ -125,7 +125,7 @@ def _anchor_words(anchors: Sequence[int]) -> str:
 
 def by_change(probes: DataFrame) -> DataFrame:
     """The probes, that whose perplexity changed by the largest factor first."""
-    factor = np.log(probes["perplexity_new"] / probes["perplexity_base"]).abs()
+    factor = (probes["perplexity_new"] / probes["perplexity_base"]).map(np.log).abs()
     return probes.loc[factor.sort_values(ascending=False, kind="stable").index]
 
 
