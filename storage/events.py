@@ -222,7 +222,7 @@ def _finite(value: Any) -> Any:
 
 
 def run_status(run: Run) -> str:
-    """`status` of result.json, "unreadable" when it is torn or no file; without one "failed" or "stopped" where the events
+    """`status` of result.json, "unreadable" when it is torn; without one "failed" or "stopped" where the events
     end with that, "completed" where those of a real training run do, else "unfinished".
     """
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,14 @@ class Tally:
         left = [f"{what} -> {ending}: {'; '.join(faults)}"[:600] for what, ending, faults in self.failed]
         held = self.tried - len(self.failed)
         statuses = {str(status): count for status, count in sorted(self.statuses.items())}
-        return {"kind": self.kind, "tried": self.tried, "held": held, "failed": len(self.failed), "statuses": statuses, "left": left}
+        return {
+            "kind": self.kind,
+            "tried": self.tried,
+            "held": held,
+            "failed": len(self.failed),
+            "statuses": statuses,
+            "left": left,
+        }
 
 
 def share(kind: str, seconds: float) -> float:
@@ -47,22 +55,24 @@ def try_kind(world: World, kind: str, seconds: float, seed: int) -> Tally:
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=EXAMPLES,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(KINDS[kind]())
     def each(attempt: Attempt) -> None:
         if time.monotonic() > until:
             raise _Over
-        outcome, faults = world.attempt(attempt.prepare, attempt.own_root, attempt.process)
+        outcome, faults = world.attempt(attempt.prepare, attempt.own_root, attempt.process, attempt.heals)
         tally.tried += 1
         tally.statuses[outcome.status] = tally.statuses.get(outcome.status, 0) + 1
         if faults:
             tally.failed.append((attempt.what, f"{outcome.status} {outcome.line[:200]}", faults))
 
-    try:
+    with contextlib.suppress(_Over):
         each()
-    except _Over:
-        pass
     return tally
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,18 @@ import yaml
 from hypothesis import strategies as st
 
 from tests.hostile.attempts import Case
-from tests.hostile.values import NUMBERS, PATHS, SECRETS, TEXTS, UNSEEN, damaged_bytes, numbers, scalars, spoiled, texts, values
+from tests.hostile.values import (
+    NUMBERS,
+    PATHS,
+    SECRETS,
+    TEXTS,
+    damaged_bytes,
+    numbers,
+    scalars,
+    spoiled,
+    texts,
+    values,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Attempt:
     prepare: Callable[[Case], list[str]]
     own_root: bool = False
     process: bool = False
+    heals: bool = True  # a marker that is none is left to its owner
 
 
 def _what(*parts: Any) -> str:
@@ -47,7 +58,9 @@ def _whole_request() -> dict[str, Any]:
 
     whole = parse_request({"dataset": {"path": "d"}, "model": {"name_or_path": "m"}}).model_dump(mode="json")
     for name in ("dataset", "model", "runtime"):
-        whole[name] = {k: v for k, v in whole[name].items() if k not in ("path", "name_or_path", "root", "heldout", "max_length")}
+        whole[name] = {
+            k: v for k, v in whole[name].items() if k not in ("path", "name_or_path", "root", "heldout", "max_length")
+        }
     return whole
 
 
@@ -64,7 +77,9 @@ def requests(draw: Any) -> Attempt:
 
     def prepare(case: Case) -> list[str]:
         if how == "override":
-            return _plan(case, "--set", f"{section}.{key}={value if isinstance(value, str) else dumped(value)}".replace("\0", ""))
+            return _plan(
+                case, "--set", f"{section}.{key}={value if isinstance(value, str) else dumped(value)}".replace("\0", "")
+            )
         if how == "overrides":
             return _plan(case, "--set", str(value).replace("\0", ""), "--set", f"{key}={section}")
         if how == "bytes":
@@ -246,7 +261,11 @@ def gguf_headers(draw: Any) -> Attempt:
     counts = [draw(st.sampled_from([0, 1, 2, 2**31, 2**63])) for _ in range(2)]
     body = b""
     for _ in range(draw(st.integers(0, 3))):
-        key = draw(st.sampled_from([b"general.architecture", b"llama.block_count", b"tokenizer.ggml.model", b"\xff", b"x" * 70_000]))
+        key = draw(
+            st.sampled_from(
+                [b"general.architecture", b"llama.block_count", b"tokenizer.ggml.model", b"\xff", b"x" * 70_000]
+            )
+        )
         kind = draw(st.integers(0, 14))
         length = draw(st.sampled_from([None, 2**63, 2**40]))
         body += _gguf_text(key) + struct.pack("<I", kind)
@@ -272,10 +291,19 @@ def gguf_headers(draw: Any) -> Attempt:
 def sae_folders(draw: Any) -> Attempt:
     """cfg.json of sae-lens and of sparsify, spoiled."""
     seed, value = draw(st.integers(0, 2**32)), draw(values)
-    data = draw(st.one_of(st.none(), st.none(), damaged_bytes(b'{"architecture": "topk", "d_in": 32, "d_sae": 64, "k": 8}')))
+    data = draw(
+        st.one_of(st.none(), st.none(), damaged_bytes(b'{"architecture": "topk", "d_in": 32, "d_sae": 64, "k": 8}'))
+    )
     key = draw(st.sampled_from([None, None, "architecture", "d_in", "d_sae", "k", "hook_name", "metadata", "normalize_activations", "is_transcoder",
                                 "d_out", "dtype", "activation", "num_latents", "expansion_factor", "hook_layer", "neuronpedia_id"]))  # fmt: skip
-    settings = draw(st.one_of(st.none(), st.fixed_dictionaries({}, optional={"hook_name": scalars, "neuronpedia_id": scalars, "release": scalars, "centre": scalars})))
+    settings = draw(
+        st.one_of(
+            st.none(),
+            st.fixed_dictionaries(
+                {}, optional={"hook_name": scalars, "neuronpedia_id": scalars, "release": scalars, "centre": scalars}
+            ),
+        )
+    )
 
     def prepare(case: Case) -> list[str]:
         file = case.sae / "cfg.json"
@@ -293,18 +321,25 @@ def sae_folders(draw: Any) -> Attempt:
 
 @st.composite
 def label_files(draw: Any) -> Attempt:
-    """Labels as JSON, JSONL, CSV, Parquet and an export: read as `baseline` reads them."""
-    name = draw(st.sampled_from(["l.json", "l.jsonl", "l.csv", "l.parquet", "l.jsonl.gz", "l.txt", "l", "batch-1.jsonl.gz"]))
+    """Labels as JSON, JSONL, CSV, Parquet and an export: read as the features' labels are."""
+    from foretune.tasks.saes.labels import read_labels
+
+    name = draw(
+        st.sampled_from(["l.json", "l.jsonl", "l.csv", "l.parquet", "l.jsonl.gz", "l.txt", "l", "batch-1.jsonl.gz"])
+    )
     row = {"index": 1, "description": "rivers", "feature": "2", "label": "x", "modelId": "m", "layer": "1"}
     made = draw(st.lists(spoiled(row), min_size=1, max_size=3))
-    data = draw(st.one_of(st.none(), st.none(), damaged_bytes(b'{"1": "rivers"}'), values.map(lambda v: dumped(v).encode())))
+    data = draw(
+        st.one_of(st.none(), st.none(), damaged_bytes(b'{"1": "rivers"}'), values.map(lambda v: dumped(v).encode()))
+    )
+    wanted = draw(st.sampled_from([None, "m/1"]))
 
     def prepare(case: Case) -> list[str]:
         file = case.folder / name
         lines = data if data is not None else "".join(dumped(each) + "\n" for each in made).encode()
         file.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
-        case.change(sae={"path": str(case.sae), "labels": str(file)})
-        return _plan(case)
+        case.instead = lambda: read_labels(str(file), wanted)
+        return ["labels"]
 
     return Attempt(_what(name, made, data), prepare)
 
@@ -371,7 +406,21 @@ def _reader(words: list[str], case: Case) -> list[str]:
 @st.composite
 def stored_files(draw: Any) -> Attempt:
     """result.json, request.yaml, events.jsonl, manifests and the marker of a root, damaged; then what reads them."""
-    name = draw(st.sampled_from(["result.json", "result.json", "request.yaml", "events.jsonl", "report.html", "manifest", "manifest", "data", "marker"]))
+    name = draw(
+        st.sampled_from(
+            [
+                "result.json",
+                "result.json",
+                "request.yaml",
+                "events.jsonl",
+                "report.html",
+                "manifest",
+                "manifest",
+                "data",
+                "marker",
+            ]
+        )
+    )
     words = draw(st.sampled_from(READERS))
     seed, value = draw(st.integers(0, 2**32)), draw(values)
     how = draw(st.sampled_from(["field", "field", "bytes", "cut", "gone", "folder"]))
@@ -387,7 +436,7 @@ def stored_files(draw: Any) -> Attempt:
         _damage(file, how, seed, value, data)
         return _reader(words, case)
 
-    return Attempt(_what(name, how, words, seed, value, data), prepare, own_root=True)
+    return Attempt(_what(name, how, words, seed, value, data), prepare, own_root=True, heals=name != "marker")
 
 
 def _damage(file: Path, how: str, seed: int, value: Any, data: bytes) -> None:
@@ -428,8 +477,13 @@ def triggers(draw: Any) -> Attempt:
     def prepare(case: Case) -> list[str]:
         gate = case.folder / "gate.yaml"
         gate.write_text("rules: [{signal: any, reason: x}]\n")
-        place_here = place.replace("\0", "").encode(errors="surrogateescape" if _escapable(place) else "replace").decode(errors="surrogateescape")
-        case.change(dataset={"path": str(case.folder / "none.jsonl")})
+        place_here = (
+            place.replace("\0", "")
+            .encode(errors="surrogateescape" if _escapable(place) else "replace")
+            .decode(errors="surrogateescape")
+        )
+        case.rows.unlink()
+        (case.folder / "heldout.jsonl").unlink()  # nothing is simulated
         return ["vet", str(case.request), "--gate", str(gate), f"--dataset={place_here}"]
 
     return Attempt(_what(place), prepare)
@@ -443,7 +497,21 @@ def _escapable(text: str) -> bool:
     return True
 
 
-COMMANDS = ["simulate", "plan", "export", "report", "runs", "compare", "vet", "backtest", "clean", "watch", "lineage", "gc", "whatif"]
+COMMANDS = [
+    "simulate",
+    "plan",
+    "export",
+    "report",
+    "runs",
+    "compare",
+    "vet",
+    "backtest",
+    "clean",
+    "watch",
+    "lineage",
+    "gc",
+    "whatif",
+]
 OPTIONS = ["--root", "--set", "--json", "--quiet", "--keep-last", "--keep-days", "--delete", "-o", "--force", "--drop-harmful", "--drop-flagged",
            "--gate", "--dataset", "--seeds", "--retrain", "--evaluate", "--help", "--version", "--none", "-x", "--", "latest"]  # fmt: skip
 
@@ -452,7 +520,14 @@ OPTIONS = ["--root", "--set", "--json", "--quiet", "--keep-last", "--keep-days",
 def command_lines(draw: Any) -> Attempt:
     """Commands with options and words that do not belong to them, and names of every kind."""
     command = draw(st.sampled_from([*COMMANDS, *COMMANDS, "none", "", "--help", "\x1b"]))
-    words = draw(st.lists(st.one_of(st.sampled_from(OPTIONS), st.sampled_from([*PATHS, *TEXTS]), st.sampled_from(NUMBERS).map(str), texts), max_size=6))
+    words = draw(
+        st.lists(
+            st.one_of(
+                st.sampled_from(OPTIONS), st.sampled_from([*PATHS, *TEXTS]), st.sampled_from(NUMBERS).map(str), texts
+            ),
+            max_size=6,
+        )
+    )
     request, option = draw(st.booleans()), draw(st.sampled_from(["missing.yaml", "inputs", "train.jsonl"]))
     words = [word.replace("\0", "") if _escapable(word) else ascii(word) for word in words]
     words = [word for word in words if not word.startswith(("/", "~", "..", "s3:", "http")) or word == "/dev/null"]
@@ -467,7 +542,16 @@ def command_lines(draw: Any) -> Attempt:
 
 
 VARIABLES: dict[str, list[str]] = {
-    "PREFECT_API_URL": ["foo", "http://", "http://127.0.0.1:9/api", "ftp://x", "\x1b[31m", SECRETS[0], "http://[::1", ":"],
+    "PREFECT_API_URL": [
+        "foo",
+        "http://",
+        "http://127.0.0.1:9/api",
+        "ftp://x",
+        "\x1b[31m",
+        SECRETS[0],
+        "http://[::1",
+        ":",
+    ],
     "PREFECT_HOME": ["/proc/x", "/dev/null", "relative", "", "x" * 5000, "/proc/self/fd"],
     "PREFECT_PROFILES_PATH": ["/dev/null", "/proc/self/mem", "/none", "/"],
     "PREFECT_PROFILE": ["none", "\x1b"],

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from tests.hostile.contract import SECRET
 
-ESCAPE, OVERRIDE, TAG, ZERO_WIDTH, HALF = "\x1b[31mred\x1b[0m", "\u202egpj", "\U000e0041\U000e0042", "a\u200bb", "\ud83d"
+ESCAPE, OVERRIDE, TAG, ZERO_WIDTH, HALF = (
+    "\x1b[31mred\x1b[0m",
+    "\u202egpj",
+    "\U000e0041\U000e0042",
+    "a\u200bb",
+    "\ud83d",
+)
 UNSEEN = [ESCAPE, OVERRIDE, TAG, ZERO_WIDTH, HALF, "\x00", "\x9b31m", "\u2028", "\ufeff", "a\rb", "\x07", "\x7f"]
 SECRETS = [
     f"http://key:{SECRET}@host/d.jsonl",
@@ -20,8 +26,40 @@ SECRETS = [
 PATHS = ["", ".", "..", "/", "/dev/zero", "/dev/null", "/proc/self/mem", "../../x", "~", "~nobody/x", "x" * 300, "x/" * 900,
          "*", "[", "**/*", "a\nb", "s3://", "s3:///", "s3://b", "file:///etc/passwd", "http://127.0.0.1:9/x", "C:\\x", "-",
          "//x", "$HOME/x", "x #1", "{a,b}", "é", "\u00a0"]  # fmt: skip
-NUMBERS = [0, -1, 1, 2**31, 2**63, 10**12, 10**400, -(10**30), 0.0, -0.0, 1e-320, 1e300, -1e300, float("inf"), float("-inf"), float("nan")]
-TEXTS = [*UNSEEN, *SECRETS, "", " ", "null", "true", "1e5", "[/b]", "{{ x }}", "%s %n", "<img src=x>", "'\"`", "=1+1", "a" * 5000]
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    10**12,
+    10**400,
+    -(10**30),
+    0.0,
+    -0.0,
+    1e-320,
+    1e300,
+    -1e300,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+]
+TEXTS = [
+    *UNSEEN,
+    *SECRETS,
+    "",
+    " ",
+    "null",
+    "true",
+    "1e5",
+    "[/b]",
+    "{{ x }}",
+    "%s %n",
+    "<img src=x>",
+    "'\"`",
+    "=1+1",
+    "a" * 5000,
+]
 DEEP_LIST = json.loads("[" * 60 + "]" * 60)
 ODD: list[Any] = [None, True, False, [], {}, [None], {"": None}, {"a": {"b": []}}, [[[]]], DEEP_LIST, {"version": 2}]
 
@@ -31,7 +69,11 @@ scalars = st.one_of(st.none(), st.booleans(), numbers, texts, st.sampled_from(PA
 values = st.one_of(
     scalars,
     st.sampled_from(ODD),
-    st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)), max_leaves=6),
+    st.recursive(
+        scalars,
+        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+        max_leaves=6,
+    ),
 )
 """Whatever JSON or YAML can hold, and what only Python's JSON does."""
 
