@@ -528,7 +528,7 @@ def command_lines(draw: Any) -> Attempt:
             max_size=6,
         )
     )
-    request, option = draw(st.booleans()), draw(st.sampled_from(["missing.yaml", "inputs", "train.jsonl"]))
+    request, option = draw(st.booleans()), draw(st.sampled_from(["missing.jsonl", "inputs", "model"]))
     words = [word.replace("\0", "") if _escapable(word) else ascii(word) for word in words]
     words = [word for word in words if not word.startswith(("/", "~", "..", "s3:", "http")) or word == "/dev/null"]
 
