@@ -51,6 +51,23 @@ lint: $(LINKS)
 	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports
 	$(BIN)/basedpyright
 
+# Attempts of every kind against one contract, for HOSTILE_SECONDS; tests/hostile/hostile.json says what came of them.
+HOSTILE := .bench/hostile
+HOSTILE_SECONDS ?= 1200
+.PHONY: hostile
+hostile: $(STAMP)
+	HOSTILE_SECONDS=$(HOSTILE_SECONDS) HOSTILE_WRITE=1 $(BIN)/python -m pytest --numprocesses 2 tests/hostile
+	$(MAKE) $(HOSTILE)/.installed && HOSTILE_WRITE=1 $(HOSTILE)/bin/python -m tests.hostile.guided $$(($(HOSTILE_SECONDS) / 60)) || \
+	echo 'atheris does not install here: the parsers were not fuzzed by coverage'
+
+# Reads the libraries of $(VENV) and adds atheris, which nobody else needs.
+$(HOSTILE)/.installed: tests/hostile/requirements.txt $(STAMP)
+	test -x $(HOSTILE)/bin/python || $(BIN)/python -m venv $(HOSTILE)
+	$(HOSTILE)/bin/python -m pip install --quiet --requirement $<
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' > \
+		$$($(HOSTILE)/bin/python -c 'import site; print(site.getsitepackages()[0])')/of_foretune.pth
+	touch $@
+
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --builder html docs build/docs

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+
+# Until `stop_at_signals` is there, which itself takes imports: no traceback, the same status and line.
+with contextlib.suppress(ValueError):  # not the main thread
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: _stopped())
+
+
+def _stopped() -> None:
+    os.write(2, b"foretune: stopped; run the same command again to go on where it ended\n")
+    os._exit(130)
+
 
 def main() -> None:
     from foretune.flows.interruption import stop_at_signals

@@ -124,7 +124,11 @@ def concepts_apart(results: list[dict[str, Any]], inputs: list[dict[str, str]]) 
 def attach_comparison(run: Run, compared: dict[str, Any]) -> None:
     """Keep the comparison with `run`, the later of the two: comparison.json, and a section of its report."""
     run.write_comparison(compared)
-    run.write_report(with_comparison(run.read_report(), comparison_section(compared)))
+    try:
+        report = run.read_report()
+    except FileNotFoundError:  # somebody took it away; comparison.json says the same
+        return
+    run.write_report(with_comparison(report, comparison_section(compared)))
 
 
 def comparison_markdown(compared: dict[str, Any]) -> str:

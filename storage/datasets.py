@@ -71,6 +71,8 @@ def _extension(path: Path) -> str:
 
 def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool) -> list[Row]:
     try:
+        if packed:
+            _count(path)
         # A byte order mark, which spreadsheets write, would become part of the first field's name.
         with _opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
             return list(reader(uri, text))
@@ -81,6 +83,13 @@ def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iter
         raise BadInput(f"{uri}: not a whole gzip file ({error}); copy it again") from error
     except OSError as error:
         raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _count(path: Path) -> None:
+    """Unpack to the end before a row is kept: the rows of a bomb of short lines take 20 times its bytes."""
+    with _Unpacked(path) as stream:
+        while stream.read1(2**20):
+            pass
 
 
 def _undecodable_line(path: Path, packed: bool) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from foretune.storage.cache import cache_dir
 from foretune.storage.disk import Disk, hidden
-from foretune.storage.errors import StorageFault
+from foretune.storage.errors import StorageFault, disk_faults
 
 # Below this, hashing costs less than reading a memo.
 _MEMO_BYTES = 2**20
@@ -57,6 +57,11 @@ def change_identity(stat: os.stat_result) -> list[int]:
 def file_digest(path: Path | str) -> str:
     """sha256 of a file's bytes, remembered in the user's cache by path and `change_identity`."""
     path = Path(os.path.abspath(path))
+    with disk_faults(path, "read"):
+        return _file_digest(path)
+
+
+def _file_digest(path: Path) -> str:
     with open(path, "rb") as stream:  # a network file system asks its server for the status of what is opened
         before = os.fstat(stream.fileno())
     if before.st_size < _MEMO_BYTES or not _dates_changes(path):

@@ -77,12 +77,12 @@ TYPES: dict[str, type[Event]] = {
 
 
 def event_in(line: bytes) -> dict[str, Any] | None:
-    """The event on a line; None for half a line, for what is no JSON, and where a field is of another type."""
+    """The event on a line; None for half a line, for what is no JSON, has no type, or a field of another type."""
     if len(line) > LONGEST_LINE:
         return None
     try:
         event = json.loads(line)
-        if not isinstance(event, dict):
+        if not isinstance(event, dict) or "type" not in event:
             return None
         wrong = _faults(event) - {"missing"}
     except (ValueError, RecursionError):

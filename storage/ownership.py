@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeGuard
 
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import DRAFT
+from foretune.storage.documents import yaml_mapping
 from foretune.storage.errors import BadInput
 from foretune.storage.events import EVENTS, PART, PARTS, read_events, run_status
 from foretune.storage.places import Place
@@ -27,7 +28,13 @@ def is_root(root: str) -> bool:
         return True
     store = ArtifactStore(root)
     artifacts = (stored for stored in store.iterate() if stored.complete and store.manifest(stored.task, stored.key))
-    return any(artifacts) or any(state_of(run) != "foreign" for run in list_runs(root))
+    return any(artifacts) or any(_is_ours(run) for run in list_runs(root))
+
+
+def _is_ours(run: Run) -> bool:
+    """Whether a run's folder says that a root is one of ours: a result that nobody can read says nothing of that."""
+    state = state_of(run)
+    return state != "foreign" and (state != "unreadable" or _has_request(run) or _has_event(run))
 
 
 def state_of(run: Run) -> State:
@@ -42,7 +49,7 @@ def state_of(run: Run) -> State:
         if not _is_result(run, result):
             return "foreign"
         return "ended" if can_be_followed(result.get("artifacts")) else "unreadable"
-    if not any(event.get("run_id") == run.run_id for event in read_events(run)) and not _has_request(run):
+    if not _has_event(run) and not _has_request(run):
         return "foreign"
     if run_status(run) != "unfinished":
         return "ended"
@@ -80,10 +87,15 @@ def can_be_followed(artifacts: Any) -> TypeGuard[dict[str, dict[str, str]]]:
 
 
 def _has_request(run: Run) -> bool:
-    import yaml
-
     try:
-        content = yaml.safe_load(run.read_request())
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml_mapping(run.read_request(), f"request of run {run.run_id}", "simulate it again")
+    except (FileNotFoundError, BadInput):
         return False
-    return isinstance(content, dict) and {"dataset", "model", "runtime"} <= content.keys()
+    return {"dataset", "model", "runtime"} <= content.keys()
+
+
+def _has_event(run: Run) -> bool:
+    try:
+        return any(event.get("run_id") == run.run_id for event in read_events(run))
+    except BadInput:
+        return False

@@ -243,7 +243,7 @@ def localise(uri: str | os.PathLike[str]) -> Path:
         if not os.path.exists(place.local_path):
             raise BadInput(f"{place.uri}: no such file or folder; check the path")
         if not (place.local_path.is_file() or place.local_path.is_dir()):
-            raise BadInput(f"{place.uri}: is a device or a pipe, which cannot be read twice; save it to a file")
+            raise BadInput(f"{place.uri}: is a pipe or a device; give a regular file")
         return place.local_path
     return _download_file(place) or _download_folder(place)
 

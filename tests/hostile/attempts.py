@@ -23,6 +23,9 @@ import yaml
 
 from tests.hostile.contract import ENVIRONMENT, Outcome, changes, faults, leaks, tree
 
+HEALED_EVERY = 10
+"""A root that attempts only read is tried again after one in so many, a root of an attempt's own always."""
+
 
 class TooLong(BaseException):
     """The attempt has not ended; raised into it."""
@@ -36,6 +39,7 @@ class Case:
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
     output: Path | None = None
+    instead: Callable[[], Any] | None = None  # what the command calls, where a reader is tried by itself
 
     @property
     def request(self) -> Path:
@@ -82,6 +86,7 @@ class World:
     healthy: Path  # folder of request.yaml, rows, model, sae
     root: Path
     numbers: Iterator[int] = field(default_factory=itertools.count)
+    heals: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def beside(self) -> Path:
@@ -103,7 +108,9 @@ class World:
         request.write_text(request.read_text().replace("FOLDER", str(folder)).replace("ROOT", str(root)))
         return Case(folder, root)
 
-    def attempt(self, prepare: Prepare, own_root: bool = False, process: bool = False) -> tuple[Outcome, list[str]]:
+    def attempt(
+        self, prepare: Prepare, own_root: bool = False, process: bool = False, heals: bool = True
+    ) -> tuple[Outcome, list[str]]:
         """Run one attempt; what broke the contract, and whether a healthy command still succeeds on the root."""
         case = self.case(own_root)
         temporary = case.folder.parent / "tmp"
@@ -111,14 +118,19 @@ class World:
         try:
             words = prepare(case)
             kept = [case.root, temporary, *([case.output] if case.output else [])]
-            inputs, outside = tree(case.folder, kept), tree(self.beside)
+            leaked = leaks(case.root)
+            inputs, outside = tree(case.folder, kept), tree(self.beside, digests=True)
             environment = ENVIRONMENT | {"TMPDIR": str(temporary)} | case.environment
-            outcome = (run_process if process else run_here)(words, environment, case.folder)
+            if process:
+                outcome = run_process(words, environment, case.folder)
+            else:
+                outcome = run_here(words, environment, case.folder, case.instead)
             found = faults(outcome, 120.0 if process else 30.0)
-            found += changes(inputs, tree(case.folder, kept)) + changes(outside, tree(self.beside))
-            found += leaks(case.root)
+            found += changes(inputs, tree(case.folder, kept)) + changes(outside, tree(self.beside, digests=True))
+            found += [each for each in leaks(case.root) if each not in leaked]
             found += [f"left {path.name}" for path in temporary.glob("foretune-*")]
-            found += self.healed(case)
+            if heals and (own_root or next(self.heals) % HEALED_EVERY == 0):
+                found += self.healed(case)
             return outcome, found
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -180,7 +192,7 @@ def _captured() -> Iterator[tuple[Any, Any]]:
     sys.stdout.flush()
     sys.stderr.flush()
     streams, numbers = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
-    files = tempfile.TemporaryFile("w+b"), tempfile.TemporaryFile("w+b")
+    files = tempfile.TemporaryFile("w+b"), tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed once they are read
     for number, file in zip((1, 2), files, strict=True):
         os.dup2(file.fileno(), number)
     sys.stdout = io.TextIOWrapper(os.fdopen(os.dup(1), "wb", 0), "utf-8", write_through=True)
@@ -208,13 +220,18 @@ def _most() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_here(words: list[str], environment: dict[str, str], folder: Path) -> Outcome:
-    """`foretune WORDS` by its entry point in this process."""
+def run_here(
+    words: list[str], environment: dict[str, str], folder: Path, instead: Callable[[], Any] | None = None
+) -> Outcome:
+    """`foretune WORDS` by its entry point in this process; with `instead` this takes the place of the command."""
     from foretune.flows import cli
 
     status, began, memory = 0, time.monotonic(), _most()
     with _surroundings(environment, folder, words), _captured() as files:
         handles, cli.stop_at_signals = cli.stop_at_signals, lambda: None  # signals are the test's own
+        app = cli.app
+        if instead is not None:
+            cli.app = lambda **_: instead() and None
         try:
             cli.main()
         except SystemExit as ended:
@@ -225,7 +242,7 @@ def run_here(words: list[str], environment: dict[str, str], folder: Path) -> Out
             status = -1
             print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
         finally:
-            cli.stop_at_signals = handles
+            cli.stop_at_signals, cli.app = handles, app
     return Outcome(status, _text(files[0]), _text(files[1]), time.monotonic() - began, _most() - memory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,16 +65,14 @@ def try_kind(world: World, kind: str, seconds: float, seed: int) -> Tally:
     def each(attempt: Attempt) -> None:
         if time.monotonic() > until:
             raise _Over
-        outcome, faults = world.attempt(attempt.prepare, attempt.own_root, attempt.process)
+        outcome, faults = world.attempt(attempt.prepare, attempt.own_root, attempt.process, attempt.heals)
         tally.tried += 1
         tally.statuses[outcome.status] = tally.statuses.get(outcome.status, 0) + 1
         if faults:
             tally.failed.append((attempt.what, f"{outcome.status} {outcome.line[:200]}", faults))
 
-    try:
+    with contextlib.suppress(_Over):
         each()
-    except _Over:
-        pass
     return tally
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ def _around(text: str, at: int) -> str:
 Tree = dict[str, tuple[int, int, int, str]]
 
 
-def tree(folder: Path, without: Iterable[Path] = ()) -> Tree:
-    """Every file below a folder: kind and permissions, size, date and digest."""
+def tree(folder: Path, without: Iterable[Path] = (), digests: bool = False) -> Tree:
+    """Every file below a folder: kind and permissions, size, date, and the change time that nobody can set."""
     found: Tree = {}
     skipped = {str(path) for path in without}
     for base, folders, files in os.walk(folder):
@@ -99,11 +100,14 @@ def tree(folder: Path, without: Iterable[Path] = ()) -> Tree:
             if str(path) in skipped:
                 continue
             status = path.lstat()
-            plain = path.is_file() and not path.is_symlink() and status.st_size < 2**20
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if plain and os.access(path, os.R_OK) else ""
-            date = 0 if path.is_dir() and not path.is_symlink() else status.st_mtime_ns
-            size = 0 if path.is_dir() else status.st_size
-            found[str(path.relative_to(folder))] = (status.st_mode, size, date, digest)
+            if stat.S_ISDIR(status.st_mode):
+                found[str(path.relative_to(folder))] = (status.st_mode, 0, 0, "")
+                continue
+            digest = ""
+            if digests and stat.S_ISREG(status.st_mode):
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            dates = (status.st_mtime_ns, status.st_ctime_ns)
+            found[str(path.relative_to(folder))] = (status.st_mode, status.st_size, hash(dates), digest)
     return found
 
 

@@ -37,6 +37,7 @@ class Attempt:
     prepare: Callable[[Case], list[str]]
     own_root: bool = False
     process: bool = False
+    heals: bool = True  # a marker that is none is left to its owner
 
 
 def _what(*parts: Any) -> str:
@@ -320,7 +321,9 @@ def sae_folders(draw: Any) -> Attempt:
 
 @st.composite
 def label_files(draw: Any) -> Attempt:
-    """Labels as JSON, JSONL, CSV, Parquet and an export: read as `baseline` reads them."""
+    """Labels as JSON, JSONL, CSV, Parquet and an export: read as the features' labels are."""
+    from foretune.tasks.saes.labels import read_labels
+
     name = draw(
         st.sampled_from(["l.json", "l.jsonl", "l.csv", "l.parquet", "l.jsonl.gz", "l.txt", "l", "batch-1.jsonl.gz"])
     )
@@ -329,13 +332,14 @@ def label_files(draw: Any) -> Attempt:
     data = draw(
         st.one_of(st.none(), st.none(), damaged_bytes(b'{"1": "rivers"}'), values.map(lambda v: dumped(v).encode()))
     )
+    wanted = draw(st.sampled_from([None, "m/1"]))
 
     def prepare(case: Case) -> list[str]:
         file = case.folder / name
         lines = data if data is not None else "".join(dumped(each) + "\n" for each in made).encode()
         file.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
-        case.change(sae={"path": str(case.sae), "labels": str(file)})
-        return _plan(case)
+        case.instead = lambda: read_labels(str(file), wanted)
+        return ["labels"]
 
     return Attempt(_what(name, made, data), prepare)
 
@@ -432,7 +436,7 @@ def stored_files(draw: Any) -> Attempt:
         _damage(file, how, seed, value, data)
         return _reader(words, case)
 
-    return Attempt(_what(name, how, words, seed, value, data), prepare, own_root=True)
+    return Attempt(_what(name, how, words, seed, value, data), prepare, own_root=True, heals=name != "marker")
 
 
 def _damage(file: Path, how: str, seed: int, value: Any, data: bytes) -> None:
@@ -478,7 +482,8 @@ def triggers(draw: Any) -> Attempt:
             .encode(errors="surrogateescape" if _escapable(place) else "replace")
             .decode(errors="surrogateescape")
         )
-        case.change(dataset={"path": str(case.folder / "none.jsonl")})
+        case.rows.unlink()
+        (case.folder / "heldout.jsonl").unlink()  # nothing is simulated
         return ["vet", str(case.request), "--gate", str(gate), f"--dataset={place_here}"]
 
     return Attempt(_what(place), prepare)
@@ -523,7 +528,7 @@ def command_lines(draw: Any) -> Attempt:
             max_size=6,
         )
     )
-    request, option = draw(st.booleans()), draw(st.sampled_from(["missing.yaml", "inputs", "train.jsonl"]))
+    request, option = draw(st.booleans()), draw(st.sampled_from(["missing.jsonl", "inputs", "model"]))
     words = [word.replace("\0", "") if _escapable(word) else ascii(word) for word in words]
     words = [word for word in words if not word.startswith(("/", "~", "..", "s3:", "http")) or word == "/dev/null"]
 

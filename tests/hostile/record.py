@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,12 @@ def keep(tally: dict[str, Any]) -> None:
     if not os.environ.get(WRITE):
         return
     file = HERE / "hostile.json"
+    with open(HERE / "record.py") as lock:  # of two workers one at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _add(file, tally)
+
+
+def _add(file: Path, tally: dict[str, Any]) -> None:
     kept = json.loads(file.read_text()) if file.exists() else []
     kept = sorted([each for each in kept if each["kind"] != tally["kind"]] + [tally], key=lambda each: each["kind"])
     file.write_text(json.dumps(kept, indent=1) + "\n")

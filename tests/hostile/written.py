@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import yaml
+
 from tests.hostile.attempts import Case
 from tests.hostile.contract import SECRET
 from tests.hostile.values import ESCAPE, HALF, OVERRIDE, TAG, ZERO_WIDTH
@@ -179,11 +181,11 @@ BOUNDS = {
     "whatif twice": Written(of_run("whatif", "latest", "--set", "training.epochs=1,1"), 2, "twice", True),
     "whatif empty": Written(of_run("whatif", "latest", "--set", "training.epochs=1,,2"), 2, "empty", True),
     "whatif none": Written(of_run("whatif", "latest", "--set", "training.epochs="), 2, "not of the form", True),
-    "whatif other": Written(of_run("whatif", "latest", "--set", "adapter.target_modules=[q_proj]"), 2, "", True),
+    "whatif other": Written(of_run("whatif", "latest", "--set", "sae.path=x"), 2, "", True),
     "whatif many": Written(of_run("whatif", "latest", "--set", "training.epochs=" + ",".join(map(str, range(1, 99))), "--set", "training.learning_rate=" + ",".join(f"{n}e-6" for n in range(1, 99))), 2, "are the most", True),
     "gc keep 1e300": Written(of_run("gc", "--keep-days", "1e300"), 0, "", True),
     "gc keep nan": Written(of_run("gc", "--keep-days", "nan"), 2, "keep", True),
-    "gc keep inf": Written(of_run("gc", "--keep-days", "inf"), 2, "keep", True),
+    "gc keep inf": Written(of_run("gc", "--keep-days", "inf"), 0, "", True),
     "gc keep -1": Written(of_run("gc", "--keep-last", "-1"), 2, "keep-last", True),
     "gc keep digits": Written(of_run("gc", "--keep-last", "9" * 400), 0, "", True),
     "clean drop digits": Written(of_run("clean", "latest", "-o", "OUT", "--drop-harmful", "9" * 400, output="out"), 0, "", True),
@@ -194,12 +196,12 @@ BOUNDS = {
 }  # fmt: skip
 
 BOMBS = {
-    "gzip bomb": Written(rows(gzip.compress(b'{"text": "a"}\n' * 5 * 10**7, 9), "r.jsonl.gz"), 2, "once unpacked"),
+    "gzip bomb": Written(rows(gzip.compress(b'{"text": "a"}\n' * 10**6, 1) * 60, "r.jsonl.gz"), 2, "once unpacked"),
     "gzip of gzip": Written(rows(gzip.compress(gzip.compress(b"{}")), "r.jsonl.gz"), 2, ""),
     "gzip torn": Written(rows(gzip.compress(b'{"text": "a"}\n' * 99)[:40], "r.jsonl.gz"), 2, ""),
     "gzip that is none": Written(rows('{"text": "a"}\n', "r.jsonl.gz"), 2, "gzip"),
     "row of 50 MB": Written(rows('{"text": "' + "word " * 10**7 + '"}\n'), 2, "16 million characters"),
-    "row of 10 MB": Written(rows('{"text": "' + "word " * 2 * 10**6 + '"}\n{"text": "b"}\n'), 0, ""),
+    "row of 1 MB": Written(rows('{"text": "' + "word " * 2 * 10**5 + '"}\n{"text": "b"}\n'), 0, ""),
     "nested 500": Written(rows('{"text": "a", "x": ' + "[" * 500 + "]" * 500 + "}\n"), 2, "64 levels"),
     "nested 10^6": Written(rows('{"text": "a", "x": ' + "[" * 10**6), 2, "line 1"),
     "1e9999": Written(rows('{"text": "a", "x": 1e9999}\n'), 2, "no JSON value"),
@@ -213,7 +215,7 @@ BOMBS = {
     "/dev/zero as labels": Written(plan(sae={"path": "/dev/zero"}), 2, ""),
     "/dev/zero as model": Written(plan(model={"name_or_path": "/dev/zero"}), 2, ""),
     "/dev/zero as GGUF": Written(lambda c: ((c.folder / "m.gguf").symlink_to("/dev/zero"), c.change(model={"name_or_path": str(c.folder / "m.gguf")}), ["plan", str(c.request)])[2], 2, ""),
-    "labels are a device": Written(lambda c: (c.change(sae={"path": str(c.sae), "labels": "/dev/zero"}), ["plan", str(c.request)])[1], 2, "device or a pipe"),
+    "labels are a device": Written(lambda c: (c.change(sae={"path": str(c.sae), "labels": "/dev/zero"}), ["plan", str(c.request)])[1], 2, "pipe or a device"),
     "preferences are a device": Written(plan(dataset={"preferences": "/dev/zero"}), 2, "pipe or a device"),
     "probes are a device": Written(plan(dataset={"probes": "/dev/zero"}), 2, ""),
     "held-out rows are a device": Written(plan(dataset={"heldout": {"path": "/dev/zero"}}), 2, "pipe or a device"),
@@ -250,7 +252,7 @@ TEXT = {
         ("a value", plan(training={"optimizer": text}), 2),
         ("the dataset's path", plan(dataset={"path": f"none{text}.jsonl"}), 2),
         ("a column", rows([{f"c{text}": "a"}]), 2),
-        ("a role", rows([{"messages": [{"role": text, "content": "a"}]}]), 2),
+        ("a role", rows([{"messages": [{"role": text, "content": "a"}]}]), 0),
         ("the model's path", plan(model={"name_or_path": f"./none{text}"}), 2),
         ("a module", plan(adapter={"target_modules": [text]}), 2),
         ("an option", words("plan", "REQUEST", f"--{text}"), 2),
@@ -293,7 +295,7 @@ SECRETS = {
 } | {
     "secret in a row's fault": Written(rows('{"text": 1, "x": "Bearer ' + SECRET + '0123456789"}\n'), 2, ""),
     "secret in a setting": Written(plan(training={"optimizer": f"{SECRET}-password"}), 2, "***"),
-    "token in a path": Written(plan(dataset={"path": f"hf_{SECRET}abcdefgh.jsonl"}), 2, "***"),
+    "token in a path": Written(plan(dataset={"path": f"hf_{SECRET}abcdefgh.jsonl"}), 2, "credentials"),
     "password in an unknown option": Written(words("plan", "REQUEST", f"--{SECRET}-password"), 2, "***"),
     "secret in a stored result": Written(of_run("runs", spoil=result_field(summary={"answer": f"http://a:{SECRET}@h"})), 0, "", True),
     "secret in an event": Written(of_run("watch", "latest", spoil=run_file("events.jsonl", json.dumps({"run_id": "r", "time": "t", "source": "simulation", "type": "pass_failed", "task": "x", "label": f"http://a:{SECRET}@h", "error": f"http://a:{SECRET}@h"}) + "\n")), 0, "", True),
@@ -301,13 +303,13 @@ SECRETS = {
 
 OUTPUTS = {
     "clean over a file": Written(of_run("clean", "latest", "-o", "ROWS"), 2, "--force", True),
-    "clean over the dataset": Written(of_run("clean", "latest", "-o", "OUT", "--force", spoil=lambda c: (c.folder / "out").symlink_to(c.root.parent / "none")), 2, "", True),
+    "clean over the dataset": Written(of_run("clean", "latest", "-o", "OUT", "--force", spoil=lambda c: (c.folder / "out").symlink_to(yaml.safe_load((c.run / "request.yaml").read_text())["dataset"]["path"])), 2, "", True),
     "clean over a folder": Written(of_run("clean", "latest", "-o", ".", "--force"), 2, "", True),
     "clean over a device": Written(of_run("clean", "latest", "-o", "/dev/null", "--force"), 2, "", True),
     "clean to nowhere": Written(of_run("clean", "latest", "-o", "none/none/x.jsonl", output="none"), 0, "", True),
     "clean to an empty name": Written(of_run("clean", "latest", "-o", ""), 2, "", True),
-    "clean below a file": Written(of_run("clean", "latest", "-o", "train.jsonl/x"), 1, "", True),
-    "clean a long name": Written(of_run("clean", "latest", "-o", "x" * 400), 1, "too long", True),
+    "clean below a file": Written(of_run("clean", "latest", "-o", "train.jsonl/x"), 2, "", True),
+    "clean a long name": Written(of_run("clean", "latest", "-o", "x" * 400), 2, "too long", True),
     "clean an unknown rule": Written(of_run("clean", "latest", "-o", "OUT", "--drop-flagged", ESCAPE), 2, "no such rule", True),
     "clean without output": Written(of_run("clean", "latest"), 2, "output", True),
     "clean to http": Written(of_run("clean", "latest", "-o", "http://127.0.0.1:9/x"), 2, "", True),
@@ -317,7 +319,7 @@ OUTPUTS = {
     "export to a device": Written(of_run("export", "latest", "/dev/null"), 2, "", True),
     "export to an empty name": Written(of_run("export", "latest", ""), 2, "", True),
     "export into the root": Written(of_run("export", "latest", "OUT", output="out"), 0, "", True),
-    "export a long name": Written(of_run("export", "latest", "x" * 400), 1, "too long", True),
+    "export a long name": Written(of_run("export", "latest", "x" * 400), 2, "too long", True),
     "export of nothing": Written(of_run("export", "none", "OUT"), 2, "no run", True),
     "whatif over a folder": Written(of_run("whatif", "latest", "--set", "training.epochs=1,3", spoil=lambda c: (c.run / "whatif.html").mkdir()), 1, "not a file", True),
 }  # fmt: skip
@@ -331,7 +333,7 @@ def _other_root(case: Case, *names: str) -> None:
 
 DELETION = {
     "gc of a wrong root": Written(lambda c: (_other_root(c, "artifacts/a/b/manifest.json", "runs/r/result.json"), ["gc", "--keep-last", "0", "--delete", "--root", str(c.folder / "other")])[1], 2, ""),
-    "gc of nothing": Written(words("gc", "--root", "none"), 0, ""),
+    "gc of nothing": Written(words("gc", "--root", "none"), 2, "not a storage root"),
     "gc of /": Written(words("gc", "--keep-last", "0", "--delete", "--root", "/"), 2, ""),
     "gc of a file": Written(words("gc", "--root", "train.jsonl"), 2, "is a file"),
     "gc of a model": Written(words("gc", "--keep-last", "0", "--delete", "--root", "model"), 2, ""),
@@ -346,6 +348,8 @@ DELETION = {
     "gc of a newer format": Written(lambda c: (_other_root(c), (c.folder / "other").mkdir(exist_ok=True), (c.folder / "other" / "foretune.json").write_text('{"foretune_root": 99}'), ["gc", "--root", str(c.folder / "other")])[3], 2, "newer foretune"),
 }  # fmt: skip
 
+ANY = -1
+"""A status of the contract: what is damaged decides."""
 READ = [
     ["watch", "latest"],
     ["report", "latest"],
@@ -354,28 +358,27 @@ READ = [
     ["runs"],
     ["gc"],
 ]
-DAMAGE: dict[str, tuple[Callable[[Case], Any], set[int]]] = {
-    "torn result": (run_file("result.json", '{"status": "comp'), {0, 2}),
-    "null result": (run_file("result.json", "null"), {0, 2}),
-    "folder as result": (run_file("result.json", None), {0, 2}),
-    "result of types": (result_field(summary=[], signals={}, artifacts=3), {0, 2}),
-    "result of characters": (result_field(status=ESCAPE, summary={"answer": OVERRIDE + TAG}), {0, 2}),
-    "result of numbers": (result_field(summary={"heldout_loss_base": 1e300, "heldout_loss_evaluated": -1e300, "rows": 10**30}), {0, 2}),
-    "no result": (lambda c: (c.run / "result.json").unlink(), {0, 2}),
-    "torn request": (run_file("request.yaml", "a: ["), {0, 2}),
-    "no report": (lambda c: (c.run / "report.html").unlink(), {0, 2}),
-    "folder as report": (run_file("report.html", None), {0, 1, 2}),
-    "folder as events": (run_file("events.jsonl", None), {0, 2}),
-    "events of anything": (run_file("events.jsonl", b"x\n\x00\n" + b"[" * 10**5 + b"\n\xff\xfe\n{}\nnull\n"), {0, 2}),
-    "events of characters": (run_file("events.jsonl", json.dumps({"run_id": "r", "time": "t", "source": "simulation", "type": "signal", "name": ESCAPE, "severity": OVERRIDE}) + "\n"), {0, 2}),
+DAMAGE: dict[str, Callable[[Case], Any]] = {
+    "torn result": run_file("result.json", '{"status": "comp'),
+    "null result": run_file("result.json", "null"),
+    "folder as result": run_file("result.json", None),
+    "result of types": result_field(summary=[], signals={}, artifacts=3),
+    "result of characters": result_field(status=ESCAPE, summary={"answer": OVERRIDE + TAG}),
+    "result of numbers": result_field(summary={"heldout_loss_base": 1e300, "heldout_loss_evaluated": -1e300, "rows": 10**30}),
+    "no result": lambda c: (c.run / "result.json").unlink(),
+    "torn request": run_file("request.yaml", "a: ["),
+    "no report": lambda c: (c.run / "report.html").unlink(),
+    "folder as report": run_file("report.html", None),
+    "folder as events": run_file("events.jsonl", None),
+    "events of anything": run_file("events.jsonl", b"x\n\x00\n" + b"[" * 10**5 + b"\n\xff\xfe\n{}\nnull\n"),
+    "events of characters": run_file("events.jsonl", json.dumps({"run_id": "r", "time": "t", "source": "simulation", "type": "signal", "name": ESCAPE, "severity": OVERRIDE}) + "\n"),
 }  # fmt: skip
 STORED = {
-    f"{words_[0]} with {name}": Written(of_run(*words_, *(["--quiet"] if name == "no result" else []), spoil=spoil), -min(statuses), "", True)
-    for name, (spoil, statuses) in DAMAGE.items()
+    f"{words_[0]} with {name}": Written(of_run(*words_, spoil=spoil), ANY, "", True)
+    for name, spoil in DAMAGE.items()
     for words_ in READ
     if not (words_[0] == "watch" and name == "no result")  # it waits
 }  # fmt: skip
-"""Status 0 here means: any of the contract's."""
 
 ROWS = {
     name: Written(rows(data), status, said)
@@ -421,7 +424,7 @@ ROWS = {
     "a folder": Written(plan(dataset={"path": "."}), 2, ""),
     "nothing": Written(plan(dataset={"path": "none.jsonl"}), 2, "no such"),
     "climbs": Written(plan(dataset={"path": "../../none.jsonl"}), 2, "no such"),
-    "no permission": Written(plan(dataset={"path": "/proc/1/environ"}), 2, ""),
+    "no permission": Written(plan(dataset={"path": "/proc/1/environ"}), 1, "permission"),
     "a loop of links": Written(lambda c: (c.rows.unlink(), c.rows.symlink_to("train.jsonl"), ["plan", str(c.request)])[2], 2, ""),
     "held-out is empty": Written(lambda c: ((c.folder / "heldout.jsonl").write_text(""), ["plan", str(c.request)])[1], 2, "empty"),
     "one row and a fraction": Written(rows('{"text": "a"}\n', dataset_={}), 2, ""),
@@ -429,7 +432,7 @@ ROWS = {
 
 NAMES = {
     "name of 400 characters": Written(plan(name="x" * 400), 0, ""),
-    "name of 10^5 characters": Written(plan(name="x" * 10**5), 2, ""),
+    "name of 10^5 characters": Written(plan(name="x" * 10**5), 0, ""),
     "empty name": Written(plan(name=""), 0, ""),
     "name that climbs": Written(plan(name="../../x"), 0, ""),
     "dataset of 400 characters": Written(plan(dataset={"path": "x" * 400 + ".jsonl"}), 2, ""),
@@ -451,7 +454,7 @@ NAMES = {
     "no bucket": Written(words("runs", "--root", "s3://"), 2, "no bucket"),
     "ftp": Written(words("runs", "--root", "ftp://x"), 2, "not supported"),
     "a hub id of slashes": Written(plan(model={"name_or_path": "a/b/c/d"}), 2, ""),
-    "revision": Written(plan(model={"revision": "../../x"}), 2, ""),
+    "revision": Written(plan(model={"revision": "../../x"}), 0, ""),
 }  # fmt: skip
 
 GATES = {

@@ -11,7 +11,7 @@ import pytest
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir, new_draft, sweep_cache
 from foretune.storage.events import EVENTS, EventLog, read_events
-from foretune.storage.ownership import GOING_SECONDS, delete_run, state_of
+from foretune.storage.ownership import GOING_SECONDS, delete_run, is_root, state_of
 from foretune.storage.places import Place
 from foretune.storage.runs import Run
 from tests.storage.children import child
@@ -234,3 +234,9 @@ def test_forgetting_prefect_s_record_takes_one_file(tmp_path):
         (Place(tmp_path) / name).write_bytes(NOTES)
     _forget(SimpleNamespace(result_storage=SimpleNamespace(basepath=str(tmp_path))), "foretune/a/quality/k1")
     assert names(Place(tmp_path)) == ["foretune/a/quality/k2", "theirs"]
+
+
+def test_a_result_that_nobody_can_read_makes_no_root(tmp_path):
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "runs" / "r" / "result.json").write_text("mine")
+    assert not is_root(str(tmp_path))

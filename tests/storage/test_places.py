@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foretune.storage.cache import cache_dir, sweep_cache
-from foretune.storage.errors import BadInput
+from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.places import Place, localise
 
 
@@ -231,3 +231,23 @@ def test_the_cache_is_swept_by_age(s3_root):
     assert not copy.exists()
     assert list((cache_dir() / "copies").iterdir()) == []
     assert localise(file.uri).read_bytes() == b"12345"
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIAIOSFODNN7EXAMPLE:SECRETwJalrXU@bucket/x", "s3://key:SECRETwJalrXU/x", "s3://SECRETwJalrXU@b"]
+)
+def test_credentials_in_a_bucket_are_refused_and_not_repeated(uri):
+    with pytest.raises(BadInput, match="carries credentials; .*AWS_PROFILE") as caught:
+        Place(uri)
+    assert "SECRETwJalrXU" not in str(caught.value)
+
+
+def test_a_folder_where_a_file_is_read_is_one_line(tmp_path):
+    with pytest.raises(BadInput, match="is a folder where a file is expected; move it away"):
+        Place(tmp_path).read_bytes()
+
+
+def test_a_circle_of_links_is_passed_over_or_said(tmp_path):
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(StorageFault, match="lead in a circle"):
+        list(Place(tmp_path).walk())

@@ -1,0 +1,125 @@
+"""Faults of what is around a run: a server that dies, a port that is taken, a clock that goes back, rows that say
+almost nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from foretune.storage.events import read_events
+from foretune.storage.runs import list_runs
+from tests.hostile.contract import STATUSES, Outcome, faults
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-c", "from foretune.flows.command import main; main()"]
+CHEAP = ["sae=null", "dataset.preferences=null", "dataset.probes=null", "influence.replays.runs=16"]
+SETTINGS = [word for each in CHEAP for word in ("--set", each)]
+
+
+def started(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
+    around = os.environ | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180"} | environment
+    return subprocess.Popen(
+        [*COMMAND, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=around,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 400) -> Outcome:
+    began = time.monotonic()
+    out, err = process.communicate(timeout=seconds)
+    return Outcome(process.returncode, out, err, time.monotonic() - began, 0)
+
+
+def begun(root: Path, task: str) -> bool:
+    return any(event.get("task") == task for run in list_runs(str(root)) for event in read_events(run))
+
+
+def test_a_prefect_server_that_is_killed_in_mid_run_is_no_traceback_and_the_same_command_goes_on(tiny_request: Path):
+    root = tiny_request.parent / "root"
+    process = started("simulate", tiny_request, "--quiet", *SETTINGS)
+    until = time.monotonic() + 300
+    while process.poll() is None and not begun(root, "landscape_shard") and time.monotonic() < until:
+        time.sleep(0.1)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "uvicorn" in " ".join(child.cmdline()):
+            child.kill()
+    outcome = ended(process)
+    assert outcome.status in STATUSES
+    assert "Traceback" not in outcome.err and len(outcome.err.strip().splitlines()) <= 1, outcome.err
+    assert ended(started("simulate", tiny_request, "--quiet", *SETTINGS)).status == 0
+
+
+def test_ports_that_are_taken_are_passed_over(tiny_request: Path):
+    taken = []
+    for port in range(8000, 9000):  # among which the engine draws one for its server
+        with_port = socket.socket()
+        try:
+            with_port.bind(("127.0.0.1", port))
+        except OSError:
+            with_port.close()
+            continue
+        taken.append(with_port)
+    try:
+        outcome = ended(started("simulate", tiny_request, "--quiet", "--set", "dataset.path=none.jsonl"))
+        assert (outcome.status, faults(outcome, 400)) == (2, [])
+    finally:
+        for each in taken:
+            each.close()
+
+
+@pytest.mark.parametrize("milliseconds", [60, 120, 200, 300, 450])
+def test_a_signal_while_the_command_starts_is_status_130(tmp_path: Path, milliseconds: int):
+    process = started("export", "latest", tmp_path / "out", "--root", tmp_path / "none")
+    handled = time.monotonic() + 5
+    while time.monotonic() < handled and not _handles_interrupts(process.pid):
+        time.sleep(0.002)
+    time.sleep(milliseconds / 1000)
+    process.send_signal(signal.SIGINT)
+    outcome = ended(process, 60)
+    assert outcome.status in (130, 2)  # 2: it had ended before
+    assert "Traceback" not in outcome.err
+
+
+def _handles_interrupts(process: int) -> bool:
+    """Whether a handler of Python's is there at all: before, the kernel ends the process and nothing is said."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGINT - 1))
+
+
+def test_a_clock_that_goes_back_loses_no_event_and_no_artefact(tiny_request: Path, monkeypatch: pytest.MonkeyPatch):
+    from tests.dag import run_dag
+
+    clock, real = iter(range(10**9)), time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(clock))
+    first = run_dag(tiny_request, *CHEAP)
+    monkeypatch.setattr(time, "time", real)
+    again = run_dag(tiny_request, *CHEAP)
+    assert first.computed and not again.computed
+
+
+@pytest.mark.parametrize("row", [{"text": "a"}, {"prompt": "What is it?", "completion": "x"}])
+def test_one_trained_token_in_the_held_out_set_has_a_loss(tiny_request: Path, row: dict):
+    from tests.dag import run_dag
+
+    (tiny_request.parent / "heldout.jsonl").write_text(json.dumps(row) + "\n")
+    done = run_dag(tiny_request, *CHEAP)
+    assert done.found.summary["heldout_loss_base"] > 0
+    json.dumps(done.found.summary, allow_nan=False)
