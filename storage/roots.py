@@ -49,6 +49,8 @@ def marked_format(place: Place) -> int | None:
         found = content[_FIELD] if isinstance(content, dict) else None
     except FileNotFoundError:
         return None
+    except BadInput:  # a ValueError too: credentials, a bucket that is not there
+        raise
     except (ValueError, KeyError):
         found = None
     if not isinstance(found, int):

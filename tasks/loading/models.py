@@ -143,8 +143,9 @@ def count_work(model: Any, args: tuple[Any, ...], inputs: dict[str, Any], output
     work, tokens = work_here(), ids.numel()
     tangents = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
     work.forward(2 * tokens if tangents else tokens)  # forward mode carries a tangent beside every value
-    if not tangents and output.logits.requires_grad:
-        output.logits.register_hook(lambda gradient: work.backward(tokens))
+    logits = getattr(output, "logits", None)  # a trainer's fused loss gives none
+    if not tangents and logits is not None and logits.requires_grad:
+        logits.register_hook(lambda gradient: work.backward(tokens))
 
 
 def choose_device(name: str) -> torch.device:

@@ -17,10 +17,10 @@ from foretune.storage.ownership import state_of
 from foretune.storage.places import Place
 from foretune.storage.roots import MARKER
 from foretune.storage.runs import Run
-from tests.orchestration.inline import run_inline
+from tests.dag import run_dag
 from tests.orchestration.test_faults import request_on, start  # noqa: F401
 from tests.storage.children import child
-from tests.storage.conftest import disk_root, own_cache, root, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
+from tests.roots import disk_root, own_cache, root, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def simulated(request: Path, *overrides: str) -> None:
     wanted = load_request(str(request), list(overrides))
     run = Run(wanted.runtime.root, "inline")
     run.write_request(to_yaml(wanted))
-    _, made = run_inline(request, *overrides)
+    _, made = run_dag(request, *overrides)
     artifacts = {name: {"uri": ref.uri, "sha256": ref.sha256} for name, ref in made.items()}
     with EventLog(run) as log:
         log.emit("run_finished", status="completed")
@@ -52,12 +52,12 @@ def collecting(root: str, until: str) -> None:  # noqa: F811
 
 
 def test_two_simulations_of_different_requests_at_once_are_both_right(request_on):  # noqa: F811
-    both = [start(run_inline, request_on), start(run_inline, request_on, OVERRIDE)]
+    both = [start(run_dag, request_on), start(run_dag, request_on, OVERRIDE)]
     for process in both:
         process.join(150)
     assert [process.exitcode for process in both] == [0, 0]
     for overrides in ([], [OVERRIDE]):
-        step, _ = run_inline(request_on, *overrides)
+        step, _ = run_dag(request_on, *overrides)
         assert step.computed == []
         assert all(step.run.store.find(ref.task, ref.key, full=True) for _, ref in step.steps)
 
@@ -72,10 +72,10 @@ def test_a_collection_beside_a_simulation_takes_nothing_of_it(request_on):  # no
     collection.join(30)
     assert (simulation.exitcode, collection.exitcode) == (0, 0)
     assert state_of(Run(at, "inline")) == "ended"
-    step, _ = run_inline(request_on)
+    step, _ = run_dag(request_on)
     assert step.computed == []
     collect_garbage(at, last=None, days=None, delete=True)
-    assert run_inline(request_on)[0].computed == []
+    assert run_dag(request_on)[0].computed == []
 
 
 WRITES = {

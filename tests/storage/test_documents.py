@@ -32,7 +32,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("", "holds no mapping"),
         ("null", "holds no mapping"),
         ("[" * 5000, "deep"),
-        ("a: " + "[" * 60 + "]" * 60, "more than 50 deep"),
+        ("a: " + "[" * 60 + "]" * 60, "more than 50 levels deep"),
         ('a: "\\ud800"', "half of a surrogate pair"),
         ("a: 2026-13-45", "not valid YAML"),
         ("a: !!python/object:os.system x", "not valid YAML"),
