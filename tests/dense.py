@@ -54,10 +54,9 @@ def lora_start(reference: Any, r: int, alpha: int, seed: int) -> tuple[Any, dict
 
 def role_rows(done: Simulated, role: str) -> list[dict[str, Any]]:
     """Rows of a role that the result does not name."""
-    for stored in done.store.iterate():
-        manifest = done.store.manifest(stored.task, stored.key) if stored.task == "samples" else None
-        if manifest is not None and manifest.inputs["role"] == role:
-            return done.store.open(done.store.find("samples", stored.key)).arrow("samples.parquet").to_pylist()
+    for task, ref in done.step.steps:
+        if task == "samples" and done.store.open(ref).manifest.inputs["role"] == role:
+            return done.store.open(ref).arrow("samples.parquet").to_pylist()
     raise LookupError(role)
 
 

@@ -58,7 +58,7 @@ def gathered(
         signals=found.signals,
         conditions=found.conditions,
         worth=found.worth,
-        rows=rows_view(row_table(opened, heldout_of(run, opened)), settings.text_limit),
+        rows=rows_view(row_table(opened, heldout_of(run, opened), shown_verdicts(opened)), settings.text_limit),
         **sections,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.runs import Run
+from foretune.tasks.report.findings import shown_verdicts
 from foretune.tasks.report.rows import MISMATCH, RowTable, compute, flag_counts, heldout_of, row_table
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class RowReader:
     def of(cls, run: Run, artifacts: dict[str, ArtifactRef], text_limit: int) -> RowReader:
         """Of a finished run's artefacts."""
         opened = {name: run.store.open(ref) for name, ref in artifacts.items() if name in READ}
-        return cls(row_table(opened, heldout_of(run, opened)), text_limit)
+        return cls(row_table(opened, heldout_of(run, opened), shown_verdicts(opened)), text_limit)
 
     def found(self, query: Query) -> dict[str, Any]:
         """A page of the rows that the query asks for, and how many there are."""

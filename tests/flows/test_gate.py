@@ -122,7 +122,7 @@ def test_a_wrong_file_is_one_line(tmp_path, text, message):
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(BadInput, match="no such file; give the path of a gate.yaml"):
+    with pytest.raises(BadInput, match="no such file, or no regular one; give the path of a gate.yaml"):
         load_gate(str(tmp_path / "gate.yaml"))
 
 

@@ -44,13 +44,13 @@ def test_pairs_have_no_prompt_gain(simulated, tiny_request):
 
 
 def test_a_mismatch_signals_by_its_share_of_the_rows(simulated):
-    everything = simulated("prompt_gain.mismatch=1e9")
+    everything = simulated("prompt_gain.mismatch=1000")
     assert "answer_mismatch" in everything.signals()
     summary = everything.summary("prompt_gain")
     assert (summary["mismatched_rows"], summary["signals"][0]["severity"]) == (18, "warn")
-    few = simulated("prompt_gain.mismatch=1e9", "prompt_gain.share=1.0").summary("prompt_gain")
+    few = simulated("prompt_gain.mismatch=1000", "prompt_gain.share=1.0").summary("prompt_gain")
     assert few["signals"][0]["severity"] == "info"
-    assert "answer_mismatch" not in simulated("prompt_gain.mismatch=-1e9").signals()
+    assert "answer_mismatch" not in simulated("prompt_gain.mismatch=-1000").signals()
 
 
 def test_neither_batch_nor_shard_moves_a_gain(simulated):

@@ -220,6 +220,7 @@ print(json.dumps([result["tasks"]["run"], [name for name in heavy if name in sys
 def test_a_fully_cached_simulation_imports_no_torch(prefect_server, warm_request):
     from prefect.settings import PREFECT_API_URL
 
+    make_plan(load_request(str(warm_request)))  # a model is checked with torch once per machine
     environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
     words = [sys.executable, "-c", CACHED, str(warm_request)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)

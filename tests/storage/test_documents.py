@@ -37,7 +37,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 2026-13-45", "not valid YAML"),
         ("a: !!python/object:os.system x", "not valid YAML"),
         ("? {a: b}\n: c", "not valid YAML"),
-        ("a: &x [*x]", "deep"),
+        ("a: &x [*x]", "an alias stands inside of what it names"),
         (BOMB, "more than 100,000 values"),
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"a: \x00", "not valid YAML"),

@@ -20,10 +20,16 @@ from foretune.storage.roots import FORMAT, MARKER, root_to_read, root_to_write
 from foretune.storage.runs import Run, list_runs
 from tests.storage.stored import make
 
+
+def one_event(run: Run) -> None:
+    with EventLog(run) as log:
+        log.emit("x")
+
+
 WRITERS = {
     "an artefact": lambda root: make(ArtifactStore(root)),
     "a run": lambda root: Run(root, "20260101-000000-a-0000").write_request("a: 1"),
-    "an event": lambda root: EventLog(Run(root, "20260101-000000-a-0000")).emit("x"),
+    "an event": lambda root: one_event(Run(root, "20260101-000000-a-0000")),
     "a verdict": lambda root: Ledger(root, "a").keep("k", {}),
     "a pointer": lambda root: Ledger(root, "a").accept({"run_id": "a"}),
 }
