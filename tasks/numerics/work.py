@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 
@@ -40,7 +40,7 @@ def work_here() -> Work:
 
 
 @contextlib.contextmanager
-def counted_work() -> Iterator[Work]:
+def counted_work() -> Generator[Work]:
     """Counts the work of this thread inside the block."""
     outer = getattr(_of_thread, "work", None)
     _of_thread.work = work = Work()

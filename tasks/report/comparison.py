@@ -102,8 +102,10 @@ def comparison_tables(compared: dict[str, Any]) -> list[ComparisonTable]:
 
 def change(pair: dict[str, Any]) -> str:
     """After minus before with its sign; nothing where one of them is missing."""
-    both = pair["a"] is not None and pair["b"] is not None
-    return signed(float(pair["b"]) - float(pair["a"])) if both and pair["a"] != pair["b"] else "" if both else "-"
+    before, after = pair["a"], pair["b"]
+    if before is None or after is None:
+        return "-"
+    return "" if before == after else signed(float(after) - float(before))
 
 
 def _concept(row: dict[str, Any]) -> tuple[Any, ...]:
