@@ -118,11 +118,11 @@ def timeline_of(events: Iterable[Mapping[str, Any]], tokens: int) -> list[dict[s
     first = _seconds(listed[0]) if listed else 0.0
     passes = []
     for event in listed:
-        at = _seconds(event)
+        at, key = _seconds(event), event.get("key") or event.get("label", "")
         if event["type"] == "pass_started":
-            begun[event.get("key", event["label"])] = at
+            begun[key] = at
         elif event["type"] == "pass_finished":
-            start = begun.get(event.get("key", event["label"]), at - event["seconds"])
+            start = begun[key] if key in begun else at - float(event["seconds"])
             spent = _equivalents(event)
             passes.append(
                 {
