@@ -14,7 +14,7 @@ Status = Literal["pass", "warn", "fail", "unknown"]
 STATUSES: tuple[Status, ...] = ("pass", "unknown", "warn", "fail")
 """From the best to the worst: the verdict is the worst of them. What nobody measured stops nothing."""
 ANSWERS: dict[Status, str] = {"pass": "Yes", "unknown": "Yes", "warn": "Yes, with care", "fail": "Not yet"}
-OF_SEVERITY: dict[str, Status] = {"info": "pass", "warn": "warn", "critical": "fail"}
+OF_SEVERITY: dict[str, Status] = {"info": "unknown", "warn": "warn", "critical": "fail"}
 ROWS_NAMED = 5
 HARM_SHARE = 0.01  # of the gain: rows that harm by less than this together are no reason
 FADING = -0.2  # relative change from which a concept fades
