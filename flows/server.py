@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import tomllib
+import warnings
 from pathlib import Path
 
 from foretune.storage.errors import BadInput, FolderInTheWay, StorageFault
@@ -20,7 +21,8 @@ def open_prefect() -> None:
     """Import Prefect, whose settings are read then. BadInput for a profile or a setting that it cannot read."""
     _check_profiles()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints what it then raises
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # it prints what it then raises
+            warnings.simplefilter("ignore")  # of a home that cannot be made: `check_server` says it
             from prefect.settings import get_current_settings
 
             api = get_current_settings().api
@@ -86,8 +88,14 @@ def _ask(url: str) -> None:
 
 
 def _writable(home: Path) -> bool:
-    folder = next(path for path in (home, *home.parents) if path.exists())
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    """Whether a file can be written there: permissions alone do not say it of a read-only disk or of /proc."""
+    probe = Place(home / ".foretune-probe")
+    try:
+        probe.write_bytes(b"")
+        probe.delete()
+    except (StorageFault, OSError):
+        return False
+    return True
 
 
 def _fault(error: Exception) -> str:

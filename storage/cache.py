@@ -29,6 +29,7 @@ DRAFT = r"\d+-[0-9a-f]{8}"
 _DIGEST = r"[0-9a-f]{40,64}"
 _KEPT = {
     "artifacts": _DIGEST,
+    "checked": _DIGEST,
     "copies": _DIGEST,
     "digests": _DIGEST,
     "drafts": rf".+-{DRAFT}",

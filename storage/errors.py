@@ -117,11 +117,20 @@ def disk_faults(path: Path, doing: str = "write") -> Generator[None]:
     except Exception as error:
         cause = _os_error_in(error)
         reason = _REASONS.get(cause.errno) if cause and cause.errno is not None else None
+        if doing == "write" and isinstance(cause, FileNotFoundError) and cause.filename2 is None:
+            reason = _no_folder_above(cause.filename)
         named = cause.filename if cause else None
         elsewhere = isinstance(named, str) and not _related(Path(named), path)
         if reason is None or elsewhere:
             raise
         raise StorageFault(f"{named or path}: cannot {doing}: {reason}{_other_place(path, doing)}") from error
+
+
+def _no_folder_above(named: object) -> str | None:
+    """The reason where not even the folder of a file can be made, as below /proc; else a file is missing."""
+    if isinstance(named, str) and not Path(named).exists() and Path(named).parent.is_dir():
+        return "no folder can be made there"
+    return None
 
 
 def _other_place(path: Path, doing: str) -> str:
