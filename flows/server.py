@@ -89,10 +89,10 @@ def _ask(url: str) -> None:
 
 def _writable(home: Path) -> bool:
     """Whether a file can be written there: permissions alone do not say it of a read-only disk or of /proc."""
-    probe = Place(home / ".foretune-probe")
+    place = Place(home / ".foretune-probe")
     try:
-        probe.write_bytes(b"")
-        probe.delete()
+        place.write_bytes(b"")
+        place.delete()
     except (StorageFault, OSError):
         return False
     return True

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("report.js", "rows.js")
 CARTESIAN = {"bar", "scatter", "heatmap"}
-"""The kinds of traces that plotly-cartesian.min.js draws and that reports have; the npm package
-plotly.js-cartesian-dist-min in the version that plotly for Python brings whole (a test compares them)."""
+"""What plotly-cartesian.min.js draws of what reports have; its version is that of plotly for Python, by a test."""
 
 
 def page_environment() -> jinja2.Environment:

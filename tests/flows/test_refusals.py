@@ -154,7 +154,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_file_without_secrets(capsys, monk
 def test_log_records_of_ours_and_of_libraries_hold_no_secret(monkeypatch):
     monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
     show_logs_safely()
-    for name, seen in (("prefect.flow_runs", False), ("foretune.x", False), ("someone.else", True)):
+    for name, seen in (("prefect.client", False), ("foretune.x", False), ("someone.else", True)):
         out = io.StringIO()
         handler, logger = logging.StreamHandler(out), logging.getLogger(name)
         logger.addHandler(handler)
