@@ -79,8 +79,9 @@ class Epoch:
         pc: Any = pyarrow.compute  # makes its functions when it is imported: not seen by a type checker
 
         table = samples.arrow("samples.parquet", columns=["form", "input_ids", "loss_mask", "rejected_ids"])
-        lengths = pc.list_value_length(table["input_ids"]).fill_null(0).to_pylist()
-        rejected = pc.list_value_length(table["rejected_ids"]).fill_null(0).to_pylist()
+        # A null is filled here: Arrow's own way to do it imports pandas.
+        lengths = [n or 0 for n in pc.list_value_length(table["input_ids"]).to_pylist()]
+        rejected = [n or 0 for n in pc.list_value_length(table["rejected_ids"]).to_pylist()]
         labels = [any(mask or ()) for mask in table["loss_mask"].to_pylist()]
         tokens = sum(a + b for a, b, label in zip(lengths, rejected, labels, strict=True) if label or b)
         return Epoch(tokens, 4 if any(rejected) else 3)

@@ -88,7 +88,7 @@ def test_the_run_is_stored_and_listed_like_any_run(finished):
     page = run.read_report()
     assert page.startswith("<!DOCTYPE html>") and 'data-chart="radar"' in page and "http-equiv" in page
     listed = json.loads(foretune("runs", "--root", run.root, "--json").stdout.splitlines()[-1])
-    assert [row["run_id"] for row in listed["runs"]] == ["tested"]
+    assert "tested" in [row["run_id"] for row in listed["runs"]]
     assert {"agreement", "prediction", "checkpoint"} <= set(result["artifacts"])
 
 

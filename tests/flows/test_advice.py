@@ -19,10 +19,9 @@ from foretune.flows.commands.remaining import Remaining
 from foretune.flows.commands.terminal import Terminal
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
-from foretune.tasks.report.charts.features import feature_change
-from foretune.tasks.report.charts.features import moving_features as moving_chart
+from foretune.tasks.report.charts.features import concept_changes
 from foretune.tasks.report.concepts import moved_concepts
-from foretune.tasks.report.tables import changed_features, moving_features
+from foretune.tasks.report.tables import concepts
 
 ARCHIVE = next((Path(__file__).parents[1] / "archives").glob("*.tar.xz"))
 
@@ -115,9 +114,6 @@ def test_charts_and_tables_have_the_order_of_the_terminal():
     up, down = moved_concepts(scored.to_dict("records"), measured.to_dict("records"))
     wanted = [c["feature"] for c in [*up, *reversed(down)]]
     assert wanted == [4, 2, 0, 1, 3]
-    views = scored.merge(measured[["feature", "change", "z"]]), measured.assign(label=scored["label"])
-    for table in (moving_features(views[0], 5), changed_features(views[1], 5)):
-        assert [row[0] for row in table.rows] == wanted
-    for chart in (moving_chart(views[0], 5), feature_change(views[1], 5)):
-        names = chart.figure.layout.yaxis.ticktext
-        assert [int(name.rsplit("#", 1)[1]) for name in names] == wanted
+    assert [row[0] for row in concepts(scored, measured, 5).rows] == wanted
+    names = concept_changes(scored, measured, 5).figure.layout.yaxis.ticktext
+    assert [int(name.rsplit("#", 1)[1]) for name in names] == wanted

@@ -17,6 +17,8 @@ from foretune.storage.errors import BadInput
 from foretune.storage.events import read_events
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
+from foretune.tasks.loading.folders import TokenLimits
+from foretune.tasks.samples.dataset import check_limits
 
 pytestmark = pytest.mark.slow
 
@@ -54,17 +56,14 @@ def test_a_model_that_could_run_code_is_refused(simulated, tiny_llama, tmp_path,
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ({"model_type": "gpt2", "n_positions": 64}, "64 positions; set dataset.max_length to 64 or less"),
-        ({"vocab_size": 200}, "the model's vocabulary ends at 199"),
+        (TokenLimits(vocabulary=None, positions=8), "8 positions; set dataset.max_length to 8 or less"),
+        (TokenLimits(vocabulary=100, positions=None), "the model's vocabulary ends at 99"),
     ],
 )
-def test_rows_that_the_model_cannot_read_are_refused_before_it_is_opened(simulated, tiny_llama, tmp_path, limits, said):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_llama, folder)
-    config = json.loads((folder / "config.json").read_text()) | limits
-    (folder / "config.json").write_text(json.dumps(config))
+def test_rows_that_the_model_cannot_read_are_refused_before_it_is_opened(first, limits, said):
+    rows = first.store.open(first.made["samples"]).arrow("samples.parquet")
     with pytest.raises(BadInput, match=said):
-        simulated(f"model.name_or_path={folder}")
+        check_limits(rows, limits, "train")
 
 
 def without_output(tiny_llama: Path, folder: Path, layers: Sequence[int]) -> str:

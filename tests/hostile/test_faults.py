@@ -91,7 +91,10 @@ def test_a_signal_while_the_command_starts_is_status_130(tmp_path: Path, millise
     time.sleep(milliseconds / 1000)
     process.send_signal(signal.SIGINT)
     outcome = ended(process, 60)
-    assert outcome.status in (130, 2)  # 2: it had ended before
+    if outcome.status == -signal.SIGINT:  # in the interpreter's own last moments, when everything was said
+        assert "no runs here" in outcome.err
+    else:
+        assert outcome.status in (130, 2)  # 2: it had ended before
     assert "Traceback" not in outcome.err
 
 

@@ -18,7 +18,8 @@ from foretune.storage.events import EventLog
 from foretune.storage.places import Place
 from foretune.storage.roots import MARKER
 from foretune.storage.runs import Run, list_runs
-from tests.roots import disk_root, own_cache, root, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
+from tests.roots import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
+from tests.storage.conftest import root  # noqa: F401
 
 NOW, HOUR = time.time, 3600.0
 OLD, NEW = "20260101-000000-tiny-0001", "20260102-000000-tiny-0002"

@@ -282,7 +282,7 @@ def test_planning_imports_no_torch(first_run):
 def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys):
     print_plan(Terminal(width=200), plan_of(first_run, "training.learning_rate=2e-3"))
     printed = capsys.readouterr().out
-    assert "changed: training.learning_rate" in printed
+    assert "training.learning_rate 0.001 -> 0.002" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
     assert "9 to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
 

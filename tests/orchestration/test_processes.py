@@ -19,8 +19,9 @@ from foretune.storage.roots import MARKER
 from foretune.storage.runs import Run
 from tests.dag import run_dag
 from tests.orchestration.test_faults import request_on, start  # noqa: F401
-from tests.roots import disk_root, own_cache, root, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
+from tests.roots import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 from tests.storage.children import child
+from tests.storage.conftest import root  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
