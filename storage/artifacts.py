@@ -62,11 +62,11 @@ class ArtifactStore:
                 raise ValueError(f"{name!r} cannot name an artefact: letters, digits, '.', '_' and '-' only")
         return self._artifacts / task / key
 
-    def manifest(self, task: str, key: str) -> Manifest | None:
-        """The manifest as stored, its files not looked at; None when absent or unreadable."""
+    def manifest(self, task: str, key: str, *, warn: bool = True) -> Manifest | None:
+        """The manifest as stored, its files not looked at; None when absent or unreadable, with a warning."""
         place = self.place(task, key)
         try:
-            return self._parsed(place, task, key, (place / MANIFEST).read_bytes())
+            return self._parsed(place, task, key, (place / MANIFEST).read_bytes(), warn)
         except (FileNotFoundError, FolderInTheWay):
             return None
 
@@ -229,11 +229,12 @@ class ArtifactStore:
         uri = self.place(manifest.task, manifest.key).uri
         return ArtifactRef(task=manifest.task, key=manifest.key, uri=uri, sha256=manifest.sha256, cached=cached)
 
-    def _parsed(self, place: Place, task: str, key: str, data: bytes) -> Manifest | None:
+    def _parsed(self, place: Place, task: str, key: str, data: bytes, warn: bool = True) -> Manifest | None:
         try:
             manifest = Manifest.from_bytes(data)
         except ValueError as error:
-            logger.warning("%s: unreadable manifest (%s); counted as absent", place.uri, error)
+            if warn:
+                logger.warning("%s: unreadable manifest (%s); counted as absent", place.uri, error)
             return None
         if (manifest.task, manifest.key) != (task, key):
             logger.warning("%s: manifest of %s/%s; counted as absent", place.uri, manifest.task, manifest.key)
