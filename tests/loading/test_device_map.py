@@ -26,6 +26,7 @@ def batch():
     return collate([([5, 6, 7, 8], [-100, 6, 7, 8]), ([9, 10, 11], [-100, 10, 11])])
 
 
+@pytest.mark.slow
 def test_a_whole_simulation_of_a_split_model_stores_the_same_numbers(write_tiny_request, tmp_path, monkeypatch):
     monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "cache"))
     whole, split = tmp_path / "whole", tmp_path / "split"

@@ -293,6 +293,7 @@ def test_the_check_is_remembered_by_content_so_that_the_next_plan_imports_no_tor
     subprocess.run([sys.executable, "-c", code, str(tiny_request)], check=True)
 
 
+@pytest.mark.slow
 def test_the_command_itself_ends_the_same_way(tiny_request, llama_copy, plan):
     h.as_dtype(h.UP, "int8")(llama_copy)
     binary = Path(sys.executable).with_name("foretune")

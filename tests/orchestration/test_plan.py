@@ -212,6 +212,7 @@ def write_holes(path, shapes):
     known.write_text(digest_of(shapes))
 
 
+@pytest.mark.slow
 def test_a_7b_model_with_q_and_v_adapters_fits_the_plan(tiny_llama, first_run, tmp_path, capsys):
     """LLaMA-2-7B's shapes in a header without data: 2.1 GB a node, 4.2 MB a row, printed as a formula."""
     blocks = range(32)

@@ -11,6 +11,8 @@ from foretune.tasks.quality.phrases import PhraseFinder, normal_text
 from foretune.tasks.quality.rules import REFUSALS
 from foretune.tasks.quality.settings import QualitySettings
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = {
     "one anchored phrase": "sure, ",
     "a refusal": "i cannot ",
