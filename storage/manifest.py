@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -84,3 +85,14 @@ def _names_artefacts(inputs: Any) -> bool:
             return all(isinstance(name, str) and ARTEFACT_NAME.fullmatch(name) for name in inputs.values())
         return all(map(_names_artefacts, inputs.values()))
     return all(map(_names_artefacts, inputs)) if isinstance(inputs, list) else True
+
+
+def artefacts_in(inputs: Any) -> Iterator[tuple[str, str]]:
+    """(task, key) of every artefact that a pass's inputs refer to, at whatever depth."""
+    if isinstance(inputs, dict):
+        if set(inputs) == {"task", "key"}:
+            yield inputs["task"], inputs["key"]
+            return
+        inputs = list(inputs.values())
+    for each in inputs if isinstance(inputs, list) else ():
+        yield from artefacts_in(each)

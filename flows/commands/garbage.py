@@ -14,6 +14,7 @@ from foretune.storage.cache import sweep_cache
 from foretune.storage.errors import BadInput
 from foretune.storage.events import read_events
 from foretune.storage.ledger import accepted_runs
+from foretune.storage.manifest import artefacts_in
 from foretune.storage.ownership import can_be_followed, delete_run, is_root, last_written, state_of
 from foretune.storage.places import Place
 from foretune.storage.results import task_and_key
@@ -126,21 +127,10 @@ def reachable(runs: list[Run], store: ArtifactStore) -> tuple[set[tuple[str, str
         seen.add(found)
         manifest = store.manifest(*found)
         if manifest is not None:
-            waiting += referenced(manifest.inputs)
+            waiting += artefacts_in(manifest.inputs)
         else:
             lost.append(found)
     return seen, lost
-
-
-def referenced(inputs: Any) -> list[tuple[str, str]]:
-    """Every {"task": ..., "key": ...} inside a manifest's inputs."""
-    if isinstance(inputs, dict):
-        if set(inputs) == {"task", "key"}:
-            return [(inputs["task"], inputs["key"])]
-        return [pair for value in inputs.values() for pair in referenced(value)]
-    if isinstance(inputs, list):
-        return [pair for value in inputs for pair in referenced(value)]
-    return []
 
 
 def collect_garbage(

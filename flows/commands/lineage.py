@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from foretune.flows.commands.garbage import referenced
 from foretune.flows.commands.terminal import Terminal
 from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.events import read_events
+from foretune.storage.manifest import artefacts_in
 from foretune.storage.results import artifact_of, finished_result
 from foretune.storage.runs import Run
 
@@ -29,7 +29,7 @@ def lineage_of(run: Run) -> dict[str, Any]:
         manifest = None if name in nodes else run.store.manifest(task, key)
         if manifest is None:
             continue
-        parents = referenced(manifest.inputs)
+        parents = list(artefacts_in(manifest.inputs))
         waiting += parents
         nodes[name] = {
             "task": task,

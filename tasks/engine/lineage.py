@@ -20,7 +20,7 @@ from typing import Any
 
 from foretune.storage.display import one_line
 from foretune.storage.errors import failure_line
-from foretune.storage.manifest import Manifest
+from foretune.storage.manifest import Manifest, artefacts_in
 from foretune.storage.places import Place
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -154,7 +154,7 @@ def _inputs(run: Run, manifest: Manifest | None, of_pass: bool) -> list[Any]:
 
     told = _runs.get(run.run_id, _Told({}))
     if manifest is not None:
-        read, digests = list(_references(manifest.inputs)), set(_digests(manifest.inputs))
+        read, digests = list(artefacts_in(manifest.inputs)), set(_digests(manifest.inputs))
         stored = [(_place(run, task, key), key) for task, key in dict.fromkeys(read)]
         files = [(uri, digest) for uri, digest in dict.fromkeys(told.sources.values()) if digest in digests]
         return [_dataset(InputDataset, uri, version) for uri, version in [*files, *stored]]
@@ -225,16 +225,6 @@ def _named_once(sources: Mapping[str, tuple[str, str]]) -> Iterable[tuple[str, t
     for role, source in sources.items():
         first.setdefault(source, role)
     return [(role, source) for source, role in first.items()]
-
-
-def _references(inputs: Any) -> Iterable[tuple[str, str]]:
-    if isinstance(inputs, dict):
-        if set(inputs) == {"task", "key"}:
-            yield inputs["task"], inputs["key"]
-            return
-        inputs = list(inputs.values())
-    for each in inputs if isinstance(inputs, list) else ():
-        yield from _references(each)
 
 
 def _digests(inputs: Any) -> Iterable[str]:

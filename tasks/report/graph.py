@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretune.storage.errors import BadInput, StorageFault
-from foretune.storage.manifest import Manifest
+from foretune.storage.manifest import Manifest, artefacts_in
 from foretune.storage.results import task_and_key
 from foretune.storage.runs import RESULT, Run, runs_named
 from foretune.tasks.engine.changes import changes, code_changes, said
@@ -204,16 +204,6 @@ def _all_reads(run: Run, manifests: Mapping[str, Manifest]) -> dict[tuple[str, s
         if at in reads:
             continue
         manifest = known.get(at) or run.store.manifest(*at)
-        reads[at] = set(_references(manifest.inputs)) if manifest else set()
+        reads[at] = set(artefacts_in(manifest.inputs)) if manifest else set()
         waiting += reads[at] - reads.keys()
     return reads
-
-
-def _references(inputs: Any) -> Iterable[tuple[str, str]]:
-    if isinstance(inputs, dict):
-        if set(inputs) == {"task", "key"}:
-            yield inputs["task"], inputs["key"]
-            return
-        inputs = list(inputs.values())
-    for each in inputs if isinstance(inputs, list) else ():
-        yield from _references(each)
