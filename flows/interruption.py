@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ MARKING_SECONDS = 2.0
 LAST_SECONDS = 4.0
 """After a signal the process is gone, whatever else goes wrong."""
 
+ENGINE_SECONDS = 10.0
+"""As above where an engine of Prefect's is told of the signal: it has its own states to report first."""
+
 _at_stop: list[Callable[[], None]] = []
 _started: list[threading.Thread] = []
 
@@ -39,50 +43,86 @@ def when_stopped(do: Callable[[], None]) -> Iterator[None]:
         _at_stop.remove(do)
 
 
+@contextlib.contextmanager
+def heard_beside_the_engine() -> Iterator[None]:
+    """Inside the block SIGTERM marks the runs as stopped, beside what an engine of Prefect's does about it.
+
+    The engine raises TerminationSignal in the main thread, which may be lost in a library's callback or held up by
+    threads that compute; a worker waits for 30 seconds and kills, and nothing of the run said that it was stopped.
+    The engine's handler stays in its place, since a cancellation is told from a crash by it.
+    """
+    if threading.current_thread() is not threading.main_thread() or _started or not _has_a_handler():
+        yield  # the command's watcher does it, or nobody asked for more than Python's default
+        return
+    reads, writes = _pipe()
+    threading.Thread(target=_mark_at, args=(reads, signal.SIGTERM), name="signals", daemon=True).start()
+    before = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writes.close()  # ends the thread
+
+
+def _has_a_handler() -> bool:
+    return callable(signal.getsignal(signal.SIGTERM))
+
+
+def _mark_at(reads: socket.socket, number: int) -> None:
+    with reads:
+        while (heard := reads.recv(1)) and heard[0] != number:
+            continue
+        if heard:
+            _end_in(ENGINE_SECONDS)
+            _mark()
+
+
 def stop_at_signals() -> None:
     """From now on a signal ends this process with status 130; one that the caller ignores stays ignored (nohup)."""
     if _started or threading.current_thread() is not threading.main_thread():
         return
     ours = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     ours = [number for number in ours if signal.getsignal(number) is not signal.SIG_IGN]
-    wakened, wakes = _pipe()
-    watcher = threading.Thread(target=_wait, args=(wakened, ours), name="signals", daemon=True)
+    reads, writes = _pipe()
+    watcher = threading.Thread(target=_wait, args=(reads, ours), name="signals", daemon=True)
     watcher.start()
     _started.append(watcher)
-    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    _kept.append(writes)
+    signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
     for number in ours:
         signal.signal(number, _left_to_the_watcher)
 
 
-def _pipe() -> tuple[Callable[[], bytes], int]:
-    """How to wait for a byte, and where the interpreter writes it: a socket, since Windows takes nothing else."""
-    import socket
-
+def _pipe() -> tuple[socket.socket, socket.socket]:
+    """Where a byte is waited for, and where the interpreter writes it: sockets, since Windows takes nothing else."""
     reads, writes = socket.socketpair()
     writes.setblocking(False)
-    _kept.extend((reads, writes))
-    return lambda: reads.recv(1), writes.fileno()
+    return reads, writes
 
 
-_kept: list[object] = []  # else the sockets are closed with their last reference
+_kept: list[socket.socket] = []  # else the socket is closed with its last reference
 
 
 def _left_to_the_watcher(number: int, frame: object) -> None:
     """The wake-up pipe has the signal already; KeyboardInterrupt in the main thread would only wait for the others."""
 
 
-def _wait(wakened: Callable[[], bytes], ours: list[int]) -> None:
+def _wait(reads: socket.socket, ours: list[int]) -> None:
     while True:
-        number = wakened()
+        number = reads.recv(1)
         if not number or number[0] in ours:
             break
     _stop()
 
 
-def _stop() -> None:
-    last = threading.Timer(LAST_SECONDS, os._exit, (INTERRUPTED,))
+def _end_in(seconds: float) -> None:
+    last = threading.Timer(seconds, os._exit, (INTERRUPTED,))
     last.daemon = True
     last.start()
+
+
+def _stop() -> None:
+    _end_in(LAST_SECONDS)
     try:
         _mark()
         _end_children()

@@ -16,7 +16,7 @@ from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
-from foretune.flows.interruption import when_stopped
+from foretune.flows.interruption import heard_beside_the_engine, when_stopped
 from foretune.flows.request import Request, to_yaml
 from foretune.storage.errors import BadInput, Damaged, StorageFault, failure_line
 from foretune.storage.events import EventLog
@@ -60,7 +60,7 @@ def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) 
         raise BadInput(f"run {run.run_id}: is already there, with its result; give another run_id, or none")
     run.write_request(to_yaml(request))
     try:
-        with when_stopped(lambda: EventLog.of(run).emit_last("run_finished", status="stopped", error=BY_THE_USER)):
+        with when_stopped(lambda: _marked_stopped(run)), heard_beside_the_engine():
             return healing(run, attempt)
     except BadInput:
         EventLog.of(run).close()
@@ -72,6 +72,10 @@ def recorded(run: Run, request: Request, attempt: Callable[[], dict[str, Any]]) 
         with contextlib.suppress(StorageFault):  # a full disk must not hide the fault
             _ended(run, "stopped" if stopped else "failed", BY_THE_USER if stopped else failure_line(error))
         raise
+
+
+def _marked_stopped(run: Run) -> None:
+    EventLog.of(run).emit_last("run_finished", status="stopped", error=BY_THE_USER)
 
 
 def _ended(run: Run, status: str, said: str) -> None:

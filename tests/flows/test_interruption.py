@@ -76,3 +76,30 @@ def test_a_signal_while_libraries_are_imported_leaves_no_traceback(tiny_request:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
+
+
+def test_a_signal_that_an_engine_loses_is_marked_all_the_same_and_ends_the_process(tmp_path: Path):
+    """The engine's handler raises in the main thread; in a callback of a library such an exception is lost."""
+    script = f"""
+import pathlib, signal, time
+from foretune.flows import interruption
+interruption.ENGINE_SECONDS = 0.5
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path({str(tmp_path / "engine")!r}).touch())
+with interruption.when_stopped(lambda: pathlib.Path({str(tmp_path / "marked")!r}).touch()):
+    with interruption.heard_beside_the_engine():
+        pathlib.Path({str(tmp_path / "begun")!r}).touch()
+        time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    wait_for_path(tmp_path / "begun")
+    process.terminate()
+    assert process.wait(timeout=30) == 130
+    assert (tmp_path / "marked").exists()
+    assert (tmp_path / "engine").exists()
+
+
+def wait_for_path(path: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert path.exists()
