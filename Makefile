@@ -28,14 +28,15 @@ $(MODEL): | $(STAMP)
 demo: $(STAMP) $(MODEL)
 	$(BIN)/foretune simulate examples/demo/request.yaml
 
-# Two workers: a test computes on one core. A file's tests stay together, since they share what it set up.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# A test computes on one core, and one worker more computes while others wait for servers. A file's tests stay
+# together, since they share what it set up; files go out in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) --numprocesses 3
 
 # Every room, without what starts servers, processes or whole simulations by the dozen.
 test-fast: $(STAMP)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) --numprocesses 2 -m "not slow"
 
 # What static tools read: the folders under the names that they are installed by.
 LINKS := $(VENV)/src/foretune

@@ -25,6 +25,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 _cache = tempfile.TemporaryDirectory(prefix="foretune-cache-")
 os.environ["FORETUNE_CACHE"] = _cache.name  # what tests download and measure is no business of the user's
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait for servers and processes come first: another worker computes meanwhile, and none is last."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -143,6 +150,14 @@ def prefect_server():
 
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+@pytest.fixture
+def shared_server(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that a test starts use the tests' server: one of their own costs ten seconds of a processor."""
+    from prefect.settings import get_current_settings
+
+    monkeypatch.setenv("PREFECT_API_URL", str(get_current_settings().api.url))
 
 
 @pytest.fixture(scope="session")

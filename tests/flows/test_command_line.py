@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_server")]
 
 BINARY = Path(sys.executable).with_name("foretune")
 COMMAND = [str(BINARY)] if BINARY.exists() else [sys.executable, "-m", "foretune.flows.cli"]
@@ -59,7 +59,8 @@ def test_help_answers_in_under_a_second():
     assert time.perf_counter() - started < 1.0
 
 
-def test_simulate_prints_the_answer_and_json_then_runs_report_and_export_find_it(tiny_request, tmp_path):
+def test_simulate_prints_the_answer_and_json_then_runs_report_and_export_find_it(tiny_request, tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL")  # with a server of its own, as the command comes
     root = root_of(tiny_request)
     done = foretune("simulate", tiny_request, "--json")
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from foretune.flows.commands.terminal import Terminal
 from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir
-from foretune.storage.digests import digest_of
+from foretune.storage.digests import change_identity, digest_of
 from foretune.storage.rates import KEPT, remember_rate, remembered_rates
 from foretune.storage.runs import Run
 from foretune.tasks.engine.changes import changes, said
@@ -207,7 +207,7 @@ def write_holes(path, shapes):
     header = json.dumps(entries).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     os.truncate(path, 8 + len(header) + ends[-1])
-    known = cache_dir() / "digests" / digest_of([str(path), path.stat().st_size, path.stat().st_mtime_ns])
+    known = cache_dir() / "digests" / digest_of([str(path), *change_identity(path.stat())])
     known.parent.mkdir(parents=True, exist_ok=True)
     known.write_text(digest_of(shapes))
 
