@@ -30,7 +30,8 @@ demo: $(STAMP) $(MODEL)
 
 # A test computes on one core, and one worker more computes while others wait for servers. A file's tests stay
 # together, since they share what it set up; files go out in the order of tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+# Hundreds of processes are started: none compiles every module anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
 	$(PYTEST) --numprocesses 3
 
