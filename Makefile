@@ -70,6 +70,18 @@ $(HOSTILE)/.installed: tests/hostile/requirements.txt $(STAMP)
 		$$($(HOSTILE)/bin/python -c 'import site; print(site.getsitepackages()[0])')/of_foretune.pth
 	touch $@
 
+# What foretune writes, opened by tools that pin other libraries: each environment adds them to those of $(VENV).
+.PHONY: thirdparty
+thirdparty: .bench/transformers4/.installed
+	$(BIN)/python -m pytest tests/thirdparty
+
+.bench/transformers4/.installed: tests/thirdparty/transformers4.txt $(STAMP)
+	test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' > \
+		$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/of_foretune.pth
+	touch $@
+
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --builder html docs build/docs

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import random
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,7 @@ def commit_on_disk(store: Manifests, draft: Draft, manifest: Manifest, target: P
     path = target.local_path
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _open_as_the_umask_says(draft.folder, manifest)
         for _ in range(RACE_ROUNDS):
             try:
                 os.rename(draft.folder, path)
@@ -56,6 +58,14 @@ def commit_on_disk(store: Manifests, draft: Draft, manifest: Manifest, target: P
             mark_verified(path, manifest.files)
             return manifest
     raise _endless(target)
+
+
+def _open_as_the_umask_says(draft: Path, manifest: Manifest) -> None:
+    """A library may write a file for its owner alone (safetensors does); colleagues read the artefact's other files."""
+    plain = stat.S_IMODE((draft / MANIFEST).stat().st_mode)
+    for name in manifest.files:
+        file = draft / name
+        file.chmod(stat.S_IMODE(file.stat().st_mode) | plain)
 
 
 def _clear(store: Manifests, manifest: Manifest, target: Place) -> None:

@@ -102,7 +102,7 @@ def device_lock(loaded: LoadedModel) -> Iterator[None]:
             lock.release()
 
 
-@content_task(version=1, libraries=(*NUMERICS, "gguf"))
+@content_task(version=2, libraries=(*NUMERICS, "gguf"))
 def model(draft: Any, run: Run, gguf: Fingerprint, dtype: Any) -> None:
     """A GGUF file as a Hugging Face folder: sharded safetensors in `dtype`, config and tokenizer."""
     convert_gguf(localise(gguf.uri), draft.folder, dtype)

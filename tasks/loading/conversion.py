@@ -8,6 +8,7 @@ from typing import Any, Literal
 from foretune.tasks.loading.foreign import reading
 from foretune.tasks.loading.gguf_header import check_gguf
 from foretune.tasks.loading.models import quiet_transformers, refuse_loading_info
+from foretune.tasks.loading.older_readers import name_for_older_readers
 
 
 def convert_gguf(gguf: Path, out: Path, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
@@ -22,6 +23,7 @@ def convert_gguf(gguf: Path, out: Path, dtype: Literal["float32", "bfloat16", "f
     out.mkdir(parents=True, exist_ok=True)
     _unquantised(model).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    name_for_older_readers(out)
 
 
 def _read(gguf: Path, dtype: str) -> tuple[Any, Any]:

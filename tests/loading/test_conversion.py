@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from pathlib import Path
@@ -107,6 +108,15 @@ def converted(gguf_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted")
     convert_gguf(gguf_file, out)
     return out
+
+
+def test_a_converted_folder_has_the_names_that_transformers_4_reads(converted):
+    config = json.loads((converted / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    tokenizer = json.loads((converted / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_a_converted_model_is_the_same_function(converted, opened, batch):

@@ -232,3 +232,19 @@ def test_a_moved_root_keeps_every_hit(disk_root, tmp_path):
     moved = ArtifactStore(tmp_path / "moved")
     assert moved.find("landscape", KEY).sha256 == ref.sha256
     assert moved.open(ref).path("a.txt").read_text() == "text"
+
+
+def test_files_are_readable_as_the_umask_says(disk_root):
+    """safetensors writes a file for its owner alone, beside a manifest that everybody may read."""
+    import torch
+
+    store = ArtifactStore(str(disk_root))
+    with store.create("landscape", KEY, {}) as draft:
+        draft.write_tensors("a.safetensors", {"a": torch.zeros(2)})
+        draft.path("b.txt").write_text("b")
+        draft.path("b.txt").chmod(0o600)
+        draft.path("c.sh").write_text("c")
+        draft.path("c.sh").chmod(0o755)
+    mode = {path.name: path.stat().st_mode & 0o777 for path in folder(store).local_path.iterdir()}
+    plain = mode["manifest.json"]
+    assert (mode["a.safetensors"], mode["b.txt"], mode["c.sh"]) == (plain, plain, 0o755 | plain)
