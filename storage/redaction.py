@@ -17,6 +17,8 @@ from typing import Any
 MARK = "***"
 SHORTEST = 8
 """Characters of a value that is looked for word for word: a shorter one is found in ordinary text too."""
+ROUNDS = 8
+"""What one rule hides can show another one its form (a password that passed for a port); it is hidden then too."""
 
 _SIGNED = (
     r"x-amz-[a-z-]+|x-goog-[a-z-]+|signature|sig|tokens?|keys?|api[_-]?key|access[_-]?key|access[_-]?token|id_token|"
@@ -83,9 +85,14 @@ def by_form(text: str) -> str:
     """The same without looking at this process's environment: what anyone can see to be a secret."""
     if not _CANDIDATE.search(text):
         return text
-    for pattern, shown in _RULES:
-        text = pattern.sub(shown, text)
-    return _BASIC.sub(_without_password, text)
+    for _ in range(ROUNDS):
+        before = text
+        for pattern, shown in _RULES:
+            text = pattern.sub(shown, text)
+        text = _BASIC.sub(_without_password, text)
+        if text == before:
+            break
+    return text
 
 
 def remember_secret(value: str | None) -> None:

@@ -94,7 +94,7 @@ class Terminal:
         self.console.print(table)
 
     def progress(self) -> Progress:
-        """Moving lines on stderr, below what is said, a spinner, a bar and a note each."""
+        """Moving lines on stderr, below what is said, a spinner, a bar and a note each; nothing where it is a file."""
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         return Progress(
@@ -106,6 +106,7 @@ class Terminal:
             console=self.errors,
             transient=True,
             redirect_stdout=self.console.is_terminal,  # else stdout is a file, and stays one
+            disable=not self.moving,
         )
 
 
