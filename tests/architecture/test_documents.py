@@ -41,6 +41,7 @@ def test_the_readme_is_a_front_page():
 
 
 @pytest.mark.optional
+@pytest.mark.slow
 def test_the_site_builds_without_network_and_every_link_within_it_leads_somewhere(tmp_path):
     pytest.importorskip("sphinx")
     pytest.importorskip("myst_parser")

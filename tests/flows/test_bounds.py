@@ -83,6 +83,7 @@ def test_every_list_has_a_longest(model: type[BaseModel]):
         "training.batch_size=4096",
     ],
 )
+@pytest.mark.slow
 def test_what_people_really_train_is_within_the_bounds(tiny_request: Path, setting: str):
     make_plan(load_request(str(tiny_request), [setting]))
 

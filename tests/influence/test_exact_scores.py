@@ -15,6 +15,7 @@ from tests.dag import Simulated
 from tests.dense import EXACT, lora_start, role_rows, rows_of
 
 
+@pytest.mark.slow
 def test_neither_batches_nor_row_order_nor_shards_move_a_score(simulated, tiny_request, tmp_path):
     usual = simulated(*EXACT)
     rows = Path(yaml.safe_load(tiny_request.read_text())["dataset"]["path"]).read_text().splitlines()
@@ -35,6 +36,7 @@ def test_neither_batches_nor_row_order_nor_shards_move_a_score(simulated, tiny_r
     assert scores(other, "lissa") == pytest.approx(scores(usual, "lissa"), rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_dense_damped_inverse(simulated, reference):
     """A LiSSA run to its end, against (J^T H J / tokens + d I)^-1 formed entry by entry in double precision."""
     solver = {"iterations": 800, "damping": 0.05, "scale": None}

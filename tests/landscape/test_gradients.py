@@ -12,7 +12,9 @@ from torch.nn.functional import logsigmoid
 from tests.dense import EXACT, label_losses, mean_gradient, relative_error, rows_of
 
 
-@pytest.mark.parametrize(("max_rows", "batch_tokens"), [(1, 1), (6, 512), (100, 100_000)])
+@pytest.mark.parametrize(
+    ("max_rows", "batch_tokens"), [pytest.param(1, 1, marks=pytest.mark.slow), (6, 512), (100, 100_000)]
+)
 def test_the_mean_gradient_is_that_of_the_token_mean_loss(simulated, reference, max_rows, batch_tokens):
     done = simulated(*EXACT, f"shards.max_rows={max_rows}", f"landscape.batch_tokens={batch_tokens}")
     expected = mean_gradient(
@@ -24,6 +26,7 @@ def test_the_mean_gradient_is_that_of_the_token_mean_loss(simulated, reference, 
         assert relative_error(measured[name], gradient) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_gradient_of_pairs_is_that_of_the_mean_preference_loss(simulated, reference, tiny_rows, tmp_path):
     pairs = [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "No idea."} for r in tiny_rows]
     path = tmp_path / "pairs.jsonl"

@@ -283,6 +283,7 @@ def test_a_pickle_that_is_no_set_of_tensors_is_one_line(llama_copy):
         load_model(llama_copy, settings(llama_copy, allow_pickle=True))
 
 
+@pytest.mark.slow
 def test_the_check_is_remembered_by_content_so_that_the_next_plan_imports_no_torch(plan, tiny_request, llama_copy):
     assert plan() == (0, [])
     code = (

@@ -48,6 +48,7 @@ def test_without_delete_nothing_is_touched(two_runs, warm_request):
     assert waiting(warm_request) == waiting(warm_request, CHANGE) == 0
 
 
+@pytest.mark.slow
 def test_what_a_kept_run_needs_stays_down_to_its_shards(two_runs, warm_request):
     found = collect_garbage(str(two_runs), last=1, days=None, delete=True)
     assert {each["task"] for each in found["artifacts"]} == {

@@ -62,6 +62,7 @@ def new_machine(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path / "new-machine"))
 
 
+@pytest.mark.slow
 def test_a_new_root_is_estimated_from_what_ran_on_this_machine(write_tiny_request, tmp_path, new_machine):
     request = write_tiny_request(tmp_path)
     elsewhere = f"runtime.root={tmp_path / 'elsewhere'}"
@@ -266,6 +267,7 @@ def test_differences_name_the_innermost_setting():
     assert said(changes(now, before)) == "other r; s.y.z 1 -> 2; reads new ref"
 
 
+@pytest.mark.slow
 def test_planning_imports_no_torch(first_run):
     code = (
         "import json, sys; from foretune.flows.commands.plan import make_plan;"

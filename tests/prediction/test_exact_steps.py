@@ -44,6 +44,7 @@ def test_the_path_starts_at_the_loss_of_the_base_weights(simulated, reference):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.slow
 def test_one_step_of_a_full_fine_tune_is_the_step_that_torch_takes(simulated, reference, optimizer):
     base = {name: p.clone() for name, p in reference.named_parameters()}
     done = simulated(*EXACT, *ONE_STEP, "adapter.method=full", f"training.optimizer={optimizer}")

@@ -124,6 +124,7 @@ def test_the_table_is_sorted_by_id_and_remembers_the_rows(chat):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(random=st.randoms(use_true_random=False))
+@pytest.mark.slow
 def test_row_order_changes_nothing_but_the_row_numbers(chat, random):
     shuffled = random.sample(INSTRUCTIONS, len(INSTRUCTIONS))
     tables = [read_samples(rows, chat, dataset(), "train").drop_columns(["row"]) for rows in (INSTRUCTIONS, shuffled)]

@@ -11,6 +11,8 @@ from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.places import Place
 from tests.storage.children import child
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef"
 LARGE = 20 * 2**20  # bytes: three parts
 

@@ -66,6 +66,7 @@ def test_no_secret_of_a_known_form_comes_out(form, before, after):
 @settings(max_examples=400)
 @given(st.one_of(st.text(), FORMS.map(lambda form: form[1])), st.text(max_size=5))
 @example(text="A://AKIA0000000000000000:00000/0000000000000000000000000000000000@", more="")
+@pytest.mark.slow
 def test_redacting_again_changes_nothing(text, more):
     once = redacted(text + more + text)
     assert redacted(once) == once

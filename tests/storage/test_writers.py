@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from hashlib import sha256
 
+import pytest
+
 from foretune.storage.artifacts import ArtifactStore
 from tests.storage.stored import KEY, another_process, make
 
@@ -18,6 +20,7 @@ def test_the_first_of_two_writers_stands(store):
     assert store.find("landscape", KEY, full=True)
 
 
+@pytest.mark.slow
 def test_racing_writers_never_mix_their_files(store, monkeypatch, tmp_path):
     writers, errors = 6, []
     start = threading.Barrier(writers)
