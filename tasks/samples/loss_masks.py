@@ -178,6 +178,7 @@ def _check_assistant_marks(row: CanonicalRow, tokenizer: ChatTokenizer) -> None:
         raise BadInput("dataset.assistant_only_loss needs conversations, the rows are plain text; set it to false")
     if not tokenizer.marks_assistant:
         raise BadInput(
-            "dataset.assistant_only_loss needs a chat template with {% generation %} marks, and this one is none of the "
-            "stock templates that have a marked twin; add the marks to the model's chat_template.jinja, or set it to false"
+            "dataset.assistant_only_loss needs a chat template with {% generation %} marks, and this one is none of "
+            "the stock templates that have a marked twin; add marks to the model's chat_template.jinja, or set it to "
+            "false"
         )

@@ -74,7 +74,7 @@ class DatasetSettings(BaseModel):
     assistant_only_loss: bool = Field(
         default=False,
         title="Assistant only",
-        description="train on the assistant's turns; needs {% generation %} marks, or a stock template that has a marked twin",
+        description="train on the assistant's turns; needs {% generation %} marks, or a stock template with a twin",
     )
     completion_only_loss: bool | None = Field(
         default=None, title="Completion only", description="null: yes where a row has a prompt of its own"

@@ -1,7 +1,7 @@
 """Marked twins of known chat templates: what TRL puts in the place of a stock template for `assistant_only_loss`.
 
-No published template has `{% generation %}` marks. TRL knows some of them to the letter and renders a twin instead, which
-gives the same text, but for what would change earlier turns, and says which part is the assistant's.
+No published template has `{% generation %}` marks. TRL knows some of them to the letter and renders a twin instead,
+which gives the same text, but for what would change earlier turns, and says which part is the assistant's.
 
 Source: the templates `*_training.jinja` of trl 1.16 (Apache-2.0, The HuggingFace Team), unchanged; `stock.json` has the
 sha256 of each stock template and the name of its twin. A test compares both with the installed trl.

@@ -1,4 +1,4 @@
-"""Small tokenizers of the families that models come with: their normalisers, splits, decoders and published templates."""
+"""Small tokenizers of the families that models come with: normalisers, splits, decoders, published templates."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def byte_level(special: list[str], bos: str | None = None, nfc: bool = False) ->
 
     tokenizer = Tokenizer(models.BPE())
     if nfc or bos:
-        pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        split = pre_tokenizers.Split(Regex(words + r"|\s*[\r\n]+|\s+(?!\S)|\s+"), behavior="isolated")
         level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
     else:
