@@ -153,7 +153,7 @@ def part_files(address: str, known: tuple[str, ...]) -> list[str]:
 
 
 def told_rows(address: str, split: str | None) -> int | None:
-    """How many rows `datasets` wrote down for this split beside or above the parts; None where it is not said, or not clear."""
+    """How many rows `datasets` wrote down for this split, beside or above the parts; None where it is not clear."""
     parent = address.rpartition("/")[0]
     above = parent.rpartition("/")[0]  # as the hub has it, with the parts in a folder data
     for place in (Place(folder) / name for folder in (parent, above) if folder for name in COUNTS):
