@@ -11,10 +11,10 @@ from foretune.storage.errors import BadInput
 from foretune.tasks.loading.foreign import reading
 from foretune.tasks.loading.tokenizer_backend import tokenizer_file
 from foretune.tasks.loading.tokenizer_files import chat_templates, read_config
+from foretune.tasks.loading.training_templates import training_template
 from foretune.tasks.samples.chat_template import RenderedChat, has_generation_blocks, render_chat
 from foretune.tasks.samples.messages import Message
 from foretune.tasks.samples.template_child import Conversation
-from foretune.tasks.samples.training_templates import training_template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

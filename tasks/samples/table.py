@@ -40,7 +40,7 @@ class DatasetSettings(BaseModel):
     version: Literal[1] = 1
     path: str = Field(
         title="Training rows",
-        description="JSONL, JSON, CSV or Parquet; local or s3://",
+        description="JSONL, JSON, CSV or Parquet, a folder or a glob of parts; local or s3://",
         json_schema_extra=_PATH,
     )
     heldout: HeldoutSettings = Field(default=HeldoutSettings(), title="Held-out set")

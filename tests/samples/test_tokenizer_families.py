@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from foretune.tasks.loading.training_templates import FOLDER, training_template
 from foretune.tasks.samples.chat import load_tokenizer
-from foretune.tasks.samples.training_templates import FOLDER, training_template
 from tests.samples.families import FAMILIES, published, write_family
 from tests.samples.test_trl_equality import assert_supervised_equal, messages, ours, training
 
