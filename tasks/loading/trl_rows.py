@@ -39,7 +39,7 @@ def trainer_rows(
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tiny: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model, reference = (LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **tiny)) for _ in range(2))
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
