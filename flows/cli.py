@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foretune.flows.commands.cleaning import clean
+from foretune.flows.commands.inspection import inspect
 from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
     Evaluate,
@@ -24,6 +25,7 @@ from foretune.flows.commands.options import (
     finish,
     named_run,
     root_given,
+    say_other_splits,
     terminal_for,
     whole_numbers,
     with_root,
@@ -117,7 +119,9 @@ def plan(
     from foretune.flows.commands.plan import make_plan, print_plan
     from foretune.flows.request import load_request
 
-    planned = make_plan(load_request(request, with_root(overrides, root)))
+    wanted = load_request(request, with_root(overrides, root))
+    planned = make_plan(wanted)
+    say_other_splits(wanted.dataset.path)
     print_plan(terminal_for(quiet), planned)
     finish(planned, as_json)
 
@@ -247,6 +251,9 @@ def backtest(
 
 
 app.command()(clean)
+
+
+app.command()(inspect)
 
 
 @app.command()

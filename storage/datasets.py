@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from foretune.storage.digests import file_digest
+from foretune.storage.digests import digest_of, file_digest
 from foretune.storage.errors import BadInput
+from foretune.storage.packed import BROKEN, PACKED, most_unpacked, opened, packing
 from foretune.storage.parquet_rows import parquet_rows
-from foretune.storage.places import localise
+from foretune.storage.parts import (
+    TRAIN,
+    dataset_address,
+    entries_at,
+    folder_and_pattern,
+    part_files,
+    split_of,
+    told_rows,
+)
+from foretune.storage.places import Place, localise
 
 Row = dict[str, Any]
 
@@ -24,29 +32,49 @@ LONGEST = 16 * 2**20
 """Characters of a line: a row of 1 M tokens has about 5 M, of two texts 10 M."""
 DEEPEST = 64
 """Levels of lists and objects in a row: what walks a row later is recursive, and Python's stack has 1,000 frames."""
-UNPACKED_BYTES, UNPACKED_TIMES = 512 * 10**6, 50
-"""A compressed file may hold half a gigabyte, or 50 times its size: text packs 3 to 20 times, a bomb 1,000 times."""
 
 
 def read_rows(uri: str) -> list[Row]:
-    """Every row of a .jsonl, .json, .csv (each also .gz) or .parquet file, as one dict a row, in file order.
+    """Every row of a dataset as one dict a row: a .jsonl, .json, .csv (each also .gz or .zst), .parquet or .arrow file,
+    or a folder or glob of the parts of one, joined in their order.
 
     JSON is a list of objects, or an object with one field that is such a list. Empty lines are no rows. Raises
     BadInput, with the line where there is one, for what is missing, empty, of an unknown kind, not text, or not
-    rows of named fields.
+    rows of named fields; and for parts that are not all there.
     """
+    address = dataset_at(uri)
+    files = part_files(address, KNOWN)
+    rows = [row for file in files for row in _file_rows(file)]
+    if not rows:
+        raise BadInput(f"{uri}: the dataset is empty; give at least one row")
+    if len(files) > 1 or address != uri:
+        told = told_rows(address, split_of(address))
+        if told is not None and told != len(rows):
+            raise BadInput(
+                f"{uri}: {len(rows):,} rows in {len(files)} files, but {told:,} by the dataset_info beside them; copy "
+                "them again, or remove that file"
+            )
+    return rows
+
+
+def dataset_at(uri: str, split: str = TRAIN) -> str:
+    """Where the rows of one dataset lie: the file that `uri` names, or the file or parts of a split below it."""
+    place = Place(uri)
+    folder = place.is_folder() and not place.exists()
+    return dataset_address(uri, KNOWN, split) if folder or folder_and_pattern(uri)[1] is not None else uri
+
+
+def _file_rows(uri: str) -> list[Row]:
     path = _file(uri)
-    name = path.name.lower().removesuffix(".gz")
-    packed = path.name.lower().endswith(".gz")
-    if name.endswith(".parquet") and not packed:
-        rows = parquet_rows(uri, path, _most_unpacked(path))
+    packed = packing(path.name)
+    name = path.name.lower().removesuffix(packed)
+    if name.endswith(COLUMNAR) and not packed:
+        rows = parquet_rows(uri, path, most_unpacked(path))
     else:
         reader = next((READERS[kind] for kind in READERS if name.endswith(kind)), None)
         if reader is None:
-            raise BadInput(f"{uri}: unknown kind of file {_extension(path)!r}; known are {', '.join(KNOWN)}")
+            raise BadInput(f"{uri}: unknown kind of file {_extension(path)!r}; known are {KNOWN_SAID}")
         rows = _text_rows(uri, path, reader, packed)
-    if not rows:
-        raise BadInput(f"{uri}: the dataset is empty; give at least one row")
     deep = next((number for number, row in enumerate(rows, start=1) if _too_deep(row)), None)
     if deep is not None:
         raise BadInput(f"{uri}: row {deep} is nested more than {DEEPEST} levels deep; flatten it")
@@ -54,87 +82,63 @@ def read_rows(uri: str) -> list[Row]:
 
 
 def dataset_digest(uri: str) -> str:
-    """sha256 of the file's bytes, 64 hex digits."""
-    return file_digest(_file(uri))
+    """sha256 of the file's bytes, 64 hex digits; of several parts that of their digests in order."""
+    digests = [file_digest(_file(file)) for file in part_files(dataset_at(uri), KNOWN)]
+    return digests[0] if len(digests) == 1 else digest_of(digests)
+
+
+def dataset_bytes(uri: str) -> int:
+    """Size of a dataset's files; 0 for what is not there."""
+    if folder_and_pattern(uri)[1] is None and not Place(uri).is_folder():
+        entry = Place(uri).entry()
+        return entry.size if entry is not None else 0
+    return sum(entry.size for entry in entries_at(uri, KNOWN))
 
 
 def _file(uri: str) -> Path:
     path = localise(uri)
     if path.is_dir():
-        raise BadInput(f"{uri}: is a folder; give one file ({', '.join(KNOWN)})")
+        raise BadInput(f"{uri}: is a folder; give one file ({KNOWN_SAID})")
     return path
 
 
 def _extension(path: Path) -> str:
-    return "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+    return "".join(path.suffixes[-2:]) if packing(path.name) else path.suffix
 
 
-def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool) -> list[Row]:
+def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: str) -> list[Row]:
     try:
         if packed:
-            _count(path)
+            _count(path, packed)
         # A byte order mark, which spreadsheets write, would become part of the first field's name.
-        with _opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        with opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
             return list(reader(uri, text))
     except UnicodeDecodeError as error:
         line = _undecodable_line(path, packed)
         raise BadInput(f"{uri}: line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except BROKEN as error:
         raise BadInput(f"{uri}: not a whole gzip file ({error}); copy it again") from error
     except OSError as error:
+        if packed == ".zst" and error.errno is None:
+            raise BadInput(f"{uri}: not a whole zstd file ({error}); copy it again") from error
         raise BadInput(f"{uri}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _count(path: Path) -> None:
+def _count(path: Path, packed: str) -> None:
     """Unpack to the end before a row is kept: the rows of a bomb of short lines take 20 times its bytes."""
-    with _Unpacked(path) as stream:
-        while stream.read1(2**20):
+    with opened(path, packed) as stream:
+        while stream.read1(2**20):  # pyright: ignore[reportAttributeAccessIssue] - gzip's and io's have it
             pass
 
 
-def _undecodable_line(path: Path, packed: bool) -> int:
-    with _opened(path, packed) as stream:
+def _undecodable_line(path: Path, packed: str) -> int:
+    with opened(path, packed) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode()
             except UnicodeDecodeError:
                 return number
     raise AssertionError(f"{path} changed while it was read")
-
-
-def _opened(path: Path, packed: bool) -> gzip.GzipFile | io.BufferedReader:
-    return _Unpacked(path) if packed else open(path, "rb")
-
-
-def _most_unpacked(path: Path) -> int:
-    return max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
-
-
-class _Unpacked(gzip.GzipFile):
-    """A gzip file that refuses to be much larger inside than outside."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "rb")
-        self._path, self._most = path, _most_unpacked(path)
-        self._left = self._most
-
-    def read1(self, size: int = -1) -> bytes:
-        return self._counted(super().read1(size))
-
-    def read(self, size: int | None = -1) -> bytes:
-        return self._counted(super().read(self._left + 1 if size is None or size < 0 else size))
-
-    def readline(self, size: int | None = -1) -> bytes:
-        return self._counted(super().readline(self._left + 1 if size is None or size < 0 else size))
-
-    def _counted(self, data: bytes) -> bytes:
-        self._left -= len(data)
-        if self._left < 0:
-            raise BadInput(
-                f"{self._path}: more than {self._most / 1e6:,.0f} MB once unpacked, from "
-                f"{self._path.stat().st_size / 1e6:,.1f} MB; look at it, and unpack it with gunzip if it is right"
-            )
-        return data
 
 
 def _lines(uri: str, text: io.TextIOBase) -> Iterator[str]:
@@ -244,7 +248,9 @@ def _check_delimiter(uri: str, header: list[str]) -> None:
 
 
 READERS = {".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
-KNOWN = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz", ".csv.gz", ".csv", ".parquet")
+COLUMNAR = (".parquet", ".arrow")
+KNOWN_SAID = f"{', '.join((*READERS, *COLUMNAR))}; text also as {' or '.join(PACKED)}"
+KNOWN = (*COLUMNAR, *(kind + packed for kind in READERS for packed in ("", *PACKED)))
 
 
 def _json(uri: str, text: str, line: int | None) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def _sentence(known: dict[str, Any], why: str, size: int, most: int) -> str:
 def _send(path: str, most: int) -> dict[str, Any] | None:
     """In the child. What went wrong, or None."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            with pa.ipc.new_stream(sys.stdout.buffer, file.schema_arrow) as stream:
-                for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+        with _opened(path) as file:
+            schema, batches = _content(file)
+            with pa.ipc.new_stream(sys.stdout.buffer, schema) as stream:
+                for batch in batches:
                     most -= 64 * batch.num_rows + sum(map(_weight, batch.columns))
                     if most < 0:
                         return {"kind": "large"}
@@ -77,6 +78,30 @@ def _send(path: str, most: int) -> dict[str, Any] | None:
     except (pa.ArrowException, OSError) as error:  # a broken footer is OSError, a missing one ArrowInvalid
         return {"kind": "broken", "said": " ".join(str(error).split())}
     return None
+
+
+def _opened(path: str) -> Any:
+    """A Parquet file, or what `datasets` keeps its rows in: an Arrow stream, rarely an Arrow file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.lower().endswith(".arrow"):
+        return pq.ParquetFile(path, pre_buffer=False)
+    source = pa.OSFile(path)
+    head = source.read(6)
+    source.seek(0)
+    return pa.ipc.open_file(source) if head == b"ARROW1" else pa.ipc.open_stream(source)
+
+
+def _content(file: Any) -> tuple[Any, Iterator[Any]]:
+    """The schema and the rows, few at a time."""
+    if hasattr(file, "iter_batches"):
+        return file.schema_arrow, file.iter_batches(BATCH_ROWS, use_threads=False)
+    count = getattr(file, "num_record_batches", None)
+    batches = file if count is None else (file.get_batch(number) for number in range(count))
+    return file.schema, (
+        batch.slice(start, BATCH_ROWS) for batch in batches for start in range(0, batch.num_rows, BATCH_ROWS)
+    )
 
 
 def _weight(array: Any) -> int:

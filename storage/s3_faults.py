@@ -40,6 +40,7 @@ _TRANSIENT_CODES = {
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 _BARE = {"400", "BadRequest", "Bad Request"}
 """A HEAD has no body that could say what is wrong: an expired token is a bare 400."""
+_CLOCK = {"RequestExpired", "RequestTimeTooSkewed"}
 _TRANSIENT_TYPES = (
     aiohttp.ClientError,
     boto.ConnectionError,
@@ -112,6 +113,8 @@ def _explained(error: Exception, uri: str, tries: int, seconds: float) -> Except
         return BadInput(
             f"{uri}: S3 refuses the credentials ({code}: an expired AWS_SESSION_TOKEN looks like this); renew them"
         )
+    if code in _CLOCK:
+        return BadInput(f"{uri}: S3 refuses the request as too old ({code}); set this machine's clock")
     if isinstance(error, PermissionError) or status in (401, 403):
         return StorageFault(
             f"{uri}: S3 denies access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they "

@@ -1,71 +1,34 @@
-"""Versions of a dataset: the newest file that a path, a glob or a prefix names."""
+"""Versions of a dataset: the newest file, or the newest set of parts, that a path, a glob or a prefix names."""
 
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 
-from foretune.storage.datasets import KNOWN
+from foretune.storage.datasets import KNOWN, KNOWN_SAID
 from foretune.storage.errors import BadInput
+from foretune.storage.parts import TRAIN, Parts, check_whole, entries_at, folder_and_pattern, parts_of
 from foretune.storage.places import Place
 
 
 def newest_version(uri: str) -> str:
-    """The newest dataset file: `uri` itself, or the last by name below a folder or prefix or matching a glob.
+    """The newest dataset: `uri` itself, or the last by name below a folder or prefix or matching a glob.
 
-    Numbers in names count as numbers (v10 is newer than v9); among equal names the later file wins. Raises
-    BadInput when nothing fits.
+    Numbers in names count as numbers (v10 is newer than v9); among equal names the later file wins. A version in
+    parts is named by a glob of them; of splits the training rows count. Raises BadInput when nothing fits.
     """
     if Place(uri).exists():  # also one whose name holds the characters of a pattern
         return uri
-    folder, pattern = _split(uri)
-    entries = [e for e in Place(folder).walk() if e.name.lower().endswith(KNOWN) and _fits(e.name, pattern)]
-    if not entries:
-        raise BadInput(f"{uri}: no dataset here; give a file, a folder or a glob of {', '.join(KNOWN)} files")
-    entries = [e for e in entries if e.name.rsplit("/", 1)[-1] not in NOT_ROWS] or entries
-    _refuse_parts(uri, [entry.name for entry in entries])
-    newest = max(entries, key=lambda entry: (_natural(entry.name), entry.modified))
-    return f"{folder.rstrip('/')}/{newest.name}"
+    found = parts_of(entries_at(uri, KNOWN))
+    if not found:
+        raise BadInput(f"{uri}: no dataset here; give a file, a folder or a glob of files ({KNOWN_SAID})")
+    newest = max(_trained_on(found), key=lambda parts: (_natural(parts.names[0]), parts.modified))
+    check_whole(uri, newest)
+    return newest.address(folder_and_pattern(uri)[0])
 
 
-NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "state.json")
-"""What `datasets` writes beside the rows."""
-_PART = re.compile(r"(.*?)[-_.]?(\d+)[-_.]of[-_.](\d+)(?=[-_.])|(part)[-_.](\d+)(?=[-_.])", re.IGNORECASE)
-SPLITS = {"train", "training", "test", "testing", "valid", "validation", "dev", "eval", "val", "heldout"}
-
-
-def _refuse_parts(uri: str, names: list[str]) -> None:
-    """BadInput where the files are one dataset in parts, or its splits, instead of versions of one dataset."""
-    parts = [name for name in names if _PART.match(name.rsplit("/", 1)[-1])]
-    if len(parts) > 1:
-        raise BadInput(
-            f"{uri}: one dataset in {len(parts)} parts ({parts[0]}, ...), not versions of one; join them into one file"
-        )
-    stems = {re.split(r"[-_.]", name.rsplit("/", 1)[-1].lower())[0] for name in names}
-    if len(names) > 1 and len(stems & SPLITS) > 1:
-        raise BadInput(
-            f"{uri}: splits of one dataset ({', '.join(sorted(names)[:4])}), not its versions; name the training file"
-        )
-
-
-def _split(uri: str) -> tuple[str, str | None]:
-    """The folder that is walked, and the pattern of the names below it; no pattern: every name.
-
-    A folder that is there under the very name comes before what the name would match as a pattern.
-    """
-    parts = uri.split("/")
-    for number, part in enumerate(parts):
-        if re.search(r"[*?\[]", part) and not Place("/".join(parts[: number + 1])).is_folder():
-            folder = "/".join(parts[:number])
-            return folder or ("/" if number else "."), "/".join(parts[number:])
-    return uri, None
-
-
-def _fits(name: str, pattern: str | None) -> bool:
-    if pattern is None:
-        return True
-    parts, wanted = name.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+def _trained_on(found: list[Parts]) -> list[Parts]:
+    """Without the splits that nothing is trained on, but where there is nothing else."""
+    return [parts for parts in found if parts.split in (None, TRAIN)] or found
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -38,7 +38,22 @@ def check_inputs(request: Request, run: Run) -> None:
 
     root_to_read(run.root)
     checked_sources(request)
+    say_other_splits(request.dataset.path)
     check_server()
+
+
+def say_other_splits(dataset: str) -> None:
+    """Once, what a folder holds beside the training rows, which are all that is read of it."""
+    from foretune.flows.commands.terminal import write_notice
+    from foretune.storage.datasets import KNOWN
+    from foretune.storage.parts import other_splits
+
+    others = other_splits(dataset, KNOWN)
+    if others:
+        write_notice(
+            f"{dataset}: its training rows are read, not {' and '.join(others)}; to predict the loss on those, set "
+            "dataset.heldout.path to the same folder"
+        )
 
 
 def whole_numbers(option: str, text: str | None) -> list[int] | None:

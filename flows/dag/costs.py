@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 from foretune.flows.request import Request
+from foretune.storage.datasets import dataset_bytes
 from foretune.storage.errors import BadInput
-from foretune.storage.places import Place
 from foretune.tasks.inputs.sources import Sources, resolve_sources
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading.tokenizer_files import read_config
@@ -22,10 +22,10 @@ def checked_sources(request: Request) -> Sources:
     """`resolve_sources` of a request, after a look at the sizes: nothing too large is fetched or hashed."""
     dataset, most = request.dataset, request.runtime.max_dataset_gb
     for uri in filter(None, (dataset.path, dataset.heldout.path, dataset.preferences, dataset.probes)):
-        entry = Place(uri).entry()
-        if entry is not None and entry.size > most * 1e9:
+        size = dataset_bytes(uri)
+        if size > most * 1e9:
             raise BadInput(
-                f"{uri}: {entry.size / 1e9:.1f} GB, more than runtime.max_dataset_gb ({most:g}); give a sample of its "
+                f"{uri}: {size / 1e9:.1f} GB, more than runtime.max_dataset_gb ({most:g}); give a sample of its "
                 "rows, or raise that setting"
             )
     return resolve_sources(dataset, request.model, request.sae, request.adapter.targets)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from foretune.storage.datasets import dataset_digest
+from foretune.storage.datasets import dataset_at, dataset_digest
 from foretune.storage.digests import digest_of, file_digest, folder_digest
 from foretune.storage.errors import BadInput
+from foretune.storage.parts import VALIDATION
 from foretune.storage.places import localise
 from foretune.storage.refs import ArtifactRef
 from foretune.tasks.engine.keys import Fingerprint
@@ -62,9 +63,11 @@ def resolve_sources(
     """
     refuse_foreign_code("model", model)
     refuse_foreign_code("sae", sae)
-    rows = {"train": _file(dataset.path), "heldout": _file(dataset.heldout.path or dataset.path)}
+    rows = {"train": _file(dataset_at(dataset.path))}
+    held = dataset.heldout.path
+    rows["heldout"] = _file(dataset_at(held, VALIDATION)) if held else rows["train"]
     if dataset.preferences:
-        rows["preferences"] = _file(dataset.preferences)
+        rows["preferences"] = _file(dataset_at(dataset.preferences))
     rows["probes"] = _text(dataset.probes) if dataset.probes else rows["heldout"]
     gguf = folder = tokenizer = None
     if model.name_or_path.lower().endswith(".gguf") and not Path(model.name_or_path).expanduser().is_dir():

@@ -79,6 +79,20 @@ def resolve_model(settings: ModelSettings) -> Path:
     return _fetched(name, settings)
 
 
+def resolve_tokenizer(settings: ModelSettings) -> Path:
+    """Local folder of the model's tokenizer, chat template and configuration; no weights are fetched from the hub.
+
+    Raises BadInput when nothing is found, and for a GGUF file, whose tokenizer is made with the model.
+    """
+    name = settings.name_or_path
+    if "://" in name or os.path.exists(os.path.expanduser(name)) or _looks_like_path(name):
+        found = localise(os.path.expanduser(name))
+        if found.is_file():
+            raise BadInput(f"model {name}: a file; give the folder that tokenizer.json lies in")
+        return found
+    return hub_snapshot(name, settings.revision, list(COMPANIONS), "model")
+
+
 def _fetched(name: str, settings: ModelSettings) -> Path:
     """The files of `model_files` from the hub: an index first, then the files that it names."""
     folder = hub_snapshot(name, settings.revision, [*SAFETENSORS, *COMPANIONS], "model")

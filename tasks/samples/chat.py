@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from foretune.storage.errors import BadInput
 from foretune.tasks.loading.foreign import reading
 from foretune.tasks.loading.tokenizer_backend import tokenizer_file
 from foretune.tasks.loading.tokenizer_files import chat_templates, read_config
+from foretune.tasks.loading.training_templates import training_template
 from foretune.tasks.samples.chat_template import RenderedChat, has_generation_blocks, render_chat
 from foretune.tasks.samples.messages import Message
 from foretune.tasks.samples.template_child import Conversation
@@ -49,6 +50,13 @@ class ChatTokenizer:
     def marks_assistant(self) -> bool:
         """Whether the template tells the assistant's text apart, as `assistant_only_loss` needs."""
         return has_generation_blocks(self.template())
+
+    def marked(self) -> ChatTokenizer:
+        """This tokenizer with a template that marks the assistant's text, as TRL has it: its own, or where TRL knows
+        that to the letter its marked twin, with and without tools; unchanged where there is none."""
+        own = self.templates.get("default", "")
+        twin = None if has_generation_blocks(own) else training_template(own)
+        return self if twin is None else replace(self, templates={"default": twin})
 
     def template(self, tools: list[Any] | None = None) -> str:
         """The template for a conversation, with or without tools. Raises BadInput where there is none."""

@@ -26,7 +26,7 @@ from foretune.tasks.samples.messages import Message
 # Noncharacters of Unicode: text holds none, so they can mark the assistant's spans until these are measured.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplateError(ValueError):
@@ -70,7 +70,7 @@ def render_chat(template: str, messages: list[Message], variables: dict[str, Any
 
 def _complete(message: Message) -> Message:
     """Reasoning goes under several names; templates look for one or another of them."""
-    reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
     if reasoning is None:
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -14,39 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from foretune.storage.errors import BadInput
+from foretune.tasks.samples.column_names import ColumnNames
 from foretune.tasks.samples.messages import Part, read_json, read_messages, read_part, read_text, shown
 
 Form = Literal["text", "messages", "prompt_completion", "preference"]
-
-
-class ColumnNames(BaseModel):
-    """Which column holds what, when the dataset's columns have names of their own."""
-
-    model_config = ConfigDict(extra="forbid", title="Columns")
-
-    version: Literal[1] = 1
-    text: str | None = Field(default=None, description="column read as `text`")
-    messages: str | None = Field(default=None, description="column read as `messages`")
-    prompt: str | None = Field(default=None, description="column read as `prompt`")
-    completion: str | None = Field(default=None, description="column read as `completion`")
-    chosen: str | None = Field(default=None, description="column read as `chosen`")
-    rejected: str | None = Field(default=None, description="column read as `rejected`")
-    instruction: str | None = Field(default=None, description="column read as `instruction`")
-    input: str | None = Field(default=None, description="column read as `input`, after the instruction")
-    context: str | None = Field(default=None, description="column read as `context`, before or after the question")
-    output: str | None = Field(default=None, description="column read as `output`")
-    question: str | None = Field(default=None, description="column read as `question`")
-    answer: str | None = Field(default=None, description="column read as `answer`")
-    response: str | None = Field(default=None, description="column read as `response`")
-    system: str | None = Field(default=None, description="column read as `system`, the first turn")
-    history: str | None = Field(default=None, description="column read as `history`, pairs of earlier turns")
-
-    def given(self) -> dict[str, str]:
-        """{name that the forms know: the dataset's own column}."""
-        return self.model_dump(exclude={"version"}, exclude_none=True)
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,8 @@ def canonical_rows(rows: Sequence[Mapping[str, Any]], columns: ColumnNames | Non
     Raises BadInput, naming the row (from 0), for unknown columns, a row of another form than the first, and
     values that are neither text nor messages.
     """
-    names = (columns or ColumnNames()).given()
+    columns = columns or ColumnNames()
+    names = columns.given()
     known = _forms_with(names)
     canonical: list[CanonicalRow] = []
     first: KnownForm | None = None
@@ -100,7 +73,7 @@ def canonical_rows(rows: Sequence[Mapping[str, Any]], columns: ColumnNames | Non
                 "a dataset has one form: split the file"
             )
         first = form
-        canonical.append(_read_row(form, renamed, number))
+        canonical.append(_read_row(form, _respoken(renamed, form, columns, number), number))
         if canonical[-1].conversational != canonical[0].conversational:
             now, before = ("messages", "text") if canonical[-1].conversational else ("text", "messages")
             raise BadInput(
@@ -244,6 +217,27 @@ def _history(value: Any, number: int) -> list[dict[str, Any]]:
     ]
 
 
+def _with_opening(read: Callable[[Mapping[str, Any], int], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A reader of prompts that puts a system turn and earlier turns before them; text becomes turns."""
+
+    def opened(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        found = read(row, number)
+        system = row.get("system")
+        opening = [{"role": "system", "content": read_text(system, number, "system")}] if system else []
+        opening += _history(row.get("history"), number)
+        asked = "completion" if found["prompt"] is None else "prompt"
+        if isinstance(found["prompt"], str):
+            found["prompt"] = [{"role": "user", "content": found["prompt"]}]
+            for part in ("completion", "rejected"):
+                if isinstance(found.get(part), str):
+                    found[part] = [{"role": "assistant", "content": found[part]}]
+        if opening and found[asked] and found[asked][0]["role"] == "system":
+            opening = opening[1:] if system else opening
+        return found | {asked: [*opening, *found[asked]]}
+
+    return opened
+
+
 def _instruction_form(question: str, answer: str) -> KnownForm:
     read = functools.partial(_read_turns, question, answer)
     optional = tuple(name for name in ("input", "context", "history", "system") if name != question)
@@ -276,12 +270,37 @@ KNOWN_FORMS = (
 )
 
 
+# TRL reads no system turn and no history beside these: here they are read where dataset.columns names them.
+OPENED_FORMS = tuple(
+    KnownForm(form.name, form.required, _with_opening(form.read), ("system", "history"), form.messages)
+    for form in KNOWN_FORMS
+    if form.required in (("prompt", "chosen", "rejected"), ("prompt", "completion"), ("messages",))
+)
+
+
 def _forms_with(names: Mapping[str, str]) -> list[KnownForm]:
     """Forms that read every column of `dataset.columns`. BadInput where there is none."""
-    known = [form for form in KNOWN_FORMS if set(names) <= set(form.required + form.optional)]
+    forms = (*KNOWN_FORMS, *OPENED_FORMS)
+    known = [form for form in forms if set(names) <= {*form.required, *form.optional, *ALWAYS_READ}]
     if not known:
         raise BadInput(f"dataset.columns: no form has the columns {', '.join(names)}; known forms: {_listing()}")
     return known
+
+
+def _respoken(row: Mapping[str, Any], form: KnownForm, columns: ColumnNames, number: int) -> Mapping[str, Any]:
+    """The row with the messages of its columns under the names that every later step knows."""
+    if not (columns.role or columns.content or columns.speakers):
+        return row
+    changed = {}
+    for column in form.messages:
+        value = row.get(column)
+        if isinstance(value, str) and column in ("messages", "conversations"):
+            value = read_json(value, number, column, list)
+        if isinstance(value, list):
+            changed[column] = [columns.message(each) for each in value]
+        elif isinstance(value, Mapping):
+            changed[column] = columns.message(value)
+    return {**row, **changed}
 
 
 def _renamed(row: Mapping[str, Any], names: Mapping[str, str], number: int) -> Mapping[str, Any]:

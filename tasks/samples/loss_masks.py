@@ -58,6 +58,7 @@ def labelled_rows(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer, rules:
     marks for assistant_only_loss, or an EOS token for plain text.
     """
     if rules.assistant_only_loss and rows:
+        tokenizer = tokenizer.marked()
         _check_assistant_marks(rows[0], tokenizer)
     with renderer(len(rows)) as renders:
         encoder = _Encoder(tokenizer, rules, renders)
@@ -169,11 +170,15 @@ def _eos(tokenizer: ChatTokenizer) -> str:
 
 
 def _check_assistant_marks(row: CanonicalRow, tokenizer: ChatTokenizer) -> None:
+    if row.form == "preference":
+        raise BadInput(
+            "dataset.assistant_only_loss is not for pairs, of which the answers alone are trained on; set it to false"
+        )
     if not row.conversational:
         raise BadInput("dataset.assistant_only_loss needs conversations, the rows are plain text; set it to false")
     if not tokenizer.marks_assistant:
         raise BadInput(
-            "dataset.assistant_only_loss needs a chat template with {% generation %} marks; "
-            "add them to the model's chat_template.jinja (for known families trl has marked ones: its folder "
-            "chat_templates, *_training.jinja), or set it to false"
+            "dataset.assistant_only_loss needs a chat template with {% generation %} marks, and this one is none of "
+            "the stock templates that have a marked twin; add marks to the model's chat_template.jinja, or set it to "
+            "false"
         )

@@ -50,7 +50,9 @@ def check_texts(value: Any, row: int | str, column: str) -> None:
 
 
 def read_part(value: Any, row: int | str, column: str) -> Part:
-    """Text as it is, a list as messages."""
+    """Text as it is, a list as messages, one message as a list of one."""
+    if isinstance(value, Mapping):
+        value = [value]
     return read_messages(value, row, column) if isinstance(value, list) else read_text(value, row, column)
 
 

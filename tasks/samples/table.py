@@ -40,7 +40,7 @@ class DatasetSettings(BaseModel):
     version: Literal[1] = 1
     path: str = Field(
         title="Training rows",
-        description="JSONL, JSON, CSV or Parquet; local or s3://",
+        description="JSONL, JSON, CSV or Parquet, a folder or a glob of parts; local or s3://",
         json_schema_extra=_PATH,
     )
     heldout: HeldoutSettings = Field(default=HeldoutSettings(), title="Held-out set")
@@ -74,7 +74,7 @@ class DatasetSettings(BaseModel):
     assistant_only_loss: bool = Field(
         default=False,
         title="Assistant only",
-        description="train on the assistant's turns; needs {% generation %} marks",
+        description="train on the assistant's turns; needs {% generation %} marks, or a stock template with a twin",
     )
     completion_only_loss: bool | None = Field(
         default=None, title="Completion only", description="null: yes where a row has a prompt of its own"

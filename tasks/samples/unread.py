@@ -36,6 +36,8 @@ KTO = (
     "with answers that are wanted and unwanted these are KTO rows, whose objective is not simulated: rows with false "
     "would be trained on as good answers; drop them, or make pairs of chosen and rejected"
 )
+UNPAIRED = ("prompt+completion", "messages", "conversations")
+"""Forms in which a label of 0 and 1 says whether the answer is wanted; elsewhere it may be a class."""
 OF_A_TURN = ("weight", "train", "trainable", "loss", "mask")
 """Keys of a message that mask it elsewhere."""
 
@@ -55,18 +57,19 @@ def unread_columns(
     rows: Sequence[Mapping[str, Any]], columns: ColumnNames | None = None, group_column: str | None = None
 ) -> list[Unread]:
     """In the order of their first appearance, those with a known meaning first. The rows have been read before."""
+    forms: dict[str, None] = {}
     found: dict[str, list[Any]] = {}  # column -> [rows, first row, first value]
     for number, row in enumerate(rows):
         form = form_of(row, columns)
+        forms.setdefault(form.name, None)
         own = set(form.reads) | set((columns or ColumnNames()).given().values()) | {group_column}
         for column, value in _values(row, own, form.messages):
             entry = found.setdefault(column, [0, number, value])
             entry[0] += 1
-    names = {column for row in rows[:1] for column in row}
     unread = [
         Unread(column, count, first, one_line(repr(value) if not isinstance(value, str) else value, SHOWN), meaning)
         for column, (count, first, value) in found.items()
-        for meaning in (_meaning(column, value, names),)
+        for meaning in (_meaning(column, value, next(iter(forms))),)
     ]
     return sorted(unread, key=lambda each: each.meaning is None)
 
@@ -114,9 +117,13 @@ def _masks(key: str, value: Any) -> bool:
     )
 
 
-def _meaning(column: str, value: Any, names: set[str]) -> str | None:
+def _meaning(column: str, value: Any, form: str) -> str | None:
     if "[]" in column:
         return "masks turns elsewhere, here every turn counts in full"
-    if column in ("label", "labels") and (isinstance(value, bool) or value in (0, 1, "true", "false", "True", "False")):
-        return KTO if {"prompt", "completion"} <= names or "messages" in names else None
-    return MEANINGS.get(str(column).lower())
+    name = str(column).lower()
+    said = isinstance(value, bool) or str(value).lower() in ("true", "false")
+    if name == "kto_tag" or (name in ("label", "labels", "desirable", "is_desirable") and said and form != "text"):
+        return KTO
+    if name in ("label", "labels") and value in (0, 1) and form in UNPAIRED:
+        return KTO
+    return MEANINGS.get(name)

@@ -10,20 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from foretune.storage import datasets
+from foretune.storage import packed
 from foretune.storage.datasets import dataset_digest, read_rows
 from foretune.storage.errors import BadInput
 
 
 @pytest.fixture(autouse=True)
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "UNPACKED_BYTES", 20 * 10**6)
+    monkeypatch.setattr(packed, "UNPACKED_BYTES", 20 * 10**6)
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.csv.gz"])
-def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path, name: str):
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.csv.gz", "rows.jsonl.zst", "rows.csv.zst"])
+def test_a_bomb_is_not_unpacked(tmp_path: Path, name: str):
     path = tmp_path / name
-    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 10**7))
+    content = b'{"text": "a"}\n' * 10**7
+    zstd = name.endswith(".zst")
+    path.write_bytes(pa.compress(content, codec="zstd", asbytes=True) if zstd else gzip.compress(content))
     with pytest.raises(BadInput, match=r"more than 20 MB once unpacked, from 0.\d MB; look at it, and unpack"):
         read_rows(str(path))
 

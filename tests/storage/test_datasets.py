@@ -134,7 +134,7 @@ def test_a_missing_file_is_named(tmp_path, s3_root):
 
 
 def test_a_folder_is_not_a_dataset(tmp_path):
-    with pytest.raises(BadInput, match=r"is a folder; give one file"):
+    with pytest.raises(BadInput, match=r"no dataset here; give a file, a folder or a glob of its parts"):
         read_rows(str(tmp_path))
 
 

@@ -67,16 +67,23 @@ def test_a_prefix_in_a_bucket_is_a_folder(s3_root):
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "newest"),
     [
-        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], "one dataset in 2 parts"),
-        (["part-00000.jsonl", "part-00001.jsonl"], "one dataset in 2 parts"),
-        (["train.jsonl", "validation.jsonl", "test.jsonl"], "splits of one dataset"),
+        (["v1-00000-of-00002.jsonl", "v1-00001-of-00002.jsonl"], "v1-*-of-00002.jsonl"),
+        (["a/part-00000.jsonl", "a/part-00001.jsonl", "b/part-00000.jsonl", "b/part-00001.jsonl"], "b/part-*.jsonl"),
+        (["train.jsonl", "validation.jsonl", "test.jsonl"], "train.jsonl"),
+        (["v1.jsonl", "v2.jsonl", "validation.jsonl"], "v2.jsonl"),
+        (["validation.jsonl"], "validation.jsonl"),
     ],
 )
-def test_parts_and_splits_are_no_versions(tmp_path, names, words):
-    with pytest.raises(BadInput, match=words):
-        newest_version(put(tmp_path, *names))
+def test_parts_are_one_version_and_splits_are_none(tmp_path, names, newest):
+    assert newest_version(put(tmp_path, *names)) == f"{tmp_path}/{newest}"
+
+
+def test_a_version_that_lacks_a_part_is_one_line(tmp_path):
+    folder = put(tmp_path, "v1-00000-of-00002.jsonl", "v1-00001-of-00002.jsonl", "v2-00000-of-00002.jsonl")
+    with pytest.raises(BadInput, match=r"v2-00000-of-00002.jsonl is one of 2 parts, and 1 is not there"):
+        newest_version(folder)
 
 
 def test_every_kind_that_is_read_is_a_version_and_what_describes_the_rows_is_none(tmp_path):
