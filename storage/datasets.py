@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -39,7 +40,7 @@ def read_rows(uri: str) -> list[Row]:
     name = path.name.lower().removesuffix(".gz")
     packed = path.name.lower().endswith(".gz")
     if name.endswith(".parquet") and not packed:
-        rows = parquet_rows(uri, path, _most_unpacked(path))
+        rows = parquet_rows(uri, path, most_unpacked(path))
     else:
         reader = next((READERS[kind] for kind in READERS if name.endswith(kind)), None)
         if reader is None:
@@ -47,7 +48,7 @@ def read_rows(uri: str) -> list[Row]:
         rows = _text_rows(uri, path, reader, packed)
     if not rows:
         raise BadInput(f"{uri}: the dataset is empty; give at least one row")
-    deep = next((number for number, row in enumerate(rows, start=1) if _too_deep(row)), None)
+    deep = next((number for number, row in enumerate(rows, start=1) if too_deep(row)), None)
     if deep is not None:
         raise BadInput(f"{uri}: row {deep} is nested more than {DEEPEST} levels deep; flatten it")
     return rows
@@ -70,14 +71,21 @@ def _extension(path: Path) -> str:
 
 
 def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: bool) -> list[Row]:
-    try:
+    with faults_of(uri, path):
         if packed:
             _count(path)
         # A byte order mark, which spreadsheets write, would become part of the first field's name.
-        with _opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        with opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
             return list(reader(uri, text))
+
+
+@contextlib.contextmanager
+def faults_of(uri: str, path: Path) -> Iterator[None]:
+    """BadInput for what goes wrong while a file is read: no text, no whole gzip file, no permission."""
+    try:
+        yield
     except UnicodeDecodeError as error:
-        line = _undecodable_line(path, packed)
+        line = _undecodable_line(path, path.name.lower().endswith(".gz"))
         raise BadInput(f"{uri}: line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadInput(f"{uri}: not a whole gzip file ({error}); copy it again") from error
@@ -93,7 +101,7 @@ def _count(path: Path) -> None:
 
 
 def _undecodable_line(path: Path, packed: bool) -> int:
-    with _opened(path, packed) as stream:
+    with opened(path, packed) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode()
@@ -102,11 +110,11 @@ def _undecodable_line(path: Path, packed: bool) -> int:
     raise AssertionError(f"{path} changed while it was read")
 
 
-def _opened(path: Path, packed: bool) -> gzip.GzipFile | io.BufferedReader:
+def opened(path: Path, packed: bool) -> gzip.GzipFile | io.BufferedReader:
     return _Unpacked(path) if packed else open(path, "rb")
 
 
-def _most_unpacked(path: Path) -> int:
+def most_unpacked(path: Path) -> int:
     return max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
 
 
@@ -115,7 +123,7 @@ class _Unpacked(gzip.GzipFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "rb")
-        self._path, self._most = path, _most_unpacked(path)
+        self._path, self._most = path, most_unpacked(path)
         self._left = self._most
 
     def read1(self, size: int = -1) -> bytes:
@@ -149,7 +157,7 @@ def _lines(uri: str, text: io.TextIOBase) -> Iterator[str]:
         yield line
 
 
-def _too_deep(row: Row) -> bool:
+def too_deep(row: Row) -> bool:
     level = [value for value in row.values() if isinstance(value, dict | list)]
     depth = 1
     while level:
@@ -249,7 +257,7 @@ KNOWN = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz", ".
 
 def _json(uri: str, text: str, line: int | None) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
         where = f"line {line or error.lineno}, column {error.colno}"
         raise BadInput(f"{uri}: {where} is not JSON ({error.msg}); mend that line") from error
@@ -258,12 +266,12 @@ def _json(uri: str, text: str, line: int | None) -> Any:
         raise BadInput(f"{uri}: {where} is not JSON ({error}); mend it") from error
 
 
-def _finite(number: str) -> float:
+def finite(number: str) -> float:
     value = float(number)
-    return value if math.isfinite(value) else _refuse(number)
+    return value if math.isfinite(value) else refuse(number)
 
 
-def _refuse(constant: str) -> Any:
+def refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON value")
 
 
