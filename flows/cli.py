@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foretune.flows.commands.changes import diff
 from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
@@ -28,6 +29,7 @@ from foretune.flows.commands.options import (
     whole_numbers,
     with_root,
 )
+from foretune.flows.commands.quality import quality
 from foretune.flows.commands.serve import serve
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.commands.versions import history
@@ -247,6 +249,8 @@ def backtest(
 
 
 app.command()(clean)
+app.command()(quality)
+app.command()(diff)
 
 
 @app.command()

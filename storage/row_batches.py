@@ -93,9 +93,7 @@ def _lines(uri: str, path: Path, size: int) -> Iterator[Lines]:
             if not end:
                 rest += chunk
                 if len(rest) > 4 * LONGEST:
-                    raise BadInput(
-                        f"{uri}: line {number} has more than {4 * LONGEST // 2**20} MB; split the row, or drop it"
-                    )
+                    raise BadInput(f"{uri}: line {number} has more than {4 * LONGEST // 2**20} MB; split it")
                 continue
             data, rest = rest + chunk[:end], chunk[end:]
             yield Lines(number, data)

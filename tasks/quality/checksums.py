@@ -1,4 +1,4 @@
-"""What a match must pass beside its pattern: check digits, checksums, ranges that are given out, examples of manuals."""
+"""What a match must pass beside its pattern: check digits, checksums, ranges that are given out, no example."""
 
 from __future__ import annotations
 

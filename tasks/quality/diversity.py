@@ -128,7 +128,7 @@ _ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB866
 
 
 def band_keys(signed: np.ndarray) -> np.ndarray:
-    """Signatures [n, 128] as a key for each band, [n, 32]: what agrees in a band has one key, and hardly anything else."""
+    """Signatures [n, 128] as a key for each band, [n, 32]: what agrees in a band has one key, hardly else anything."""
     parts = signed.astype(np.uint64).reshape(len(signed), _BANDS, -1) if signed.size else np.zeros((len(signed), 0, 4))
     keys = np.zeros(parts.shape[:2], np.uint64)
     for column, factor in enumerate(_ODD):

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator
 
 # What UTF-8 looks like once it was read as Latin-1 or Windows-1252: a head byte's sign and a tail byte's sign.
-_TAIL = "\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u2019\u201c\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178"
+_TAIL = (
+    "\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u2019\u201c\u201d"
+    "\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178"
+)
 _SUSPECT = re.compile(rf"[\u00c2-\u00df][{_TAIL}]|[\u00e0-\u00ef][{_TAIL}]{{2}}|[\u00f0-\u00f4][{_TAIL}]{{3}}")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]|[\x80-\x84\x86-\x9f]")
 _CONTROL_TEXT = re.compile("(?:\x1b\\[[0-9;]*[A-Za-z])|[\x00-\x08\x0b\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
@@ -47,7 +50,7 @@ def mended(text: str) -> str:
 
 
 def trimmed(text: str) -> str:
-    """Without white space behind, and with no blank before the first line but the one that some completions begin by."""
+    """Without white space around it, but for the one blank that some completions begin by."""
     return (" " if text.startswith(" ") and text.strip() else "") + text.strip()
 
 

@@ -82,13 +82,19 @@ class QualitySettings(BaseModel):
     rules: str | None = Field(
         default=None,
         title="File of rules",
-        description="YAML with own, off and suppressed; read when the request is",
+        description="YAML with own, disabled and suppressed; read when the request is",
         json_schema_extra={"affects_result": False},
     )
     own: list[OwnRule] = Field(default=[], max_length=10_000, title="Own rules", description="beside those built in")
-    off: list[str] = Field(default=[], title="Rules that are off", description="ids")
+    disabled: list[str] = Field(default=[], title="Rules that are off", description="ids")
     suppressed: list[Suppressed] = Field(
         default=[], max_length=1_000_000, title="Suppressed findings", description="of rows that were looked at"
+    )
+    benchmarks: list[str] = Field(
+        default=[],
+        title="Benchmarks",
+        description="files that no row should come from; looked for by `foretune quality`",
+        json_schema_extra={"affects_result": False},
     )
     harmful_keywords: list[Keyword] = Field(
         default=[], max_length=100_000, title="More harmful keywords", description="added to the list"
@@ -125,7 +131,7 @@ class QualitySettings(BaseModel):
     )
     duplicate_share: float = Field(default=0.02, ge=0, le=1, title="Duplicates signal", description="share of rows")
 
-    @field_validator("off")
+    @field_validator("disabled")
     @classmethod
     def _known(cls, names: list[str], info: ValidationInfo) -> list[str]:
         own = [rule.id for rule in info.data.get("own") or []]
@@ -137,7 +143,7 @@ class QualitySettings(BaseModel):
     def active(self) -> dict[str, Rule]:
         """The rules that look at rows, by id: those built in, then the user's own, without those that are off."""
         every = dict(builtin_rules()) | {own.id: own.rule() for own in self.own}
-        return {name: rule for name, rule in every.items() if name not in self.off}
+        return {name: rule for name, rule in every.items() if name not in self.disabled}
 
     def text_rules(self) -> tuple[list[Rule], list[Rule]]:
         """Those of one text, built in and own."""
@@ -152,7 +158,7 @@ class QualitySettings(BaseModel):
 
     def kept(self, flags: list[str], sample_id: str) -> list[str]:
         """The flags of a row but those of rules that are off, and those that are suppressed for it."""
-        hidden = set(self.off)
+        hidden = set(self.disabled)
         for each in self._suppressed_by_beginning().get(sample_id[:12], ()):
             if sample_id.startswith(each.row):
                 hidden |= set(each.rules or flags)
