@@ -43,6 +43,7 @@ class Unread:
 
 
 Batch = Lines | Rows
+_DECODER = json.JSONDecoder(parse_constant=datasets.refuse, parse_float=datasets.finite)
 
 
 def row_batches(uri: str, size: int = BATCH_BYTES) -> Iterator[Batch]:
@@ -122,7 +123,7 @@ def _row(line: bytes) -> Row | Unread:
     if len(line) > LONGEST:
         return Unread(f"more than {LONGEST // 2**20} million characters; split the row, or drop it", line)
     try:
-        value = json.loads(line.decode(), parse_constant=datasets.refuse, parse_float=datasets.finite)
+        value = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         return Unread(f"not UTF-8 text ({error.reason}); save the file as UTF-8", line)
     except json.JSONDecodeError as error:

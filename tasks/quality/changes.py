@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from foretune.storage.errors import BadInput
 from foretune.storage.row_batches import Unread, parsed, row_batches
 from foretune.tasks.quality.lint import lint
 from foretune.tasks.samples.forms import canonical_rows, shown_texts
@@ -31,7 +32,10 @@ class _Version:
             readable = [(number + at, row) for at, row in enumerate(read) if not isinstance(row, Unread)]
             number += len(read)
             # Strictly: a version with a row that no run would read is no version.
-            canonical = canonical_rows([row for _, row in readable])
+            try:
+                canonical = canonical_rows([row for _, row in readable])
+            except BadInput as error:
+                raise BadInput(f"{uri}: {error}") from None
             ids += [each.content_id for each in identify(canonical)]
             rows += [at for at, _ in readable]
             prompts += [" ".join(shown_texts(row)[0].split()) for row in canonical]

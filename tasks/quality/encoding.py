@@ -11,6 +11,7 @@ _TAIL = (
     "\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178"
 )
 _SUSPECT = re.compile(rf"[\u00c2-\u00df][{_TAIL}]|[\u00e0-\u00ef][{_TAIL}]{{2}}|[\u00f0-\u00f4][{_TAIL}]{{3}}")
+_C0 = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]|[\x80-\x84\x86-\x9f]")
 _CONTROL_TEXT = re.compile("(?:\x1b\\[[0-9;]*[A-Za-z])|[\x00-\x08\x0b\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
 _UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff]|[\u202a-\u202e\u2066-\u2069]")
@@ -22,7 +23,13 @@ Damage = tuple[str, int, int]  # rule, start, end
 
 def damages(text: str) -> Iterator[Damage]:
     """The first place of each kind of damage."""
-    if (found := _CONTROL.search(text)) is not None:
+    broken = None if text.isascii() else _SUSPECT.search(text)
+    if broken is not None and _restored(text) == text:
+        broken = None
+    if broken is not None:
+        yield "mojibake", *broken.span()
+    # C1 controls are bytes of what was read in the wrong encoding: one fault, not two.
+    if (found := (_C0 if broken else _CONTROL).search(text)) is not None:
         yield "control_character", *found.span()
     if text.isascii():
         return
@@ -30,8 +37,6 @@ def damages(text: str) -> Iterator[Damage]:
         yield "invisible_character", *found.span()
     if (found := _HALF.search(text)) is not None:
         yield "half_character", *found.span()
-    if (found := _SUSPECT.search(text)) is not None and _restored(text) != text:
-        yield "mojibake", *found.span()
 
 
 def _restored(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Set
 
 _STOP = {
@@ -30,6 +31,10 @@ _SCRIPTS = (
 )
 LANGUAGES = ("", *_WORDS, *(script for script, _ in _SCRIPTS))
 """By number, the empty one for a text that does not say."""
+_BY_WORD: dict[str, list[str]] = {}
+for _language, _known in _WORDS.items():
+    for _word in _known:
+        _BY_WORD.setdefault(_word, []).append(_language)
 _LEAST = 4  # different stop words; the runner-up has less than half
 
 
@@ -42,6 +47,10 @@ def language_of(normal: str, words: Set[str]) -> str:
                 return language
     if len(words) < _LEAST:
         return ""
-    found = sorted(((len(words & known), language) for language, known in _WORDS.items()), reverse=True)
-    (most, language), (second, _) = found[:2]
+    found = Counter(language for word in words & _BY_WORD.keys() for language in _BY_WORD[word])
+    if not found:
+        return ""
+    language = max(found, key=found.__getitem__)
+    most = found.pop(language)
+    second = max(found.values(), default=0)
     return language if most >= _LEAST and 2 * second < most else ""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
 from foretune.storage.row_batches import BATCH_BYTES, Batch, row_batches
 from foretune.tasks.samples.forms import ColumnNames
@@ -56,7 +57,10 @@ def lint(
         processes = 1 if small else min(len(os.sched_getaffinity(0)), 8)
     batches = row_batches(uri, batch_bytes)
     parts = map(made.lint, batches) if processes == 1 else _parallel(batches, made, processes)
-    return reduce_lint(parts, settings)
+    linting = reduce_lint(parts, settings)
+    if not linting.summary["rows"]:
+        raise BadInput(f"{uri}: the dataset is empty; give at least one row")
+    return linting
 
 
 def _parallel(batches: Iterator[Batch], linter: BatchLinter, processes: int) -> Iterator[Linted]:

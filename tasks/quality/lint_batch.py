@@ -18,7 +18,7 @@ import numpy as np
 from foretune.storage.errors import BadInput
 from foretune.storage.row_batches import Batch, Unread, parsed
 from foretune.tasks.quality.diversity import band_keys, signatures, word_hashes
-from foretune.tasks.quality.languages import LANGUAGES, language_of
+from foretune.tasks.quality.languages import LANGUAGES
 from foretune.tasks.quality.rows import RowRules, Texts
 from foretune.tasks.quality.tool_calls import tool_faults
 from foretune.tasks.samples.forms import CanonicalRow, ColumnNames, canonical_rows, shown_texts
@@ -105,7 +105,7 @@ class BatchLinter:
         made.words = _flat(hashed)
         made.ends = np.cumsum([len(words) for words in hashed], dtype=np.int64)
         if self.near:
-            made.bands = band_keys(np.array(signatures(hashed), dtype=np.uint32).reshape(len(rows), -1))
+            made.bands = band_keys(np.array(signatures(hashed), dtype=np.uint32).reshape(len(rows), 128))
         made.found = found
         return made
 
@@ -155,7 +155,7 @@ class BatchLinter:
         made.ids[number] = np.frombuffer(bytes.fromhex(content_id), np.uint8)
         made.prompts[number] = _digest(texts.prompt.text) if texts.prompt.text.strip() else 0
         made.completions[number] = _digest(answer.casefold())
-        made.languages[number] = _LANGUAGE[language_of(texts.completion.text, set(texts.completion_words))]
+        made.languages[number] = _LANGUAGE[texts.language]
         form = f"{row.form}, {'messages' if row.conversational else 'text'}"
         if form not in made.forms:
             made.forms.append(form)

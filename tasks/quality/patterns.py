@@ -15,10 +15,11 @@ from typing import Any
 
 from foretune.tasks.quality.checksums import CHECKS
 from foretune.tasks.quality.encoding import damages, is_untrimmed
-from foretune.tasks.quality.phrases import NormalText, PhraseFinder
+from foretune.tasks.quality.phrases import Match
 from foretune.tasks.quality.rules import Rule
 
 MOST_SPANS = 20  # of one rule in one part: a text of nothing but addresses needs no thousand findings
+_DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:[ .()/-]{0,2}\d){6}|[A-Z]{2}\d\d ?[A-Z0-9]{4}")
 _CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`", re.DOTALL)
 _TAGS = 3
@@ -66,24 +67,27 @@ class TextRules:
         self._behind = list(needed.values())
         self._signs: Any = AhoCorasick(list(needed)) if needed else None
         worded = [(rule, phrase) for rule in (*rules, *own) for phrase in rule.phrases]
-        self._phrases = [(rule.id, phrase, rule.parts) for rule, phrase in worded]
-        self._finder = PhraseFinder([phrase for _, phrase in worded])
+        self.phrases: list[tuple[str, str, tuple[str, ...]]] = [(r.id, phrase, r.parts) for r, phrase in worded]
 
-    def find(self, part: str, text: str, normal: NormalText) -> list[Finding]:
-        """What one part of a row shows, in the order of the rules."""
+    def find(self, part: str, text: str, phrases: Sequence[Match] = (), repetitive: bool = True) -> list[Finding]:
+        """What one part of a row shows, in the order of the rules.
+
+        `phrases` are the places of `self.phrases`, found by whoever looks for more phrases than these; what is not
+        `repetitive` says nothing four times.
+        """
         found = [
             Finding(pattern.rule, part, start, end, pattern.what)
             for pattern in self._candidates(text)
             if part in pattern.parts
             for start, end in pattern.spans(text)
         ]
-        for match in self._finder.find(normal) if self._phrases else ():
-            rule, phrase, parts = self._phrases[match.phrase]
+        for match in phrases:
+            rule, phrase, parts = self.phrases[match.phrase]
             if part in parts:
                 found.append(Finding(rule, part, match.start, match.end, phrase))
         found += [Finding(rule, part, start, end, rule) for rule, start, end in damages(text) if rule in self._on]
         if part == "completion":
-            found += [Finding(rule, part, *span, rule) for rule, span in _whole(text) if rule in self._on]
+            found += [Finding(rule, part, *span, rule) for rule, span in _whole(text, repetitive) if rule in self._on]
         return found
 
     def _candidates(self, text: str) -> list[_Pattern]:
@@ -93,7 +97,7 @@ class TextRules:
             hits = {sign for sign, _, _ in self._signs.find_matches_as_indexes(text, overlapping=True)}
             for sign in sorted(hits):
                 chosen += [pattern for pattern in self._behind[sign] if pattern not in chosen]
-        if self._digits and _DIGITS.search(text):
+        if self._digits and _DIGIT.search(text) and _DIGITS.search(text):
             chosen += self._digits
         return chosen
 
@@ -149,7 +153,7 @@ def _linear(pattern: str, rule: str) -> Callable[[str], Iterator[tuple[int, int]
     return spans
 
 
-def _whole(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+def _whole(text: str, repetitive: bool) -> Iterator[tuple[str, tuple[int, int]]]:
     """What a completion shows as a whole."""
     if is_untrimmed(text):
         yield (
@@ -159,7 +163,7 @@ def _whole(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
     if text.count("```") % 2:
         start = text.rfind("```")
         yield "open_code_fence", (start, len(text))
-    if (span := _repeated(text)) is not None:
+    if repetitive and (span := _repeated(text)) is not None:
         yield "repeated_text", span
 
 

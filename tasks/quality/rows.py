@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.tasks.quality.diversity import all_words, word_count
 from foretune.tasks.quality.languages import language_of
 from foretune.tasks.quality.patterns import Finding, TextRules, matches_of
-from foretune.tasks.quality.phrases import NormalText, PhraseFinder, normal_text
+from foretune.tasks.quality.phrases import Match, NormalText, PhraseFinder, normal_text
 from foretune.tasks.quality.rules import REFUSALS
 
 if TYPE_CHECKING:
@@ -60,15 +61,23 @@ class Texts:
     completion: NormalText
     prompt_words: list[str]
     completion_words: list[str]
+    prompt_set: frozenset[str]
+    completion_set: frozenset[str]
 
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> Texts:
         prompt, completion = normal_text(sample["prompt"]), normal_text(sample["completion"])
-        return cls(prompt, completion, all_words(prompt.text), all_words(completion.text))
+        asked, answered = all_words(prompt.text), all_words(completion.text)
+        return cls(prompt, completion, asked, answered, frozenset(asked), frozenset(answered))
 
-    def words(self) -> set[str]:
+    def words(self) -> frozenset[str]:
         """The different words of prompt and completion."""
-        return {*self.prompt_words, *self.completion_words}
+        return self.prompt_set | self.completion_set
+
+    @functools.cached_property
+    def language(self) -> str:
+        """Of the completion."""
+        return language_of(self.completion.text, self.completion_set)
 
 
 class RowRules:
@@ -77,11 +86,16 @@ class RowRules:
     def __init__(self, settings: QualitySettings) -> None:
         self.settings = settings
         self.keywords, self.stock = settings.keywords(), settings.stock_phrases()
-        self.harmful: PhraseFinder = PhraseFinder([keyword.phrase for keyword in self.keywords])
-        self.speak: PhraseFinder = PhraseFinder([phrase.phrase for phrase in self.stock])
-        self.refusal: PhraseFinder = PhraseFinder(REFUSALS)
         self.active = settings.active()
         self.texts = TextRules(*settings.text_rules())
+        lists = {
+            "harmful": [keyword.phrase for keyword in self.keywords],
+            "speak": [phrase.phrase for phrase in self.stock],
+            "refusal": REFUSALS,
+            "text": [phrase for _, phrase, _ in self.texts.phrases],
+        }
+        self._listed = [(name, at) for name, phrases in lists.items() for at in range(len(phrases))]
+        self._finder: PhraseFinder = PhraseFinder([phrase for phrases in lists.values() for phrase in phrases])
         self._severities = {name: rule.severity for name, rule in self.active.items()}
         self._computed = settings.builtin_rules
 
@@ -102,12 +116,13 @@ class RowRules:
 
     def judged(self, sample: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
         """Flags, matches and the weight of stock phrases that the texts of a row alone earn it."""
-        prompt, completion = texts.prompt, texts.completion
+        prompt, completion = self._found(texts.prompt), self._found(texts.completion)
         matches = [*self._harmful_matches(prompt, completion), *self._speak_matches(completion)]
         stock = {match["phrase"] for match in matches if match["rule"] == "assistant_speak"}
-        speak = sum(phrase.weight for phrase in self.stock if phrase.phrase in stock)
-        flags = self._phrase_flags(matches, speak, completion)
-        found = self._text_findings(sample, texts, harmful=bool(flags) and flags[0].startswith("harmful"))
+        speak = sum(phrase.weight for phrase in self.stock if phrase.phrase in stock) if stock else 0.0
+        flags = self._phrase_flags(matches, speak, "refusal" in completion) if matches else []
+        harmful = bool(flags) and flags[0].startswith("harmful")
+        found = self._text_findings(sample, texts, prompt, completion, harmful)
         if sample["rejected"] is not None:
             if word_count(sample["rejected"]) == 0 and texts.completion_words:
                 flags.append("empty_completion")
@@ -118,15 +133,33 @@ class RowRules:
         matches += matches_of(found, self._severities)
         return {"flags": flags, "matches": matches, "assistant_speak": speak}
 
-    def _text_findings(self, sample: Mapping[str, Any], texts: Texts, harmful: bool) -> list[Finding]:
+    def _found(self, text: NormalText) -> dict[str, list[Match]]:
+        """Every phrase of every list, in one pass over the text."""
+        found: dict[str, list[Match]] = {}
+        for match in self._finder.find(text):
+            name, at = self._listed[match.phrase]
+            found.setdefault(name, []).append(Match(at, match.start, match.end))
+        return found
+
+    def _text_findings(
+        self,
+        sample: Mapping[str, Any],
+        texts: Texts,
+        prompt: Mapping[str, list[Match]],
+        completion: Mapping[str, list[Match]],
+        harmful: bool,
+    ) -> list[Finding]:
         """What patterns, phrases and whole texts show, as far as its rules are on."""
-        found = self.texts.find("prompt", sample["prompt"], texts.prompt)
-        found += self.texts.find("completion", sample["completion"], texts.completion)
+        found = self.texts.find("prompt", sample["prompt"], prompt.get("text", ()))
+        # Half of a text said four times has no more than five eighths of its words once.
+        repetitive = 8 * len(texts.completion_set) <= 5 * len(texts.completion_words)
+        found += self.texts.find("completion", sample["completion"], completion.get("text", ()), repetitive)
         if sample["rejected"] is not None:
-            found += self.texts.find("rejected", sample["rejected"], normal_text(sample["rejected"]))
+            other = self._found(normal_text(sample["rejected"]))
+            found += self.texts.find("rejected", sample["rejected"], other.get("text", ()))
         if not self._computed:
             return found
-        if not harmful and "refusal" in self.active and (declined := self.refusal.find(texts.completion)):
+        if not harmful and "refusal" in self.active and (declined := completion.get("refusal")):
             found.append(Finding("refusal", "completion", declined[0].start, declined[0].end, "opening"))
         if "prompt_leak" in self.active and (start := _repeated_prompt(texts)) >= 0:
             span = texts.completion.span(start, start + REPEATED)
@@ -135,7 +168,9 @@ class RowRules:
             found.append(Finding("language_mismatch", "completion", 0, len(sample["completion"]), "language"))
         return found
 
-    def _harmful_matches(self, prompt: NormalText, completion: NormalText) -> list[dict[str, Any]]:
+    def _harmful_matches(
+        self, prompt: Mapping[str, list[Match]], completion: Mapping[str, list[Match]]
+    ) -> list[dict[str, Any]]:
         return [
             {
                 "rule": "harmful_content",
@@ -146,10 +181,10 @@ class RowRules:
                 "end": match.end,
             }
             for part, text in (("prompt", prompt), ("completion", completion))
-            for match in self.harmful.find(text)
+            for match in text.get("harmful", ())
         ]
 
-    def _speak_matches(self, completion: NormalText) -> list[dict[str, Any]]:
+    def _speak_matches(self, completion: Mapping[str, list[Match]]) -> list[dict[str, Any]]:
         return [
             {
                 "rule": "assistant_speak",
@@ -159,12 +194,11 @@ class RowRules:
                 "start": match.start,
                 "end": match.end,
             }
-            for match in self.speak.find(completion)
+            for match in completion.get("speak", ())
         ]
 
-    def _phrase_flags(self, matches: Sequence[Mapping[str, Any]], speak: float, completion: NormalText) -> list[str]:
+    def _phrase_flags(self, matches: Sequence[Mapping[str, Any]], speak: float, declined: bool) -> list[str]:
         harmful = {part for part in ("prompt", "completion") if _is_harmful(matches, part)}
-        declined = bool(harmful) and bool(self.refusal.find(completion))
         flags = ["harmful_refused" if declined else "harmful_content"] if harmful else []
         if speak >= self.settings.assistant_speak_score:
             flags.append("assistant_speak")
@@ -181,9 +215,10 @@ def _repeated_prompt(texts: Texts) -> int:
 
 
 def _mismatched(texts: Texts) -> bool:
-    asked = language_of(texts.prompt.text, set(texts.prompt_words))
-    answered = language_of(texts.completion.text, set(texts.completion_words)) if asked else ""
-    return bool(asked and answered and asked != answered)
+    if not texts.language:
+        return False
+    asked = language_of(texts.prompt.text, texts.prompt_set)
+    return bool(asked) and asked != texts.language
 
 
 def _is_harmful(matches: Sequence[Mapping[str, Any]], part: str) -> bool:

@@ -158,6 +158,8 @@ class QualitySettings(BaseModel):
 
     def kept(self, flags: list[str], sample_id: str) -> list[str]:
         """The flags of a row but those of rules that are off, and those that are suppressed for it."""
+        if not self.disabled and not self.suppressed:
+            return flags
         hidden = set(self.disabled)
         for each in self._suppressed_by_beginning().get(sample_id[:12], ()):
             if sample_id.startswith(each.row):
