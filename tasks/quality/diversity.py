@@ -140,10 +140,16 @@ def band_keys(signed: np.ndarray) -> np.ndarray:
 def _groups(bands: np.ndarray) -> Iterator[list[int]]:
     """Groups of positions that agree in one band, in order."""
     for keys in bands.T if len(bands) > 1 else ():
+        yield from equal_runs(keys)
+
+
+def equal_runs(keys: np.ndarray) -> Iterator[list[int]]:
+    """Positions of each value that is there twice and more, in order."""
+    if len(keys) > 1:
         order = np.argsort(keys, kind="stable")
         same = np.flatnonzero(np.diff(keys[order]) == 0)
         if not len(same):
-            continue
+            return
         breaks = np.flatnonzero(np.diff(same) > 1)
         starts = same[np.concatenate([[0], breaks + 1])]
         ends = same[np.concatenate([breaks, [len(same) - 1]])] + 2

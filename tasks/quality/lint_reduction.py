@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretune.tasks.quality.diversity import clusters_of, mean_overlap
+from foretune.tasks.quality.diversity import clusters_of, equal_runs, mean_overlap
 from foretune.tasks.quality.harm import stopping_count
 from foretune.tasks.quality.languages import LANGUAGES
 from foretune.tasks.quality.lint_batch import Linted
@@ -126,16 +126,11 @@ def _copies(whole: Whole) -> dict[int, int]:
 
 def _contradictory(whole: Whole) -> list[tuple[int, int]]:
     """Rows that share a prompt with a row that answers otherwise, and the first of them."""
-    order = np.argsort(whole.prompts, kind="stable")
-    keys = whole.prompts[order]
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(keys) != 0])) if len(keys) else []
     found = []
-    for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
-        if end - start < 2 or not keys[start]:
+    for rows in equal_runs(whole.prompts):
+        if not whole.prompts[rows[0]] or len(np.unique(whole.completions[rows])) < 2:
             continue
-        rows = order[start:end]
-        if len(np.unique(whole.completions[rows])) > 1:
-            found += [(int(row), int(rows[0] if row != rows[0] else rows[1])) for row in rows]
+        found += [(row, rows[0] if row != rows[0] else rows[1]) for row in rows]
     return sorted(found)
 
 

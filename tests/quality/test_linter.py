@@ -135,7 +135,7 @@ def test_own_rules_join_in_and_others_are_switched_off(tmp_path):
 def test_a_finding_is_suppressed_by_its_row(tmp_path):
     path = written(
         tmp_path / "rows.jsonl",
-        [CLEAN | {"completion": "Write to a@b.org now."}, {"prompt": "Who?", "completion": "It is c@d.org, I think."}],
+        [CLEAN | {"completion": "Write to a@b.org."}, {"prompt": "Who?", "completion": "It is c@d.org, I think."}],
     )
     rows = lint(path, QualitySettings()).findings.to_pylist()
     quiet = [{"row": rows[0]["sample_id"][:16], "rules": ["email"]}]
