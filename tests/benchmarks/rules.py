@@ -21,6 +21,7 @@ from foretune.tasks.quality.measured import summed
 from foretune.tasks.quality.rules import RULES
 from foretune.tasks.quality.settings import QualitySettings
 from tests.benchmarks.environment import environment, write_results
+from tests.benchmarks.leaks import leak_rows
 from tests.benchmarks.planted import PLANTED, planted_rows
 from tests.benchmarks.public_data import data_folder
 
@@ -117,6 +118,7 @@ def main() -> None:
         clean = [json.loads(line) for line in (data_folder() / "gsm8k_test.jsonl").open()]
         labelled = planted_rows(clean, random.Random(0))
         rows += counted("planted in GSM8K", labelled, sorted({rule for kind in PLANTED for rule in kind.rules}), folder)
+        rows += leak_rows(folder)
     write_results("rules", rows, started)
     file = Path(__file__).parents[2] / "tasks/quality/measured.json"
     kept = {rule: found for rule, found in sorted(summed(rows).items()) if rule in RULES}
