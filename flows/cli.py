@@ -317,7 +317,7 @@ def whatif(
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate or `quality` says no, 130 stopped by a signal."""
+    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the gate or `quality` says no, 130 stopped by a signal."""
     take_any_encoding()
     stop_at_signals()
     prepare(command_line=True)

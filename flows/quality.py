@@ -12,7 +12,7 @@ from foretune.storage.errors import BadInput
 from foretune.tasks.quality.settings import QualitySettings
 
 if TYPE_CHECKING:
-    from foretune.tasks.quality.lint import Linting
+    from foretune.tasks.quality.lint_findings import Linting
 
 SEVERITIES = ("info", "warn", "critical")
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iter
 
 
 @contextlib.contextmanager
-def faults_of(uri: str, path: Path) -> Iterator[None]:
+def faults_of(uri: str, path: Path) -> Generator[None, None, None]:
     """BadInput for what goes wrong while a file is read: no text, no whole gzip file, no permission."""
     try:
         yield

@@ -10,7 +10,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.places import read_named
 
 if TYPE_CHECKING:
-    from foretune.tasks.quality.lint import Linting
+    from foretune.tasks.quality.lint_findings import Linting
     from foretune.tasks.quality.settings import QualitySettings
 
 MOST_BYTES = 512 * 2**20
@@ -33,7 +33,7 @@ def without_known(linting: Linting, known: Set[str], settings: QualitySettings) 
     import numpy as np
     import pyarrow as pa
 
-    from foretune.tasks.quality.lint import Linting
+    from foretune.tasks.quality.lint_findings import Linting
 
     new = np.array([key not in known for key in linting.findings["fingerprint"].to_pylist()], bool)
     findings = linting.findings.filter(pa.array(new))

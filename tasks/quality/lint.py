@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
@@ -18,23 +17,14 @@ from foretune.storage.row_batches import BATCH_BYTES, Batch, row_batches
 from foretune.tasks.samples.forms import ColumnNames
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from foretune.tasks.quality.leakage import LeakIndex
     from foretune.tasks.quality.lint_batch import BatchLinter, Linted
+    from foretune.tasks.quality.lint_findings import Linting
     from foretune.tasks.quality.settings import QualitySettings
 
 ALONE_BYTES = 8 * 2**20
 """A file of less is read by this process: two others take half a second to start."""
 _AHEAD = 2  # batches under way for each process
-
-
-@dataclass(frozen=True)
-class Linting:
-    """What a dataset's rows say: the findings, a row each, and the counts."""
-
-    findings: pa.Table  # columns as in `lint_findings.findings_schema`
-    summary: dict[str, Any]
 
 
 def lint(

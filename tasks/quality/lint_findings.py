@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from foretune.tasks.quality.lint_reduction import Whole
+    from foretune.tasks.quality.lint_whole import Whole
     from foretune.tasks.quality.settings import QualitySettings
+
+
+@dataclass(frozen=True)
+class Linting:
+    """What a dataset's rows say: the findings, a row each, and the counts."""
+
+    findings: pa.Table  # columns as in `findings_schema`
+    summary: dict[str, Any]
 
 
 def findings_schema() -> pa.Schema:
@@ -36,8 +46,6 @@ def findings_table(whole: Whole, settings: QualitySettings) -> pa.Table:
     """Sorted by row, then rule, then place."""
     import numpy as np
     import pyarrow as pa
-
-    from foretune.tasks.quality.lint_reduction import fingerprint
 
     active, found = settings.active(), whole.found
     names = sorted(set(found["rule"]))
@@ -73,3 +81,8 @@ def findings_table(whole: Whole, settings: QualitySettings) -> pa.Table:
         "fingerprint": pa.array(keys, pa.string()),
     }
     return pa.table(columns).cast(findings_schema())
+
+
+def fingerprint(rule: str, sample_id: str, part: str, start: int) -> str:
+    """What a finding is known by in a baseline: 20 hex digits, the same wherever its row stands."""
+    return hashlib.sha256(f"{rule}|{sample_id}|{part}|{start}".encode()).hexdigest()[:20]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from foretune.tasks.quality.diversity import clusters_of, equal_runs, mean_overl
 from foretune.tasks.quality.harm import stopping_count
 from foretune.tasks.quality.languages import LANGUAGES
 from foretune.tasks.quality.lint_batch import Linted
+from foretune.tasks.quality.lint_findings import Linting, findings_table
+from foretune.tasks.quality.lint_whole import Whole, WordSets
 
 if TYPE_CHECKING:
-    from foretune.tasks.quality.lint import Linting
     from foretune.tasks.quality.settings import QualitySettings
 
 OVERLAP_ROWS = 100_000
@@ -24,71 +24,12 @@ _MAJORITY = 0.9
 _PAIRS, _BIAS = 20, 0.7  # fewer pairs show no bias; a share of 0.5 would be none
 
 
-class Whole:
-    """All batches as one: arrays a value per row, findings as columns."""
-
-    def __init__(self, parts: Iterable[Linted]) -> None:
-        kept: list[Linted] = []
-        forms: list[str] = []
-        self.characters, offset = 0, 0
-        self.found: dict[str, list[Any]] = {name: [] for name in ("row", "rule", "part", "start", "end", "what")}
-        for part in parts:
-            self.characters += part.characters
-            for name, values in self.found.items():
-                own = getattr(part.found, name)
-                values += [row + offset for row in own] if name == "row" else own
-            for form in part.forms:
-                if form not in forms:
-                    forms.append(form)
-            part.form = np.array([forms.index(form) for form in part.forms] or [0], np.uint8)[part.form]
-            kept.append(part)
-            offset += part.rows
-        self.rows, self.forms = offset, forms
-        for name in ("read", "lines", "ids", "prompts", "completions", "languages", "form", "lengths", "willing",
-                     "words", "bands"):  # fmt: skip
-            setattr(self, name, np.concatenate([getattr(part, name) for part in kept]))
-            for part in kept:
-                delattr(part, name)
-        sizes = np.concatenate([np.diff(part.ends, prepend=0) for part in kept])
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
-
-    read: np.ndarray
-    lines: np.ndarray
-    ids: np.ndarray
-    prompts: np.ndarray
-    completions: np.ndarray
-    languages: np.ndarray
-    form: np.ndarray
-    lengths: np.ndarray
-    willing: np.ndarray
-    words: np.ndarray
-    bands: np.ndarray
-
-    def add(self, row: int, rule: str, what: str) -> None:
-        for name, value in (("row", row), ("rule", rule), ("part", "row"), ("start", 0), ("end", 0), ("what", what)):
-            self.found[name].append(value)
-
-
-class _WordSets(Sequence[np.ndarray]):
-    def __init__(self, whole: Whole) -> None:
-        self.words, self.starts = whole.words, whole.starts
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, position: Any) -> np.ndarray:
-        return self.words[self.starts[position] : self.starts[position + 1]]
-
-
 def reduce_lint(parts: Iterable[Linted], settings: QualitySettings) -> Linting:
     """Everything that the linter says of a dataset."""
-    from foretune.tasks.quality.lint import Linting
-    from foretune.tasks.quality.lint_findings import findings_table
-
     whole = Whole(parts)
     active = settings.active()
     added: list[tuple[int, str, str]] = []
-    sets = _WordSets(whole)
+    sets = WordSets(whole)
     copies = _copies(whole)
     added += [(row, "exact_duplicate", f"of row {first}") for row, first in copies.items()]
     if whole.bands.shape[1]:
@@ -168,7 +109,7 @@ def _length_bias(whole: Whole) -> str | None:
     return f"chosen is the {'longer' if longer > shorter else 'shorter'} answer in {share:.0%} of {pairs:,} pairs"
 
 
-def _summary(whole: Whole, sets: _WordSets, settings: QualitySettings) -> dict[str, Any]:
+def _summary(whole: Whole, sets: WordSets, settings: QualitySettings) -> dict[str, Any]:
     rows_of: dict[str, set[int]] = {}
     for row, rule in zip(whole.found["row"], whole.found["rule"], strict=True):
         rows_of.setdefault(rule, set()).add(row)
@@ -192,8 +133,3 @@ def _summary(whole: Whole, sets: _WordSets, settings: QualitySettings) -> dict[s
         "languages": {LANGUAGES[number]: count for number, count in languages.most_common()},
         "forms": whole.forms,
     }  # fmt: skip
-
-
-def fingerprint(rule: str, sample_id: str, part: str, start: int) -> str:
-    """What a finding is known by in a baseline: 20 hex digits, the same wherever its row stands."""
-    return hashlib.sha256(f"{rule}|{sample_id}|{part}|{start}".encode()).hexdigest()[:20]

@@ -12,7 +12,7 @@ from typing import Any
 def measured() -> dict[str, dict[str, Any]]:
     """rule -> flagged, true_positive, positive (rows that should be flagged), rows, sets. Empty before the first
     measurement."""
-    file = resources.files(__package__).joinpath("measured.json")
+    file = resources.files("foretune.tasks.quality").joinpath("measured.json")
     return json.loads(file.read_bytes()) if file.is_file() else {}
 
 

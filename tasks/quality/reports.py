@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import re
@@ -52,13 +53,13 @@ def message_of(finding: dict[str, Any], rule: Rule) -> str:
 
 def sarif_bytes(findings: pa.Table, dataset: str, settings: QualitySettings) -> bytes:
     """One run of SARIF 2.1.0; lines where the file has some, spans as properties: they count in a part's text."""
-    from foretune import __version__
+    version = importlib.metadata.version("foretune")
 
     active = settings.active()
     used = [rule for name, rule in active.items() if name in set(findings["rule"].to_pylist())]
     index = {rule.id: number for number, rule in enumerate(used)}
     driver = {
-        "name": "foretune", "version": __version__, "semanticVersion": __version__,
+        "name": "foretune", "version": version, "semanticVersion": version,
         "rules": [
             {
                 "id": rule.id, "shortDescription": {"text": rule.says},
@@ -99,8 +100,8 @@ def junit_bytes(findings: pa.Table, dataset: str, settings: QualitySettings, row
         by_rule[finding["rule"]].append(finding)
     failed = {rule for rule, found in by_rule.items() if found and active[rule].severity != "info"}
     counts = {"tests": str(len(by_rule)), "failures": str(len(failed)), "errors": "0"}
-    top = ElementTree.Element("testsuites", name="foretune quality", **counts)
-    suite = ElementTree.SubElement(top, "testsuite", name=_xml(dataset), **counts, skipped="0")
+    top = ElementTree.Element("testsuites", {"name": "foretune quality", **counts})
+    suite = ElementTree.SubElement(top, "testsuite", {"name": _xml(dataset), **counts, "skipped": "0"})
     ElementTree.SubElement(ElementTree.SubElement(suite, "properties"), "property", name="rows", value=str(rows))
     for rule, found in by_rule.items():
         case = ElementTree.SubElement(suite, "testcase", classname=f"quality.{active[rule].category}", name=rule)

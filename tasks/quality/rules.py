@@ -86,7 +86,7 @@ class RuleFile(BaseModel):
 @functools.cache
 def builtin_rules() -> Mapping[str, Rule]:
     """Every rule by its id, in the file's order."""
-    text = resources.files(__package__).joinpath("rules.yaml").read_bytes()
+    text = resources.files("foretune.tasks.quality").joinpath("rules.yaml").read_bytes()
     read = RuleFile.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     return {rule.id: rule for rule in read.rules}
 
