@@ -88,6 +88,10 @@ def _result(
         for rule in order
     ]  # fmt: skip
     from_here = SEVERITIES.index(fail_on) if fail_on in SEVERITIES else len(SEVERITIES)
+    if summary["willing_harm"]["stops"] and summary["counts"].get("harmful_content"):
+        # Keywords alone are a warning; rows that ask for harm and answer willingly are what stops a run.
+        harm = next(rule for rule in rules if rule["rule"] == "harmful_content")
+        harm |= {"severity": "critical", "says": f"{summary['willing_harm']['count']:,} rows that answer willingly"}
     crossing = [rule for rule in rules if SEVERITIES.index(rule["severity"]) >= from_here]
     count = sum(rule["count"] for rule in crossing)
     verdict = "fail" if count > most else "pass"

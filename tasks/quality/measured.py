@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-from importlib import resources
 from typing import Any
+
+from foretune.storage.packaged import packaged
 
 
 @functools.cache
 def measured() -> dict[str, dict[str, Any]]:
     """rule -> flagged, true_positive, positive (rows that should be flagged), rows, sets. Empty before the first
     measurement."""
-    file = resources.files("foretune.tasks.quality").joinpath("measured.json")
-    return json.loads(file.read_bytes()) if file.is_file() else {}
+    return json.loads(packaged("foretune.tasks.quality", "measured.json") or b"{}")
 
 
 def measured_line(rule: str) -> str | None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib import resources
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from foretune.storage.packaged import packaged
 
 Severity = Literal["info", "warn", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warn", "critical")
@@ -86,7 +87,7 @@ class RuleFile(BaseModel):
 @functools.cache
 def builtin_rules() -> Mapping[str, Rule]:
     """Every rule by its id, in the file's order."""
-    text = resources.files("foretune.tasks.quality").joinpath("rules.yaml").read_bytes()
+    text = packaged("foretune.tasks.quality", "rules.yaml")
     read = RuleFile.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     return {rule.id: rule for rule in read.rules}
 

@@ -55,6 +55,13 @@ def test_the_status_is_by_severity_and_count(tmp_path):
         called("quality", path, "--fail-on", "high")
 
 
+def test_rows_that_ask_for_harm_and_answer_willingly_fail():
+    status, result, _ = called("quality", str(PROJECT / "examples/demo/helpdesk.jsonl"))
+    assert (
+        status == 3 and result["line"] == "fail: harmful_content 3" and result["willing_harm"]["rows"] == [32, 55, 90]
+    )
+
+
 def test_reports_for_other_programs(tmp_path):
     path = written(tmp_path / "rows.jsonl", ROWS)
     names = {kind: str(tmp_path / kind) for kind in ("findings", "sarif", "junit")}
