@@ -59,8 +59,7 @@ def _parallel(batches: Iterator[Batch], linter: BatchLinter, processes: int) -> 
     from concurrent.futures import Future, ProcessPoolExecutor
 
     own = (linter.settings, linter.columns, linter.leaks, linter.near)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context("spawn")
     waiting: deque[Future[Linted]] = deque()
     with ProcessPoolExecutor(processes, context, _prepare, own) as pool:
         try:
