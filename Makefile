@@ -7,7 +7,7 @@ RIVALS := .bench/rivals
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: demo test test-fast lint docs lock sbom audit bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
-	bench-orchestration bench-rivals-venv server clean
+	bench-orchestration bench-rules bench-quality bench-rivals-venv server clean
 .DEFAULT_GOAL := demo
 
 # Every file that is installed is held against its digest in a lock. torch comes first: its build for processors where
@@ -86,7 +86,8 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --builder html docs build/docs
 
-bench: bench-simulation bench-prediction bench-influence bench-caching bench-overheads bench-orchestration
+bench: bench-simulation bench-prediction bench-influence bench-caching bench-overheads bench-orchestration bench-rules \
+	bench-quality
 
 bench-simulation: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.simulation
@@ -99,6 +100,12 @@ bench-influence: $(STAMP) $(MODEL)
 
 bench-orchestration: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.orchestration
+
+bench-rules: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.rules
+
+bench-quality: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.quality
 
 # The libraries that the influence benchmark is compared with have an environment of their own.
 bench-rivals-venv: $(RIVALS)/.installed

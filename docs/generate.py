@@ -276,11 +276,29 @@ def kind_of(part: dict[str, Any]) -> str:
     return kind + (f" ≥ {part['minimum']}" if "minimum" in part else "")
 
 
+def rules() -> str:
+    """Every rule of the quality pass, with what it was measured to find."""
+    from foretune.tasks.quality.measured import measured_line
+    from foretune.tasks.quality.rules import builtin_rules
+
+    rows = [
+        (f"`{rule.id}`", rule.category, rule.severity, rule.language, plainly(rule.says), measured_line(rule.id) or "")
+        for rule in builtin_rules().values()
+    ]
+    return table(("rule", "category", "severity", "language", "what it looks for", "measured"), rows)
+
+
+def plainly(text: str) -> str:
+    """Text whose signs mean nothing to Markdown."""
+    return re.sub(r"([<>*_\\`])", r"\\\1", text)
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"tree": tree},
     "docs/architecture.md": {"modules": modules},
     "docs/artefacts.md": {"tasks": tasks, "events": events},
     "docs/commands.md": {"commands": commands},
+    "docs/quality.md": {"rules": rules},
     "docs/request.md": {"settings": settings},
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foretune.flows.commands.changes import diff
 from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.inspection import inspect
 from foretune.flows.commands.last_line import fail, unforeseen
@@ -30,6 +31,7 @@ from foretune.flows.commands.options import (
     whole_numbers,
     with_root,
 )
+from foretune.flows.commands.quality import quality
 from foretune.flows.commands.serve import serve
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.commands.versions import history
@@ -251,6 +253,8 @@ def backtest(
 
 
 app.command()(clean)
+app.command()(quality)
+app.command()(diff)
 
 
 app.command()(inspect)
@@ -320,7 +324,7 @@ def whatif(
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the vetting gate says no, 130 stopped by a signal."""
+    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the gate or `quality` says no, 130 stopped by a signal."""
     take_any_encoding()
     stop_at_signals()
     prepare(command_line=True)

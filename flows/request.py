@@ -212,7 +212,23 @@ def load_request(uri: str, overrides: list[str] | None = None) -> Request:
     content = read_settings(uri, "request")
     for override in overrides or []:
         apply_override(content, override)
-    return parse_request(content, where=uri)
+    return parse_request(with_rules(content), where=uri)
+
+
+def with_rules(content: dict[str, Any]) -> dict[str, Any]:
+    """A request with the rules of the file that `quality.rules` names written out: workers need not see that file, and
+    what a key is made of is what it says. The request's own settings come before the file's; lists are joined."""
+    quality = content.get("quality")
+    path = quality.get("rules") if isinstance(quality, dict) else None
+    if not isinstance(quality, dict) or not isinstance(path, str):
+        return content
+    merged = read_settings(path, "rules")
+    if "rules" in merged:
+        raise BadInput(f"rules {path}: a file of rules names no other; take rules out")
+    for name, value in quality.items():
+        earlier = merged.get(name)
+        merged[name] = [*earlier, *value] if isinstance(earlier, list) and isinstance(value, list) else value
+    return {**content, "quality": merged}
 
 
 def parse_request(content: dict[str, Any], where: str = "request") -> Request:

@@ -15,13 +15,17 @@ from foretune.storage.places import read_named
 
 MOST_BYTES = 2**20
 """Of a file: every setting there is, with a thousand names of modules, takes 40 KB."""
-EXAMPLES = {"request": "examples/demo/request.yaml", "gate": "examples/demo/gate.yaml"}
+EXAMPLES = {
+    "request": "examples/demo/request.yaml",
+    "gate": "examples/demo/gate.yaml",
+    "rules": "the example in docs/quality.md",
+}
 
 
 def read_settings(uri: str, kind: str) -> dict[str, Any]:
     """The mapping in a YAML file; BadInput for a missing file and for one that holds no mapping.
 
-    `kind` is what the file is, as its name says: request, gate.
+    `kind` is what the file is, as its name says: request, gate, rules.
     """
     data = read_named(uri, kind, MOST_BYTES)
     return yaml_mapping(data, f"{kind} {uri}", f"start from {EXAMPLES[kind]}")

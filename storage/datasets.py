@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _file_rows(uri: str) -> list[Row]:
         if reader is None:
             raise BadInput(f"{uri}: unknown kind of file {_extension(path)!r}; known are {KNOWN_SAID}")
         rows = _text_rows(uri, path, reader, packed)
-    deep = next((number for number, row in enumerate(rows, start=1) if _too_deep(row)), None)
+    deep = next((number for number, row in enumerate(rows, start=1) if too_deep(row)), None)
     if deep is not None:
         raise BadInput(f"{uri}: row {deep} is nested more than {DEEPEST} levels deep; flatten it")
     return rows
@@ -107,12 +108,20 @@ def _extension(path: Path) -> str:
 
 
 def _text_rows(uri: str, path: Path, reader: Callable[[str, io.TextIOBase], Iterator[Row]], packed: str) -> list[Row]:
-    try:
+    with faults_of(uri, path):
         if packed:
             _count(path, packed)
         # A byte order mark, which spreadsheets write, would become part of the first field's name.
         with opened(path, packed) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
             return list(reader(uri, text))
+
+
+@contextlib.contextmanager
+def faults_of(uri: str, path: Path) -> Generator[None, None, None]:
+    """BadInput for what goes wrong while a file is read: no text, no whole gzip file, no permission."""
+    packed = packing(path.name)
+    try:
+        yield
     except UnicodeDecodeError as error:
         line = _undecodable_line(path, packed)
         raise BadInput(f"{uri}: line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
@@ -153,7 +162,7 @@ def _lines(uri: str, text: io.TextIOBase) -> Iterator[str]:
         yield line
 
 
-def _too_deep(row: Row) -> bool:
+def too_deep(row: Row) -> bool:
     level = [value for value in row.values() if isinstance(value, dict | list)]
     depth = 1
     while level:
@@ -255,7 +264,7 @@ KNOWN = (*COLUMNAR, *(kind + packed for kind in READERS for packed in ("", *PACK
 
 def _json(uri: str, text: str, line: int | None) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
         where = f"line {line or error.lineno}, column {error.colno}"
         raise BadInput(f"{uri}: {where} is not JSON ({error.msg}); mend that line") from error
@@ -264,12 +273,12 @@ def _json(uri: str, text: str, line: int | None) -> Any:
         raise BadInput(f"{uri}: {where} is not JSON ({error}); mend it") from error
 
 
-def _finite(number: str) -> float:
+def finite(number: str) -> float:
     value = float(number)
-    return value if math.isfinite(value) else _refuse(number)
+    return value if math.isfinite(value) else refuse(number)
 
 
-def _refuse(constant: str) -> Any:
+def refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON value")
 
 

@@ -22,23 +22,27 @@ SPARE = 3 * 2**30
 
 def parquet_rows(uri: str, path: Path, most: int) -> list[dict[str, Any]]:
     """Every row; at most `most` bytes of them. BadInput for what is too large, too slow or no whole Parquet file."""
+    return [row for rows in parquet_batches(uri, path, most) for row in rows]
+
+
+def parquet_batches(uri: str, path: Path, most: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of `parquet_rows`, a batch of the child's at a time."""
     import pyarrow as pa
 
     seconds = 60 + most / 2e7
-    rows: list[dict[str, Any]] = []
     said = json.dumps({"path": str(path), "most": most})
     with confined(__name__, said, memory=SPARE + 2 * most, cpu_seconds=seconds) as child, child.within(10 * seconds):
         try:
             with pa.ipc.open_stream(child.takes) as stream:
                 parsed = decoders(stream.schema)
                 for batch in stream:
-                    rows += _rows_of(batch.to_pylist(), parsed)
+                    yield _rows_of(batch.to_pylist(), parsed)
         except (pa.ArrowException, OSError):
             pass  # the child ended early, and says below why
         fault = child.errors.read().decode(errors="replace").strip().splitlines()
         why = child.end() if child.process.wait() else ""
     if not why:
-        return rows
+        return
     known = json.loads(fault[-1]) if fault and fault[-1].startswith("{") else {}
     raise BadInput(f"{uri}: {_sentence(known, why, path.stat().st_size, most)}")
 

@@ -119,6 +119,12 @@ def write_json(value: Any) -> None:
     print(json_shown(value, lambda safe: json.dumps(safe, ensure_ascii=narrow, default=str)), flush=True)
 
 
+def write_lines(lines: Iterable[str]) -> None:
+    """Lines for another program on stdout, shown as all text from outside is."""
+    for line in lines:
+        print(shown(line))
+
+
 def write_help(text: str) -> None:
     """Text of our own on stdout, as it is."""
     print(text)

@@ -10,6 +10,7 @@ import numpy as np
 
 # Scripts that are written without spaces: every character is a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
+_PLAIN_WORD = re.compile(r"\w+")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 # 32 bands of 4 of 128 hashes: a pair of Jaccard similarity 0.7 shares a band with probability 0.9999, one of
@@ -21,12 +22,17 @@ _COMPARED = 8
 
 def words(normal: str) -> list[str]:
     """The different words of a normalised text, sorted."""
-    return sorted(set(_WORD.findall(normal)))
+    return sorted(set(all_words(normal)))
+
+
+def all_words(normal: str) -> list[str]:
+    """The words of a normalised text in their order, repeated ones too."""
+    return (_PLAIN_WORD if normal.isascii() else _WORD).findall(normal)
 
 
 def word_count(normal: str) -> int:
     """Words of a normalised text, repeated ones too."""
-    return len(_WORD.findall(normal))
+    return len(all_words(normal))
 
 
 def word_hashes(word_sets: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -87,6 +93,11 @@ def near_duplicates(sets: Sequence[np.ndarray], signed: np.ndarray, threshold: f
     Sets whose MinHash signatures `signed` [n, 128] agree in a band are compared exactly and joined when their
     Jaccard similarity reaches `threshold`; clusters are connected by such pairs.
     """
+    return clusters_of(sets, band_keys(signed), threshold)
+
+
+def clusters_of(sets: Sequence[np.ndarray], bands: np.ndarray, threshold: float) -> list[int]:
+    """`near_duplicates` from the keys [n, 32] of the bands alone."""
     cluster = list(range(len(sets)))
 
     def root(position: int) -> int:
@@ -95,7 +106,7 @@ def near_duplicates(sets: Sequence[np.ndarray], signed: np.ndarray, threshold: f
             position = cluster[position]
         return position
 
-    for group in _bands(signed):
+    for group in _groups(bands):
         compared: list[int] = []
         for position in group:
             if not len(sets[position]):
@@ -113,16 +124,34 @@ def near_duplicates(sets: Sequence[np.ndarray], signed: np.ndarray, threshold: f
     return [root(position) for position in range(len(sets))]
 
 
-def _bands(signed: np.ndarray) -> Iterator[list[int]]:
+_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
+
+
+def band_keys(signed: np.ndarray) -> np.ndarray:
+    """Signatures [n, 128] as a key for each band, [n, 32]: what agrees in a band has one key, hardly else anything."""
+    parts = signed.astype(np.uint64).reshape(len(signed), _BANDS, -1) if signed.size else np.zeros((len(signed), 0, 4))
+    keys = np.zeros(parts.shape[:2], np.uint64)
+    for column, factor in enumerate(_ODD):
+        mixed = (parts[:, :, column].astype(np.uint64) + np.uint64(column + 1)) * np.uint64(factor)
+        keys = (keys ^ mixed ^ (mixed >> np.uint64(29))) * np.uint64(_ODD[0])
+    return keys
+
+
+def _groups(bands: np.ndarray) -> Iterator[list[int]]:
     """Groups of positions that agree in one band, in order."""
-    if len(signed) < 2:
-        return
-    width = _HASHES // _BANDS
-    for band in range(_BANDS):
-        part = np.ascontiguousarray(signed[:, band * width : (band + 1) * width])
-        keys = part.view([("", part.dtype)] * width).ravel()
-        _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        order = np.argsort(inverse, kind="stable")
-        for group in np.split(order, np.cumsum(counts)[:-1]):
-            if len(group) > 1:
-                yield group.tolist()
+    for keys in bands.T if len(bands) > 1 else ():
+        yield from equal_runs(keys)
+
+
+def equal_runs(keys: np.ndarray) -> Iterator[list[int]]:
+    """Positions of each value that is there twice and more, in order."""
+    if len(keys) > 1:
+        order = np.argsort(keys, kind="stable")
+        same = np.flatnonzero(np.diff(keys[order]) == 0)
+        if not len(same):
+            return
+        breaks = np.flatnonzero(np.diff(same) > 1)
+        starts = same[np.concatenate([[0], breaks + 1])]
+        ends = same[np.concatenate([breaks, [len(same) - 1]])] + 2
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            yield order[start:end].tolist()

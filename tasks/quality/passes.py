@@ -12,16 +12,16 @@ from foretune.tasks.quality.settings import QualitySettings
 from foretune.tasks.samples.dataset import row_numbers
 from foretune.tasks.samples.rows import ShardRows
 
-LIBRARIES = ("ahocorasick-rs", "rensa")
+LIBRARIES = ("ahocorasick-rs", "ftfy", "google-re2", "rensa")
 
 
-@content_task(version=2, libraries=LIBRARIES)
+@content_task(version=3, libraries=LIBRARIES)
 def quality_shard(draft: Any, run: Run, rows: ShardRows, settings: QualitySettings) -> None:
     """What each row of a shard says by itself."""
     draft.write_table("rows.parquet", shard_quality(rows.read(run), settings))
 
 
-@content_task(version=2, libraries=LIBRARIES)
+@content_task(version=3, libraries=LIBRARIES)
 def quality(draft: Any, run: Run, samples: ArtifactRef, shards: list[ArtifactRef], settings: QualitySettings) -> None:
     """Flags per sample, counts per rule, overlap, duplicates, signals."""
     partials = [run.store.open(shard).arrow("rows.parquet") for shard in shards]

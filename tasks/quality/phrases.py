@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -18,17 +19,24 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", ""),
     }
 )
-# ASCII but for the backtick, which some write for an apostrophe.
-_PLAIN = re.compile(r"(?:[!-_a-~]| (?! ))*")
+_WHITE = re.compile(r"\s\s+|[^\S ]")
+# Of the plain signs the backtick is missing, which some write for an apostrophe.
 _CLUSTER = re.compile(r"(?P<plain>[!-_a-~]+(?: [!-_a-~]+)*(?![\u0300-\u036f]))|\s+|\S[\u0300-\u036f]*")
 
 
-@dataclass(frozen=True)
 class NormalText:
-    """A text as it is searched, and where its characters stand in the original."""
+    """A text as it is searched, and where its characters stand in the original; that is worked out when it is asked."""
 
-    text: str
-    origins: Sequence[int]  # [len(text) + 1]; position in the original of each character, and of the end
+    def __init__(self, text: str, original: str) -> None:
+        self.text = text
+        self._original = original
+
+    @functools.cached_property
+    def origins(self) -> Sequence[int]:
+        """[len(text) + 1]; position in the original of each character, and of the end."""
+        if len(self.text) == len(self._original) and self._original.isascii():
+            return range(len(self.text) + 1)  # signs of one character each, and no white space joined
+        return _normalised(self._original)[1]
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """A span of the normal text as a span of the original."""
@@ -37,8 +45,12 @@ class NormalText:
 
 def normal_text(text: str) -> NormalText:
     """NFKC, case folded, plain quotes and dashes, one space for any white space, nothing invisible."""
-    if _PLAIN.fullmatch(text):
-        return NormalText(text.lower(), range(len(text) + 1))
+    if text.isascii():  # every sign stands for itself, but for the backtick
+        return NormalText(_WHITE.sub(" ", text.lower().replace("`", "'")), text)
+    return NormalText(_normalised(text)[0], text)
+
+
+def _normalised(text: str) -> tuple[str, list[int]]:
     pieces, origins = [], []
     for cluster in _CLUSTER.finditer(text):
         if cluster["plain"]:
@@ -50,7 +62,7 @@ def normal_text(text: str) -> NormalText:
         piece = " " if piece.isspace() else unicodedata.normalize("NFKC", piece).casefold().translate(_SIGNS)
         pieces.append(piece)
         origins.extend([cluster.start()] * len(piece))
-    return NormalText("".join(pieces), [*origins, len(text)])
+    return "".join(pieces), [*origins, len(text)]
 
 
 @dataclass(frozen=True)

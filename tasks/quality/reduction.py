@@ -21,17 +21,16 @@ def shard_quality(table: pa.Table, settings: QualitySettings) -> pa.Table:
     """What every row of a `samples` table says by itself; columns as in `quality_rows.rows_schema`."""
     import pyarrow as pa
 
-    from foretune.tasks.quality.diversity import signatures, word_hashes, words
-    from foretune.tasks.quality.phrases import normal_text
-    from foretune.tasks.quality.rows import RowRules, rows_schema
+    from foretune.tasks.quality.diversity import signatures, word_hashes
+    from foretune.tasks.quality.rows import RowRules, Texts, rows_schema
     from foretune.tasks.samples.columns import record_batch
 
     rules = RowRules(settings)
     records, word_sets = [], []
     for sample in table.to_pylist():
-        prompt, completion = normal_text(sample["prompt"]), normal_text(sample["completion"])
-        records.append(rules.record_of(sample, prompt, completion))
-        word_sets.append(words(f"{prompt.text} {completion.text}"))
+        texts = Texts.of(sample)
+        records.append(rules.record_of(sample, texts))
+        word_sets.append(sorted(texts.words()))
     hashed = word_hashes(word_sets)
     for record, hashes, signature in zip(records, hashed, signatures(hashed), strict=True):
         record |= {"words": hashes, "signature": signature}
@@ -69,9 +68,11 @@ def reduce_quality(partials: Sequence[pa.Table], settings: QualitySettings) -> Q
             row["flags"].append("near_duplicate")
     for row in _contradictory(rows):
         row["flags"].append("contradictory")
+    for row in rows:
+        row["flags"] = settings.kept(row["flags"], row["sample_id"])
     clusters = _clusters(rows, first)
     rows.sort(key=lambda row: row["sample_id"])
-    summary = quality_summary(rows, mean_overlap(word_sets), clusters)
+    summary = quality_summary(rows, mean_overlap(word_sets), clusters, settings)
     return Quality(_samples_table(rows), summary, quality_signals(summary, settings))
 
 

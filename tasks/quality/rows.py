@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from foretune.tasks.quality.diversity import word_count
-from foretune.tasks.quality.phrases import NormalText, PhraseFinder
+from foretune.tasks.quality.diversity import all_words, word_count
+from foretune.tasks.quality.languages import language_of
+from foretune.tasks.quality.patterns import Finding, TextRules, matches_of
+from foretune.tasks.quality.phrases import Match, NormalText, PhraseFinder, normal_text
 from foretune.tasks.quality.rules import REFUSALS
 
 if TYPE_CHECKING:
@@ -23,8 +27,8 @@ def rows_schema() -> pa.Schema:
         {
             "rule": pa.string(),
             "phrase": pa.string(),
-            "severity": pa.string(),  # of a harmful keyword
-            "part": pa.string(),  # prompt or completion
+            "severity": pa.string(),  # of a harmful keyword, or of the rule; null for a stock phrase
+            "part": pa.string(),  # prompt, completion or rejected
             "start": pa.int32(),  # in characters
             "end": pa.int32(),
         }
@@ -49,39 +53,124 @@ def rows_schema() -> pa.Schema:
     )
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The parts of a row as they are searched."""
+
+    prompt: NormalText
+    completion: NormalText
+    prompt_words: list[str]
+    completion_words: list[str]
+    prompt_set: frozenset[str]
+    completion_set: frozenset[str]
+
+    @classmethod
+    def of(cls, sample: Mapping[str, Any]) -> Texts:
+        prompt, completion = normal_text(sample["prompt"]), normal_text(sample["completion"])
+        asked, answered = all_words(prompt.text), all_words(completion.text)
+        return cls(prompt, completion, asked, answered, frozenset(asked), frozenset(answered))
+
+    def words(self) -> frozenset[str]:
+        """The different words of prompt and completion."""
+        return self.prompt_set | self.completion_set
+
+    @functools.cached_property
+    def language(self) -> str:
+        """Of the completion."""
+        return language_of(self.completion.text, self.completion_set)
+
+
 class RowRules:
     """The rules that need one row alone, with their phrase finders built once."""
 
     def __init__(self, settings: QualitySettings) -> None:
         self.settings = settings
         self.keywords, self.stock = settings.keywords(), settings.stock_phrases()
-        self.harmful: PhraseFinder = PhraseFinder([keyword.phrase for keyword in self.keywords])
-        self.speak: PhraseFinder = PhraseFinder([phrase.phrase for phrase in self.stock])
-        self.refusal: PhraseFinder = PhraseFinder(REFUSALS)
+        self.active = settings.active()
+        self.texts = TextRules(*settings.text_rules())
+        lists = {
+            "harmful": [keyword.phrase for keyword in self.keywords],
+            "speak": [phrase.phrase for phrase in self.stock],
+            "refusal": REFUSALS,
+            "text": [phrase for _, phrase, _ in self.texts.phrases],
+        }
+        self._listed = [(name, at) for name, phrases in lists.items() for at in range(len(phrases))]
+        self._finder: PhraseFinder = PhraseFinder([phrase for phrases in lists.values() for phrase in phrases])
+        self._severities = {name: rule.severity for name, rule in self.active.items()}
+        self._computed = settings.builtin_rules
 
-    def record_of(self, sample: Mapping[str, Any], prompt: NormalText, completion: NormalText) -> dict[str, Any]:
+    def record_of(self, sample: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
         """One row's record, without the columns that are made for all rows together."""
         answer = sample["completion"] + "\n" + (sample["rejected"] or "")
         record = {
             **{name: sample[name] for name in ("sample_id", "row", "occurrence")},
             **_token_counts(sample),
-            "completion_words": word_count(completion.text),
-            "matches": [*self._harmful_matches(prompt, completion), *self._speak_matches(completion)],
-            "prompt_digest": _digest(prompt.text) if prompt.text.strip() else None,
+            "completion_words": len(texts.completion_words),
+            "prompt_digest": _digest(texts.prompt.text) if texts.prompt.text.strip() else None,
             "completion_digest": _digest(answer),
+            **self.judged(sample, texts),
         }
-        found = {match["phrase"] for match in record["matches"] if match["rule"] == "assistant_speak"}
-        record["assistant_speak"] = sum(stock.weight for stock in self.stock if stock.phrase in found)
-        record["flags"] = [
-            *self._phrase_flags(record, completion),
-            *_length_flags(record, self.settings.min_completion_words),
-            *(["exact_duplicate"] if sample["occurrence"] else []),
-            *(["empty_completion"] if _is_empty_rejected(sample, completion) else []),
-            *(["identical_pair"] if sample["rejected"] == sample["completion"] else []),
-        ]
+        copied = ["exact_duplicate"] if sample["occurrence"] else []
+        record["flags"] = self.settings.kept([*record["flags"], *_cut_flags(record), *copied], sample["sample_id"])
         return record
 
-    def _harmful_matches(self, prompt: NormalText, completion: NormalText) -> list[dict[str, Any]]:
+    def judged(self, sample: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+        """Flags, matches and the weight of stock phrases that the texts of a row alone earn it."""
+        prompt, completion = self._found(texts.prompt), self._found(texts.completion)
+        matches = [*self._harmful_matches(prompt, completion), *self._speak_matches(completion)]
+        stock = {match["phrase"] for match in matches if match["rule"] == "assistant_speak"}
+        speak = sum(phrase.weight for phrase in self.stock if phrase.phrase in stock) if stock else 0.0
+        flags = self._phrase_flags(matches, speak, "refusal" in completion) if matches else []
+        harmful = bool(flags) and flags[0].startswith("harmful")
+        found = self._text_findings(sample, texts, prompt, completion, harmful)
+        if sample["rejected"] is not None:
+            if word_count(sample["rejected"]) == 0 and texts.completion_words:
+                flags.append("empty_completion")
+            if sample["rejected"] == sample["completion"]:
+                flags.append("identical_pair")
+        flags[len(flags) :] = _short_flags(len(texts.completion_words), self.settings.min_completion_words)
+        flags += dict.fromkeys(each.rule for each in found)
+        matches += matches_of(found, self._severities)
+        return {"flags": flags, "matches": matches, "assistant_speak": speak}
+
+    def _found(self, text: NormalText) -> dict[str, list[Match]]:
+        """Every phrase of every list, in one pass over the text."""
+        found: dict[str, list[Match]] = {}
+        for match in self._finder.find(text):
+            name, at = self._listed[match.phrase]
+            found.setdefault(name, []).append(Match(at, match.start, match.end))
+        return found
+
+    def _text_findings(
+        self,
+        sample: Mapping[str, Any],
+        texts: Texts,
+        prompt: Mapping[str, list[Match]],
+        completion: Mapping[str, list[Match]],
+        harmful: bool,
+    ) -> list[Finding]:
+        """What patterns, phrases and whole texts show, as far as its rules are on."""
+        found = self.texts.find("prompt", sample["prompt"], prompt.get("text", ()))
+        # Half of a text said four times has no more than five eighths of its words once.
+        repetitive = 8 * len(texts.completion_set) <= 5 * len(texts.completion_words)
+        found += self.texts.find("completion", sample["completion"], completion.get("text", ()), repetitive)
+        if sample["rejected"] is not None:
+            other = self._found(normal_text(sample["rejected"]))
+            found += self.texts.find("rejected", sample["rejected"], other.get("text", ()))
+        if not self._computed:
+            return found
+        if not harmful and "refusal" in self.active and (declined := completion.get("refusal")):
+            found.append(Finding("refusal", "completion", declined[0].start, declined[0].end, "opening"))
+        if "prompt_leak" in self.active and (start := _repeated_prompt(texts)) >= 0:
+            span = texts.completion.span(start, start + REPEATED)
+            found.append(Finding("prompt_leak", "completion", *span, "the prompt's beginning"))
+        if "language_mismatch" in self.active and _mismatched(texts):
+            found.append(Finding("language_mismatch", "completion", 0, len(sample["completion"]), "language"))
+        return found
+
+    def _harmful_matches(
+        self, prompt: Mapping[str, list[Match]], completion: Mapping[str, list[Match]]
+    ) -> list[dict[str, Any]]:
         return [
             {
                 "rule": "harmful_content",
@@ -92,10 +181,10 @@ class RowRules:
                 "end": match.end,
             }
             for part, text in (("prompt", prompt), ("completion", completion))
-            for match in self.harmful.find(text)
+            for match in text.get("harmful", ())
         ]
 
-    def _speak_matches(self, completion: NormalText) -> list[dict[str, Any]]:
+    def _speak_matches(self, completion: Mapping[str, list[Match]]) -> list[dict[str, Any]]:
         return [
             {
                 "rule": "assistant_speak",
@@ -105,22 +194,31 @@ class RowRules:
                 "start": match.start,
                 "end": match.end,
             }
-            for match in self.speak.find(completion)
+            for match in completion.get("speak", ())
         ]
 
-    def _phrase_flags(self, record: Mapping[str, Any], completion: NormalText) -> list[str]:
-        harmful = {part for part in ("prompt", "completion") if _is_harmful(record["matches"], part)}
-        declined = bool(harmful) and bool(self.refusal.find(completion))
+    def _phrase_flags(self, matches: Sequence[Mapping[str, Any]], speak: float, declined: bool) -> list[str]:
+        harmful = {part for part in ("prompt", "completion") if _is_harmful(matches, part)}
         flags = ["harmful_refused" if declined else "harmful_content"] if harmful else []
-        if record["assistant_speak"] >= self.settings.assistant_speak_score:
+        if speak >= self.settings.assistant_speak_score:
             flags.append("assistant_speak")
         return flags
 
 
-def _is_empty_rejected(sample: Mapping[str, Any], completion: NormalText) -> bool:
-    """Whether the rejected answer of a pair has no words; an empty chosen one has that flag already."""
-    rejected = sample["rejected"]
-    return rejected is not None and word_count(rejected) == 0 and word_count(completion.text) > 0
+REPEATED = 80
+"""Characters of a prompt that a completion repeats word by word, from the prompt's first on."""
+
+
+def _repeated_prompt(texts: Texts) -> int:
+    beginning = texts.prompt.text[:REPEATED]
+    return texts.completion.text.find(beginning) if len(beginning) == REPEATED else -1
+
+
+def _mismatched(texts: Texts) -> bool:
+    if not texts.language:
+        return False
+    asked = language_of(texts.prompt.text, texts.prompt_set)
+    return bool(asked) and asked != texts.language
 
 
 def _is_harmful(matches: Sequence[Mapping[str, Any]], part: str) -> bool:
@@ -145,15 +243,14 @@ def _token_counts(sample: Mapping[str, Any]) -> dict[str, int]:
     return {"tokens": tokens, "trained_tokens": trained, "truncated_tokens": truncated}
 
 
-def _length_flags(record: Mapping[str, Any], min_completion_words: int) -> list[str]:
-    cut, trained, count = (
-        record["truncated_tokens"] > 0,
-        record["trained_tokens"] > 0,
-        record["completion_words"],
-    )
-    short = "empty_completion" if count == 0 else "short_completion" if count < min_completion_words else None
+def _cut_flags(record: Mapping[str, Any]) -> list[str]:
+    cut, trained = record["truncated_tokens"] > 0, record["trained_tokens"] > 0
     found = {"too_long": cut, "completion_cut": cut and trained, "no_trained_tokens": not trained}
-    return [*(flag for flag, there in found.items() if there), *([short] if short else [])]
+    return [flag for flag, there in found.items() if there]
+
+
+def _short_flags(words: int, least: int) -> list[str]:
+    return ["empty_completion"] if words == 0 else ["short_completion"] if words < least else []
 
 
 def _digest(text: str) -> str:

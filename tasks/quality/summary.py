@@ -10,7 +10,7 @@ import numpy as np
 
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.quality.harm import stopping_count, willing_rows
-from foretune.tasks.quality.rules import NOTES, RULES
+from foretune.tasks.quality.rules import RULES
 
 if TYPE_CHECKING:
     from foretune.tasks.quality.diversity import Overlap
@@ -21,16 +21,20 @@ _CLUSTERS_SHOWN = 20
 _ROWS_SHOWN = 20
 
 
-def quality_summary(rows: Sequence[dict[str, Any]], overlap: Overlap, clusters: list[list[int]]) -> dict[str, Any]:
+def quality_summary(
+    rows: Sequence[dict[str, Any]], overlap: Overlap, clusters: list[list[int]], settings: QualitySettings
+) -> dict[str, Any]:
     """Counts per rule, overlap, lengths in tokens and words, and clusters of alike rows as row numbers."""
     counts = Counter(flag for row in rows for flag in row["flags"])
     willing = willing_rows(rows)
+    notes = settings.notes()
+    says = {**RULES, **{own.id: own.says for own in settings.own}}
     return {
         "rows": len(rows),
-        "flagged_rows": sum(1 for row in rows if set(row["flags"]) - NOTES),
-        "counts": {rule: counts[rule] for rule in RULES},
+        "flagged_rows": sum(1 for row in rows if set(row["flags"]) - notes),
+        "counts": {rule: counts[rule] for rule in says},
         "willing_harm": {"count": len(willing), "rows": willing[:_ROWS_SHOWN]},
-        "rules": RULES,
+        "rules": says,
         "overlap": {"mean": overlap.mean, "pairs": overlap.pairs},
         "lengths": {
             name: _distribution([row[name] for row in rows])
