@@ -51,12 +51,16 @@ lint: $(LINKS)
 	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-# Attempts of every kind against one contract, for HOSTILE_SECONDS; tests/hostile/hostile.json says what came of them.
+# Attempts of every kind against one contract: HOSTILE_ATTEMPTS that are generated, in HOSTILE_SECONDS of processor time
+# at most, and all that are written by hand. tests/hostile/hostile.json holds what came of one run of it.
 HOSTILE := .bench/hostile
-HOSTILE_SECONDS ?= 1200
+HOSTILE_SECONDS ?= 1800
+HOSTILE_ATTEMPTS ?= 2400
 .PHONY: hostile
 hostile: $(STAMP)
-	HOSTILE_SECONDS=$(HOSTILE_SECONDS) HOSTILE_WRITE=1 $(BIN)/python -m pytest --numprocesses 2 tests/hostile
+	rm -f tests/hostile/hostile.json
+	HOSTILE_SECONDS=$(HOSTILE_SECONDS) HOSTILE_ATTEMPTS=$(HOSTILE_ATTEMPTS) HOSTILE_WRITE=1 \
+		$(BIN)/python -m pytest --numprocesses 2 tests/hostile
 	$(MAKE) $(HOSTILE)/.installed && HOSTILE_WRITE=1 $(HOSTILE)/bin/python -m tests.hostile.guided $$(($(HOSTILE_SECONDS) / 60)) || \
 	echo 'atheris does not install here: the parsers were not fuzzed by coverage'
 
