@@ -55,12 +55,14 @@ lint: $(LINKS)
 # at most, and all that are written by hand. tests/hostile/hostile.json holds what came of one run of it.
 HOSTILE := .bench/hostile
 HOSTILE_SECONDS ?= 1800
-HOSTILE_ATTEMPTS ?= 2400
+HOSTILE_ATTEMPTS ?= 3000
+HOSTILE_WORKERS ?= 2
+ATTEMPTS := tests/hostile/test_generated.py tests/hostile/test_written.py
 .PHONY: hostile
 hostile: $(STAMP)
 	rm -f tests/hostile/hostile.json
 	HOSTILE_SECONDS=$(HOSTILE_SECONDS) HOSTILE_ATTEMPTS=$(HOSTILE_ATTEMPTS) HOSTILE_WRITE=1 \
-		$(BIN)/python -m pytest --numprocesses 2 tests/hostile
+		$(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) $(ATTEMPTS)
 	$(MAKE) $(HOSTILE)/.installed && HOSTILE_WRITE=1 $(HOSTILE)/bin/python -m tests.hostile.guided $$(($(HOSTILE_SECONDS) / 60)) || \
 	echo 'atheris does not install here: the parsers were not fuzzed by coverage'
 

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, given
 
 from tests.hostile.attempts import World
 from tests.hostile.contract import Outcome
-from tests.hostile.kinds import KINDS, Attempt
+from tests.hostile.kinds import KINDS
+from tests.hostile.kinds.attempt import Attempt
 
 SECONDS = "HOSTILE_SECONDS"
 """Variable: processor time of this process and its children for all kinds together, at most."""

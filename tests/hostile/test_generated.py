@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given
 
 from tests.hostile.attempts import World
 from tests.hostile.campaign import ATTEMPTS, QUICK_ATTEMPTS, QUICK_SECONDS, SECONDS, share, try_kind
-from tests.hostile.kinds import KINDS, Attempt
+from tests.hostile.kinds import KINDS
+from tests.hostile.kinds.attempt import Attempt
 from tests.hostile.record import keep
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ from tests.hostile.attempts import Case, World
 from tests.hostile.campaign import SECONDS, Tally
 from tests.hostile.contract import Outcome
 from tests.hostile.record import keep
-from tests.hostile.written import THEMES, Written
+from tests.hostile.written import THEMES
+from tests.hostile.written.attempt import Written
 
 pytestmark = pytest.mark.slow
 
