@@ -58,6 +58,7 @@ HOSTILE_SECONDS ?= 1800
 HOSTILE_ATTEMPTS ?= 3000
 HOSTILE_WORKERS ?= 2
 ATTEMPTS := tests/hostile/test_generated.py tests/hostile/test_written.py
+FAULTS := tests/hostile/test_faults.py tests/hostile/test_lying_s3.py tests/storage/test_lying_s3.py tests/flows/test_interruption.py
 .PHONY: hostile
 hostile: $(STAMP)
 	rm -f tests/hostile/hostile.json
@@ -65,6 +66,7 @@ hostile: $(STAMP)
 		$(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) $(ATTEMPTS)
 	$(MAKE) $(HOSTILE)/.installed && HOSTILE_WRITE=1 $(HOSTILE)/bin/python -m tests.hostile.guided $$(($(HOSTILE_SECONDS) / 60)) || \
 	echo 'atheris does not install here: the parsers were not fuzzed by coverage'
+	HOSTILE_SECONDS=$(HOSTILE_SECONDS) $(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) --dist loadfile $(FAULTS)
 
 # Reads the libraries of $(VENV) and adds atheris, which nobody else needs.
 $(HOSTILE)/.installed: tests/hostile/requirements.txt $(STAMP)
