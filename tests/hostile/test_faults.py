@@ -65,11 +65,11 @@ def test_a_temporary_prefect_server_that_is_killed_is_started_again_and_the_run_
     while process.poll() is None and not begun(root, task) and time.monotonic() < until:
         time.sleep(0.05)
     (server,) = servers_of(process)
-    killed = time.monotonic()
+    others, killed = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), time.monotonic()
     server.kill()
     outcome = ended(process)
     assert (outcome.status, faults(outcome, 400)) == (0, []), outcome.err
-    assert time.monotonic() - killed < SECONDS_TO_GO_ON
+    assert time.monotonic() - killed < SECONDS_TO_GO_ON * others
     (run,) = list_runs(str(root))
     assert run.read_result()["status"] == "completed" and not server.is_running()
 
