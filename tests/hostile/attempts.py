@@ -267,5 +267,7 @@ def run_process(words: list[str], environment: dict[str, str], folder: Path) -> 
         done = subprocess.run([*command, *words], capture_output=True, cwd=folder, env=around, timeout=CLOCK_SECONDS)
     except subprocess.TimeoutExpired:
         return Outcome(-9, "", "", *_taken(began))
-    out, err = (data.decode(errors="surrogateescape") for data in (done.stdout, done.stderr))
+    wide = around.get("PYTHONIOENCODING", "").startswith("utf-16")  # which the user then reads
+    encoding, errors = ("utf-16", "replace") if wide else ("utf-8", "surrogateescape")
+    out, err = (data.decode(encoding, errors) for data in (done.stdout, done.stderr))
     return Outcome(done.returncode, out, err, *_taken(began))

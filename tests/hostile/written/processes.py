@@ -15,6 +15,7 @@ ENVIRONMENT = {
         ("PREFECT_PROFILES_PATH", "/dev/null", 0, ""),
         ("PREFECT_LOGGING_LEVEL", "x", 2, "PREFECT_"),
         ("PYTHONIOENCODING", "ascii", 0, ""),
+        ("PYTHONIOENCODING", "utf-16", 0, ""),
         ("COLUMNS", "1", 0, ""),
         ("FORETUNE_CACHE", "/proc/x", 0, ""),
         ("TMPDIR", "/none", 0, ""),
