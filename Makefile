@@ -53,14 +53,22 @@ lint: $(LINKS)
 	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-# Attempts of every kind against one contract, for HOSTILE_SECONDS; tests/hostile/hostile.json says what came of them.
+# Attempts of every kind against one contract: HOSTILE_ATTEMPTS that are generated, in HOSTILE_SECONDS of processor time
+# at most, and all that are written by hand. tests/hostile/hostile.json holds what came of one run of it.
 HOSTILE := .bench/hostile
-HOSTILE_SECONDS ?= 1200
+HOSTILE_SECONDS ?= 1800
+HOSTILE_ATTEMPTS ?= 3000
+HOSTILE_WORKERS ?= 2
+ATTEMPTS := tests/hostile/test_generated.py tests/hostile/test_written.py
+FAULTS := tests/hostile/test_faults.py tests/hostile/test_lying_s3.py tests/storage/test_lying_s3.py tests/flows/test_interruption.py
 .PHONY: hostile
 hostile: $(STAMP)
-	HOSTILE_SECONDS=$(HOSTILE_SECONDS) HOSTILE_WRITE=1 $(BIN)/python -m pytest --numprocesses 2 tests/hostile
+	rm -f tests/hostile/hostile.json
+	HOSTILE_SECONDS=$(HOSTILE_SECONDS) HOSTILE_ATTEMPTS=$(HOSTILE_ATTEMPTS) HOSTILE_WRITE=1 \
+		$(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) $(ATTEMPTS)
 	$(MAKE) $(HOSTILE)/.installed && HOSTILE_WRITE=1 $(HOSTILE)/bin/python -m tests.hostile.guided $$(($(HOSTILE_SECONDS) / 60)) || \
 	echo 'atheris does not install here: the parsers were not fuzzed by coverage'
+	HOSTILE_SECONDS=$(HOSTILE_SECONDS) $(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) --dist loadfile $(FAULTS)
 
 # Reads the libraries of $(VENV) and adds atheris, which nobody else needs.
 $(HOSTILE)/.installed: tests/hostile/requirements.txt $(STAMP)

@@ -38,6 +38,7 @@ from foretune.flows.commands.versions import history
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
 from foretune.flows.server import open_prefect
+from foretune.flows.temporary_server import temporary_server_kept
 from foretune.storage.errors import BadInput
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def simulate(
     from foretune.flows.failures import finished
     from foretune.flows.simulate import simulate as flow
 
-    with LivePasses(run, terminal, wanted):
+    with temporary_server_kept(), LivePasses(run, terminal, wanted):
         result = finished(run, lambda: flow(wanted, run_id=run.run_id))
     print_answer(terminal, result, run)
     finish(result, as_json)
@@ -215,7 +216,7 @@ def vet(
     from foretune.flows.vet import REFUSED
     from foretune.flows.vet import vet as flow
 
-    with LivePasses(run, terminal):
+    with temporary_server_kept(), LivePasses(run, terminal):
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
     verdict: Any = state.result(raise_on_failure=state.name != REFUSED)
     print_verdict(terminal, verdict)
@@ -246,7 +247,7 @@ def backtest(
 
     orders = checked_seeds(orders or [wanted.training.seed], retrain)
     print_training_plan(terminal, training_plan(run, wanted, orders, retrain))
-    with LivePasses(run, terminal):
+    with temporary_server_kept(), LivePasses(run, terminal):
         result = finished(run, lambda: flow(wanted, orders, retrain, run_id=run.run_id))
     print_backtest(terminal, result, run)
     finish(result, as_json)

@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 _DRAFT = re.compile(rf".+-{DRAFT}")
 _UPLOADED = re.compile(r"[^/]+/[0-9a-f]{16,64}/.+")
 
+NAMED = 3
+"""Manifests of a root that a process names as unreadable: more of them have one cause."""
+_named: dict[str, set[str]] = {}
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -55,6 +59,7 @@ class ArtifactStore:
     def __init__(self, root_uri: str | os.PathLike[str], *, full: bool = False):
         self.root, self.full = Place(root_uri), full
         self._artifacts = self.root / "artifacts"
+        self._named = _named.setdefault(self.root.uri, set())
 
     def place(self, task: str, key: str) -> Place:
         for name in (task, key):
@@ -234,9 +239,17 @@ class ArtifactStore:
             manifest = Manifest.from_bytes(data)
         except ValueError as error:
             if warn:
-                logger.warning("%s: unreadable manifest (%s); counted as absent", place.uri, error)
+                self._absent(place, f"unreadable manifest ({error})")
             return None
         if (manifest.task, manifest.key) != (task, key):
-            logger.warning("%s: manifest of %s/%s; counted as absent", place.uri, manifest.task, manifest.key)
+            self._absent(place, f"manifest of {manifest.task}/{manifest.key}")
             return None
         return manifest
+
+    def _absent(self, place: Place, why: str) -> None:
+        self._named.add(place.uri)
+        if len(self._named) > NAMED:
+            logger.info("%s: %s; counted as absent", place.uri, why)
+            return
+        more = "; more below this root are not named" if len(self._named) == NAMED else ""
+        logger.warning("%s: %s; counted as absent%s", place.uri, why, more)

@@ -22,7 +22,7 @@ import s3fs
 
 from foretune.storage.disk import Entry, hidden
 from foretune.storage.errors import BadInput, StorageFault, disk_faults
-from foretune.storage.s3_faults import attempt, endpoint, missing_bucket
+from foretune.storage.s3_faults import attempt, endpoint, missing_bucket, whole
 
 PART_BYTES = 8 * 2**20  # S3's least part is 5 MiB
 STREAMS = 4  # a transfer holds at most STREAMS * PART_BYTES in memory
@@ -41,6 +41,17 @@ _ENVIRONMENT = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )
+
+_SAID = {
+    "head_object": ("ContentLength", "LastModified", "ETag"),
+    "create_multipart_upload": ("UploadId",),
+    "upload_part": ("ETag",),
+    "Contents": ("Key", "Size", "LastModified", "ETag"),
+    "CommonPrefixes": ("Prefix",),
+    "Uploads": ("Key", "UploadId", "Initiated"),
+}
+"""What an answer of this method, or an item of this name in it, holds on every S3."""
+_LISTED = {"list_objects_v2": ("Contents", "CommonPrefixes"), "list_multipart_uploads": ("Uploads",)}
 
 
 def _connection() -> s3fs.S3FileSystem:
@@ -78,8 +89,15 @@ class Bucket:
         self._seen = False
 
     def _ask(self, method: str, key: str, **request: Any) -> dict[str, Any]:
-        # fsspec makes call_s3 of a coroutine, and types it as giving nothing.
-        call: Callable[[], Any] = lambda: _connection().call_s3(method, Bucket=self.name, **request)  # noqa: E731
+        def call() -> dict[str, Any]:
+            # fsspec makes call_s3 of a coroutine, and types it as giving nothing.
+            answer: Any = _connection().call_s3(method, Bucket=self.name, **request)
+            whole(answer, *_SAID.get(method, ()))
+            for name in _LISTED.get(method, ()):
+                for item in answer.get(name, ()):
+                    whole(item, *_SAID[name])
+            return answer
+
         return attempt(call, self._uri(key))
 
     def _fetch(self, key: str, **request: Any) -> bytes:

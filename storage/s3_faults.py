@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import tenacity
@@ -41,7 +41,14 @@ _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "In
 _BARE = {"400", "BadRequest", "Bad Request"}
 """A HEAD has no body that could say what is wrong: an expired token is a bare 400."""
 _CLOCK = {"RequestExpired", "RequestTimeTooSkewed"}
+
+
+class Incomplete(Exception):
+    """An answer that lacks what S3 always says: of another program, or of a proxy between."""
+
+
 _TRANSIENT_TYPES = (
+    Incomplete,
     aiohttp.ClientError,
     boto.ConnectionError,
     boto.HTTPClientError,
@@ -125,6 +132,14 @@ def _explained(error: Exception, uri: str, tries: int, seconds: float) -> Except
     if status == 412:
         return Changed(f"{uri}: changed while it was read; run again")
     return StorageFault(f"{uri}: S3 at {endpoint()} refuses the request ({code}: {error})")
+
+
+def whole(answer: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The answer, or `Incomplete` where one of these is not in it."""
+    missing = [name for name in names if not answer.get(name) and answer.get(name) != 0]
+    if missing:
+        raise Incomplete(f"no {', no '.join(missing)} in the answer")
+    return answer
 
 
 def missing_bucket(uri: str) -> BadInput:

@@ -27,11 +27,11 @@ def clean(
     """Write the dataset of a run without the rows that rank worst by influence, or that carry a flag."""
     from foretune.flows.commands.exports import print_cleaned, write_cleaned
 
-    if drop_harmful:
-        write_notice("--drop-harmful is now --drop-worst: it drops the worst ranks, not what reads as harmful")
     found = named_run(run, root)
     numbers = whole_numbers("--drop-rows", drop_rows)
     cleaned = write_cleaned(found, output, max(drop_worst, drop_harmful), drop_flagged or [], force, numbers)
+    if drop_harmful:  # said of what was done: a fault's line stands alone
+        write_notice("--drop-harmful is now --drop-worst: it drops the worst ranks, not what reads as harmful")
     print_cleaned(terminal_for(quiet), cleaned, output)
     finish(
         {"run_id": found.run_id, "file": output, "rows": len(cleaned["kept"]), "dropped": cleaned["dropped"]}, as_json

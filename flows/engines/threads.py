@@ -43,6 +43,8 @@ class SubmittedTask:
     @functools.cached_property
     def found(self) -> bool:
         """Whether the artefact was stored before; to be asked of one that has ended."""
+        if self.future.wrapped_future.exception():  # the task could not even be told to the server
+            return False
         state = self.future.wrapped_future.result()  # `future.state` asks the server
         return bool(state.is_completed() and self.future.result().cached)
 

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "foretune.flows.cli", "simulate"]
 PATIENCE = 300.0
 SECONDS = 5.0
+STOPPED = "foretune: stopped; run the same command again to go on where it ended\n"
 
 
 def started(request: Path, *words: str) -> subprocess.Popen[str]:
@@ -62,11 +63,32 @@ def test_a_signal_while_torch_computes_stops_the_run_at_once(tiny_request: Path,
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - sent < SECONDS
     assert process.returncode == 130
-    assert said == "foretune: stopped; run the same command again to go on where it ended\n"
+    assert said == STOPPED
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     (run,) = list_runs(str(root))
     assert run_status(run) == "stopped"
     assert [event["type"] for event in read_events(run)].count("run_finished") == 1
+
+
+PHASES = [("path", signal.SIGTERM), ("influence_replays", signal.SIGINT), ("curvature", signal.SIGTERM),
+          ("influence_solve", signal.SIGTERM), ("prediction", signal.SIGINT), ("report", signal.SIGTERM)]  # fmt: skip
+QUICK = 1
+"""Of them in `make test`; `make hostile` tries all."""
+
+
+@pytest.mark.parametrize(("task", "number"), PHASES if os.environ.get("HOSTILE_SECONDS") else PHASES[:QUICK])
+def test_a_signal_in_a_later_phase_stops_the_run_too(tiny_request: Path, task: str, number: signal.Signals):
+    root = tiny_request.parent / "root"
+    process = started(tiny_request, "--set", "influence.replays.runs=256")
+    children = wait_for(process, lambda: begun(root, task))
+    others, sent = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - sent < SECONDS * others
+    assert (process.returncode, said) == (130, STOPPED)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    (run,) = list_runs(str(root))
+    assert run_status(run) == "stopped"
 
 
 def test_a_signal_while_libraries_are_imported_leaves_no_traceback(tiny_request: Path):

@@ -23,6 +23,8 @@ import yaml
 
 from tests.hostile.contract import ENVIRONMENT, Outcome, changes, faults, leaks, tree
 
+CLOCK_SECONDS = 300.0
+"""After which an attempt is ended; it broke the contract long before."""
 HEALED_EVERY = 10
 """A root that attempts only read is tried again after one in so many, a root of an attempt's own always."""
 
@@ -125,7 +127,7 @@ class World:
                 outcome = run_process(words, environment, case.folder)
             else:
                 outcome = run_here(words, environment, case.folder, case.instead)
-            found = faults(outcome, 120.0 if process else 30.0)
+            found = faults(outcome)
             found += changes(inputs, tree(case.folder, kept)) + changes(outside, tree(self.beside, digests=True))
             found += [each for each in leaks(case.root) if each not in leaked]
             found += [f"left {path.name}" for path in temporary.glob("foretune-*")]
@@ -171,7 +173,7 @@ def _surroundings(environment: dict[str, str], folder: Path, words: list[str]) -
     tempfile.tempdir = None  # read again from TMPDIR
     sys.argv = ["foretune", *words]
     signal.signal(signal.SIGALRM, _late)
-    signal.setitimer(signal.ITIMER_REAL, 60.0)
+    signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -216,6 +218,16 @@ def _text(file: Any) -> str:
     return data.decode(errors="surrogateescape")
 
 
+def _times() -> tuple[float, float]:
+    """Processor time of this process and of its children that have ended; the clock."""
+    return sum(os.times()[:4]), time.monotonic()
+
+
+def _taken(began: tuple[float, float], grown: float = 0.0) -> tuple[float, float, float]:
+    computed, clock = (now - then for now, then in zip(_times(), began, strict=True))
+    return computed, grown, clock
+
+
 def _most() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -226,7 +238,7 @@ def run_here(
     """`foretune WORDS` by its entry point in this process; with `instead` this takes the place of the command."""
     from foretune.flows import cli
 
-    status, began, memory = 0, time.monotonic(), _most()
+    status, began, memory = 0, _times(), _most()
     with _surroundings(environment, folder, words), _captured() as files:
         handles, cli.stop_at_signals = cli.stop_at_signals, lambda: None  # signals are the test's own
         app = cli.app
@@ -243,17 +255,19 @@ def run_here(
             print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
         finally:
             cli.stop_at_signals, cli.app = handles, app
-    return Outcome(status, _text(files[0]), _text(files[1]), time.monotonic() - began, _most() - memory)
+    return Outcome(status, _text(files[0]), _text(files[1]), *_taken(began, _most() - memory))
 
 
 def run_process(words: list[str], environment: dict[str, str], folder: Path) -> Outcome:
     """`foretune WORDS` as a user starts it. A variable set to `unset` is not there."""
-    began = time.monotonic()
+    began = _times()
     around = {n: v for n, v in (os.environ | environment).items() if v != "unset"}
     command = [sys.executable, "-c", "from foretune.flows.command import main; main()"]
     try:
-        done = subprocess.run([*command, *words], capture_output=True, cwd=folder, env=around, timeout=150)
+        done = subprocess.run([*command, *words], capture_output=True, cwd=folder, env=around, timeout=CLOCK_SECONDS)
     except subprocess.TimeoutExpired:
-        return Outcome(-9, "", "", time.monotonic() - began, 0)
-    out, err = (data.decode(errors="surrogateescape") for data in (done.stdout, done.stderr))
-    return Outcome(done.returncode, out, err, time.monotonic() - began, 0)
+        return Outcome(-9, "", "", *_taken(began))
+    wide = around.get("PYTHONIOENCODING", "").startswith("utf-16")  # which the user then reads
+    encoding, errors = ("utf-16", "replace") if wide else ("utf-8", "surrogateescape")
+    out, err = (data.decode(encoding, errors) for data in (done.stdout, done.stderr))
+    return Outcome(done.returncode, out, err, *_taken(began))

@@ -1,9 +1,9 @@
-"""A campaign: attempts of a kind for so long, and what of them broke the contract."""
+"""A campaign: so many attempts of a kind, or for so long, and what of them broke the contract."""
 
 from __future__ import annotations
 
 import contextlib
-import time
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,18 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given
 
 from tests.hostile.attempts import World
-from tests.hostile.kinds import KINDS, Attempt
+from tests.hostile.contract import Outcome
+from tests.hostile.kinds import KINDS
+from tests.hostile.kinds.attempt import Attempt
 
 SECONDS = "HOSTILE_SECONDS"
-"""Variable: how long all kinds together may take."""
-QUICK = 28.0
-EXAMPLES = 100_000
-SHARE = {"environment": 2.5, "stored files": 2.0, "requests": 1.5, "rows": 1.5, "command lines": 1.5}
-"""Of the time, against one of the other kinds."""
+"""Variable: processor time of this process and its children for all kinds together, at most."""
+ATTEMPTS = "HOSTILE_ATTEMPTS"
+"""Variable: attempts of all kinds together, at most."""
+QUICK_SECONDS, QUICK_ATTEMPTS = 24.0, 280.0
+"""In `make test`."""
+SHARE = {"environment": 0.5, "stored files": 0.75}
+"""Of attempts and time, against one of the other kinds: a process takes 3 s, a root of its own 0.3 s, the rest 0.1 s."""
 
 
 @dataclass
@@ -29,6 +33,12 @@ class Tally:
     tried: int = 0
     failed: list[tuple[str, str, list[str]]] = field(default_factory=list)  # what, ending, faults
     statuses: dict[int, int] = field(default_factory=dict)
+
+    def add(self, what: str, outcome: Outcome, faults: list[str]) -> None:
+        self.tried += 1
+        self.statuses[outcome.status] = self.statuses.get(outcome.status, 0) + 1
+        if faults:
+            self.failed.append((what, f"{outcome.status} {outcome.line[:300]}", faults))
 
     def as_dict(self) -> dict[str, Any]:
         left = [f"{what} -> {ending}: {'; '.join(faults)}"[:600] for what, ending, faults in self.failed]
@@ -44,18 +54,23 @@ class Tally:
         }
 
 
-def share(kind: str, seconds: float) -> float:
-    """Of all seconds, those of a kind."""
-    return seconds * SHARE.get(kind, 1.0) / sum(SHARE.get(each, 1.0) for each in KINDS)
+def share(kind: str, whole: float) -> float:
+    """Of the attempts or seconds of all kinds, those of one."""
+    return whole * SHARE.get(kind, 1.0) / sum(SHARE.get(each, 1.0) for each in KINDS)
 
 
-def try_kind(world: World, kind: str, seconds: float, seed: int) -> Tally:
-    """Attempts of a kind until the time is over; none ends the campaign."""
-    tally, until = Tally(kind), time.monotonic() + seconds
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended: what else the machine does takes nothing from a kind."""
+    return sum(os.times()[:4])
+
+
+def try_kind(world: World, kind: str, attempts: float, seconds: float, seed: int) -> Tally:
+    """Attempts of a kind until there are enough or the time is over, at least one; none ends the campaign."""
+    tally, until = Tally(kind), processor_seconds() + seconds
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=EXAMPLES,
+        max_examples=max(round(attempts), 1) + 1,
         database=None,
         deadline=None,
         phases=[Phase.generate],
@@ -63,13 +78,10 @@ def try_kind(world: World, kind: str, seconds: float, seed: int) -> Tally:
     )
     @given(KINDS[kind]())
     def each(attempt: Attempt) -> None:
-        if time.monotonic() > until:
+        if tally.tried and (tally.tried >= attempts or processor_seconds() > until):
             raise _Over
         outcome, faults = world.attempt(attempt.prepare, attempt.own_root, attempt.process, attempt.heals)
-        tally.tried += 1
-        tally.statuses[outcome.status] = tally.statuses.get(outcome.status, 0) + 1
-        if faults:
-            tally.failed.append((attempt.what, f"{outcome.status} {outcome.line[:200]}", faults))
+        tally.add(attempt.what, outcome, faults)
 
     with contextlib.suppress(_Over):
         each()
@@ -77,4 +89,4 @@ def try_kind(world: World, kind: str, seconds: float, seed: int) -> Tally:
 
 
 class _Over(BaseException):
-    """The time is over."""
+    """It was enough."""

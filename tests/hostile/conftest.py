@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.hostile.attempts import World
+from tests.storage.conftest import faulty_s3  # noqa: F401 - a fixture of this room too
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_sae: 
     (healthy / "request.yaml").write_text(yaml.safe_dump(request))
     made = World(base, healthy, base / "root")
     _beside(made.beside)
-    _finished_run(made)
+    finished_run(healthy, base / "healthy", str(made.root))
     return made
 
 
@@ -46,26 +47,25 @@ def _beside(folder: Path) -> None:
     (folder / "link").symlink_to("note.txt")
 
 
-def _finished_run(world: World) -> None:
-    """The healthy request simulated without an engine, and published."""
+def finished_run(healthy: Path, folder: Path, root: str) -> Path:
+    """The healthy request, copied to `folder`, simulated without an engine and published below `root`; its file."""
     from foretune.flows.request import load_request, to_yaml
     from foretune.storage.events import EventLog
     from foretune.storage.runs import Run
     from foretune.tasks.report import publish
     from tests.dag import run_dag
 
-    folder = world.base / "healthy"
-    shutil.copytree(world.healthy, folder)
+    shutil.copytree(healthy, folder)
     file = folder / "request.yaml"
-    file.write_text(file.read_text().replace("FOLDER", str(folder)).replace("ROOT", str(world.root)))
+    file.write_text(file.read_text().replace("FOLDER", str(folder)).replace("ROOT", root))
     request = load_request(str(file))
     done = run_dag(request)
-    called = done.step.run
-    shutil.rmtree(called.place.local_path, ignore_errors=True)
-    run = Run(str(world.root), "20260101-000000-tiny-0a1b")
+    done.step.run.place.delete()
+    run = Run(root, "20260101-000000-tiny-0a1b")
     run.write_request(to_yaml(request))
     with EventLog.of(run) as log:
         log.emit("run_started", request="tiny")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(publish, "publish_markdown", lambda *_: None)  # nobody serves it here
         publish.publish.fn(run, request.model_dump(mode="json"), done.made, len(done.step.steps))
+    return file

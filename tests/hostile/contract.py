@@ -24,7 +24,9 @@ ENVIRONMENT = {
     "OWN_PASSWORD": f"{SECRET}-password",
 }
 SECONDS = 30.0
-"""Of one attempt within a process that has its libraries; two busy cores are slow."""
+"""Of processor time that one attempt may take, its children's too: the clock says more of what else the machine does."""
+IDLE_SECONDS, SLOWED = 30.0, 20.0
+"""An attempt may take so many times its processor time where others compute too, and wait for so long besides."""
 MEGABYTES = 1500.0
 """By which the highest memory of the process may grow in one attempt."""
 LONGEST_LINE = 4200
@@ -41,8 +43,9 @@ class Outcome:
     status: int
     out: str
     err: str
-    seconds: float
+    seconds: float  # of processor time, where the machine does other things too
     grown: float  # megabytes
+    by_the_clock: float = 0.0  # seconds
 
     @property
     def line(self) -> str:
@@ -67,6 +70,8 @@ def faults(outcome: Outcome, seconds: float = SECONDS) -> list[str]:
         found += [f"{name}: {each}" for each in faults_of_text(text)]
     if outcome.seconds > seconds:
         found.append(f"{outcome.seconds:.0f} s")
+    if outcome.by_the_clock - SLOWED * outcome.seconds > IDLE_SECONDS:
+        found.append(f"waited: {outcome.by_the_clock:.0f} s by the clock, of which it computed {outcome.seconds:.1f} s")
     if outcome.grown > MEGABYTES:
         found.append(f"{outcome.grown:.0f} MB more")
     return found

@@ -17,12 +17,16 @@ import pytest
 
 from foretune.storage.events import read_events
 from foretune.storage.runs import list_runs
-from tests.hostile.contract import STATUSES, Outcome, faults
+from tests.hostile.contract import Outcome, faults
 
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-c", "from foretune.flows.command import main; main()"]
 CHEAP = ["sae=null", "dataset.preferences=null", "dataset.probes=null", "influence.replays.runs=16"]
+LONG = bool(os.environ.get("HOSTILE_SECONDS"))
+"""Whether this is `make hostile`."""
+SECONDS_TO_GO_ON = 120.0
+"""A server takes 10 s to start on a quiet machine, and Prefect's client asks again after up to 32 s."""
 SETTINGS = [word for each in CHEAP for word in ("--set", each)]
 
 
@@ -44,24 +48,30 @@ def ended(process: subprocess.Popen[str], seconds: float = 400) -> Outcome:
     return Outcome(process.returncode, out, err, time.monotonic() - began, 0)
 
 
+def servers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "uvicorn" in " ".join(child.cmdline())]
+
+
 def begun(root: Path, task: str) -> bool:
     return any(event.get("task") == task for run in list_runs(str(root)) for event in read_events(run))
 
 
-@pytest.mark.xfail(run=False, reason="known: Prefect's client waits for minutes for a temporary server that was killed")
-def test_a_prefect_server_that_is_killed_in_mid_run_is_no_traceback_and_the_same_command_goes_on(tiny_request: Path):
+@pytest.mark.parametrize("task", ["landscape_shard", "influence", "report"] if LONG else ["landscape_shard"])
+def test_a_temporary_prefect_server_that_is_killed_is_started_again_and_the_run_goes_on(tiny_request: Path, task: str):
     root = tiny_request.parent / "root"
     process = started("simulate", tiny_request, "--quiet", *SETTINGS)
     until = time.monotonic() + 300
-    while process.poll() is None and not begun(root, "landscape_shard") and time.monotonic() < until:
-        time.sleep(0.1)
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "uvicorn" in " ".join(child.cmdline()):
-            child.kill()
+    while process.poll() is None and not begun(root, task) and time.monotonic() < until:
+        time.sleep(0.05)
+    (server,) = servers_of(process)
+    others, killed = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), time.monotonic()
+    server.kill()
     outcome = ended(process)
-    assert outcome.status in STATUSES
-    assert "Traceback" not in outcome.err and len(outcome.err.strip().splitlines()) <= 1, outcome.err
-    assert ended(started("simulate", tiny_request, "--quiet", *SETTINGS)).status == 0
+    assert (outcome.status, faults(outcome, 400)) == (0, []), outcome.err
+    assert time.monotonic() - killed < SECONDS_TO_GO_ON * others
+    (run,) = list_runs(str(root))
+    assert run.read_result()["status"] == "completed" and not server.is_running()
 
 
 def test_ports_that_are_taken_are_passed_over(tiny_request: Path):

@@ -8,8 +8,10 @@ import pytest
 
 from tests.hostile.attempts import Case, World
 from tests.hostile.campaign import SECONDS, Tally
+from tests.hostile.contract import Outcome
 from tests.hostile.record import keep
-from tests.hostile.written import THEMES, Written
+from tests.hostile.written import THEMES
+from tests.hostile.written.attempt import Written
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +20,7 @@ EVERY = 12
 """In `make test` one in so many is tried; `make hostile` tries all."""
 
 
-def attempted(world: World, written: Written) -> tuple[str, list[str]]:
+def attempted(world: World, written: Written) -> tuple[Outcome, list[str]]:
     def prepare(case: Case) -> list[str]:
         case.environment = dict(written.environment)
         return written.prepare(case)
@@ -28,7 +30,7 @@ def attempted(world: World, written: Written) -> tuple[str, list[str]]:
         faults.append(f"status {outcome.status}, not {written.status}")
     if written.said not in outcome.err:
         faults.append(f"does not say {written.said!r}")
-    return f"{outcome.status} {outcome.line[:300]}", faults
+    return outcome, faults
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -36,10 +38,7 @@ def test_written_attempts_end_as_they_should(world: World, theme: str):
     names = list(THEMES[theme])
     tally = Tally(f"written: {theme}")
     for name in names if LONG else names[::EVERY]:
-        ending, faults = attempted(world, THEMES[theme][name])
-        tally.tried += 1
-        if faults:
-            tally.failed.append((name, ending, faults))
+        tally.add(name, *attempted(world, THEMES[theme][name]))
     keep(tally.as_dict())
     assert not tally.failed, "\n".join(tally.as_dict()["left"])
 

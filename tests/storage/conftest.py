@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from foretune.storage.artifacts import ArtifactStore
+from tests.storage.lies import Answer, Lie
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +30,14 @@ def root(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(f"{request.param}_root")
 
 
+How = str | Lie | Callable[[], None]
+
+
 @dataclass
 class Fault:
     """What the proxy does to the next `times` requests that `matches` picks."""
 
-    how: str | Callable[[], None]
+    how: How
     times: int
     matches: Callable[[str, str], bool]
 
@@ -46,16 +50,17 @@ class FaultyProxy:
     endpoint: str = ""
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    answers: dict[tuple[str, str], Answer] = field(default_factory=dict)  # the first of each request
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def inject(self, how: str | Callable[[], None], times: int = 1, method: str = "", part: str = "") -> None:
-        """`how`: an S3 error code, "reset", "hang", "unheard", "truncate", "error in 200", or a call to make.
+    def inject(self, how: How, times: int = 1, method: str = "", part: str = "") -> None:
+        """`how`: an S3 error code, "reset", "hang", "late", "unheard", "truncate", an error in 200, a lie, or a call.
 
         "unheard" lets the server act and loses its answer; "truncate" sends half of the answer.
         """
         self.faults.append(Fault(how, times, lambda m, path: method in ("", m) and part in path))
 
-    def due(self, method: str, path: str) -> str | Callable[[], None] | None:
+    def due(self, method: str, path: str) -> How | None:
         with self.lock:
             self.requests.append((method, path))
             for fault in self.faults:
@@ -78,8 +83,12 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
         def relay(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             how = proxy.due(self.command, self.path)
+            if isinstance(how, Lie):
+                return self.reply(*self.lied(how, body))
             if callable(how):
                 how()
+            elif how == "late":
+                time.sleep(0.3)
             elif how == "reset":
                 return self.reset()
             elif how == "hang":
@@ -90,12 +99,17 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             elif how in STATUS:
                 return self.reply(STATUS[how], [], _error_xml(how))
             status, headers, answer = self.forward(body)
+            proxy.answers.setdefault((self.command, self.path), Answer(status, headers, answer))
             if how == "unheard":
                 return self.reset()
             if how == "truncate":
                 self.reply(status, headers, answer, sent=len(answer) // 2)
                 return self.reset()
             self.reply(status, headers, answer)
+
+        def lied(self, lie: Lie, body: bytes) -> Answer:
+            answer = Answer(*self.forward(body)) if lie.heard else Answer(200, [], b"")
+            return lie.told(answer, proxy.answers.setdefault((self.command, self.path), answer))
 
         def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             upstream = http.client.HTTPConnection(proxy.upstream.removeprefix("http://"))

@@ -8,8 +8,9 @@ import os
 import pytest
 
 from foretune.storage import contents
-from foretune.storage.artifacts import ArtifactStore
+from foretune.storage.artifacts import NAMED, ArtifactStore
 from foretune.storage.errors import Damaged, StorageFault
+from foretune.storage.places import Place
 from tests.storage.stored import KEY, another_process, folder, make
 
 
@@ -108,3 +109,14 @@ def test_each_file_is_hashed_once_per_process(store, monkeypatch, tmp_path):
     for _ in range(3):
         elsewhere.open(ref).folder()
     assert sorted(hashed) == ["a.txt", "b.bin"]
+
+
+def test_of_many_unreadable_manifests_a_few_are_named(store: ArtifactStore, caplog: pytest.LogCaptureFixture):
+    for number in range(NAMED + 3):
+        with store.create("landscape", f"{number:016x}", {}) as draft:
+            draft.path("a.txt").write_text("text")
+        (Place(draft.ref.uri) / "manifest.json").write_bytes(b"<html>")
+    found = [store.find("landscape", f"{number:016x}") for number in range(NAMED + 3)]
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert found == [None] * (NAMED + 3) and len(said) == NAMED
+    assert said[-1].endswith("counted as absent; more below this root are not named")

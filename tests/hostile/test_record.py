@@ -1,0 +1,24 @@
+"""The figures that are stored are those of a whole campaign, and what it found outside the contract is known."""
+
+from __future__ import annotations
+
+import json
+
+from tests.hostile.record import HERE
+
+GENERATED, WRITTEN = 2000, 300
+
+
+KNOWN = {"environment": 1}
+"""Outside the contract in the stored run, at most: UTF-16 that was asked for, which the harness read as UTF-8 then."""
+
+
+def test_the_stored_campaign_was_whole_and_its_faults_are_known():
+    kept = json.loads((HERE / "hostile.json").read_text())
+    tried = {"written": 0, "guided": 0, "generated": 0}
+    for each in kept:
+        sort = each["kind"].partition(":")[0]
+        tried[sort if sort in tried else "generated"] += each["tried"]
+        assert each["held"] + each["failed"] == each["tried"] > 0 and len(each["left"]) == each["failed"], each["kind"]
+        assert each["failed"] <= KNOWN.get(each["kind"], 0), each["left"]
+    assert tried["generated"] >= GENERATED and tried["written"] >= WRITTEN, tried
