@@ -30,7 +30,7 @@ from foretune.flows.commands.options import (
     whole_numbers,
     with_root,
 )
-from foretune.flows.commands.remaining import planner, vetting
+from foretune.flows.commands.remaining import planner
 from foretune.flows.commands.serve import serve
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.commands.versions import history
@@ -208,10 +208,10 @@ def vet(
     dataset = newest_version(wanted.dataset_at(dataset))
     versioned = wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})})
     check_inputs(versioned, run)
-    from foretune.flows.vet import REFUSED
+    from foretune.flows.vet import REFUSED, vetting_plan
     from foretune.flows.vet import vet as flow
 
-    with LivePasses(run, terminal, vetting(versioned)):
+    with LivePasses(run, terminal, partial(vetting_plan, versioned)):
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
     verdict: Any = state.result(raise_on_failure=state.name != REFUSED)
     print_verdict(terminal, verdict)

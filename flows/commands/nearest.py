@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretune.flows.commands.garbage import reachable
-from foretune.flows.compare import differing_settings
 from foretune.storage.errors import BadInput
 from foretune.storage.ownership import can_be_followed
 from foretune.storage.results import task_and_key
@@ -58,3 +57,17 @@ def nearest_run(root: str, planned: Collection[tuple[str, str]], request: dict[s
         settings = tuple(each["setting"] for each in differing_settings(before, wanted))
         found.append(Nearest(run, sum(key in planned for key in keys), len(keys), settings))
     return max(found, key=lambda each: (each.shared, -len(each.settings)), default=None)  # the first: the newest
+
+
+def differing_settings(a: Any, b: Any, path: str = "") -> list[dict[str, Any]]:
+    """Every setting of two requests that differs, by its dotted name, with both values."""
+    if a == b:
+        return []
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = dict.fromkeys([*a, *b])
+        return [
+            each
+            for name in names
+            for each in differing_settings(a.get(name), b.get(name), f"{path}.{name}" if path else name)
+        ]
+    return [{"setting": path, "a": a, "b": b}]

@@ -51,19 +51,6 @@ class Remaining:
         return f"{done}, {more}{duration(sum(known) / self._workers)} left"
 
 
-def vetting(request: Request) -> Plan:
-    """The plan of the request as it is vetted: along the accepted run."""
-
-    def planned() -> dict[str, Any]:
-        from foretune.flows.vet import along_accepted
-        from foretune.storage.ledger import Ledger
-
-        accepted = Ledger(request.runtime.root, request.run_name).accepted()
-        return planner(along_accepted(request, accepted))()
-
-    return planned
-
-
 def planner(request: Request) -> Plan:
     """`make_plan` of a request, whose module is imported when it is asked."""
 

@@ -22,7 +22,8 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import identity
 from foretune.tasks.prediction.outcome import LOWEST, Setting
-from foretune.tasks.prediction.whatif import StoredGradients, Told, predicted_outcomes
+from foretune.tasks.prediction.stored_gradients import StoredGradients
+from foretune.tasks.prediction.whatif import Told, predicted_outcomes
 from foretune.tasks.report.whatif_words import mark, setting_in_words, shown_outcomes, standing
 
 VARIABLE_SETTINGS = {

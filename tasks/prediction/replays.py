@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from foretune.tasks.numerics.replay import Adapter
     from foretune.tasks.numerics.sweep import Swept
-    from foretune.tasks.prediction.whatif import StoredGradients
+    from foretune.tasks.prediction.stored_gradients import StoredGradients
 
 FEW_NUMBERS = 2**22
 """Of a weight: a product with the factors of some adapters takes a millisecond or so."""

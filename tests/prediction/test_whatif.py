@@ -12,7 +12,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
 from foretune.tasks.prediction.horizon import path_summary, trusted_steps
 from foretune.tasks.prediction.outcome import LOWEST, Outcome, lowest_few, marked
-from foretune.tasks.prediction.whatif import trusted_distance
+from foretune.tasks.prediction.stored_gradients import trusted_distance
 from tests.conftest import request_beside
 from tests.dag import run_dag
 

@@ -51,6 +51,7 @@ def test_the_worst_condition_is_the_answer(severity, answer):
     found = judged(signals=[signal("harmful_content", severity)], rows={"harmful_content": [4, 9, 2]})
     assert answer_of(found)[0] == answer and worst(found) == by_name(found)["harmful_content"].status
     assert by_name(found)["harmful_content"].rows == (2, 4, 9)
+    assert by_name(found)["harmful_content"].band == "none"  # not "at most 2": two rows do not pass
 
 
 def test_a_rise_of_held_out_loss_and_no_number_stop():
@@ -153,7 +154,7 @@ def test_what_the_worth_lacks_is_named_with_what_would_measure_it():
     assert [words.split(" (")[0] for words in missing] == [
         "the gain's error",
         "the spread between two real runs",
-        "the step with 90% of the gain",
+        "the step with 90 % of the gain",
     ]
 
 

@@ -159,6 +159,15 @@ def test_a_run_that_only_added_up_stored_gradients_takes_the_rate_of_the_run_tha
     assert record_of(later, {"landscape": stored}).cost.real_seconds == pytest.approx(12.0)
 
 
+def test_a_run_that_found_everything_claims_no_saving(run, monkeypatch):
+    label, spent = "landscape_shard train [all]", {"forward_tokens": 100, "backward_tokens": 100, "seconds": 6}
+    with EventLog(run) as log:
+        timed(log, monkeypatch, 6, "pass_finished", task="landscape_shard", label=label, key="a", cached=False, **spent)
+    later = record_of(Run(run.root, "two"), {"landscape": manifest(run, "landscape")})
+    page = " ".join(with_run("<!--run:cost-->", later, []).split())
+    assert "not compared" in page and "saved" not in page
+
+
 def test_text_from_the_dataset_cannot_take_a_place_of_the_run(run):
     from foretune.tasks.report.standalone import page_environment
 
