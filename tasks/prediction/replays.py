@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from foretune.storage.errors import BadInput
-from foretune.tasks.loading import AdapterSettings, lora_init, lora_scale
 from foretune.tasks.prediction.measured_path import MeasuredPath
 from foretune.tasks.prediction.outcome import Setting
+from foretune.tasks.prediction.setting_adapter import adapter_of
 from foretune.tasks.prediction.settings import PredictionSettings
 from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.prediction.virtual_run import VirtualRun
@@ -18,7 +17,6 @@ from foretune.tasks.prediction.virtual_run import VirtualRun
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from foretune.tasks.numerics.replay import Adapter
     from foretune.tasks.numerics.sweep import Swept
     from foretune.tasks.prediction.stored_gradients import StoredGradients
 
@@ -38,7 +36,7 @@ class Virtual:
 def virtual_of(stored: StoredGradients, setting: Setting) -> Virtual:
     steps = setting.training.steps(sum(stored.field.rows))
     run = VirtualRun(
-        _adapter(stored, setting), stored.field, setting.training, steps, stored.row_gradients, stored.paired
+        adapter_of(stored, setting), stored.field, setting.training, steps, stored.row_gradients, stored.paired
     )
     if stored.path is None:
         return Virtual(run, None, "the run measured no others")
@@ -86,39 +84,3 @@ def _threads_for(numbers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(given)
-
-
-def _adapter(stored: StoredGradients, setting: Setting) -> Adapter:
-    import torch
-
-    from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter
-
-    adapter = setting.adapter
-    if adapter.method == "full":
-        if setting.training.weight_decay:
-            raise BadInput("training.weight_decay of a full fine-tune pulls at the weights; simulate it instead")
-        return FullAdapter({name: torch.zeros(shape) for name, shape in stored.shapes.items()})
-    shapes = {name: stored.shapes[name] for name in adapted_names(stored.shapes, adapter, stored.everything)}
-    outputs = {name: shape[0] for name, shape in shapes.items()}
-    initial = lora_init(shapes, adapter, setting.training.seed, getattr(torch, stored.dtype))
-    return LoraAdapter(initial, lora_scale(adapter), outputs)
-
-
-def adapted_names(measured: dict[str, Any], adapter: AdapterSettings, everything: bool) -> list[str]:
-    """The measured weights that these target modules name; `everything` says that all-linear was measured.
-
-    BadInput for a target that was not.
-    """
-    targets = adapter.target_modules
-    if isinstance(targets, str):
-        if not everything:
-            raise BadInput(f"adapter.target_modules: the run did not measure {targets}; simulate it")
-        return list(measured)
-    modules = {name: f".{name.removesuffix('.weight')}" for name in measured}
-    for target in targets:
-        if not any(module.endswith(f".{target}") for module in modules.values()):
-            kinds = sorted({module.rsplit(".", 1)[-1] for module in modules.values()})
-            raise BadInput(
-                f"adapter.target_modules: {target} has no stored gradients; the run measured {', '.join(kinds)}"
-            )
-    return [n for n, module in modules.items() if any(module.endswith(f".{target}") for target in targets)]
