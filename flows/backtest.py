@@ -57,7 +57,8 @@ def checked_seeds(seeds: list[int], retrain: int) -> list[int]:
 
 
 def training_plan(run: Run, request: Request, seeds: list[int], retrain: int) -> dict[str, Any]:
-    """How many real runs there are, how many of them are to be trained, and the seconds that these would take.
+    """How many real runs there are, how many of them are to be trained, and the seconds that these would take; under
+    `tasks` every pass and every real run with its own, of which `workers` go at once.
 
     From real runs of the past where there are any, else from the landscape's forward and backward pass over the same
     rows, once per epoch; None where neither ever ran on this machine. Nothing is run, and no torch imported.
@@ -69,8 +70,15 @@ def training_plan(run: Run, request: Request, seeds: list[int], retrain: int) ->
     against_training(wiring, simulation(wiring), trainer, seeds, retrain)
     real_runs = [planned for planned in step.tasks if planned.task == "real_run"]
     waiting = [planned for planned in real_runs if planned.state == "run"]
-    seconds = [planned.seconds or _by_landscape(step, planned, request.training.epochs) for planned in waiting]
-    return {"real_runs": len(real_runs), "to_train": len(waiting), "seconds": total(seconds)}
+    for planned in waiting:
+        planned.seconds = planned.seconds or _by_landscape(step, planned, request.training.epochs)
+    return {
+        "real_runs": len(real_runs),
+        "to_train": len(waiting),
+        "seconds": total([planned.seconds for planned in waiting]),
+        "tasks": [vars(planned) for planned in step.tasks],
+        "workers": request.runtime.max_workers,
+    }
 
 
 def _by_landscape(step: Planned, planned: PlannedTask, epochs: float) -> float | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foretune.flows.commands.changes import diff
 from foretune.flows.commands.cleaning import clean
+from foretune.flows.commands.collection import gc
+from foretune.flows.commands.counted import Counted
 from foretune.flows.commands.inspection import inspect
 from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
@@ -32,6 +35,7 @@ from foretune.flows.commands.options import (
     with_root,
 )
 from foretune.flows.commands.quality import quality
+from foretune.flows.commands.remaining import planner
 from foretune.flows.commands.serve import serve
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.commands.versions import history
@@ -107,7 +111,7 @@ def simulate(
     from foretune.flows.failures import finished
     from foretune.flows.simulate import simulate as flow
 
-    with temporary_server_kept(), LivePasses(run, terminal, wanted):
+    with temporary_server_kept(), LivePasses(run, terminal, planner(wanted)):
         result = finished(run, lambda: flow(wanted, run_id=run.run_id))
     print_answer(terminal, result, run)
     finish(result, as_json)
@@ -140,9 +144,10 @@ def export(
     """Copy a run's predicted checkpoint into a local folder that transformers opens."""
     from foretune.flows.commands.exports import export_checkpoint
 
-    found = named_run(run, root)
-    files = export_checkpoint(found, folder)
-    terminal_for(quiet).say(f"{len(files)} files of {found.run_id} in {folder}", whole=True)
+    found, terminal = named_run(run, root), terminal_for(quiet)
+    with Counted(terminal) as counted:
+        files = export_checkpoint(found, folder, counted)
+    terminal.say(f"{len(files)} files of {found.run_id} in {folder}", whole=True)
     finish({"run_id": found.run_id, "folder": folder, "files": files}, as_json)
 
 
@@ -209,14 +214,12 @@ def vet(
     wanted, run, terminal = started(request, overrides, root, quiet)
     rules = load_gate(gate) if gate else Gate()
     dataset = newest_version(wanted.dataset_at(dataset))
-    check_inputs(
-        wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})}),
-        run,
-    )
-    from foretune.flows.vet import REFUSED
+    versioned = wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})})
+    check_inputs(versioned, run)
+    from foretune.flows.vet import REFUSED, vetting_plan
     from foretune.flows.vet import vet as flow
 
-    with temporary_server_kept(), LivePasses(run, terminal):
+    with temporary_server_kept(), LivePasses(run, terminal, partial(vetting_plan, versioned)):
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
     verdict: Any = state.result(raise_on_failure=state.name != REFUSED)
     print_verdict(terminal, verdict)
@@ -246,8 +249,9 @@ def backtest(
     from foretune.flows.failures import finished
 
     orders = checked_seeds(orders or [wanted.training.seed], retrain)
-    print_training_plan(terminal, training_plan(run, wanted, orders, retrain))
-    with temporary_server_kept(), LivePasses(run, terminal):
+    planned = training_plan(run, wanted, orders, retrain)
+    print_training_plan(terminal, planned)
+    with temporary_server_kept(), LivePasses(run, terminal, lambda: planned):
         result = finished(run, lambda: flow(wanted, orders, retrain, run_id=run.run_id))
     print_backtest(terminal, result, run)
     finish(result, as_json)
@@ -285,24 +289,7 @@ def lineage(
     finish(traced, as_json)
 
 
-@app.command()
-def gc(
-    keep_last: Annotated[int | None, typer.Option("--keep-last", min=0, help="newest runs to keep")] = None,
-    keep_days: Annotated[float | None, typer.Option("--keep-days", min=0, help="keep runs this young")] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="really delete; without it nothing is touched")] = False,
-    root: Root = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Find, and with --delete remove, what no kept run refers to."""
-    from foretune.flows.commands.garbage import collect_garbage, print_garbage, print_total
-
-    terminal = terminal_for(quiet)
-    found = collect_garbage(
-        root_given(root), keep_last, keep_days, delete, before=lambda described: print_garbage(terminal, described)
-    )
-    print_total(terminal, found)
-    finish(found, as_json)
+app.command()(gc)
 
 
 @app.command()
@@ -316,11 +303,13 @@ def whatif(
 ) -> None:
     """Predict other settings from the gradients that a run has stored."""
     open_prefect()
-    from foretune.flows.commands.whatif import print_whatif
+    from foretune.flows.commands.whatif import print_planned, print_whatif
     from foretune.flows.commands.whatif import whatif as tried
 
-    result = tried(named_run(run, root), grid or [], evaluate)
-    print_whatif(terminal_for(quiet), result)
+    terminal = terminal_for(quiet)
+    with Counted(terminal) as counted:
+        result = tried(named_run(run, root), grid or [], evaluate, counted, partial(print_planned, terminal))
+    print_whatif(terminal, result)
     finish(result, as_json)
 
 

@@ -9,6 +9,7 @@ import prefect
 from pydantic import Field
 
 from foretune.flows.commands.lineage import SAE, lineage_of, outside_inputs
+from foretune.flows.commands.nearest import differing_settings
 from foretune.flows.failures import ending_in_one_line
 from foretune.storage.display import one_line
 from foretune.storage.results import artifact_of, finished_result, task_and_key
@@ -93,20 +94,6 @@ def identical(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether every artefact of two runs has the same key."""
     keys = [{name: task_and_key(each["uri"]) for name, each in run.get("artifacts", {}).items()} for run in (a, b)]
     return bool(keys[0]) and keys[0] == keys[1]
-
-
-def differing_settings(a: Any, b: Any, path: str = "") -> list[dict[str, Any]]:
-    """Every setting of two requests that differs, by its dotted name, with both values."""
-    if a == b:
-        return []
-    if isinstance(a, dict) and isinstance(b, dict):
-        names = dict.fromkeys([*a, *b])
-        return [
-            each
-            for name in names
-            for each in differing_settings(a.get(name), b.get(name), f"{path}.{name}" if path else name)
-        ]
-    return [{"setting": path, "a": a, "b": b}]
 
 
 def concepts_apart(results: list[dict[str, Any]], inputs: list[dict[str, str]]) -> str | None:

@@ -10,6 +10,7 @@ from prefect import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
+from foretune.flows.commands.plan import make_plan
 from foretune.flows.compare import attach_comparison, compare_runs
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.failures import ending_in_one_line, engine_log_silenced
@@ -120,6 +121,11 @@ def along_accepted(request: Request, accepted: dict[str, Any] | None) -> Request
     kept = accepted is not None and run_status(Run(request.runtime.root, accepted["run_id"])) == "completed"
     along = accepted["run_id"] if accepted is not None and kept else None
     return request.model_copy(update={"prediction": request.prediction.model_copy(update={"along": along})})
+
+
+def vetting_plan(request: Request) -> dict[str, Any]:
+    """The plan of a request as it is vetted: along the accepted run."""
+    return make_plan(along_accepted(request, Ledger(request.runtime.root, request.run_name).accepted()))
 
 
 def compared_with(accepted: dict[str, Any] | None, run: Run) -> dict[str, Any] | None:

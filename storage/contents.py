@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,8 @@ def is_whole(path: Path, record: FileRecord) -> bool:
 
 
 _EXPORT = "export"
+Told = Callable[[str, int, int], None]
+"""What is going on, how much of it is done and of how much."""
 
 
 def _is_free(folder: Path) -> bool:
@@ -171,21 +174,30 @@ class Artifact:
         """A UTF-8 file as text."""
         return self.path(name).read_text(encoding="utf-8")
 
-    def copy_to(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Copy every file into a local folder, which must be new or empty; the names of the files.
+    def copy_to(self, folder: str | os.PathLike[str], told: Told = lambda what, done, total: None) -> list[str]:
+        """Copy every file into a local folder, which must be new or empty; the names of the files. `told` is called
+        after each file is read and compared, and after each is copied, with the bytes so far and of all.
 
         BadInput for any other folder, and for one that cannot be written; nothing is left in it then.
         """
         target = Path(os.path.realpath(local_path(folder, "export to")))
         if not _is_free(target):
             raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
-        source, made = self.folder(), not os.path.exists(target)
+        sizes = {name: self.manifest.files[name].bytes for name in self.names()}
+        done, total = 0, sum(sizes.values())
+        for name, size in sizes.items():
+            self.path(name)
+            done += size
+            told("checking", done, total)
+        source, made, done = self.folder(), not os.path.exists(target), 0
         draft = target / f".{new_draft(_EXPORT)}"
         try:
             draft.mkdir(parents=True)
             for name in self.names():
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, draft / name)
+                done += sizes[name]
+                told("copying", done, total)
             for name in self.names():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft / name, target / name)

@@ -51,7 +51,7 @@ def cost_in_words(cost: dict[str, Any]) -> str:
     """Seconds and forward passes over the training rows, here and in the real run, and what is saved."""
     real = f"the real run takes {cost['real_forward_passes']:.3g} forward passes"
     if cost["real_seconds"] is not None:
-        real += f" and at least {duration(cost['real_seconds'])} on this machine"
+        real += f" and about {duration(cost['real_seconds'])} on this machine"
     if not cost["forward_passes"]:
         return f"{duration(cost['seconds'])}, no forward pass; {real}"
     here = f"{duration(cost['seconds'])} and {cost['forward_passes']:.3g} forward passes over the rows"

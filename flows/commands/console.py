@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from foretune.flows.commands.remaining import Remaining, passes_in_words, planner
+from foretune.flows.commands.remaining import Plan, Remaining, passes_in_words
 from foretune.flows.commands.terminal import Terminal, plain, styled
 from foretune.flows.gate import crossed_in_words
 from foretune.flows.interruption import when_stopped
@@ -16,9 +16,6 @@ from foretune.storage.event_records import is_whole
 from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run
 from foretune.tasks.report.numbers import fixed, spread
-
-if TYPE_CHECKING:
-    from foretune.flows.request import Request
 
 POLL_SECONDS = 0.25
 EVERY_SECONDS = 15.0  # between two lines of progress where nothing moves
@@ -29,14 +26,14 @@ COLOURS = {"critical": "red", "warn": "yellow", "info": "cyan"}
 class LivePasses:
     """Follows a run's events from a thread: a line per finished pass, and on stderr a moving line for what runs now.
 
-    With its request stderr also says how many passes are done and how long the rest takes: a moving line where
-    it is a terminal, else a line now and then.
+    With its plan stderr also says how many passes are done and how long the rest takes: a moving line where it is a
+    terminal, else a line now and then.
     """
 
-    def __init__(self, run: Run, terminal: Terminal, request: Request | None = None) -> None:
+    def __init__(self, run: Run, terminal: Terminal, plan: Plan | None = None) -> None:
         self.run, self.terminal = run, terminal
         self.progress = terminal.progress()
-        self.remaining = Remaining(request and planner(request))
+        self.remaining = Remaining(plan)
         self._whole: Any = None  # the moving line of the whole run
         self._told, self._told_at = "", time.monotonic()
         self._seen = 0

@@ -139,9 +139,11 @@ def collect_garbage(
     days: float | None,
     delete: bool,
     before: Callable[[dict[str, Any]], None] = lambda described: None,
+    counted: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
 ) -> dict[str, Any]:
     """What would go, or went: runs that are not kept, artefacts that only they needed, and this machine's old
-    downloads (`cache_bytes`, counted when they go). `before` is told what is about to go."""
+    downloads (`cache_bytes`, counted when they go). `before` is told what is about to go, `counted` how much of it
+    went."""
     found = find_garbage(root, last, days, datetime.now(UTC))
     described: dict[str, Any] = {
         "root": root,
@@ -154,10 +156,10 @@ def collect_garbage(
         "spared": found.spared,
     }
     before(described)
-    return described | _deleted(root, found) if delete else described
+    return described | _deleted(root, found, counted) if delete else described
 
 
-def _deleted(root: str, found: Garbage) -> dict[str, Any]:
+def _deleted(root: str, found: Garbage, counted: Callable[[str, int, int, str], None]) -> dict[str, Any]:
     """Delete; what went, where it is not all that was found."""
     root_to_write(root)
     store = ArtifactStore(root)
@@ -171,6 +173,7 @@ def _deleted(root: str, found: Garbage) -> dict[str, Any]:
             break
         store.delete(stored.task, stored.key)
         gone.append(stored)
+        counted("deleting", len(gone), len(found.artifacts), "artefacts")
     if found.certain:
         store.sweep(older_than=DRAFT_SECONDS)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -66,9 +67,14 @@ class History:
             return _expected(here, work, "this machine")
         return _expected([Took.of(manifest) for manifest in stored], work, "another model") if stored else Cost()
 
-    def reason(self, policy: ContentKey, inputs: dict[str, Any]) -> Reason:
-        """What differs between these inputs and those of the most similar stored artefact of the task."""
+    def reason(
+        self, policy: ContentKey, inputs: dict[str, Any], among: Collection[tuple[str, str]] | None = None
+    ) -> Reason:
+        """What differs between these inputs and those of the most similar stored artefact of the task; of those
+        `among`, (task, key) each, where the task is there."""
         known = self.manifests(policy.task)
+        if among is not None:
+            known = [each for each in known if (each.task, each.key) in among] or known
         if not known:
             return Reason("never run here")
         compared = [(manifest, changes(inputs, manifest.inputs)) for manifest in known]
@@ -78,7 +84,7 @@ class History:
             return Reason(said(found), own, nearest.run_id)
         code = code_changes(nearest, policy.version, library_versions(policy.libraries))
         words = f"its code is new: {', '.join(code)}" if code else "stored files are missing or torn"
-        return Reason(words, (words,), nearest.run_id)
+        return Reason(words, (f"{policy.task}, {words}",), nearest.run_id)
 
 
 def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from foretune.flows.commands.history import History, Reason
+from foretune.flows.commands.nearest import Nearest, nearest_run
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
@@ -18,8 +19,8 @@ from foretune.storage.errors import BadInput, Damaged
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.results import artifact_of
 from foretune.storage.roots import root_to_read
-from foretune.storage.runs import Run, runs_named
-from foretune.tasks.engine.keys import work_of
+from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import ContentKey, work_of
 from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
 from foretune.tasks.samples.dataset import preview_index
@@ -53,7 +54,7 @@ class Planned:
     history: History
     tasks: list[PlannedTask] = field(default_factory=list)
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every task, by its key
-    reasons: dict[str, Reason] = field(default_factory=dict)  # of every task to run, by its key
+    missing: dict[str, tuple[ContentKey, dict[str, Any]]] = field(default_factory=dict)  # what to run declares, by key
 
     def __call__(self, task: Any, **inputs: Any) -> ArtifactRef:
         policy = task.cache_policy
@@ -63,8 +64,7 @@ class Planned:
         shard = getattr(getattr(inputs.get("rows"), "shard", None), "prefix", None)
         planned = PlannedTask(policy.task, shard, key, "cached" if hit else "run", "stored" if hit else "")
         if hit is None:
-            self.reasons[key] = self.history.reason(policy, declared)
-            planned.why = self.reasons[key].line
+            self.missing[key] = policy, declared
             cost = self.history.cost(policy.task, work_of(inputs), declared.get("model"))
             planned.seconds, planned.bytes, planned.basis = cost.seconds, cost.bytes, cost.basis
         self.tasks.append(planned)
@@ -80,6 +80,15 @@ class Planned:
         inputs = self.inputs[samples.key]
         return preview_index(self.run, inputs["source"], inputs["tokenizer"], inputs["role"], inputs["settings"])
 
+    def explain(self, nearest: Nearest | None) -> list[Reason]:
+        """Say of every task to run why, against the run that this plan is nearest to."""
+        made = nearest.made() if nearest else None
+        reasons = {key: self.history.reason(*declared, among=made) for key, declared in self.missing.items()}
+        for task in self.tasks:
+            if task.key in reasons:
+                task.why = reasons[task.key].line
+        return list(reasons.values())
+
 
 def _with_defaults(function: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(function).bind(run=None, **inputs)
@@ -94,7 +103,8 @@ def make_plan(request: Request) -> dict[str, Any]:
     root. No model is loaded to calibrate, so both are None while one of the tasks, named in `unknown`, never ran.
     `field_bytes`, with its terms under `field`, and `memory_bytes` come from the model's shapes; None for a GGUF file
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
-    `memory_bytes` is one pass's; as many as `workers` run at once.
+    `memory_bytes` is one pass's; as many as `workers` run at once. `compared_with` is the earlier run that reasons
+    are given against, and `compared_because` why it is that one.
     """
     run = Run(root_to_read(request.runtime.root).uri, "plan")
     sources = checked_sources(request)
@@ -102,13 +112,16 @@ def make_plan(request: Request) -> dict[str, Any]:
     wiring = Wiring(step, request, sources)
     simulation(wiring)
     waiting = [task for task in step.tasks if task.state == "run"]
+    keys = {(task.task, task.key) for task in step.tasks}
+    nearest = nearest_run(run.root, keys, request.model_dump(mode="json")) if waiting else None
+    reasons = step.explain(nearest)
     shapes = _footprint(step, sources, request)
     field = shapes and _field(shapes, [step.inputs[task.key] for task in step.tasks if task.task == FIELD])
     return {
         "tasks": [vars(task) for task in step.tasks],
         "run": len(waiting),
         "cached": len(step.tasks) - len(waiting),
-        **_causes(list(step.reasons.values()), _changed_rows(wiring, request)),
+        **_causes(reasons, _changed_rows(wiring, nearest), nearest),
         "seconds": total([task.seconds for task in waiting]),
         "bytes": total([task.bytes for task in waiting]),
         "unknown": sorted({task.task for task in waiting if task.seconds is None}),
@@ -122,20 +135,21 @@ def make_plan(request: Request) -> dict[str, Any]:
     }
 
 
-def _changed_rows(wiring: Wiring, request: Request) -> str | None:
-    """How the training rows differ from those of the newest run of the name that has a result."""
+def _changed_rows(wiring: Wiring, nearest: Nearest | None) -> str | None:
+    """How the training rows differ from those of the nearest run."""
+    if nearest is None:
+        return None
     now = set(wiring.rows["train"].index.ids)
-    for run in runs_named(wiring.step.run.root, request.run_name):
-        try:
-            before = set(read_index(run, artifact_of(run, "samples")).ids)
-        except (BadInput, Damaged, FileNotFoundError):  # not ended, or cleaned since
-            continue
-        return f"dataset rows +{len(now - before)} -{len(before - now)}" if now != before else None
-    return None
+    try:
+        before = set(read_index(nearest.run, artifact_of(nearest.run, "samples")).ids)
+    except (BadInput, Damaged, FileNotFoundError):  # cleaned since
+        return None
+    return f"dataset rows +{len(now - before)} -{len(before - now)}" if now != before else None
 
 
-def _causes(reasons: Sequence[Reason], rows: str | None) -> dict[str, Any]:
-    """What starts it all, with the number of tasks that it reaches by itself, and the run that this one is like.
+def _causes(reasons: Sequence[Reason], rows: str | None, nearest: Nearest | None) -> dict[str, Any]:
+    """What starts it all, with the number of tasks that it reaches by itself, and the run that this one is like: the
+    nearest finished one, else the one whose artefacts most reasons name.
 
     `rows` say of the whole dataset what a shard's reason says of its own rows.
     """
@@ -144,7 +158,8 @@ def _causes(reasons: Sequence[Reason], rows: str | None) -> dict[str, Any]:
     runs = Counter(reason.run_id for reason in reasons if reason.run_id)
     return {
         "causes": [{"what": cause, "tasks": tasks} for cause, tasks in counted.most_common()],
-        "compared_with": runs.most_common(1)[0][0] if runs else None,
+        "compared_with": nearest.run.run_id if nearest else runs.most_common(1)[0][0] if runs else None,
+        "compared_because": nearest and nearest.words,
     }
 
 
@@ -200,10 +215,18 @@ def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
     terminal.say(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", whole=True)
     if planned["causes"]:
         against = f" since run {planned['compared_with']}" if planned["compared_with"] else ""
-        causes = "; ".join(f"{each['what']} ({each['tasks']} tasks)" for each in planned["causes"][:MOST_CAUSES])
+        against += f" ({planned['compared_because']})" if planned["compared_because"] else ""
+        causes = "; ".join(
+            f"{each['what']} ({each['tasks']} task{'s'[: each['tasks'] > 1]})"
+            for each in planned["causes"][:MOST_CAUSES]
+        )
         terminal.say(f"what changed{against}: {causes}", whole=True)
     if planned["field"] is not None:
         terminal.say(f"gradient field {_formula(planned)}", whole=True)
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
 
 
 def _costs(planned: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned
+from foretune.flows.commands.remaining import duration
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.costs import check_steps, checked_sources
 from foretune.flows.dag.wiring import Wiring
@@ -19,8 +20,10 @@ from foretune.flows.request import Request, apply_override, parse_request, store
 from foretune.storage.errors import BadInput
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.prediction.outcome import Setting
-from foretune.tasks.prediction.whatif import StoredGradients, predicted_outcomes
+from foretune.tasks.engine.keys import identity
+from foretune.tasks.prediction.outcome import LOWEST, Setting
+from foretune.tasks.prediction.stored_gradients import StoredGradients
+from foretune.tasks.prediction.whatif import Told, predicted_outcomes
 from foretune.tasks.report.whatif_words import mark, setting_in_words, shown_outcomes, standing
 
 VARIABLE_SETTINGS = {
@@ -49,12 +52,19 @@ MAX_SETTINGS = 500
 """Settings of one grid."""
 
 
-def whatif(run: Run, options: list[str], evaluate: bool | None = None) -> dict[str, Any]:
+def whatif(
+    run: Run,
+    options: list[str],
+    evaluate: bool | None = None,
+    told: Told = lambda what, done, total, unit: None,
+    before: Callable[[dict[str, Any]], None] = lambda planned: None,
+) -> dict[str, Any]:
     """Predict every setting of the grid that `options` ("training.epochs=1,3") span, and write whatif.json and
     whatif.html beside the run's report. BadInput for a setting that stored gradients cannot answer for.
 
     Forward passes are spent on the few settings of the lowest predicted loss; with `evaluate` on all of them or, where
-    it is False, on none, and then none is called the best.
+    it is False, on none, and then none is called the best. `told` hears how far it is, `before` what is about to be
+    done.
     """
     grid = [parsed(option) for option in options]
     paths = [path for path, _ in grid]
@@ -71,7 +81,8 @@ def whatif(run: Run, options: list[str], evaluate: bool | None = None) -> dict[s
     for setting in settings:
         check_steps(request, setting.training, trained)
     measured = None if evaluate is False else _evaluator(wiring, request)
-    table = predicted_outcomes(stored, settings, request.prediction, measured, everything=evaluate is True)
+    before(_planned(wiring, request, len(settings), evaluate))
+    table = predicted_outcomes(stored, settings, request.prediction, measured, evaluate is True, told)
     result = {
         "run_id": run.run_id,
         "base_loss": stored.base_loss,
@@ -83,6 +94,42 @@ def whatif(run: Run, options: list[str], evaluate: bool | None = None) -> dict[s
     }
     run.write_whatif(result, _page(result, wiring.lines()))
     return result | {"page": (run.place / "whatif.html").uri}
+
+
+def _planned(wiring: Wiring, request: Request, settings: int, evaluate: bool | None) -> dict[str, Any]:
+    """How many settings are replayed, and at most how many times the held-out rows are evaluated."""
+    evaluations = {None: min(settings, LOWEST + 1), True: settings * request.prediction.path_points, False: 0}[evaluate]
+    rows = wiring.evaluation_rows()
+    return {
+        "settings": settings,
+        "evaluations": evaluations,
+        "rows": rows.subset.rows,
+        "forward_tokens": evaluations * rows.tokens,
+        "seconds": _forward_seconds(wiring, evaluations * rows.tokens),
+    }
+
+
+def _forward_seconds(wiring: Wiring, tokens: int) -> float | None:
+    """By what a forward and backward over the same held-out rows took, of which a third is the forward; None where
+    that is not known."""
+    step = wiring.step
+    if not isinstance(step, Planned):
+        return None
+    cost = step.history.cost("landscape_shard", {"tokens": tokens}, identity(wiring.model))
+    return None if cost.seconds is None else cost.seconds / 3
+
+
+def print_planned(terminal: Terminal, planned: dict[str, Any]) -> None:
+    """What a what-if is about to do."""
+    if not planned["evaluations"]:
+        cost = "no forward pass"
+    else:
+        times = "once" if planned["evaluations"] == 1 else f"up to {planned['evaluations']} times"
+        cost = f"{planned['rows']} held-out rows evaluated {times}"
+        cost += "" if planned["seconds"] is None else f", about {duration(planned['seconds'])} of forward passes"
+    terminal.say(
+        f"{planned['settings']} setting{'s'[: planned['settings'] > 1]} replayed over stored gradients; {cost}"
+    )
 
 
 def finite_outcome(outcome: dict[str, Any]) -> dict[str, Any]:

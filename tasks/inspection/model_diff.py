@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.comparison import SampleComparison
 
 
-@content_task(version=1)
+@content_task(version=2)
 def model_diff(
     draft: Any,
     run: Run,
@@ -33,12 +33,15 @@ def model_diff(
     pairs: ArtifactRef | None,
     settings: DiffSettings,
 ) -> None:
-    """Weight norms per tensor; perplexity, token KL and calibration on held-out rows and probes; win rate."""
+    """Weight norms per tensor; losses per held-out row; perplexity, token KL and calibration on held-out rows and
+    probes; win rate."""
     from foretune.tasks.numerics.comparison import summarise
 
     models = model.open(run), model.moved_to(checkpoint).open(run)
     draft.write_table("layers.parquet", weight_norms(*models))
-    sides = compare_rows(*models, rows.read(run), settings.batch_tokens)
+    held = rows.read(run)
+    sides = compare_rows(*models, held, settings.batch_tokens)
+    draft.write_table("heldout.parquet", row_losses(held, sides))
     summary = {f"heldout_{name}": value for name, value in summarise(sides, settings.ece_bins).items()}
     if probes is not None:
         table = read_table(run, probes)
@@ -84,6 +87,16 @@ def compare_rows(base: LoadedModel, new: LoadedModel, table: pa.Table, batch_tok
         parts.append(compare_logits(before, after, minibatch.batch.labels))
         order += minibatch.rows
     return reordered(joined(parts), order, len(table))
+
+
+def row_losses(table: pa.Table, sides: SampleComparison) -> list[dict[str, Any]]:
+    """Per held-out row with a label: its label tokens, and the sum of its loss over them in nats under both models."""
+    columns = (values.tolist() for values in (sides.tokens, sides.loss_base, sides.loss_new))
+    return [
+        {"sample_id": sample_id, "tokens": round(tokens), "loss_base": base, "loss_new": new}
+        for sample_id, tokens, base, new in zip(table["sample_id"].to_pylist(), *columns, strict=True)
+        if tokens
+    ]
 
 
 def probe_rows(table: pa.Table, sides: SampleComparison, regression: float) -> list[dict[str, Any]]:

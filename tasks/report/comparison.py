@@ -50,8 +50,11 @@ def comparison_lines(compared: dict[str, Any]) -> list[str]:
 
 
 def comparison_tables(compared: dict[str, Any]) -> list[ComparisonTable]:
-    """Every table that has rows; `compared` is what `flows.compare.compare_runs` returns."""
-    numbers = {**compared["numbers"], "horizon": compared["horizon"]}
+    """Every table that has rows; `compared` is what `flows.compare.compare_runs` returns. Identical runs have none."""
+    if compared["identical"]:
+        return []
+    horizon = {"horizon": compared["horizon"]} if {*compared["horizon"].values()} != {None} else {}
+    numbers = {**compared["numbers"], **horizon}
     samples = compared["samples"]
     flipped = ("row_a", "row_b", "verdict_a", "verdict_b", "score_a", "score_b")
     layers = ("module", "eta_eff_a", "eta_eff_b", "norm_a", "norm_b")

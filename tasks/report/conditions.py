@@ -45,10 +45,21 @@ class Worth:
     """
 
     gain: float  # base loss - loss evaluated on the predicted weights
-    gain_error: float | None  # standard error of the gain over the held-out rows
+    gain_error: float | None  # standard error of the gain over the held-out rows, of which each is its own control
     spread: float | None  # between real runs that differ in their order alone, where a backtest measured it
     steps: int  # of the run
     step_at_90: int | None  # the first evaluated step with 90 % of the gain
+
+    def unmeasured(self) -> list[str]:
+        """What is not known, each with what would measure it."""
+        missing = {
+            "the gain's error": self.gain_error is None,
+            "the spread between two real runs (foretune backtest trains them)": self.spread is None,
+            f"the step with {100 * SHARE_OF_GAIN:.0f} % of the gain (no step before the end was evaluated)": (
+                self.step_at_90 is None and self.gain > 0
+            ),
+        }
+        return [words for words, absent in missing.items() if absent]
 
 
 @dataclass(frozen=True)
@@ -154,8 +165,27 @@ def clean_command(conditions: Sequence[Condition]) -> str:
     return " ".join(["foretune clean {run}", *words, "-o clean.jsonl"]) if words else ""
 
 
+def paired_error(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Standard error of the mean loss per token under one model less that under another, over the same rows.
+
+    `rows` hold tokens and the sums loss_base and loss_new. Rows are the sample, not tokens: the error is that of a
+    ratio of two sums over rows (Cochran 1977, eq. 6.13), sqrt(n / (n - 1) * sum((d - r t)^2)) / sum(t). None below two.
+    """
+    if len(rows) < 2:
+        return None
+    gains = [row["loss_base"] - row["loss_new"] for row in rows]
+    tokens = sum(row["tokens"] for row in rows)
+    rate = sum(gains) / tokens
+    squares = sum((gain - rate * row["tokens"]) ** 2 for gain, row in zip(gains, rows, strict=True))
+    error = math.sqrt(len(rows) / (len(rows) - 1) * squares) / tokens
+    return error if math.isfinite(error) else None
+
+
 def worth_of(
-    summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]], real_losses: Sequence[float] = ()
+    summary: Mapping[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    real_losses: Sequence[float] = (),
+    gain_error: float | None = None,
 ) -> Worth:
     """`points` are those of the predicted path, `real_losses` the end losses of a backtest's real runs."""
     losses = [(p["step"], p["evaluated_loss"]) for p in points if _finite(p["evaluated_loss"])]
@@ -166,7 +196,7 @@ def worth_of(
     if len(real_losses) > 1:
         mean = sum(real_losses) / len(real_losses)
         spread = math.sqrt(sum((loss - mean) ** 2 for loss in real_losses) / (len(real_losses) - 1))
-    return Worth(gain, None, spread, points[-1]["step"], reached)
+    return Worth(gain, gain_error, spread, points[-1]["step"], reached)
 
 
 def _finite(value: float | None) -> bool:
@@ -264,6 +294,8 @@ def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) 
     drops = " ".join(f"--drop-flagged {flag}" for flag in asked.flags if evidence.rows.get(flag)) if asked.drop else ""
     threshold = signal.get("threshold")
     band = f"at most {threshold:.4g}" if isinstance(threshold, int | float) else asked.band
+    if name == "harmful_content":  # its threshold parts warn from fail; one such row does not pass
+        band = asked.band
     return Condition(
         name,
         asked.question,

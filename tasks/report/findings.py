@@ -18,6 +18,7 @@ from foretune.tasks.report.conditions import (
     answer_of,
     clean_command,
     conditions_of,
+    paired_error,
     worth_of,
 )
 
@@ -80,7 +81,7 @@ def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED)
         strengthened[:concepts],
         suppressed[:concepts],
         conditions,
-        worth_of(summary, points, real),
+        worth_of(summary, points, real, _gain_error(opened)),
     )
 
 
@@ -189,6 +190,18 @@ def _leaked(opened: Mapping[str, Any]) -> list[int] | None:
 def _backtested(opened: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Real runs of a backtest that trained on the requested rows."""
     return opened["agreement"].json("agreement.json")["runs"] if "agreement" in opened else []
+
+
+def _gain_error(opened: Mapping[str, Any]) -> float | None:
+    """Of the gain, from the losses of each held-out row under both models; None where they are those of other rows
+    than the gain's, of pairs, or not stored (model_diff before version 2)."""
+    prediction, diff = opened["prediction"], opened.get("model_diff")
+    if diff is None or "heldout.parquet" not in diff.names():
+        return None
+    predicted = prediction.manifest.inputs
+    if predicted["evaluation"] != diff.manifest.inputs["rows"] or predicted["dpo_beta"] is not None:
+        return None
+    return paired_error(diff.arrow("heldout.parquet").to_pylist())
 
 
 def _summary(

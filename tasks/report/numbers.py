@@ -25,6 +25,11 @@ def signed(value: float | None) -> str:
     return number(value) if value is None or not math.isfinite(value) else f"{value:+.3g}"
 
 
+def error_of(value: float | None) -> str:
+    """An error or the half of an interval: two significant digits, more would be a claim."""
+    return number(value if value is None or not math.isfinite(value) else float(f"{value:.2g}"))
+
+
 def plain(value: Any) -> str:
     """Four significant digits of a fraction, everything else as it is: whole numbers may name a row or a feature."""
     if value is None:

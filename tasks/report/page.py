@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.refs import ArtifactRef
@@ -71,7 +72,7 @@ def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
         model=lines.model,
         adapter=lines.adapter,
         training=lines.training,
-        created=created,
+        created=f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from foretune.storage.checks import Check
 from foretune.storage.contents import Artifact
 from foretune.storage.events import read_events
-from foretune.storage.manifest import Manifest
+from foretune.storage.manifest import Manifest, artefacts_in
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import INVARIANTS
 from foretune.tasks.report.graph import Graph, graph_of
@@ -145,7 +145,7 @@ def cost_of(
     counted = [each for each in spent if each is not None]
     rate = _seconds_per_equivalent(events)
     if rate is None:
-        others = (read_events(Run(run.root, name)) for name in _makers(run, manifests))
+        others = (read_events(Run(run.root, name)) for name in _gradient_makers(run, manifests))
         rate = next((found for found in map(_seconds_per_equivalent, others) if found is not None), None)
     times = [_seconds(event) for event in events]
     return Cost(
@@ -172,6 +172,14 @@ def _together(name: str, records: Sequence[Check]) -> Invariant:
 def _makers(run: Run, manifests: Mapping[str, Manifest]) -> list[str]:
     """Other runs that computed what this one gives."""
     return sorted({each.run_id for each in manifests.values() if each.run_id and each.run_id != run.run_id})
+
+
+def _gradient_makers(run: Run, manifests: Mapping[str, Manifest]) -> list[str]:
+    """Other runs that computed what this one gives or, where only their sum is of this run, its gradients."""
+    landscape = manifests.get("landscape")
+    shards = [run.store.manifest(*each) for each in artefacts_in(landscape.inputs)] if landscape else []
+    made = {each.run_id for each in shards if each is not None and each.run_id and each.run_id != run.run_id}
+    return [*_makers(run, manifests), *sorted(made)]
 
 
 def _checks_in(events: Iterable[Mapping[str, Any]], run_id: str) -> list[Check]:

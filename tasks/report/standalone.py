@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.display import shown
-from foretune.tasks.report.numbers import number, plain, signed
+from foretune.tasks.report.numbers import error_of, number, plain, signed
 
 if TYPE_CHECKING:
     import jinja2
@@ -36,6 +37,7 @@ def page_environment() -> jinja2.Environment:
         finalize=lambda value: shown(value) if type(value) is str else value,
     )
     environment.filters |= {"number": number, "signed": signed, "plain": plain, "shown": shown, "for_run": for_run}
+    environment.filters |= {"linked": linked, "error": error_of}
     return environment
 
 
@@ -44,6 +46,23 @@ def for_run(command: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup(str(escape(shown(command))).replace("{run}", "<!--run:id-->"))
+
+
+def linked(reason: str, rows: Sequence[int], row_count: int) -> Markup:
+    """A reason, escaped, with a link at each row number that it names; where it names none, the rows after it."""
+    from markupsafe import Markup, escape
+
+    links = [f'<a href="#row-{row}">{row}</a>' for row in rows]
+    text = str(escape(shown(reason)))
+    named = re.search(rf"\brows? {', '.join(map(str, rows))}(?![\d,])", text) if rows else None
+    if named:
+        return Markup(f"{text[: named.start()]}{named[0].split()[0]} {', '.join(links)}{text[named.end() :]}")
+    if not rows:
+        return Markup(text)
+    more = f" and {row_count - len(rows):,} more" if row_count > len(rows) else ""
+    word = "Row" if row_count == 1 else "Rows"
+    stop = ". " if text and not text.endswith(".") else " "
+    return Markup(f'{text}{stop}<span class="which">{word} {", ".join(links)}{more}.</span>')
 
 
 def _source(environment: jinja2.Environment, name: str) -> str:

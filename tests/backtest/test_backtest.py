@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jsonschema
 import pytest
 
 from foretune.flows.backtest import against_training, backtest, training_plan
+from foretune.flows.commands.remaining import Remaining
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.request import Request, load_request
 from foretune.storage.errors import BadInput
@@ -117,9 +119,15 @@ def test_a_repeat_trains_nothing_and_more_seeds_train_only_the_missing(finished,
 
 def test_the_time_of_training_is_told_before_it_starts(finished, request_file, tmp_path):
     request, (_, run) = load_request(str(request_file)), finished
-    assert training_plan(run, request, [42, 43], 4) == {"real_runs": 6, "to_train": 0, "seconds": 0}
+    done = training_plan(run, request, [42, 43], 4)
+    assert (done["real_runs"], done["to_train"], done["seconds"]) == (6, 0, 0)
     more = training_plan(run, request, [42, 43, 52, 53], 0)
     assert (more["real_runs"], more["to_train"]) == (4, 2) and more["seconds"] > 0
+    waiting = [task for task in more["tasks"] if task["state"] == "run"]
+    assert Counter(task["task"] for task in waiting) == {"real_run": 2, "agreement": 1, "backtest_report": 1}
+    remaining = Remaining()
+    remaining._ask(lambda: more)
+    assert remaining.words.startswith(f"{len(more['tasks']) - 4} of {len(more['tasks'])}, about ")
     longer = request.model_copy(update={"model": request.model.model_copy(update={"dtype": "bfloat16"})})
     assert training_plan(Run(str(tmp_path / "empty"), "plan"), longer, [42], 0)["to_train"] == 1
 

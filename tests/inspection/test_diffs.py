@@ -48,6 +48,17 @@ def test_probes_are_scored_by_perplexity_and_divergence_under_both(first, refere
             assert row["kl"] == pytest.approx(float(divergence), rel=1e-2, abs=1e-6)
 
 
+def test_every_held_out_row_has_its_loss_under_both(first, reference, checkpoint):
+    found = {row["sample_id"]: row for row in first.table("model_diff", "heldout")}
+    held = role_rows(first, "heldout")
+    assert found.keys() == {row["sample_id"] for row in held} and len(held) > 1
+    for row in held:
+        for side, model in (("base", reference), ("new", checkpoint)):
+            losses = label_losses(model, row["input_ids"], row["loss_mask"])
+            assert found[row["sample_id"]]["tokens"] == len(losses)
+            assert found[row["sample_id"]][f"loss_{side}"] == pytest.approx(float(losses.detach().sum()), rel=1e-4)
+
+
 def test_a_feature_moves_by_the_difference_of_its_means_on_label_tokens(first, reference, checkpoint, tiny_sae):
     from sae_lens import SAE
 

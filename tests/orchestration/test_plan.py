@@ -129,7 +129,7 @@ def test_dropped_rows_are_planned_as_they_run(warm_request):
     assert [(t["key"], t["state"] == "cached") for t in planned["tasks"]] == [(r.key, r.cached) for _, r in step.steps]
 
 
-def test_dropped_rows_are_counted_against_the_newest_run_of_the_name(warm_request):
+def test_dropped_rows_are_counted_against_the_nearest_run(warm_request):
     store = ArtifactStore(warm_request.parent / "root")
     cached = {task["task"]: task["key"] for task in plan_of(warm_request)["tasks"][:1]}
     samples = store.find("samples", cached["samples"])
@@ -143,6 +143,38 @@ def test_dropped_rows_are_counted_against_the_newest_run_of_the_name(warm_reques
     out = io.StringIO()
     print_plan(Terminal(file=out, width=200), planned)
     assert "dataset rows +0 -1" in out.getvalue() and "what changed" in out.getvalue()
+
+
+def as_run(request: Path, run_id: str, made: dict, *overrides: str) -> None:
+    """A finished run of these artefacts."""
+    wanted = load_request(str(request), list(overrides))
+    stored = {name: {"uri": ref.uri, "sha256": ref.sha256} for name, ref in made.items()}
+    result = {"request": wanted.model_dump(mode="json"), "artifacts": stored}
+    Run(wanted.runtime.root, run_id).write_result(result)
+
+
+def test_a_plan_is_explained_against_the_nearest_run_and_not_the_newest(warm_request):
+    far = ("training.learning_rate=2e-3", "report.top_rows=5")
+    as_run(warm_request, "20261129-101010-tiny-aaaa", run_dag(warm_request).made)
+    as_run(warm_request, "20261129-202020-tiny-bbbb", run_dag(warm_request, *far).made, *far)
+    planned = plan_of(warm_request, "report.top_rows=6")
+    assert planned["compared_with"] == "20261129-101010-tiny-aaaa"
+    assert reasons(planned) == {"report": "settings.top_rows 12 -> 6"}
+    planned = plan_of(warm_request, far[0], "report.top_rows=6")
+    assert planned["compared_with"] == "20261129-202020-tiny-bbbb"
+    assert reasons(planned) == {"report": "settings.top_rows 5 -> 6"}
+    assert planned["compared_because"].endswith("named artefacts are shared, 1 setting differs")
+    out = io.StringIO()
+    print_plan(Terminal(file=out, width=200), planned)
+    assert "since run 20261129-202020-tiny-bbbb (nearest of the runs here: " in out.getvalue()
+
+
+def test_of_runs_that_share_as_much_the_one_with_the_fewest_other_settings_is_nearest(warm_request):
+    made = run_dag(warm_request).made
+    as_run(warm_request, "20261129-101010-tiny-aaaa", made)
+    as_run(warm_request, "20261129-202020-tiny-bbbb", made, "training.learning_rate=3e-3", "training.epochs=2")
+    as_run(warm_request, "20261129-303030-tiny-cccc", {}, "report.top_rows=6")
+    assert plan_of(warm_request, "report.top_rows=6")["compared_with"] == "20261129-101010-tiny-aaaa"
 
 
 def test_a_new_version_and_a_new_library_are_named(first_run):

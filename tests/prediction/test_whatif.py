@@ -12,7 +12,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
 from foretune.tasks.prediction.horizon import path_summary, trusted_steps
 from foretune.tasks.prediction.outcome import LOWEST, Outcome, lowest_few, marked
-from foretune.tasks.prediction.whatif import trusted_distance
+from foretune.tasks.prediction.stored_gradients import trusted_distance
 from tests.conftest import request_beside
 from tests.dag import run_dag
 
@@ -249,3 +249,28 @@ def test_a_row_says_why_the_path_does_not_serve_it(measured_run, setting, source
     assert row["predicted_from"] == source
     assert row["why"].startswith(why)
     assert row["trusted_steps"] < row["steps"] or source == "base gradients"
+
+
+def test_every_setting_is_replayed_once_and_what_is_done_is_told_before_and_meanwhile(measured_run, monkeypatch):
+    from foretune.tasks.prediction import whatif as module
+
+    replayed: list[int] = []
+    known = module.replayed
+
+    def counting(stored, virtual, *rest):
+        replayed.append(len(virtual))
+        return known(stored, virtual, *rest)
+
+    monkeypatch.setattr(module, "replayed", counting)
+    told, planned = [], []
+    rates = ",".join(f"{n}e-4" for n in range(1, 7))
+    result = whatif(
+        measured_run, [f"training.learning_rate={rates}"], None, lambda *each: told.append(each), planned.append
+    )
+    assert replayed == [6]
+    steps = result["settings"][0]["steps"]
+    few = sum(each["evaluated_loss"] is not None for each in result["settings"])
+    assert told[:steps] == [("replaying", step, steps, "steps") for step in range(steps)]
+    assert told[steps:] == [("evaluating", done, few, "settings") for done in range(few)] and 3 <= few <= 4
+    (plan,) = planned
+    assert plan["settings"] == 6 and plan["evaluations"] == 4 and plan["rows"] == 6 and plan["seconds"] > 0

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
+from foretune.tasks.report.publish import recorded
+from foretune.tasks.report.run_section import with_run
 from tests.dag import Simulated
+from tests.report.stored_figures import Stored, costs, events_in, judged, worth, written
 
 DEMO = Path(os.environ.get("FORETUNE_DEMO_ROOT", ".foretune"))
 FROM_SUMMARIES = (
@@ -62,30 +64,6 @@ class Facts(HTMLParser):
         return json.loads(texts[0])
 
 
-class Stored:
-    """Artefacts by the name of their pass, read as plain files."""
-
-    def __init__(self, folders: dict[str, Path]):
-        self.folders = folders
-
-    def json(self, name: str, file: str = "summary.json") -> Any:
-        return json.loads((self.folders[name] / file).read_text())
-
-    def column(self, name: str, file: str, column: str) -> list[Any]:
-        return pq.ParquetFile(self.folders[name] / file).read([column])[column].to_pylist()
-
-
-def written(value: Any) -> str:
-    """As a reader expects it: four significant digits, thousands with commas."""
-    if value is None:
-        return "not measured"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
 def recomputed(stored: Stored) -> dict[str, Any]:
     """Figures that follow from tables, whatever the summaries say of them."""
     gains = [gain for gain in stored.column("prompt_gain", "prompt_gain.parquet", "gain") if gain == gain]
@@ -118,7 +96,7 @@ def recomputed(stored: Stored) -> dict[str, Any]:
 
 
 def expected(stored: Stored, page: Facts) -> dict[str, str]:
-    """The text of every figure that the page may show, but for the conditions, which test_conditions holds."""
+    """The text of every figure of the sections that the page may show; the first screen has its own checks."""
     facts: dict[str, Any] = {
         f"{name}.{key}": value for name in FROM_SUMMARIES for key, value in stored.json(name).items()
     }
@@ -136,6 +114,24 @@ def check_facts(page: Facts, stored: Stored) -> None:
     shown = {name: text for name, text in page.facts.items() if not name.startswith(("condition.", "worth.", "cost."))}
     assert len(shown) > 35
     assert shown == {name: wanted[name] for name in shown}
+
+
+def check_conditions(page: Facts, stored: Stored) -> None:
+    shown = {name.split(".", 1)[1]: text for name, text in page.facts.items() if name.startswith("condition.")}
+    wanted = judged(stored)
+    assert {"heldout_loss", "trust", "harming_rows", "leakage", "fading_concepts"} <= shown.keys()
+    assert shown == {name: written(wanted[name]) for name in shown}
+
+
+def check_worth(page: Facts, stored: Stored) -> None:
+    shown = {name.split(".", 1)[1]: text for name, text in page.facts.items() if name.startswith("worth.")}
+    assert shown == worth(stored)
+
+
+def check_cost(page: Facts, wanted: dict[str, Any]) -> None:
+    shown = {name.split(".", 1)[1]: text for name, text in page.facts.items() if name.startswith("cost.")}
+    assert {"seconds", "forward_passes", "real_forward_passes"} <= shown.keys()
+    assert shown == {name: written(float(value)) for name, value in wanted.items()}
 
 
 def check_rows(page: Facts, stored: Stored) -> None:
@@ -199,24 +195,46 @@ def check_charts(page: Facts, stored: Stored) -> None:
     assert len(values(new["x"])) == len(values(base["x"]))
 
 
-def audit(html: str, stored: Stored) -> None:
+def audit(html: str, stored: Stored, runs: list[list[dict[str, Any]]], epochs: float) -> None:
     page = Facts(html)
     check_facts(page, stored)
+    check_conditions(page, stored)
+    check_worth(page, stored)
+    check_cost(page, costs(stored, runs, epochs))
     check_rows(page, stored)
     check_charts(page, stored)
 
 
-def test_every_figure_of_the_tiny_run_is_what_its_files_say(first: Simulated) -> None:
+@pytest.fixture(scope="module")
+def tiny(first: Simulated) -> tuple[str, Stored, list[list[dict[str, Any]]], float]:
+    """The page of the tiny run as it is published, its files, its events and its epochs."""
+    run = first.step.run
     folders = {name: Path(first.store.place(ref.task, ref.key).uri) for name, ref in first.made.items()}
-    audit((folders["report"] / "report.html").read_text(encoding="utf-8"), Stored(folders))
+    epochs = json.loads((folders["prediction"] / "manifest.json").read_text())["inputs"]["training"]["epochs"]
+    page = (folders["report"] / "report.html").read_text(encoding="utf-8")
+    html = with_run(page, recorded(run, {"training": {"epochs": epochs}}, first.made), [])
+    return html, Stored(folders), [events_in(Path(run.place.uri))], epochs
 
 
-def test_a_figure_that_is_not_what_its_files_say_is_found(first: Simulated) -> None:
-    folders = {name: Path(first.store.place(ref.task, ref.key).uri) for name, ref in first.made.items()}
-    html = (folders["report"] / "report.html").read_text(encoding="utf-8")
-    changed = re.sub(r'(data-fact="landscape.loss">)[^<]*', r"\g<1>1.234", html)
+def test_every_figure_of_the_tiny_run_is_what_its_files_say(tiny) -> None:
+    audit(*tiny)
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "landscape.loss",
+        *(f"condition.{name}" for name in ("heldout_loss", "trust", "harming_rows", "leakage", "fading_concepts")),
+        *(f"worth.{name}" for name in ("gain", "gain_error")),
+        *(f"cost.{name}" for name in ("seconds", "forward_passes", "real_seconds", "real_forward_passes")),
+    ],
+)
+def test_a_figure_that_is_not_what_its_files_say_is_found(tiny, fact) -> None:
+    html, *files = tiny
+    changed, times = re.subn(rf'(data-fact="{re.escape(fact)}">)[^<]*', r"\g<1>1.234", html)
+    assert times
     with pytest.raises(AssertionError):
-        audit(changed, Stored(folders))
+        audit(changed, *files)
 
 
 @pytest.mark.slow
@@ -227,6 +245,9 @@ def test_every_figure_of_the_demo_is_what_its_files_say() -> None:
     html = (results[-1].parent / "report.html").read_text(encoding="utf-8")
     if "data-rows=" not in html:
         pytest.skip("the demo's report is of an older version")
-    made = json.loads(results[-1].read_text())["artifacts"]
+    result = json.loads(results[-1].read_text())
+    made = result["artifacts"]
     folders = {name: DEMO / "artifacts" / "/".join(each["uri"].split("/")[-2:]) for name, each in made.items()}
-    audit(html, Stored(folders))
+    epochs = result["request"]["training"]["epochs"]
+    others = [events_in(folder.parent) for folder in results[:-1]]
+    audit(html, Stored(folders), [events_in(results[-1].parent), *others], epochs)

@@ -138,3 +138,87 @@ def test_a_hundred_thousand_rows_paint_within_a_second_and_filter_within_a_fifth
                 took[name] = min(spent, took.get(name, spent))
         print(json.dumps({"first paint": paint, **took}))
         assert max(took.values()) < FILTERED and paint < FIRST_PAINT
+
+
+NUMBERED = """() => {
+  const controls = "a[href], button:not([disabled]), input, select, summary, [tabindex='0']";
+  const folded = "details:not([open]) > :not(summary)";
+  return [...document.querySelectorAll(controls)]
+    .filter((each) => each.checkVisibility({ visibilityProperty: true }) && !each.closest(folded))
+    .map((each, at) => { each.dataset.at = at; }).length;
+}"""
+FOCUSED = """() => {
+  const it = document.activeElement, style = getComputedStyle(it);
+  const seen = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+  return [it.dataset.at ?? null, seen, it.outerHTML.slice(0, 80)];
+}"""
+TOO_WIDE = """() => [...document.querySelectorAll("main *")]
+  .filter((each) => each.checkVisibility() && each.getBoundingClientRect().right > 719)
+  .map((each) => each.outerHTML.slice(0, 80)).slice(0, 5)"""
+INKS = """() => [...document.querySelectorAll(".plot text")].map((each) => getComputedStyle(each).fill)"""
+ASKED = """() => addEventListener("beforeprint", () => {
+  window.asked = document.querySelectorAll("details:not([open])").length;
+})"""
+
+
+def test_every_control_is_reached_by_the_keyboard_and_shows_that_it_is(browser, address, faults):
+    tab = opened(browser, address, faults)
+    wanted = tab.evaluate(NUMBERED)
+    assert wanted > 80
+    reached, unseen = set(), []
+    for _ in range(wanted + 5):
+        tab.keyboard.press("Tab")
+        at, seen, tag = tab.evaluate(FOCUSED)
+        if at is not None:
+            reached.add(int(at))
+            unseen += [] if seen else [tag]
+    assert reached == set(range(wanted)) and unseen == []
+
+
+def test_the_keyboard_sorts_folds_and_opens_a_row_and_comes_back_to_where_it_was(browser, address, faults):
+    tab = opened(browser, address, faults)
+    for key in ("Enter", " "):
+        tab.focus("th[data-order=loss] button")
+        settled(tab, lambda key=key: tab.keyboard.press(key))
+    assert tab.get_attribute("th[data-order=loss]", "aria-sort") == "ascending"
+    tab.focus("details.maths summary >> nth=0")
+    tab.keyboard.press(" ")
+    assert tab.locator("details.maths").first.get_attribute("open") is not None
+    tab.focus(".condition a[href='#row-7']")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("dialog[open]")
+    assert tab.evaluate("document.activeElement.id") == "row-pane-title"
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.closest('dialog') !== null")
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("dialog", state="hidden")
+    assert tab.evaluate("document.activeElement.getAttribute('href')") == "#row-7"
+    assert tab.evaluate("location.hash") == ""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_paper_it_is_light_unfolded_and_nothing_is_cut(browser, address, faults, scheme):
+    tab = opened(browser, address, faults, color_scheme=scheme)
+    folded = tab.locator("details:not([open])").count()
+    assert folded > 3
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.emulate_media(media="print")
+    tab.set_viewport_size({"width": 718, "height": 1000})  # A4 between margins of a centimetre
+    tab.wait_for_timeout(800)
+    assert tab.locator("details:not([open])").count() == 0
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(247, 248, 249)"
+    assert tab.evaluate(TOO_WIDE) == []
+    inks = tab.evaluate(INKS)
+    assert inks and "rgb(228, 232, 235)" not in inks  # the ink of the dark screen
+    assert not tab.is_visible("nav") and not tab.is_visible(".filters")
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    tab.emulate_media(media="screen", color_scheme=scheme)
+    assert tab.locator("details:not([open])").count() == folded
+
+
+def test_a_browser_that_prints_does_so_itself(browser, address, faults):
+    tab = opened(browser, address, faults)
+    tab.evaluate(ASKED)
+    assert len(tab.pdf(format="A4")) > 50_000
+    assert tab.evaluate("window.asked") == 0
+    assert tab.evaluate("document.documentElement.dataset.printing") is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foretune.tasks.report.comparison import comparison_section, with_comparison
+from foretune.tasks.report.comparison import comparison_section, comparison_tables, with_comparison
 
 PAIR = {"a": 3.25, "b": None}
 COMPARED = {
@@ -69,6 +69,11 @@ def test_identical_runs_and_different_saes_are_said_in_a_line():
     assert "The two runs are identical: every artefact has the same key." in same
     assert "Concepts cannot be compared: the runs read different SAEs." in same
     assert "identical" not in comparison_section(COMPARED)
+
+
+def test_identical_runs_have_no_tables():
+
+    assert comparison_tables(COMPARED | {"identical": True}) == []
 
 
 def test_a_second_comparison_takes_the_place_of_the_first():

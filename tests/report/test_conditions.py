@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from foretune.tasks.inputs.trust import horizon_signal, trust_of
 from foretune.tasks.report.concepts import moved_concepts, moving_order, speaking_like
-from foretune.tasks.report.conditions import Evidence, answer_of, clean_command, conditions_of, worst, worth_of
+from foretune.tasks.report.conditions import (
+    Evidence,
+    answer_of,
+    clean_command,
+    conditions_of,
+    paired_error,
+    worst,
+    worth_of,
+)
 
 SUMMARY = {"heldout_loss_base": 4.0, "heldout_loss_evaluated": 3.5, "sharpness": 0.5, "clipped_modules": 0}
 POINTS = [
@@ -42,6 +51,7 @@ def test_the_worst_condition_is_the_answer(severity, answer):
     found = judged(signals=[signal("harmful_content", severity)], rows={"harmful_content": [4, 9, 2]})
     assert answer_of(found)[0] == answer and worst(found) == by_name(found)["harmful_content"].status
     assert by_name(found)["harmful_content"].rows == (2, 4, 9)
+    assert by_name(found)["harmful_content"].band == "none"  # not "at most 2": two rows do not pass
 
 
 def test_a_rise_of_held_out_loss_and_no_number_stop():
@@ -112,6 +122,40 @@ def test_the_worth_rests_on_evaluated_points():
     assert worth.spread == pytest.approx(0.0283, rel=1e-2) and worth.gain_error is None
     ends = worth_of(SUMMARY, [POINTS[0], POINTS[-1]])
     assert ends.step_at_90 is None and ends.spread is None  # between start and end nobody looked
+
+
+def rows_of(rng: Any, count: int, tokens: Any) -> list[dict[str, Any]]:
+    base = rng.normal(4, 1, count)
+    new = base - rng.normal(0.3, 0.2, count)
+    return [
+        {"tokens": int(t), "loss_base": b * t, "loss_new": n * t} for t, b, n in zip(tokens, base, new, strict=True)
+    ]
+
+
+def test_the_error_of_the_gain_is_that_of_a_mean_of_differences_where_rows_are_equally_long():
+    rows = rows_of(np.random.default_rng(0), 40, [50] * 40)
+    gains = [(row["loss_base"] - row["loss_new"]) / 50 for row in rows]
+    assert paired_error(rows) == pytest.approx(np.std(gains, ddof=1) / 40**0.5)
+
+
+def test_the_error_of_the_gain_is_how_far_other_rows_would_have_put_it():
+    rng = np.random.default_rng(1)
+    draws = [rows_of(rng, 60, rng.integers(5, 200, 60)) for _ in range(400)]
+    gains = [sum(r["loss_base"] - r["loss_new"] for r in rows) / sum(r["tokens"] for r in rows) for rows in draws]
+    errors = [paired_error(rows) or 0.0 for rows in draws]
+    assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.1)
+    assert paired_error(draws[0][:1]) is None
+
+
+def test_what_the_worth_lacks_is_named_with_what_would_measure_it():
+    whole = worth_of(SUMMARY, POINTS, [3.50, 3.54], gain_error=0.1)
+    assert whole.gain_error == 0.1 and whole.unmeasured() == []
+    missing = worth_of(SUMMARY, [POINTS[0], POINTS[-1]]).unmeasured()
+    assert [words.split(" (")[0] for words in missing] == [
+        "the gain's error",
+        "the spread between two real runs",
+        "the step with 90 % of the gain",
+    ]
 
 
 MEASURED = [

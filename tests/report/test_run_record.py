@@ -145,6 +145,29 @@ def test_a_cached_run_takes_the_rate_of_the_run_that_measured(run, monkeypatch):
     ).cost.real_seconds == pytest.approx(12.0)
 
 
+def test_a_run_that_only_added_up_stored_gradients_takes_the_rate_of_the_run_that_measured_them(run, monkeypatch):
+    spent = {"seconds": 6, "forward_tokens": 100, "backward_tokens": 100}
+    label = "landscape_shard train [all]"
+    with EventLog(run) as log:
+        timed(log, monkeypatch, 6, "pass_finished", task="landscape_shard", label=label, key="a", cached=False, **spent)
+    shard = manifest(run, "landscape_shard")
+    later = Run(run.root, "two")
+    reads = {"shards": [{"task": shard.task, "key": shard.key}]}
+    with later.store.create("landscape", "1" * 40, reads, run_id=later.run_id) as draft:
+        draft.write_json("summary.json", {})
+    stored = later.store.open(draft.ref).manifest
+    assert record_of(later, {"landscape": stored}).cost.real_seconds == pytest.approx(12.0)
+
+
+def test_a_run_that_found_everything_claims_no_saving(run, monkeypatch):
+    label, spent = "landscape_shard train [all]", {"forward_tokens": 100, "backward_tokens": 100, "seconds": 6}
+    with EventLog(run) as log:
+        timed(log, monkeypatch, 6, "pass_finished", task="landscape_shard", label=label, key="a", cached=False, **spent)
+    later = record_of(Run(run.root, "two"), {"landscape": manifest(run, "landscape")})
+    page = " ".join(with_run("<!--run:cost-->", later, []).split())
+    assert "not compared" in page and "saved" not in page
+
+
 def test_text_from_the_dataset_cannot_take_a_place_of_the_run(run):
     from foretune.tasks.report.standalone import page_environment
 

@@ -42,7 +42,19 @@
   for (const folded of document.querySelectorAll("details")) folded.addEventListener("toggle", () => { if (folded.open) draw(folded); });
   requestAnimationFrame(() => setTimeout(draw));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  addEventListener("beforeprint", draw);
+  // Paper is light, narrower than a screen, and has nothing to unfold with.
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    document.documentElement.dataset.printing = "";
+    unfolded = [...document.querySelectorAll("details:not([open])")];
+    for (const folded of unfolded) folded.open = true;
+    draw();
+  });
+  addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.printing;
+    for (const folded of unfolded) folded.open = false;
+    draw();
+  });
 
   const compare = (a, b) => (Number.isNaN(+a) || Number.isNaN(+b) ? a.localeCompare(b) : a - b);
   for (const button of document.querySelectorAll("table:not(.rows) th button")) {

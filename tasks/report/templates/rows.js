@@ -72,7 +72,7 @@
     });
     return box;
   };
-  const interval = (row) => (row.margin === null ? "" : ` ± ${number(row.margin)}`);
+  const interval = (row) => (row.margin === null ? "" : ` ± ${number(+row.margin.toPrecision(2))}`);
   const line = (row) => {
     const cell = (title, text, kind = "number") => {
       const made = make("td", { className: kind, textContent: text });

@@ -1,0 +1,129 @@
+"""The first screen's figures computed again from stored files, by an own reading of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+
+class Stored:
+    """Artefacts by the name of their pass, read as plain files."""
+
+    def __init__(self, folders: dict[str, Path]):
+        self.folders = folders
+
+    def json(self, name: str, file: str = "summary.json") -> Any:
+        return json.loads((self.folders[name] / file).read_text())
+
+    def column(self, name: str, file: str, column: str) -> list[Any]:
+        return pq.ParquetFile(self.folders[name] / file).read([column])[column].to_pylist()
+
+
+def written(value: Any) -> str:
+    """As a reader expects it: four significant digits, thousands with commas."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def judged(stored: Stored) -> dict[str, Any]:
+    """The figure of every condition, by its own reading of the tables."""
+    table = {
+        name: stored.column("quality", "samples.parquet", name) for name in ("sample_id", "flags", "trained_tokens")
+    }
+    count = len(table["flags"])
+
+    def flagged(*flags: str) -> int:
+        return sum(bool({*each} & {*flags}) for each in table["flags"])
+
+    evaluated = stored.column("path", "path.parquet", "evaluated_loss")
+    predicted = stored.column("path", "path.parquet", "predicted_loss")
+    verdicts = zip(
+        *(stored.column("influence", "influence.parquet", name) for name in ("score", "verdict")), strict=True
+    )
+    held = {*stored.column("heldout_landscape", "samples.parquet", "sample_id")}
+    moved = zip(*(stored.column("sae_diff", "features.parquet", name) for name in ("change", "base", "z")), strict=True)
+    fallen = sorted((change, change / base) for change, base, z in moved if change < 0 < base and abs(z) > 3)
+    gradients = stored.column("landscape", "layers.parquet", "mean")
+    return {
+        "heldout_loss": evaluated[-1] - evaluated[0],
+        "trust": abs(evaluated[-1] - predicted[-1]),
+        "harmful_content": flagged("harmful_content"),
+        "harming_rows": sum(score for score, verdict in verdicts if verdict == "harms"),
+        "leakage": sum(sample in held for sample in table["sample_id"]),
+        "duplicate_rows": flagged("exact_duplicate", "near_duplicate") / count,
+        "no_trained_tokens": sum(tokens == 0 for tokens in table["trained_tokens"]),
+        "assistant_speak": flagged("assistant_speak") / count,
+        "length_violation": flagged("too_long", "empty_completion"),
+        "answer_mismatch": sum(stored.column("prompt_gain", "prompt_gain.parquet", "mismatched")),
+        "backwards_preference": statistics.fmean(stored.column("preference", "pairs.parquet", "margin_per_token")),
+        "dead_layer": sum(norm < 1e-6 for norm in gradients),
+        "sharp_landscape": stored.json("prediction")["sharpness"],
+        "delta_clipped": sum(stored.column("prediction", "layers.parquet", "clipped")),
+        "fading_concepts": next((share for _, share in fallen if share < -0.2), 0.0),
+    }
+
+
+def worth(stored: Stored) -> dict[str, Any]:
+    """What the training brings, from the path and from the losses of each held-out row."""
+    evaluated = stored.column("path", "path.parquet", "evaluated_loss")
+    steps = stored.column("path", "path.parquet", "step")
+    gain = evaluated[0] - evaluated[-1]
+    tokens, base, new = (
+        np.array(stored.column("model_diff", "heldout.parquet", name)) for name in ("tokens", "loss_base", "loss_new")
+    )
+    assert (base.sum() - new.sum()) / tokens.sum() == pytest.approx(gain, abs=1e-4)
+    over = base - new - tokens * (base - new).sum() / tokens.sum()
+    error = over.std(ddof=1) * len(over) ** 0.5 / tokens.sum()
+    taken = [(step, loss) for step, loss in zip(steps, evaluated, strict=True) if loss is not None and loss == loss]
+    enough = next((step for step, loss in taken if evaluated[0] - loss >= 0.9 * gain), None)
+    return {
+        "gain": f"{gain:+.3g}",
+        "gain_error": written(float(f"{error:.2g}")),
+        **({"step_at_90": written(enough), "steps": written(steps[-1])} if len(taken) > 2 and gain > 0 else {}),
+    }
+
+
+def spent(events: list[dict[str, Any]]) -> int:
+    """Tokens through a model, a backward counted as two forwards."""
+    return sum(event.get("forward_tokens", 0) + 2 * event.get("backward_tokens", 0) for event in events)
+
+
+def gradient_passes(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    label = "landscape_shard train"
+    return [each for each in events if each["type"] == "pass_finished" and each["label"].startswith(label)]
+
+
+def costs(stored: Stored, runs: list[list[dict[str, Any]]], epochs: float) -> dict[str, Any]:
+    """What a run cost by its events up to its end, and the real one by the rows and the gradient pass over them; of
+    `runs` the first is the run, the others are those that may have measured its gradients."""
+    ids, masks = (stored.column("samples", "samples.parquet", name) for name in ("input_ids", "loss_mask"))
+    tokens = sum(len(row) for row, mask in zip(ids, masks, strict=True) if any(mask))
+    before = [event for event in runs[0] if event["type"] != "run_finished"]
+    times = [datetime.fromisoformat(event["time"]).timestamp() for event in before]
+    passes = [event for event in before if event["type"] == "pass_finished"]
+    gradients = next(filter(None, map(gradient_passes, runs)), None)
+    found = {
+        "seconds": round(max(times) - min(times), 3),
+        "forward_passes": spent(passes) / tokens,
+        "real_forward_passes": 3 * epochs,
+    }
+    if gradients:
+        rate = sum(event["seconds"] for event in gradients) / spent(gradients)
+        found["real_seconds"] = rate * 3 * tokens * epochs
+    return found
+
+
+def events_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
