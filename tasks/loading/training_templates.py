@@ -1,10 +1,8 @@
-"""Marked twins of known chat templates: what TRL puts in the place of a stock template for `assistant_only_loss`.
+"""Where TRL marks the assistant's text in chat templates that it knows, for `assistant_only_loss`.
 
-No published template has `{% generation %}` marks. TRL knows some of them to the letter and renders a twin instead,
-which gives the same text, but for what would change earlier turns, and says which part is the assistant's.
-
-Source: the templates `*_training.jinja` of trl 1.16 (Apache-2.0, The HuggingFace Team), unchanged; `stock.json` has the
-sha256 of each stock template and the name of its twin. A test compares both with the installed trl.
+No published template has `{% generation %}` marks. TRL knows some of them to the letter and renders a marked one
+instead, which gives the same text, but for what would change earlier turns. `template_edits.json` says, by the sha256
+of a stock template, what it takes out and puts in, as trl 1.16 does it; a test holds it against the installed one.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ import functools
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-FOLDER = Path(__file__).parent / "templates"
+EDITS = Path(__file__).with_name("template_edits.json")
 
 
 def training_template(template: str) -> str | None:
-    """The marked twin of a stock template; None for any other."""
-    name = twin_name(template)
-    return None if name is None else (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-def twin_name(template: str) -> str | None:
-    """The family that a stock template is of, as `qwen3`; None for any other template."""
-    return _stock().get(sha256(template.encode("utf-8", "surrogatepass")).hexdigest())
+    """A stock template with TRL's marks; None for any other."""
+    known = _edits().get(sha256(template.encode("utf-8", "surrogatepass")).hexdigest())
+    if known is None:
+        return None
+    for start, taken, put in reversed(known["edits"]):  # from the end, so that offsets stay
+        template = template[:start] + put + template[start + taken :]
+    return template
 
 
 @functools.cache
-def _stock() -> dict[str, str]:
-    return json.loads((FOLDER / "stock.json").read_text(encoding="utf-8"))
+def _edits() -> dict[str, Any]:
+    return json.loads(EDITS.read_text(encoding="utf-8"))

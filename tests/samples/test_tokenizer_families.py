@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from foretune.tasks.loading.training_templates import FOLDER, training_template
+from foretune.tasks.loading.training_templates import EDITS, training_template
 from foretune.tasks.samples.chat import load_tokenizer
-from tests.samples.families import FAMILIES, published, write_family
+from tests.samples.families import FAMILIES, write_family
 from tests.samples.test_trl_equality import assert_supervised_equal, messages, ours, training
 
 pytestmark = pytest.mark.slow
@@ -101,18 +101,13 @@ def test_tool_calls_are_trls(family_folder, tmp_path, family, assistant_only):
     assert_supervised_equal(trained, ours(folder, rows, assistant_only_loss=assistant_only))
 
 
-def test_the_marked_twins_are_those_of_the_installed_trl():
-    from trl import chat_template_utils as theirs
+def test_stock_templates_are_marked_as_the_installed_trl_marks_them():
+    from tests.samples.template_edits import found, marked_by_trl, names, stock
 
-    folder = Path(theirs.__file__).parent / "chat_templates"
-    stock = [path for path in sorted(folder.glob("*.jinja")) if not path.stem.endswith("_training")]
-    marked = 0
-    for path in stock:
-        template = published(path.stem)
-        twin = getattr(theirs, f"{path.stem}_training_chat_template", None)
-        assert training_template(template) == twin, path.stem
-        marked += twin is not None
-    assert marked == len(json.loads((FOLDER / "stock.json").read_text())) == len(list(FOLDER.glob("*.jinja")))
+    assert len(names()) >= 26
+    for name in names():
+        assert training_template(stock(name)) == marked_by_trl(name), name
+    assert json.loads(EDITS.read_text()) == found()
 
 
 def test_a_template_of_ones_own_has_no_twin(chat):
