@@ -31,7 +31,7 @@ class OwnRule(BaseModel):
     category: str = Field(default="own", min_length=1, max_length=60)
     language: str = Field(default="any", max_length=20)
     says: str = Field(default="a rule of your own", min_length=1, max_length=300, description="what it looks for")
-    parts: list[Part] = Field(default=list(PARTS), min_length=1, description="where it looks")
+    parts: list[Part] = Field(default=list(PARTS), min_length=1, max_length=len(PARTS), description="where it looks")
     phrases: list[str] = Field(default=[], max_length=100_000, description="whole words; * leaves the end open")
     patterns: list[str] = Field(default=[], max_length=1000, description="regular expressions as RE2 reads them")
 
@@ -64,7 +64,7 @@ class Suppressed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     row: str = Field(pattern=r"^[0-9a-f]{12,64}$", description="the beginning of the row's sample_id")
-    rules: list[str] = Field(default=[], description="ids; none: every rule")
+    rules: list[str] = Field(default=[], max_length=10_000, description="ids; none: every rule")
     reason: str = Field(default="", max_length=1000)
 
 
@@ -86,7 +86,7 @@ class QualitySettings(BaseModel):
         json_schema_extra={"affects_result": False},
     )
     own: list[OwnRule] = Field(default=[], max_length=10_000, title="Own rules", description="beside those built in")
-    disabled: list[str] = Field(default=[], title="Rules that are off", description="ids")
+    disabled: list[str] = Field(default=[], max_length=10_000, title="Rules that are off", description="ids")
     suppressed: list[Suppressed] = Field(
         default=[], max_length=1_000_000, title="Suppressed findings", description="of rows that were looked at"
     )

@@ -57,12 +57,14 @@ def test_importing_imports_nothing_heavy(statement: str):
     assert run(sys.executable, "-c", script).stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(request_folder: Path, stored: StoredRun, monkeypatch):
     monkeypatch.chdir(request_folder)
     done = doctest.testmod(foretune, optionflags=doctest.REPORT_NDIFF)
     assert done.attempted >= 5 and done.failed == 0
 
 
+@pytest.mark.slow
 def test_simulate_returns_what_the_command_line_finds(stored: StoredRun, request_folder: Path):
     assert stored.status == stored.result["status"] == "completed"
     assert foretune.open_run(stored.run_id, root=request_folder / "root") == stored
@@ -73,6 +75,7 @@ def test_simulate_returns_what_the_command_line_finds(stored: StoredRun, request
     assert Path(stored.report).read_text().startswith("<!")
 
 
+@pytest.mark.slow
 def test_a_request_its_mapping_and_its_file_ask_for_the_same(stored: StoredRun, request_folder: Path):
     file = request_folder / "request.yaml"
     planned = foretune.plan(stored.request)
@@ -80,6 +83,7 @@ def test_a_request_its_mapping_and_its_file_ask_for_the_same(stored: StoredRun, 
     assert planned["run"] == 0 < planned["cached"]
 
 
+@pytest.mark.slow
 def test_tables_tensors_and_json_are_what_is_stored(stored: StoredRun):
     read = {".parquet": 0, ".safetensors": 0, ".json": 0}
     for name in stored.artifacts:
@@ -100,6 +104,7 @@ def test_tables_tensors_and_json_are_what_is_stored(stored: StoredRun):
     assert stored.table("influence").equals(stored.table("influence", "influence.parquet"))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_and_the_events_are_the_runs(stored: StoredRun):
     assert any(stored.checkpoint.glob("*.safetensors"))
     events = stored.events()
@@ -107,6 +112,7 @@ def test_the_checkpoint_and_the_events_are_the_runs(stored: StoredRun):
     assert {event["run_id"] for event in events} == {stored.run_id}
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_one_line_that_says_what_there_is(stored: StoredRun):
     for ask, said in (
         (lambda: foretune.open_run("nobody", root=stored.root), stored.run_id),
