@@ -92,6 +92,7 @@ class QualitySettings(BaseModel):
     )
     benchmarks: list[str] = Field(
         default=[],
+        max_length=1000,
         title="Benchmarks",
         description="files that no row should come from; looked for by `foretune quality`",
         json_schema_extra={"affects_result": False},
