@@ -24,7 +24,7 @@ def cached_by_nobody(own_cache: Path) -> None:
     """Every test of this room has a cache of its own."""
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
 def root(request: pytest.FixtureRequest) -> str:
     """A storage root of each kind: what is asked of one is asked of the other."""
     return request.getfixturevalue(f"{request.param}_root")
