@@ -109,7 +109,7 @@ def print_inspection(terminal: Terminal, found: Inspection, wanted: Sequence[See
         f"{counts['masked']:,} masked, {counts['cut_off']:,} cut off"
     )
     for finding in found.findings:
-        number = "every row" if finding.rows is None else f"{len(finding.rows):,} rows ({_named(finding.rows)})"
+        number = "every row" if finding.rows is None else f"{_rows(finding.rows)} ({_named(finding.rows)})"
         style = {"critical": "red", "warn": "yellow", "info": "dim"}[finding.severity]
         terminal.say(styled(f"  {finding.severity:<8} {finding.rule}", style), f"  {number}")
         terminal.hanging("           ", f"{finding.says}; {finding.remedy}")
@@ -124,6 +124,10 @@ def print_inspection(terminal: Terminal, found: Inspection, wanted: Sequence[See
     if len(wanted) > len(shown):
         terminal.gap()
         terminal.say(f"{len(shown)} of {len(wanted):,} rows shown; --row N shows another one, whole")
+
+
+def _rows(rows: Sequence[int]) -> str:
+    return "1 row" if len(rows) == 1 else f"{len(rows):,} rows"
 
 
 def _named(rows: Sequence[int]) -> str:
