@@ -12,6 +12,7 @@ from foretune.flows.commands.changes import diff
 from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.collection import gc
 from foretune.flows.commands.counted import Counted
+from foretune.flows.commands.export import export
 from foretune.flows.commands.inspection import inspect
 from foretune.flows.commands.last_line import fail, unforeseen
 from foretune.flows.commands.options import (
@@ -133,22 +134,7 @@ def plan(
     finish(planned, as_json)
 
 
-@app.command()
-def export(
-    run: RunName,
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder that is made")],
-    root: Root = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Copy a run's predicted checkpoint into a local folder that transformers opens."""
-    from foretune.flows.commands.exports import export_checkpoint
-
-    found, terminal = named_run(run, root), terminal_for(quiet)
-    with Counted(terminal) as counted:
-        files = export_checkpoint(found, folder, counted)
-    terminal.say(f"{len(files)} files of {found.run_id} in {folder}", whole=True)
-    finish({"run_id": found.run_id, "folder": folder, "files": files}, as_json)
+app.command()(export)
 
 
 @app.command()

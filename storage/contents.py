@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,16 +174,24 @@ class Artifact:
         """A UTF-8 file as text."""
         return self.path(name).read_text(encoding="utf-8")
 
-    def copy_to(self, folder: str | os.PathLike[str], told: Told = lambda what, done, total: None) -> list[str]:
-        """Copy every file into a local folder, which must be new or empty; the names of the files. `told` is called
-        after each file is read and compared, and after each is copied, with the bytes so far and of all.
+    def copy_to(
+        self,
+        folder: str | os.PathLike[str],
+        told: Told = lambda what, done, total: None,
+        only: Collection[str] | None = None,
+        beside: Mapping[str, bytes] | None = None,
+    ) -> list[str]:
+        """Copy every file, or `only` these, into a local folder, which must be new or empty, and write `beside` them
+        what belongs to them there; the names of the files. `told` is called after each file is read and compared, and
+        after each is copied, with the bytes so far and of all.
 
         BadInput for any other folder, and for one that cannot be written; nothing is left in it then.
         """
         target = Path(os.path.realpath(local_path(folder, "export to")))
         if not _is_free(target):
             raise BadInput(f"{folder}: exists and is not an empty folder; give another one")
-        sizes = {name: self.manifest.files[name].bytes for name in self.names()}
+        sizes = {name: self.manifest.files[name].bytes for name in self.names() if only is None or name in only}
+        names = sorted(set(sizes) | set(beside or {}))
         done, total = 0, sum(sizes.values())
         for name, size in sizes.items():
             self.path(name)
@@ -193,24 +201,26 @@ class Artifact:
         draft = target / f".{new_draft(_EXPORT)}"
         try:
             draft.mkdir(parents=True)
-            for name in self.names():
+            for name, size in sizes.items():
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, draft / name)
-                done += sizes[name]
+                done += size
                 told("copying", done, total)
-            for name in self.names():
+            for name, data in (beside or {}).items():
+                (draft / name).write_bytes(data)
+            for name in names:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft / name, target / name)
         except OSError as error:
             with contextlib.suppress(StorageFault):
-                Disk().delete_files(str(target), self.names())
+                Disk().delete_files(str(target), names)
             raise BadInput(f"{folder}: cannot write: {error.strerror}; give another folder") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             if made:
                 with contextlib.suppress(StorageFault):
                     Disk().delete_files(str(target), [])
-        return self.names()
+        return names
 
     @property
     def _local(self) -> Path:

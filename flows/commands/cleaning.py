@@ -25,7 +25,7 @@ def clean(
     quiet: Quiet = False,
 ) -> None:
     """Write the dataset of a run without the rows that rank worst by influence, or that carry a flag."""
-    from foretune.flows.commands.exports import print_cleaned, write_cleaned
+    from foretune.flows.commands.cleaned_rows import print_cleaned, write_cleaned
 
     found = named_run(run, root)
     numbers = whole_numbers("--drop-rows", drop_rows)

@@ -3,6 +3,7 @@
 from foretune.tasks.loading.adapters import (
     AdapterSettings,
     AdapterTargets,
+    adapter_config,
     lora_config,
     lora_init,
     lora_scale,
@@ -47,6 +48,7 @@ __all__ = [
     "ModelConfig",
     "ModelOutline",
     "ModelSettings",
+    "adapter_config",
     "all_finite",
     "building",
     "check_gguf",

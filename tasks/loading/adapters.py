@@ -91,6 +91,13 @@ def lora_config(adapter: AdapterSettings) -> LoraConfig:
     )
 
 
+def adapter_config(adapter: AdapterSettings, modules: list[str], base: str) -> dict[str, Any]:
+    """adapter_config.json of a folder of peft's: the adapter on just these modules of the model `base`."""
+    config = lora_config(adapter.model_copy(update={"target_modules": modules}))
+    config.base_model_name_or_path, config.inference_mode = base, True
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+
+
 def lora_scale(adapter: AdapterSettings) -> float:
     """s in W0 + s B A: alpha / r, or alpha / sqrt(r) when rank-stabilised."""
     return adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)

@@ -12,6 +12,7 @@ class BoundedDelta:
     delta: Vector  # {name: [out, in]}
     norms: dict[str, float]  # after clipping
     clipped: tuple[str, ...]  # tensors that were scaled down
+    shares: dict[str, float]  # what is left of each tensor's delta: 1, or less where it was scaled down
 
 
 def bounded(delta: Vector, weights: Vector, max_relative_change: float) -> BoundedDelta:
@@ -20,7 +21,7 @@ def bounded(delta: Vector, weights: Vector, max_relative_change: float) -> Bound
     A weight of zeros (a new bias) has no norm to measure by: its delta is only checked to be finite.
     Raises ValueError naming the first tensor that is not finite.
     """
-    kept, norms, clipped = {}, {}, []
+    kept, norms, clipped, shares = {}, {}, [], {}
     for name, change in delta.items():
         norm, size = float(change.double().norm()), float(weights[name].double().norm())
         if not norm < float("inf"):
@@ -28,5 +29,5 @@ def bounded(delta: Vector, weights: Vector, max_relative_change: float) -> Bound
         factor = min(1.0, max_relative_change * size / norm) if norm and size else 1.0
         if factor < 1.0:
             clipped.append(name)
-        kept[name], norms[name] = change * factor, norm * factor
-    return BoundedDelta(kept, norms, tuple(clipped))
+        kept[name], norms[name], shares[name] = change * factor, norm * factor, factor
+    return BoundedDelta(kept, norms, tuple(clipped), shares)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
-from foretune.tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_state, replay
+from foretune.tasks.numerics.replay import Adapter, Factors, Replay, ReplayState, initial_replay_state, replay
 from foretune.tasks.numerics.vectors import Vector, axpy, dot, norm
 
 SEGMENT_STEPS = 14  # over 12 steps two blocks are enough (cosine 0.995), over 27 they are not
@@ -116,7 +116,14 @@ class Integration:
 
     def delta_at(self, step: int) -> Vector:
         """Merged weight change once `step` steps are taken; `step` must be one of the snapshots."""
-        return next(segment for segment in self.segments if step in segment.snapshots).delta_at(step)
+        return self._segment(step).delta_at(step)
+
+    def factors_at(self, step: int) -> Factors:
+        """LoRA's factors at a snapshot."""
+        return self._segment(step).factors_at(step)
+
+    def _segment(self, step: int) -> Replay:
+        return next(segment for segment in self.segments if step in segment.snapshots)
 
 
 def integrate(

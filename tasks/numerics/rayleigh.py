@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from foretune.tasks.numerics.replay import Factors
 from foretune.tasks.numerics.vectors import Vector
 
 
@@ -37,6 +38,10 @@ class StraightPath:
 
     final: Vector  # {name: [out, in]}
     steps: int
+    end: Factors = field(default_factory=dict)  # LoRA's factors there: A as it starts, and B
 
     def delta_at(self, step: int) -> Vector:
         return {name: change * (step / self.steps) for name, change in self.final.items()}
+
+    def factors_at(self, step: int) -> Factors:
+        return {name: (a, b * (step / self.steps)) for name, (a, b) in self.end.items()}

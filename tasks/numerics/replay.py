@@ -19,6 +19,9 @@ from foretune.tasks.numerics.optimizers import (
 # gradient(step, name): full-weight gradient of the virtual batch at 0-based `step`, [out, in]
 BatchGradient = Callable[[int, str], Tensor]
 
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""A [r, in] and B [out, r] of every LoRA module, by weight name; empty where the weights themselves move."""
+
 
 @dataclass(frozen=True)
 class LoraAdapter:
@@ -51,6 +54,9 @@ class LoraAdapter:
     def delta(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.scale * parameters[_b(name)] @ parameters[_a(name)] for name in self.initial_a}
 
+    def factors(self, parameters: Mapping[str, Tensor]) -> Factors:
+        return {name: (parameters[_a(name)], parameters[_b(name)]) for name in self.initial_a}
+
     @property
     def decay_origin(self) -> None:
         """None: what is stored are the factors themselves, so decay acts on them as they are."""
@@ -77,6 +83,9 @@ class FullAdapter:
 
     def delta(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: parameter.clone() for name, parameter in parameters.items()}
+
+    def factors(self, parameters: Mapping[str, Tensor]) -> Factors:
+        return {}
 
     @property
     def decay_origin(self) -> Mapping[str, Tensor]:
@@ -114,6 +123,10 @@ class Replay:
     def delta_at(self, step: int) -> dict[str, Tensor]:
         """Merged weight change once `step` steps are taken; `step` must be one of the snapshots."""
         return self.adapter.delta(self.snapshots[step])
+
+    def factors_at(self, step: int) -> Factors:
+        """LoRA's factors at a snapshot."""
+        return self.adapter.factors(self.snapshots[step])
 
 
 def initial_replay_state(adapter: Adapter, settings: OptimizerSettings) -> ReplayState:

@@ -22,6 +22,7 @@ from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inputs.trust import EARLIER, Trust, horizon_signal, trust_of
 from foretune.tasks.loading import AdapterSettings
+from foretune.tasks.prediction.adapter_factors import stored_factors, write_factors
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.horizon import path_summary
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.rayleigh import StraightPath
 
 
-@content_task(version=7)
+@content_task(version=8)
 def prediction(
     draft: Any,
     run: Run,
@@ -83,7 +84,7 @@ def prediction(
             heldout = HeldOut(rows, base_loss, base_gradient)
             if stored is None:
                 steps = evaluation_steps(virtual.steps, settings.path_points)
-                trajectory = frozen_gradient_trajectory(closed_form.path.delta_at, steps, heldout, events)
+                trajectory = frozen_gradient_trajectory(closed_form.path, steps, heldout, events)
             else:
                 device = adapted.loaded.device
                 train_shift = stored_shift(stored, TRAIN_SHIFT, device)
@@ -131,9 +132,9 @@ def closed_form_of(
 
     rates = effective_rates(quotients, virtual.training.learning_rate, virtual.steps, damping)
     pulled = adapted.space.pull({name: gradient[name].to(w.device) for name, w in adapted.weights.items()})
-    return ClosedForm(
-        quotients, rates, StraightPath(adapted.space.lift(closed_form_step(pulled, rates)), virtual.steps)
-    )
+    end = closed_form_step(pulled, rates)
+    factors = {name: (a, end[name]) for name, a in getattr(adapted.space, "A", {}).items()}  # of LoRA alone
+    return ClosedForm(quotients, rates, StraightPath(adapted.space.lift(end), virtual.steps, factors))
 
 
 def own_trajectory(path: Artifact, device: Any) -> Trajectory:
@@ -145,6 +146,7 @@ def own_trajectory(path: Artifact, device: Any) -> Trajectory:
         found["anchor_steps"],
         found["measured_rows"],
         found["clipped_steps"],
+        factors=stored_factors(path),
     )
 
 
@@ -207,6 +209,8 @@ def write_prediction(
     """`frozen` are the points of the path over base gradients alone, `layers` the map by adapted tensor."""
     draft.write_table("single_anchor.parquet", frozen)
     draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in applied.delta.items()})
+    if trajectory.factors:
+        write_factors(draft, {name: (a, b * applied.shares[name]) for name, (a, b) in trajectory.factors.items()})
     draft.write_table("path.parquet", trajectory.points)
     draft.write_table("layers.parquet", layers)
     draft.write_json("summary.json", summary)

@@ -17,6 +17,7 @@ from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
+from foretune.tasks.prediction.adapter_factors import write_factors
 from foretune.tasks.prediction.earlier_path import sketch
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import ShiftFiles
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.integrator import AnchorPlan
 
 
-@content_task(version=1)
+@content_task(version=2)
 def path(
     draft: Any,
     run: Run,
@@ -80,7 +81,7 @@ def planned_path(
 
     def followed(**until: Any) -> Trajectory:
         clipped = len(replay.clipped_steps)
-        return frozen_gradient_trajectory(replay.delta_at, steps, heldout, events, clipped_steps=clipped, **until)
+        return frozen_gradient_trajectory(replay, steps, heldout, events, clipped_steps=clipped, **until)
 
     frozen = followed(tolerance=settings.tolerance if settings.anchors != 1 else None)
     plan = anchor_plan(virtual, frozen, settings)
@@ -121,6 +122,8 @@ def write_path(
     """All but the gradient shifts, which are written as they are measured."""
     draft.write_table("single_anchor.parquet", frozen.points)
     draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in trajectory.delta.items()})
+    if trajectory.factors:
+        write_factors(draft, trajectory.factors)
     draft.write_table("path.parquet", trajectory.points)
     elapsed_lr = virtual.elapsed_lr
     draft.write_json(

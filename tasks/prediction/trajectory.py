@@ -4,10 +4,10 @@ alone, over a field measured again at anchors, and over the gradient shifts that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from foretune.storage.events import EventLog
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.gradient_shift import GradientShift
     from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate, MeasuredAnchor
+    from foretune.tasks.numerics.replay import Factors
 
 LAST_EVALUATION = 0.75
 """No intermediate evaluation after this share of the cumulative learning rate: the final one is close enough."""
@@ -35,10 +36,19 @@ class Trajectory:
     measured_rows: int  # rows whose gradients were measured again
     clipped_steps: int
     anchors: tuple[MeasuredAnchor, ...] = ()  # the re-measurements, none of the base
+    factors: Factors = field(default_factory=dict)  # LoRA's A and B, whose scaled product is the delta
+
+
+class Path(Protocol):
+    """A path of the weights without measurements on the way."""
+
+    def delta_at(self, step: int) -> dict[str, Tensor]: ...
+
+    def factors_at(self, step: int) -> Factors: ...
 
 
 def frozen_gradient_trajectory(
-    delta_at: Callable[[int], dict[str, Tensor]],
+    path: Path,
     steps: Sequence[int],
     heldout: HeldOut,
     events: EventLog,
@@ -58,14 +68,15 @@ def frozen_gradient_trajectory(
     for done, step in enumerate(steps, start=1):
         if step <= reached:
             continue
-        delta = delta_at(step)
+        delta = path.delta_at(step)
         predicted = heldout.base_loss + inner(heldout.base_gradient, delta)
         evaluated = heldout.rows.loss(delta)
         points.append(_point(step, predicted, evaluated, delta))
         events.emit("progress", task="path", done=done, total=len(steps))
         if tolerance is not None and not abs(predicted - evaluated) <= tolerance:  # nan is beyond any tolerance
             break
-    return Trajectory(delta, points, [0], 0, clipped_steps)
+    reached = points[-1]["step"]
+    return Trajectory(delta, points, [0], 0, clipped_steps, factors=path.factors_at(reached) if reached else {})
 
 
 def anchored_trajectory(
@@ -100,7 +111,8 @@ def anchored_trajectory(
         points.append(_point(end, predicted, loss, delta))
     clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
     anchor_steps, rows = [0, *plan.anchor_steps], integration.measured_rows
-    return Trajectory(delta, points, anchor_steps, rows, clipped, integration.anchors)
+    factors = integration.factors_at(plan.anchor_steps[-1])
+    return Trajectory(delta, points, anchor_steps, rows, clipped, integration.anchors, factors)
 
 
 def _measured_at_anchors(
@@ -163,7 +175,7 @@ def trajectory_along_stored_path(
             points.append(_point(step, predicted, loss, delta))
             events.emit("progress", task="prediction", done=len(points) - 1, total=len(evaluated))
             predicted = loss
-    return Trajectory(delta, points, [0], 0, len(replay.clipped_steps))
+    return Trajectory(delta, points, [0], 0, len(replay.clipped_steps), factors=replay.factors_at(end))
 
 
 def _point(step: int, predicted: float, evaluated: float, delta: dict[str, Tensor]) -> dict[str, Any]:

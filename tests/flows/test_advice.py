@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from foretune.flows.cli import app
 from foretune.flows.commands.answer import cost_in_words
+from foretune.flows.commands.cleaned_rows import write_cleaned
 from foretune.flows.commands.console import LivePasses
-from foretune.flows.commands.exports import write_cleaned
 from foretune.flows.commands.remaining import Remaining
 from foretune.flows.commands.terminal import Terminal
 from foretune.storage.errors import BadInput

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foretune.flows.commands.exports import cleaned_rows, write_rows
+from foretune.flows.commands.cleaned_rows import cleaned_rows, write_rows
 from foretune.flows.compare import compare_runs
 from foretune.flows.request import load_request
 from foretune.flows.simulate import simulate

@@ -77,6 +77,9 @@ def test_simulate_prints_the_answer_and_json_then_runs_report_and_export_find_it
     exported = foretune("export", result["run_id"], tmp_path / "out", "--root", root)
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()
+    factors = foretune("export", "latest", tmp_path / "adapter", "--adapter", "--root", root)
+    assert factors.returncode == 0, factors.stderr
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
     again = foretune("export", result["run_id"], tmp_path / "out", "--root", root)
     assert_bad_input(again, "exists and is not an empty folder")
 

@@ -11,7 +11,7 @@ import pytest
 
 from foretune.flows.commands import counted as module
 from foretune.flows.commands.counted import Counted
-from foretune.flows.commands.exports import export_checkpoint
+from foretune.flows.commands.export import export_checkpoint
 from foretune.flows.commands.garbage import collect_garbage
 from foretune.flows.commands.terminal import Terminal
 from foretune.storage.artifacts import ArtifactStore

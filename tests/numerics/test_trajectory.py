@@ -88,7 +88,7 @@ def measured_along(bowl, virtual, steps):
 
 
 def frozen(replay, steps, heldout, **until):
-    return frozen_gradient_trajectory(replay.delta_at, steps, heldout, SILENT, **until)
+    return frozen_gradient_trajectory(replay, steps, heldout, SILENT, **until)
 
 
 @pytest.mark.parametrize(

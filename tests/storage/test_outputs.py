@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foretune.flows.commands.exports import write_rows
+from foretune.flows.commands.cleaned_rows import write_rows
 from foretune.flows.commands.options import with_root
 from foretune.flows.gate import load_gate
 from foretune.flows.request import apply_override, load_request
@@ -191,7 +191,7 @@ except BadInput as error:
 
 def test_a_disk_that_ends_within_an_output_keeps_what_was_there(tmp_path):
     (tmp_path / "out.jsonl").write_text("years of work")
-    call = f"""from foretune.flows.commands.exports import write_rows
+    call = f"""from foretune.flows.commands.cleaned_rows import write_rows
     write_rows([{{"text": "x" * 5000}}], {str(tmp_path / "out.jsonl")!r}, force=True)"""
     done = child(LIMITED.format(call=call))
     assert "cannot write" in done.stdout and "--root" not in done.stdout, done.stderr

@@ -1,10 +1,9 @@
-"""What leaves the storage root: a run's predicted checkpoint, and its dataset without some samples."""
+"""A run's dataset without some of its samples."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from foretune.flows.commands.counted import Counted
 from foretune.flows.commands.terminal import Terminal
 from foretune.storage.datasets import dataset_digest, read_rows
 from foretune.storage.drafts import json_line
@@ -14,16 +13,6 @@ from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
 
 MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality's
-
-
-def export_checkpoint(run: Run, folder: str, counted: Counted | None = None) -> list[str]:
-    """Copy the checkpoint's files into `folder`, which must be new or empty; names of the files."""
-
-    def told(what: str, done: int, total: int) -> None:
-        if counted is not None:
-            counted(what, done / 1e6, total / 1e6, "MB")
-
-    return run.store.open(artifact_of(run, "checkpoint")).copy_to(folder, told)
 
 
 def cleaned_rows(

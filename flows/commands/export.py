@@ -1,0 +1,95 @@
+"""The command `export`: the predicted checkpoint or its adapter as a folder of its own, with a model card."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from foretune.flows.commands.counted import Counted
+from foretune.flows.commands.options import Json, Quiet, Root, RunName, finish, named_run, terminal_for
+from foretune.storage.errors import BadInput
+from foretune.storage.results import artifact_of
+from foretune.storage.runs import Run
+
+CARD = "README.md"
+ADAPTER = "adapter_model.safetensors"
+
+
+def export(
+    run: RunName,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder that is made")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="LoRA's factors alone, as peft loads them")] = False,
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy a run's predicted checkpoint, or its adapter, into a local folder that transformers and peft open."""
+    found, terminal = named_run(run, root), terminal_for(quiet)
+    with Counted(terminal) as counted:
+        files = (export_adapter if adapter else export_checkpoint)(found, folder, counted)
+    terminal.say(f"{len(files)} files of {found.run_id} in {folder}", whole=True)
+    finish({"run_id": found.run_id, "folder": folder, "files": files}, as_json)
+
+
+def export_checkpoint(run: Run, folder: str, counted: Counted | None = None) -> list[str]:
+    """Copy the checkpoint's files into `folder`, which must be new or empty; names of the files."""
+    card = {CARD: model_card(run, "transformers").encode()}
+    return run.store.open(artifact_of(run, "checkpoint")).copy_to(folder, _told(counted), beside=card)
+
+
+def export_adapter(run: Run, folder: str, counted: Counted | None = None) -> list[str]:
+    """The same for the factors that the recursion moved, as peft stores them. BadInput where there are none."""
+    from foretune.flows.request import stored_request
+    from foretune.tasks.loading import adapter_config
+
+    request, prediction = stored_request(run), run.store.open(artifact_of(run, "prediction"))
+    if ADAPTER not in prediction.names():
+        why = "it moves the weights themselves" if request.adapter.method == "full" else "it is of an earlier version"
+        raise BadInput(f"run {run.run_id} has no adapter: {why}; export it without --adapter, or simulate it again")
+    moved = prediction.arrow("layers.parquet", columns=["module"])["module"].to_pylist()
+    modules = [name.removesuffix(".weight") for name in moved]
+    config = adapter_config(request.adapter, modules, request.model.name_or_path)
+    beside = {
+        CARD: model_card(run, "peft").encode(),
+        "adapter_config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+    }
+    return prediction.copy_to(folder, _told(counted), only={ADAPTER}, beside=beside)
+
+
+def _told(counted: Counted | None) -> Any:
+    def told(what: str, done: int, total: int) -> None:
+        if counted is not None:
+            counted(what, done / 1e6, total / 1e6, "MB")
+
+    return told
+
+
+def model_card(run: Run, library: str) -> str:
+    """What the folder is, in the form of a card of the hub's: predicted, not trained; from what; how far trusted."""
+    from foretune.storage.display import one_line
+    from foretune.storage.redaction import redacted
+
+    result = run.read_result()
+    request, summary = result.get("request", {}), result.get("summary", {})
+    base = one_line(request.get("model", {}).get("name_or_path", "the base model"))
+    dataset = one_line(request.get("dataset", {}).get("path", "its dataset"))
+    front = {"base_model": base, "library_name": library, "tags": ["foretune", "predicted"]}
+    training = ", ".join(f"{name} {value}" for name, value in request.get("training", {}).items() if name != "version")
+    before, after = summary.get("heldout_loss_base"), summary.get("heldout_loss_evaluated")
+    loss = f"{before:.4f} before, {after:.4f} at these weights" if before and after else "not evaluated"
+    return redacted(f"""---
+{json.dumps(front)}
+---
+# Predicted, not trained
+
+These weights were **predicted** by foretune, without a training loop: what fine-tuning `{base}` on `{dataset}` would
+come to. They are an answer to a question, not a model to ship.
+
+- Run: `{run.run_id}`
+- Held-out loss, in nats per label token: {loss}
+- Trusted: {one_line(summary.get("trust", "not said"))}
+- The training that was asked about: {one_line(training, 2000)}
+- Licence: that of the base model and of the dataset; foretune read neither.
+""")
