@@ -163,6 +163,7 @@ def _prediction(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
         anchors=summary["anchor_steps"],
         tolerance=summary["tolerance"],
         summary=_flat(summary),
+        base_path=prediction.table("single_anchor.parquet") if "single_anchor.parquet" in prediction.names() else None,
     )
 
 

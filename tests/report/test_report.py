@@ -109,12 +109,13 @@ def test_the_first_screen_is_a_list_of_conditions_with_what_mends_them(page: Pag
     for wanted in (
         "Should I train? Not yet.",
         "Do rows harm held-out loss? 3 rows passes: none",
-        "Rows 41 , 7 , 88 and 2 more.",
+        "rows 41 , 7 , 88 and 2 more",
+        "1 of 3 conditions pass",
         "foretune clean otter --drop-rows 41,7,88 -o clean.jsonl",
         "Is the gain more than chance? not measured passes: above the spread of real runs",
         "Gain +0.5 ± 0.04 nats per token",
         "90 % of the gain by step 24 of 36",
-        "this simulation 82.4 s",
+        "here 82 s",
         *COMMANDS,
     ):
         assert wanted in page.words
