@@ -319,6 +319,8 @@ def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) 
     rows = sorted({row for flag in asked.flags for row in evidence.rows.get(flag, ())})
     limit = evidence.limits.get(name, signal and signal.get("threshold"))
     band = asked.band
+    if limit is not None and asked.unit == "rows":
+        limit = math.floor(limit)  # rows are whole
     if "{}" in band:
         band = "a few" if limit is None else band.format(_figure(limit, "" if name == "dead_layer" else asked.unit))
     if name not in _ASKED and limit is not None:

@@ -210,6 +210,8 @@ def test_every_band_is_a_number_of_the_settings_or_none_of_something():
     assert bands["delta_clipped"] == "none"  # its threshold is a share of a norm, its value a count
     assert bands["trust"] == "at most 0.1 from the evaluated loss"
     assert bands["harming_rows"] == "at most 0.005, 1 % of the gain"
+    mismatched = judged(signals=[signal("answer_mismatch", "warn", 1) | {"threshold": 0.36}])
+    assert by_name(mismatched)["answer_mismatch"].band == "at most 0 that do not"  # not a third of a row
     assert not {"flat", "few", "low", "nearly all"} & {*bands.values()}
 
 
