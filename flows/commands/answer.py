@@ -62,8 +62,8 @@ def cost_in_words(cost: dict[str, Any]) -> str:
 
 def _between(cost: dict[str, Any]) -> str:
     """From the fastest to the slowest part of what was timed; nothing where it had one part."""
-    ends = [cost.get("real_seconds_from"), cost.get("real_seconds_to")]
-    return "" if None in ends else f" ({duration(ends[0])} to {duration(ends[1])})"
+    fastest, slowest = cost.get("real_seconds_from"), cost.get("real_seconds_to")
+    return "" if fastest is None or slowest is None else f" ({duration(fastest)} to {duration(slowest)})"
 
 
 def _print_rows(terminal: Terminal, summary: dict[str, Any]) -> None:

@@ -317,14 +317,7 @@ def _concepts(fading: Sequence[Mapping[str, Any]]) -> Condition:
 def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) -> Condition:
     asked = _ASKED.get(name, _Asked(name.replace("_", " ") + "?", "", ""))
     rows = sorted({row for flag in asked.flags for row in evidence.rows.get(flag, ())})
-    limit = evidence.limits.get(name, signal and signal.get("threshold"))
-    band = asked.band
-    if limit is not None and asked.unit == "rows":
-        limit = math.floor(limit)  # rows are whole
-    if "{}" in band:
-        band = "a few" if limit is None else band.format(_figure(limit, "" if name == "dead_layer" else asked.unit))
-    if name not in _ASKED and limit is not None:
-        band = f"at most {measured(limit)}"
+    band = _band(name, asked, evidence.limits.get(name, signal.get("threshold") if signal else None))
     if signal is None:
         value = evidence.summary.get(_MEASURED.get(name, ""), len(rows))
         if asked.unit == "share of rows":
@@ -344,3 +337,12 @@ def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) 
         f"{name.replace('_', ' ')}: {signal['advice']}",
         f"foretune clean {{run}} {drops} -o clean.jsonl" if drops else "",
     )
+
+
+def _band(name: str, asked: _Asked, limit: float | None) -> str:
+    if limit is None or (name in _ASKED and "{}" not in asked.band):
+        return asked.band.format("a few")
+    if asked.unit == "rows":  # which are whole
+        limit = math.floor(limit)
+    unit = "" if name == "dead_layer" else asked.unit  # whose value counts modules
+    return (asked.band or "at most {}").format(_figure(limit, unit))
