@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from foretune.tasks import report
+from foretune.tasks.report.facts import facts
 from foretune.tasks.report.views import BaselineView, QualityView, ReportView
 from tests.report.conftest import COMMANDS, published
 
@@ -261,3 +262,12 @@ def test_a_frame_without_its_columns_is_refused() -> None:
         ValueError, match=r"BaselineView.features lacks the columns \['firing_rate'\]; it has \['feature'\]"
     ):
         BaselineView(pd.DataFrame({"feature": [1]}), 1)
+
+
+def test_words_of_the_settings_are_said_as_a_reader_knows_them() -> None:
+    (ranked, *_) = facts("influence", {"ranked_by": "replayed", "replays_runs": 256})
+    assert (ranked.label, ranked.value) == ("rows ranked by", "256 simulated runs on random halves of the rows")
+    (rule,) = facts("prediction", {"rule": "recursion"})
+    assert (rule.label, rule.value) == ("end reached by", "the optimizer's own steps, one after the other")
+    (perplexity,) = facts("model_diff", {"heldout_perplexity_base": 48.5})
+    assert perplexity.unit == "equally likely tokens"
