@@ -117,15 +117,16 @@ def concepts_apart(results: list[dict[str, Any]], inputs: list[dict[str, str]]) 
 def influence_apart(a: Run, b: Run) -> str | None:
     """Why the scores of two runs' rows are not the same quantity; None where they are."""
     solved = [run.store.open(artifact_of(run, "influence")).json("solver.json") for run in (a, b)]
-    ways = [f"{method_in_words(each)} ({each['target']}, {each['unit']})" for each in solved]
-    measured = [(each.get("ranked_by"), each["target"], each["unit"]) for each in solved]
+    ways = [f"{method_in_words(each)} ({each.get('target')}, {each.get('unit')})" for each in solved]
+    measured = [(each.get("ranked_by", each.get("method")), each.get("target"), each.get("unit")) for each in solved]
     return None if measured[0] == measured[1] else f"rows were ranked by {ways[0]} before, by {ways[1]} after"
 
 
 def losses_apart(a: Run, b: Run) -> str | None:
     """Why the held-out losses of two runs are not those of the same tokens; None where they are."""
-    before, after = (run.store.open(artifact_of(run, "prediction")).manifest.inputs["evaluation"] for run in (a, b))
-    if before == after:
+    read = (run.store.open(artifact_of(run, "prediction")).manifest.inputs for run in (a, b))
+    before, after = (inputs.get("evaluation") for inputs in read)
+    if before is None or after is None or before == after:  # an older version did not record them
         return None
     if before["ids"] != after["ids"]:
         return "they are of different held-out rows"
