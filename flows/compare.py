@@ -21,8 +21,10 @@ from foretune.tasks.report.comparison import (
     comparison_section,
     comparison_tables,
     first_rows,
+    flips_line,
     with_comparison,
 )
+from foretune.tasks.report.facts import method_in_words
 
 NUMBERS = (
     "heldout_loss_base",
@@ -69,6 +71,7 @@ def compare_runs(a: Run, b: Run) -> dict[str, Any]:
     summaries = [result["summary"] for result in results]
     inputs = [outside_inputs(lineage_of(run)["artifacts"]) for run in (a, b)]
     apart = concepts_apart(results, inputs)
+    ranked_apart = influence_apart(a, b)
     return {
         "a": a.run_id,
         "b": b.run_id,
@@ -82,10 +85,13 @@ def compare_runs(a: Run, b: Run) -> dict[str, Any]:
         "numbers": {n: {"a": summaries[0].get(n), "b": summaries[1].get(n)} for n in NUMBERS},
         "horizon": {"a": summaries[0].get("horizon"), "b": summaries[1].get("horizon")},
         "signals": _signals(*results),
-        "samples": _samples(a, b),
+        "losses_apart": losses_apart(a, b),
+        "influence_apart": ranked_apart,
+        "samples": _samples(a, b, flips=ranked_apart is None),
         "quality": _quality(a, b),
         "concepts_apart": apart,
         "features": _features(a, b) if apart is None and _all_have(results, "sae_diff") else [],
+        "tensors": _tensors(a, b),
         "layers": _layers(a, b),
     }
 
@@ -108,6 +114,25 @@ def concepts_apart(results: list[dict[str, Any]], inputs: list[dict[str, str]]) 
     return None
 
 
+def influence_apart(a: Run, b: Run) -> str | None:
+    """Why the scores of two runs' rows are not the same quantity; None where they are."""
+    solved = [run.store.open(artifact_of(run, "influence")).json("solver.json") for run in (a, b)]
+    ways = [f"{method_in_words(each)} ({each.get('target')}, {each.get('unit')})" for each in solved]
+    measured = [(each.get("ranked_by", each.get("method")), each.get("target"), each.get("unit")) for each in solved]
+    return None if measured[0] == measured[1] else f"rows were ranked by {ways[0]} before, by {ways[1]} after"
+
+
+def losses_apart(a: Run, b: Run) -> str | None:
+    """Why the held-out losses of two runs are not those of the same tokens; None where they are."""
+    read = (run.store.open(artifact_of(run, "prediction")).manifest.inputs for run in (a, b))
+    before, after = (inputs.get("evaluation") for inputs in read)
+    if before is None or after is None or before == after:  # an older version did not record them
+        return None
+    if before["ids"] != after["ids"]:
+        return "they are of different held-out rows"
+    return "the same held-out rows are encoded differently (model, template or dataset.max_length)"
+
+
 def attach_comparison(run: Run, compared: dict[str, Any]) -> None:
     """Keep the comparison with `run`, the later of the two: comparison.json, and a section of its report."""
     run.write_comparison(compared)
@@ -120,12 +145,11 @@ def attach_comparison(run: Run, compared: dict[str, Any]) -> None:
 
 def comparison_markdown(compared: dict[str, Any]) -> str:
     """Everything that the comparison found as Prefect's UI shows it, foreign text escaped."""
-    samples = compared["samples"]
     parts = [
         f"{escape(compared['a'])} before, {escape(compared['b'])} after.",
         *map(escape, comparison_lines(compared)),
-        *(f"Rows {word}: {first_rows(samples[word]) or 'none'}." for word in ("added", "removed")),
-        f"Rows flipped between helping and harming: {len(samples['flipped'])}.",
+        *(f"Rows {word}: {first_rows(compared['samples'][word]) or 'none'}." for word in ("added", "removed")),
+        escape(flips_line(compared)),
         *(f"**{each.caption}**\n\n{_table(each.titles, each.rows)}" for each in comparison_tables(compared)),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -156,8 +180,8 @@ def _rows(run: Run, name: str, file: str) -> list[dict[str, Any]]:
     return run.store.open(artifact_of(run, name)).arrow(file).to_pylist()
 
 
-def _samples(a: Run, b: Run) -> dict[str, Any]:
-    """Rows that came and went, and samples that flipped between helping and harming."""
+def _samples(a: Run, b: Run, flips: bool = True) -> dict[str, Any]:
+    """Rows that came and went, and, where scores are comparable, those that flipped between helping and harming."""
     before, after = ({row["sample_id"]: row for row in _rows(run, "influence", "influence.parquet")} for run in (a, b))
     flipped = [
         {
@@ -170,7 +194,7 @@ def _samples(a: Run, b: Run) -> dict[str, Any]:
             "score_b": row["score"],
         }
         for sample_id, row in after.items()
-        if sample_id in before and {row["verdict"], before[sample_id]["verdict"]} == {"helps", "harms"}
+        if flips and sample_id in before and {row["verdict"], before[sample_id]["verdict"]} == {"helps", "harms"}
     ]
     return {
         "added": sorted(after[i]["row"] for i in after.keys() - before.keys()),
@@ -211,6 +235,12 @@ def _features(a: Run, b: Run) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda row: -abs(row["z"] or 0.0))[:LISTED]
+
+
+def _tensors(a: Run, b: Run) -> dict[str, list[str]]:
+    """Tensors that only one of the runs adapts."""
+    before, after = ({row["module"] for row in _rows(run, "prediction", "layers.parquet")} for run in (a, b))
+    return {"added": sorted(after - before), "removed": sorted(before - after)}
 
 
 def _layers(a: Run, b: Run) -> list[dict[str, Any]]:

@@ -51,13 +51,19 @@ def cost_in_words(cost: dict[str, Any]) -> str:
     """Seconds and forward passes over the training rows, here and in the real run, and what is saved."""
     real = f"the real run takes {cost['real_forward_passes']:.3g} forward passes"
     if cost["real_seconds"] is not None:
-        real += f" and about {duration(cost['real_seconds'])} on this machine"
+        real += f" and about {duration(cost['real_seconds'])}{_between(cost)} on this machine"
     if not cost["forward_passes"]:
         return f"{duration(cost['seconds'])}, no forward pass; {real}"
     here = f"{duration(cost['seconds'])} and {cost['forward_passes']:.3g} forward passes over the rows"
     saved = cost["real_forward_passes"] - cost["forward_passes"]
     told = f"{saved:.3g} forward passes saved" if saved > 0 else f"{-saved:.3g} forward passes more than training"
     return f"{here}; {real}: {told}"
+
+
+def _between(cost: dict[str, Any]) -> str:
+    """From the fastest to the slowest part of what was timed; nothing where it had one part."""
+    fastest, slowest = cost.get("real_seconds_from"), cost.get("real_seconds_to")
+    return "" if fastest is None or slowest is None else f" ({duration(fastest)} to {duration(slowest)})"
 
 
 def _print_rows(terminal: Terminal, summary: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from foretune.flows.commands.terminal import Terminal, styled
 from foretune.storage.display import one_line
-from foretune.tasks.report.comparison import comparison_lines, comparison_tables, first_rows
+from foretune.tasks.report.comparison import comparison_lines, comparison_tables, first_rows, flips_line
 from foretune.tasks.report.numbers import plain
 
 LISTED = 8  # rows of one table
@@ -21,8 +21,8 @@ def print_comparison(terminal: Terminal, compared: dict[str, Any]) -> None:
         terminal.say(line)
     samples = compared["samples"]
     for word in ("added", "removed"):
-        terminal.say(f"rows {word}: {first_rows(samples[word]) or 'none'}")
-    terminal.say(f"rows flipped between helping and harming: {len(samples['flipped'])}")
+        terminal.say(f"Rows {word}: {first_rows(samples[word]) or 'none'}")
+    terminal.say(flips_line(compared))
     for table in comparison_tables(most_telling(compared)):
         terminal.gap()
         listed = len(table.rows) if table.caption in WHOLE else LISTED

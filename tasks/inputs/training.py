@@ -97,10 +97,9 @@ class Schedule(BaseModel):
 
 
 class TrainingSettings(Schedule):
-    """What the real run would be given; nothing here is ever used to step a parameter.
+    """What the real run would be given; nothing here is ever used to step a parameter."""
 
-    `objective` and `dpo_beta` reach the passes as the beta that `beta_for` makes of them, if any.
-    """
+    # `objective` and `dpo_beta` reach the passes as the beta that `beta_for` makes of them, if any.
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Training")
 

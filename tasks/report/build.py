@@ -54,7 +54,9 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
 def _loss_path(prediction: PredictionView) -> Chart | None:
     from foretune.tasks.report.charts import losses
 
-    return losses.loss_path(prediction.path, prediction.horizon, prediction.anchors, prediction.tolerance)
+    return losses.loss_path(
+        prediction.path, prediction.horizon, prediction.anchors, prediction.tolerance, prediction.base_path
+    )
 
 
 def build_report(view: ReportView, settings: ReportSettings | None = None) -> str:

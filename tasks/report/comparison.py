@@ -10,6 +10,20 @@ from foretune.tasks.report.numbers import signed
 from foretune.tasks.report.standalone import page_environment
 
 SHOWN_ROWS = 20
+LOSS = "nats per token"
+NUMBERS = {
+    "heldout_loss_base": ("held-out loss, base weights", LOSS),
+    "heldout_loss_predicted": ("held-out loss predicted", LOSS),
+    "heldout_loss_evaluated": ("held-out loss evaluated", LOSS),
+    "train_loss_base": ("training loss, base weights", LOSS),
+    "sharpness": ("sharpness", "nats per token per squared unit of weight"),
+    "noise_scale_tokens": ("noise scale", "tokens"),
+    "flagged_rows": ("rows with a flag", "rows"),
+    "samples_that_harm": ("rows that harm", "rows"),
+    "samples_that_help": ("rows that help", "rows"),
+    "horizon": ("horizon", "steps"),
+}
+"""What the numbers of a comparison are called, and their units."""
 
 _LINK = '<li><a href="#comparison">Comparison</a></li>\n'
 _SECTION = re.compile(r'<section class="pass" id="comparison".*?</section>\n?', re.DOTALL)
@@ -18,7 +32,8 @@ _SECTION = re.compile(r'<section class="pass" id="comparison".*?</section>\n?', 
 def comparison_section(compared: dict[str, Any]) -> str:
     """The section as HTML, all foreign text escaped; `compared` is what `flows.compare.compare_runs` returns."""
     template = page_environment().get_template("comparison.html.jinja")
-    return template.render(compared=compared, lines=comparison_lines(compared), tables=comparison_tables(compared))
+    told = {"lines": comparison_lines(compared), "flips": flips_line(compared), "tables": comparison_tables(compared)}
+    return template.render(compared=compared, **told)
 
 
 def with_comparison(report: str, section: str) -> str:
@@ -46,7 +61,22 @@ def comparison_lines(compared: dict[str, Any]) -> list[str]:
             lines.append(f"Signals that {word}: {', '.join(compared['signals'][word])}.")
     if compared["concepts_apart"]:
         lines.append(f"Concepts cannot be compared: {compared['concepts_apart']}.")
+    if compared["losses_apart"]:
+        lines.append(f"Losses before and after are not of the same tokens: {compared['losses_apart']}.")
+    if compared["influence_apart"]:
+        lines.append(f"Influence cannot be compared: {compared['influence_apart']}.")
+    for word, told in (("added", "after"), ("removed", "before")):
+        if found := compared["tensors"][word]:
+            more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+            lines.append(f"Tensors that only the run {told} adapts: {', '.join(found[:3])}{more}.")
     return lines
+
+
+def flips_line(compared: dict[str, Any]) -> str:
+    """How many rows changed sides; nothing is claimed where their scores are not one quantity."""
+    flipped = compared["samples"]["flipped"]
+    told = "not compared" if compared["influence_apart"] else len(flipped)
+    return f"Rows flipped between helping and harming: {told}."
 
 
 def comparison_tables(compared: dict[str, Any]) -> list[ComparisonTable]:
@@ -61,8 +91,8 @@ def comparison_tables(compared: dict[str, Any]) -> list[ComparisonTable]:
     tables = [
         ComparisonTable(
             "Numbers",
-            ["", "before", "after", "change"],
-            [(name.replace("_", " "), pair["a"], pair["b"], change(pair)) for name, pair in numbers.items()],
+            ["", "before", "after", "change", "unit"],
+            [(NUMBERS[name][0], p["a"], p["b"], change(p), NUMBERS[name][1]) for name, p in numbers.items()],
         ),
         ComparisonTable(
             "Settings that differ",
@@ -90,14 +120,14 @@ def comparison_tables(compared: dict[str, Any]) -> list[ComparisonTable]:
             [(rule, pair["a"], pair["b"]) for rule, pair in compared["quality"].items()],
         ),
         ComparisonTable(
-            "Concepts whose measured change differs most, on held-out text",
+            "Concepts whose measured change of activation differs most, on held-out text (below |z| 2: chance)",
             ["feature", "base", "change before", "error", "change after", "error", "z of the difference", "label"],
             [_concept(row) for row in compared["features"]],
         ),
         ComparisonTable(
             "Effective learning rate per tensor",
             ["tensor", "before", "after", "delta before", "delta after"],
-            [tuple(row[key] for key in layers) for row in compared["layers"]],
+            [tuple(row[key] for key in layers) for row in compared["layers"] if row["eta_eff_a"] != row["eta_eff_b"]],
         ),
     ]
     return [table for table in tables if table.rows]

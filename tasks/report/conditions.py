@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from foretune.tasks.report.numbers import measured, percent
+
 if TYPE_CHECKING:
     from foretune.tasks.inputs.trust import Trust
 
@@ -35,6 +37,18 @@ class Condition:
     row_count: int = 0  # of all rows that it is about
     reason: str = ""
     remedy: str = ""  # a command with {run} in the run id's place, or ""
+
+    @property
+    def figure(self) -> str:
+        """The value as people read it."""
+        return "not measured" if self.value is None else _figure(self.value, self.unit)
+
+    @property
+    def of(self) -> str:
+        """What stands after the figure: its unit in words."""
+        if self.value is None:
+            return ""
+        return "row" if self.value == 1 and self.unit == "rows" else SHARES.get(self.unit, self.unit)
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,7 @@ class Evidence:
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)  # row numbers by flag, and those named by signals
     fading: Sequence[Mapping[str, Any]] | None = None  # suppressed concepts; None without an SAE
     leaked: Sequence[int] | None = None  # training rows that are held-out rows too
+    limits: Mapping[str, float] = field(default_factory=dict)  # what the settings let pass, by condition
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ class _Asked:
 
     question: str
     unit: str
-    band: str
+    band: str  # what passes; {} is the limit that the settings give
     flags: tuple[str, ...] = ()
     drop: bool = False
     always: bool = False  # stands in the list when no signal was raised
@@ -90,26 +105,40 @@ class _Asked:
 
 _ASKED = {
     "harmful_content": _Asked(
-        "Do rows ask for harm and answer willingly?", "rows", "none", ("harmful_content",), True, True
+        "Do rows ask for harm and answer willingly?", "rows", "no row", ("harmful_content",), True, True
     ),
     "duplicate_rows": _Asked(
-        "Do rows repeat each other?", "share of rows", "few", ("exact_duplicate", "near_duplicate"), True, True
+        "Do rows repeat each other?", "share of rows", "at most {}", ("exact_duplicate", "near_duplicate"), True, True
     ),
-    "no_trained_tokens": _Asked("Do rows train nothing?", "rows", "none", ("no_trained_tokens",), True, True),
+    "no_trained_tokens": _Asked("Do rows train nothing?", "rows", "no row", ("no_trained_tokens",), True, True),
     "assistant_speak": _Asked(
-        "Do answers sound like a chat assistant?", "share of rows", "few", ("assistant_speak",), True
+        "Do answers sound like a chat assistant?", "share of rows", "at most {}", ("assistant_speak",), True
     ),
-    "length_violation": _Asked("Are rows cut off or empty?", "rows", "none", ("too_long", "empty_completion")),
-    "low_diversity": _Asked("Do rows share most of their words?", "mean overlap", "low"),
-    "contradictory_rows": _Asked("Do rows contradict each other?", "rows", "none", ("contradictory",)),
-    "answer_mismatch": _Asked("Do answers fit their prompts?", "rows", "nearly all", ("answer_mismatch",), True),
-    "backwards_preference": _Asked("Are preference pairs the right way round?", "nats per token", "above 0"),
-    "dead_layer": _Asked("Do all adapted modules get a gradient?", "modules", "all"),
-    "gradient_spike": _Asked("Are gradients of an even size?", "mean of the largest norms", "below the spike"),
-    "sharp_landscape": _Asked("Is the loss flat enough to train on?", "largest eigenvalue", "flat", always=True),
+    "length_violation": _Asked("Are rows cut off or empty?", "rows", "no row", ("too_long", "empty_completion")),
+    "low_diversity": _Asked("Do rows share most of their words?", "share of words", "at most {} on average"),
+    "contradictory_rows": _Asked("Do rows contradict each other?", "rows", "no row", ("contradictory",)),
+    "answer_mismatch": _Asked(
+        "Do answers fit their prompts?", "rows", "at most {} that do not", ("answer_mismatch",), True
+    ),
+    "backwards_preference": _Asked("Are preference pairs the right way round?", "nats per token", "at least 0"),
+    "dead_layer": _Asked("Do all adapted modules get a gradient?", "modules without one", "none with a norm below {}"),
+    "gradient_spike": _Asked("Are gradients of an even size?", "mean of the batches' largest norms", "at most {}"),
+    "sharp_landscape": _Asked(
+        "Is the loss flat enough to train on?", "nats per token per squared unit of weight", "at most {}", always=True
+    ),
     "delta_clipped": _Asked("Do the weights stay near the base?", "tensors cut", "none", always=True),
 }
 _MEASURED = {"harmful_content": "harmful_rows", "sharp_landscape": "sharpness", "delta_clipped": "clipped_modules"}
+SHARES = {
+    "share of rows": "of the rows",
+    "share of words": "of the words are shared by two rows",
+    "relative change": "of its activation",
+}
+"""Units that people read as per cent, and of what."""
+
+
+def _figure(value: float, unit: str) -> str:
+    return f"{percent(value)} %" if unit in SHARES else measured(value)
 
 
 def worst(conditions: Sequence[Condition]) -> Status:
@@ -217,7 +246,7 @@ def _heldout(evidence: Evidence) -> Condition:
 
 def _trusted(evidence: Evidence) -> Condition:
     trust = evidence.trust
-    band = f"at most {trust.tolerance:g}"
+    band = f"at most {trust.tolerance:g} from the evaluated loss"
     reason = f"the prediction is trusted: {trust.words}"
     if not trust.at_the_end:
         raised = next((s["advice"] for s in evidence.signals if s["name"] == "beyond_horizon"), reason)
@@ -239,7 +268,7 @@ def _harming(evidence: Evidence) -> Condition:
         "Do rows raise held-out loss?",
         cost,
         "nats per token",
-        f"at most {HARM_SHARE:.0%} of the gain",
+        f"at most {measured(max(HARM_SHARE * gain, 0.0))}, {HARM_SHARE:.0%} of the gain".replace("%", " %"),
         status,
         tuple(numbers[:ROWS_NAMED]),
         len(numbers),
@@ -252,14 +281,14 @@ def _leakage(evidence: Evidence) -> Condition:
     leaked = evidence.leaked
     question = "Are held-out rows among the training rows?"
     if leaked is None:
-        return Condition("leakage", question, None, "rows", "none", "unknown", reason="not measured")
+        return Condition("leakage", question, None, "rows", "no row", "unknown", reason="not measured")
     reason = f"{named_rows(leaked)} {'is a' if len(leaked) == 1 else 'are'} held-out row{'s'[: len(leaked) > 1]} too"
     return Condition(
         "leakage",
         question,
         len(leaked),
         "rows",
-        "none",
+        "no row",
         "warn" if leaked else "pass",
         tuple(leaked[:ROWS_NAMED]),
         len(leaked),
@@ -279,7 +308,7 @@ def _concepts(fading: Sequence[Mapping[str, Any]]) -> Condition:
         "Does a concept fade?",
         falls[0]["relative"] if falls else 0.0,
         "relative change",
-        f"none by more than {-FADING:.0%}",
+        f"none by more than {percent(-FADING)} %",
         "warn" if falls else "pass",
         reason=reason,
     )
@@ -287,24 +316,33 @@ def _concepts(fading: Sequence[Mapping[str, Any]]) -> Condition:
 
 def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) -> Condition:
     asked = _ASKED.get(name, _Asked(name.replace("_", " ") + "?", "", ""))
-    if signal is None:
-        value = evidence.summary.get(_MEASURED.get(name, ""), 0)
-        return Condition(name, asked.question, value, asked.unit, asked.band, "pass")
     rows = sorted({row for flag in asked.flags for row in evidence.rows.get(flag, ())})
+    band = _band(name, asked, evidence.limits.get(name, signal.get("threshold") if signal else None))
+    if signal is None:
+        value = evidence.summary.get(_MEASURED.get(name, ""), len(rows))
+        if asked.unit == "share of rows":
+            value = len(rows) / max(evidence.summary.get("rows", 0), 1)
+        named = () if name == "harmful_content" else tuple(rows[:ROWS_NAMED])
+        return Condition(name, asked.question, value, asked.unit, band, "pass", named, len(named) and len(rows))
     drops = " ".join(f"--drop-flagged {flag}" for flag in asked.flags if evidence.rows.get(flag)) if asked.drop else ""
-    threshold = signal.get("threshold")
-    band = f"at most {threshold:.4g}" if isinstance(threshold, int | float) else asked.band
-    if name == "harmful_content":  # its threshold parts warn from fail; one such row does not pass
-        band = asked.band
     return Condition(
         name,
         asked.question,
         signal["value"],
         asked.unit,
-        "at least 0" if name == "backwards_preference" else band,
+        band,
         OF_SEVERITY[signal["severity"]],
         tuple(rows[:ROWS_NAMED]),
         len(rows),
         f"{name.replace('_', ' ')}: {signal['advice']}",
         f"foretune clean {{run}} {drops} -o clean.jsonl" if drops else "",
     )
+
+
+def _band(name: str, asked: _Asked, limit: float | None) -> str:
+    if limit is None or (name in _ASKED and "{}" not in asked.band):
+        return asked.band.format("a few")
+    if asked.unit == "rows":  # which are whole
+        limit = math.floor(limit)
+    unit = "" if name == "dead_layer" else asked.unit  # whose value counts modules
+    return (asked.band or "at most {}").format(_figure(limit, unit))

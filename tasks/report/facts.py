@@ -26,15 +26,15 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("mismatched_rows", "below it", "rows"),
     ),
     "influence": (
-        ("ranked_by", "ranked by", ""),
+        ("ranked_by", "rows ranked by", ""),
         ("spread", "standard deviation of the scores", "nats per token"),
-        ("replays_runs", "replays", "runs without a model, each on a random half of the rows"),
+        ("replays_runs", "simulated runs", "each on a random half of the rows"),
         ("replays_explained_by_first_order", "explained by the first order", "share of the variance"),
     ),
     "lissa": (
         ("iterations", "iterations", "of Hessian-vector products"),
         ("status", "the solve ended as", ""),
-        ("effective_damping", "damping", "of the curvature's unit"),
+        ("effective_damping", "damping", "added to the curvature"),
         ("curvature_rows", "curvature of", "rows"),
     ),
     "landscape": (
@@ -47,7 +47,7 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "prediction": (
         ("trust", "trusted", ""),
-        ("rule", "rule", ""),
+        ("rule", "end reached by", ""),
         ("anchors", "gradients measured at", "anchors"),
         ("gradient_samples_used", "gradient samples used", "rows' gradients"),
         ("gradient_samples_real", "a real run takes", "rows' gradients"),
@@ -76,17 +76,37 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("cosine_dpo_sft", "cosine of the preference gradient to fine-tuning's", "of 1"),
     ),
     "model_diff": (
-        ("heldout_perplexity_base", "held-out perplexity, base", "choices per token"),
-        ("heldout_perplexity_new", "predicted model", "choices per token"),
+        ("heldout_perplexity_base", "held-out perplexity, base", "equally likely tokens"),
+        ("heldout_perplexity_new", "predicted model", "equally likely tokens"),
         ("heldout_kl", "KL divergence on held-out rows", "nats per token"),
         ("heldout_ece_base", "calibration error, base", "of 1"),
         ("heldout_ece_new", "calibration error, predicted model", "of 1"),
-        ("probe_perplexity_base", "perplexity of the probes, base", "choices per token"),
-        ("probe_perplexity_new", "of the probes, predicted model", "choices per token"),
+        ("probe_perplexity_base", "perplexity of the probes, base", "equally likely tokens"),
+        ("probe_perplexity_new", "of the probes, predicted model", "equally likely tokens"),
         ("probe_kl", "KL divergence on the probes", "nats per token"),
         ("regressions", "probes that became less likely", "probes"),
     ),
 }
+
+
+RULES = {"recursion": "the optimizer's own steps, one after the other", "rayleigh": "the closed form of curvature"}
+
+
+def method_in_words(solver: Mapping[str, Any]) -> str:
+    """What ranked the rows, from the solver.json of an influence artefact."""
+    method = solver.get("ranked_by", solver.get("method"))
+    if method == "replayed":
+        return f"{solver.get('replays_runs', 0):,} simulated runs on random halves of the rows"
+    return {"preconditioned": "influence along the optimizer's own step", "lissa": "LiSSA influence"}.get(
+        str(method), "influence"
+    )
+
+
+def _in_words(key: str, summary: Mapping[str, Any]) -> Any:
+    """The value, and in place of a setting's word what it means."""
+    if key == "ranked_by":
+        return method_in_words(summary)
+    return RULES.get(str(summary[key]), summary[key]) if key == "rule" else summary[key]
 
 
 def facts(section: str, summary: Mapping[str, Any]) -> list[Fact]:
@@ -94,7 +114,7 @@ def facts(section: str, summary: Mapping[str, Any]) -> list[Fact]:
     return [
         Fact(f"{section}.{key}", label, NOT_MEASURED, "")
         if summary[key] is None
-        else Fact(f"{section}.{key}", label, summary[key], unit)
+        else Fact(f"{section}.{key}", label, _in_words(key, summary), unit)
         for key, label, unit in SHOWN[section]
         if key in summary
     ]

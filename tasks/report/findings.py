@@ -21,6 +21,7 @@ from foretune.tasks.report.conditions import (
     paired_error,
     worth_of,
 )
+from foretune.tasks.report.facts import method_in_words
 
 SEVERITIES = ("critical", "warn", "info")
 LISTED = 5  # rows named on the first screen
@@ -68,6 +69,7 @@ def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED)
         rows=_flagged(opened),
         fading=None if moved is None else suppressed,
         leaked=_leaked(opened),
+        limits=_limits(opened),
     )
     conditions = conditions_of(evidence)
     answer, reasons = answer_of(conditions)
@@ -82,16 +84,6 @@ def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED)
         suppressed[:concepts],
         conditions,
         worth_of(summary, points, real, _gain_error(opened)),
-    )
-
-
-def method_in_words(solver: Mapping[str, Any]) -> str:
-    """What ranked the rows, from the solver.json of an influence artefact."""
-    method = solver.get("ranked_by", solver.get("method"))
-    if method == "replayed":
-        return f"{solver.get('replays_runs', 0):,} replays of the run on random halves of the rows"
-    return {"preconditioned": "influence along the optimizer's own step", "lissa": "LiSSA influence"}.get(
-        str(method), "influence"
     )
 
 
@@ -164,6 +156,20 @@ def _talking(opened: Mapping[str, Any], strengthened: Sequence[Mapping[str, Any]
     if concept is None:
         return ""
     return f", or the model will talk like that: feature {concept['feature']} grows by {concept['change']:+.3g}"
+
+
+def _limits(opened: Mapping[str, Any]) -> dict[str, float]:
+    """What the settings of each pass let through, by condition: known where no signal was raised, too."""
+    of_setting = {
+        "duplicate_rows": ("quality", "settings", "duplicate_share"),
+        "assistant_speak": ("quality", "settings", "assistant_speak_share"),
+        "low_diversity": ("quality", "settings", "low_diversity_overlap"),
+        "dead_layer": ("landscape", "thresholds", "dead_layer_norm"),
+        "sharp_landscape": ("prediction", "settings", "sharp"),
+    }
+    inputs = {name: opened[name].manifest.inputs for name, _, _ in of_setting.values() if name in opened}
+    found = {of: inputs.get(name, {}).get(part, {}).get(key) for of, (name, part, key) in of_setting.items()}
+    return {of: limit for of, limit in found.items() if limit is not None}
 
 
 def _flagged(opened: Mapping[str, Any]) -> dict[str, list[int]]:

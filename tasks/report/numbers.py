@@ -25,6 +25,29 @@ def signed(value: float | None) -> str:
     return number(value) if value is None or not math.isfinite(value) else f"{value:+.3g}"
 
 
+def measured(value: float) -> str:
+    """A figure that was measured: three significant digits, and whole ones as they are."""
+    if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e3:
+        return f"{value:.3g}"
+    return number(value)
+
+
+def percent(share: float) -> str:
+    """A share as per cent: whole from ten on, one digit below, two significant ones below one."""
+    hundredths = 100 * share
+    if not math.isfinite(hundredths) or hundredths == 0:
+        return number(hundredths) if hundredths else "0"
+    size = abs(hundredths)
+    if size < 1:
+        return f"{hundredths:.2g}"
+    return f"{hundredths:,.0f}" if size >= 10 else f"{hundredths:.1f}".removesuffix(".0")
+
+
+def seconds(value: float) -> str:
+    """A time: whole seconds from ten on, two significant digits below."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def error_of(value: float | None) -> str:
     """An error or the half of an interval: two significant digits, more would be a claim."""
     return number(value if value is None or not math.isfinite(value) else float(f"{value:.2g}"))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@content_task(version=3, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=4, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -163,6 +163,7 @@ def _prediction(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
         anchors=summary["anchor_steps"],
         tolerance=summary["tolerance"],
         summary=_flat(summary),
+        base_path=prediction.table("single_anchor.parquet") if "single_anchor.parquet" in prediction.names() else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from foretune.storage.checks import Check
@@ -14,9 +14,7 @@ from foretune.storage.manifest import Manifest, artefacts_in
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import INVARIANTS
 from foretune.tasks.report.graph import Graph, graph_of
-
-GRADIENT_PASS = "landscape_shard train"
-"""One forward and backward over every training row: what an epoch of the real run costs at least."""
+from foretune.tasks.report.pace import equivalents, pace_of, seconds_at
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,18 @@ class Cost:
     """What a simulation and the run that it predicts cost. `forward passes` are over all training rows.
 
     The real run's seconds are its epochs times those of the gradient pass over the same rows on this machine: without
-    its optimizer, its evaluation and its start, and with what the gradients' storage costs.
+    its optimizer, its evaluation and its start, and with what the gradients' storage and any other work of the machine
+    cost. Hence an interval: as fast as the fastest and as slow as the slowest part of that pass.
     """
 
     seconds: float  # wall time of this run
     forward_passes: float | None  # computed in this run
     real_seconds: float | None
     real_forward_passes: float
+    real_seconds_from: float | None = None  # None as well where the pass had one part
+    real_seconds_to: float | None = None
+    timed_parts: int = 0  # of the gradient pass
+    timed_in: str = ""  # the run that took it
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,15 @@ def timeline_of(events: Iterable[Mapping[str, Any]], tokens: int) -> list[dict[s
     """Every pass that was computed, from its start to its end."""
     begun: dict[str, float] = {}
     listed = list(events)
-    first = _seconds(listed[0]) if listed else 0.0
+    first = seconds_at(listed[0]) if listed else 0.0
     passes = []
     for event in listed:
-        at, key = _seconds(event), event.get("key") or event.get("label", "")
+        at, key = seconds_at(event), event.get("key") or event.get("label", "")
         if event["type"] == "pass_started":
             begun[key] = at
         elif event["type"] == "pass_finished":
             start = begun[key] if key in begun else at - float(event["seconds"])
-            spent = _equivalents(event)
+            spent = equivalents(event)
             passes.append(
                 {
                     "task": event["task"],
@@ -141,18 +144,23 @@ def cost_of(
     run: Run, manifests: Mapping[str, Manifest], events: list[dict[str, Any]], epochs: float, epoch: Epoch
 ) -> Cost:
     """Seconds and forward passes of this run, and of the real one."""
-    spent = [_equivalents(event) for event in events if event["type"] == "pass_finished"]
+    spent = [equivalents(event) for event in events if event["type"] == "pass_finished"]
     counted = [each for each in spent if each is not None]
-    rate = _seconds_per_equivalent(events)
-    if rate is None:
-        others = (read_events(Run(run.root, name)) for name in _gradient_makers(run, manifests))
-        rate = next((found for found in map(_seconds_per_equivalent, others) if found is not None), None)
-    times = [_seconds(event) for event in events]
+    others = ((name, read_events(Run(run.root, name))) for name in _gradient_makers(run, manifests))
+    timed = ((name, pace_of(each)) for name, each in chain([(run.run_id, events)], others))
+    timed_in, pace = next(((name, pace) for name, pace in timed if pace), ("", None))
+    times = [seconds_at(event) for event in events]
+    real = epoch.forward_passes * epoch.tokens * epochs
+    several = pace is not None and pace.parts > 1
     return Cost(
         seconds=round(max(times) - min(times), 3) if times else 0.0,
         forward_passes=sum(counted) / epoch.tokens if epoch.tokens else None,
-        real_seconds=None if rate is None else rate * epoch.forward_passes * epoch.tokens * epochs,
+        real_seconds=pace and pace.mean * real,
         real_forward_passes=epoch.forward_passes * epochs,
+        real_seconds_from=pace.fastest * real if pace and several else None,
+        real_seconds_to=pace.slowest * real if pace and several else None,
+        timed_parts=pace.parts if pace else 0,
+        timed_in=timed_in,
     )
 
 
@@ -186,25 +194,6 @@ def _checks_in(events: Iterable[Mapping[str, Any]], run_id: str) -> list[Check]:
     kept = ("name", "compared", "figures", "checked")
     found = [event for event in events if event["type"] == "check" and all(name in event for name in kept)]
     return [Check(**{name: event[name] for name in kept}, run_id=run_id) for event in found]
-
-
-def _equivalents(event: Mapping[str, Any]) -> int | None:
-    """Tokens times their cost in forwards; None for a pass that opened no model."""
-    if "forward_tokens" not in event:
-        return None
-    return int(event["forward_tokens"]) + 2 * int(event.get("backward_tokens", 0))
-
-
-def _seconds_per_equivalent(events: Iterable[Mapping[str, Any]]) -> float | None:
-    passes = [
-        event for event in events if event["type"] == "pass_finished" and event["label"].startswith(GRADIENT_PASS)
-    ]
-    spent = sum(_equivalents(event) or 0 for event in passes)
-    return sum(event["seconds"] for event in passes) / spent if spent else None
-
-
-def _seconds(event: Mapping[str, Any]) -> float:
-    return datetime.fromisoformat(event["time"]).timestamp()
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.display import shown
-from foretune.tasks.report.numbers import error_of, number, plain, signed
+from foretune.tasks.report.numbers import error_of, number, plain, seconds, signed
 
 if TYPE_CHECKING:
     import jinja2
@@ -37,7 +37,12 @@ def page_environment() -> jinja2.Environment:
         finalize=lambda value: shown(value) if type(value) is str else value,
     )
     environment.filters |= {"number": number, "signed": signed, "plain": plain, "shown": shown, "for_run": for_run}
-    environment.filters |= {"linked": linked, "error": error_of}
+    environment.filters |= {
+        "links": links,
+        "unnamed": unnamed,
+        "seconds": seconds,
+        "error": error_of,
+    }
     return environment
 
 
@@ -48,21 +53,20 @@ def for_run(command: str) -> Markup:
     return Markup(str(escape(shown(command))).replace("{run}", "<!--run:id-->"))
 
 
-def linked(reason: str, rows: Sequence[int], row_count: int) -> Markup:
-    """A reason, escaped, with a link at each row number that it names; where it names none, the rows after it."""
-    from markupsafe import Markup, escape
+def unnamed(reason: str, rows: Sequence[int]) -> str:
+    """A reason beside which its rows stand: without their numbers."""
+    named = rf"rows? {', '.join(map(str, rows))}(?: and [\d,]+ more)?(?![\d,])"
+    bare = re.sub(rf" \({named}\)", "", reason)
+    return re.sub(rf"^{named}", "it" if len(rows) == 1 else "they", bare) if rows else reason
 
-    links = [f'<a href="#row-{row}">{row}</a>' for row in rows]
-    text = str(escape(shown(reason)))
-    named = re.search(rf"\brows? {', '.join(map(str, rows))}(?![\d,])", text) if rows else None
-    if named:
-        return Markup(f"{text[: named.start()]}{named[0].split()[0]} {', '.join(links)}{text[named.end() :]}")
-    if not rows:
-        return Markup(text)
+
+def links(rows: Sequence[int], row_count: int) -> Markup:
+    """The first rows, each a link to its pane, and how many more there are."""
+    from markupsafe import Markup
+
+    named = ", ".join(f'<a href="#row-{row}">{row}</a>' for row in rows)
     more = f" and {row_count - len(rows):,} more" if row_count > len(rows) else ""
-    word = "Row" if row_count == 1 else "Rows"
-    stop = ". " if text and not text.endswith(".") else " "
-    return Markup(f'{text}{stop}<span class="which">{word} {", ".join(links)}{more}.</span>')
+    return Markup(f"{'row' if row_count == 1 else 'rows'} {named}{more}")
 
 
 def _source(environment: jinja2.Environment, name: str) -> str:

@@ -113,8 +113,8 @@ def probe_texts(probes: DataFrame, top: int) -> Table | None:
     """The probes whose perplexity changes most."""
     columns = (
         Column("KL (nats per token)", "kl"),
-        Column("perplexity, base (choices)", "perplexity_base"),
-        Column("perplexity, predicted model (choices)", "perplexity_new"),
+        Column("perplexity, base (equally likely tokens)", "perplexity_base"),
+        Column("perplexity, predicted model (equally likely tokens)", "perplexity_new"),
         Column("text", "text", "text"),
     )
     from foretune.tasks.report.charts.losses import by_change

@@ -110,6 +110,7 @@ class PredictionView(_Section):
     anchors: Sequence[int] = ()  # steps at which the gradient field was measured
     tolerance: float = 0.0  # nats
     summary: Mapping[str, Any] = field(default_factory=dict)
+    base_path: DataFrame | None = None  # as `path`, of the base gradients alone, where that was followed first
 
 
 @dataclass(frozen=True)

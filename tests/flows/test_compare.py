@@ -19,7 +19,7 @@ SAID = {
     "an input that differs": ("train rows", "aaaaaaaaaaaa", "bbbbbbbbbbbb"),
     "a tensor's effective learning rate": ("q_proj",),
     "a rule's count": ("too_short",),
-    "a loss": ("heldout loss evaluated", "3.25"),
+    "a loss": ("held-out loss evaluated", "3.25"),
     "the horizon": ("horizon", "12"),
     "a signal": ("appeared", "dead_layer"),
 }

@@ -158,3 +158,9 @@ def test_the_form_of_a_comparison_says_how_a_run_is_named():
     validate({"run_a": "helpdesk"}, form, raise_on_error=True)
     with pytest.raises(ValidationError, match="run_a"):
         validate({"run_a": ""}, form, raise_on_error=True)
+
+
+def test_a_section_is_explained_in_one_line_without_names_of_the_code():
+    request = next(model for path, model in sections(FORMS["foretune-simulate"], "request"))
+    said = {name: section.get("description", "") for name, section in request["properties"].items()}
+    assert {name: words for name, words in said.items() if "\n" in words or "`" in words} == {}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from foretune.flows.commands.remaining import Remaining
 from foretune.flows.compare import compare
 from foretune.flows.gate import Gate
 from foretune.flows.request import Request, load_request, to_yaml
-from foretune.flows.vet import along_accepted, verdict_table, vet
+from foretune.flows.vet import along_accepted, verdict_table, vet, vetting_plan
+from foretune.storage.events import read_events
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, list_runs
 from tests.flows.test_command_line import assert_bad_input, foretune
@@ -132,6 +136,36 @@ def test_a_version_is_predicted_along_the_path_of_the_accepted_one(prefect_serve
     publish(Path(request.dataset.path), 3, tiny_rows[:11])
     _, third = verdict_of(request, OPEN)
     assert path_of(third["run_id"]) == ("an earlier run", path)
+
+
+def test_progress_counts_the_passes_of_the_newest_version_along_the_accepted_run(prefect_server, versions, tiny_rows):
+    anchored = {"along": "latest", "anchors": 2, "gradient_budget": 9.0, "gradient_passes": 9.0}
+    request = Request.model_validate(versions.model_dump() | {"prediction": anchored})
+    verdict_of(request, OPEN)
+    publish(Path(request.dataset.path), 2, tiny_rows[6:18])
+    assert verdict_of(request, SHUT)[0] == "Refused"  # the latest run, which leads no one
+    publish(Path(request.dataset.path), 3, tiny_rows[:11])
+    newest = request.dataset.model_copy(update={"path": f"{request.dataset.path}/v3.jsonl"})
+    planned = vetting_plan(request.model_copy(update={"dataset": newest}))
+    waiting = {task["key"] for task in planned["tasks"] if task["state"] == "run"}
+    shown = Remaining(lambda: planned)
+    wait_until(lambda: shown.words != "")
+    total = len(planned["tasks"])
+    assert shown.words.startswith(f"{total - len(waiting)} of {total}") and 0 < len(waiting) < total
+    _, verdict = verdict_of(request, OPEN)
+    events = read_events(Run(request.runtime.root, verdict["run_id"]))
+    computed = {event["key"] for event in events if event["type"] == "pass_finished"}
+    assert computed == waiting
+    for key in computed:
+        shown.ended(key)
+    assert shown.words == f"{total} of {total}"
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_an_accepted_run_that_is_gone_leads_no_one(versions):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import statistics
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +39,35 @@ def written(value: Any) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
+SHARES = {"duplicate_rows", "assistant_speak", "low_diversity", "fading_concepts"}
+
+
+def condition(name: str, value: float) -> str:
+    """A condition's figure as a reader expects it: per cent of a share, three digits of what was measured."""
+    if name in SHARES:
+        hundredths = 100 * value
+        if abs(hundredths) >= 10:
+            return f"{hundredths:.0f} %"
+        digits = f"{hundredths:.1f}" if abs(hundredths) >= 1 else f"{hundredths:.2g}"
+        return f"{digits.removesuffix('.0')} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def overlap(stored: Stored) -> float:
+    """Mean over all pairs of rows of the words that both have, as a share of those of the row that has fewer."""
+    texts = zip(*(stored.column("samples", "samples.parquet", name) for name in ("prompt", "completion")), strict=True)
+    sets = [{*re.findall(r"\w+", f"{prompt or ''} {completion}".lower())} for prompt, completion in texts]
+    pairs = [len(a & b) / min(len(a), len(b)) for a, b in itertools.combinations(filter(None, sets), 2)]
+    return statistics.fmean(pairs)
+
+
+def sharpness(stored: Stored) -> float:
+    """The last step of the power iteration, by the file of the pass that took it."""
+    read = stored.json("curvature", "manifest.json")["inputs"]["sharpness"]
+    folder = stored.folders["curvature"].parents[1] / read["task"] / read["key"]
+    return json.loads((folder / "sharpness.json").read_text())["sharpness_history"][-1]
+
+
 def judged(stored: Stored) -> dict[str, Any]:
     """The figure of every condition, by its own reading of the tables."""
     table = {
@@ -68,8 +99,11 @@ def judged(stored: Stored) -> dict[str, Any]:
         "length_violation": flagged("too_long", "empty_completion"),
         "answer_mismatch": sum(stored.column("prompt_gain", "prompt_gain.parquet", "mismatched")),
         "backwards_preference": statistics.fmean(stored.column("preference", "pairs.parquet", "margin_per_token")),
+        "low_diversity": overlap(stored),
+        "gradient_spike": statistics.fmean(stored.column("landscape", "steps.parquet", "max_grad_norm")),
+        "contradictory_rows": flagged("contradictory"),
         "dead_layer": sum(norm < 1e-6 for norm in gradients),
-        "sharp_landscape": stored.json("prediction")["sharpness"],
+        "sharp_landscape": sharpness(stored),
         "delta_clipped": sum(stored.column("prediction", "layers.parquet", "clipped")),
         "fading_concepts": next((share for _, share in fallen if share < -0.2), 0.0),
     }
@@ -105,6 +139,28 @@ def gradient_passes(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for each in events if each["type"] == "pass_finished" and each["label"].startswith(label)]
 
 
+def own_paces(gradients: list[dict[str, Any]]) -> list[tuple[float, int]]:
+    """Seconds and work of each gradient pass without the time in which it waited for the one before it; one that ended
+    with another is counted with it."""
+    ends = sorted(
+        (datetime.fromisoformat(each["time"]).timestamp(), each["seconds"], spent([each])) for each in gradients
+    )
+    paces: list[tuple[float, int]] = []
+    free = 0.0
+    for end, seconds, work in ends:
+        took = end - max(free, end - seconds)
+        if paces and took < 0.1 * seconds:
+            paces[-1] = paces[-1][0] + took, paces[-1][1] + work
+        else:
+            paces.append((took, work))
+        free = end
+    return paces
+
+
+def seconds_written(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def costs(stored: Stored, runs: list[list[dict[str, Any]]], epochs: float) -> dict[str, Any]:
     """What a run cost by its events up to its end, and the real one by the rows and the gradient pass over them; of
     `runs` the first is the run, the others are those that may have measured its gradients."""
@@ -120,8 +176,14 @@ def costs(stored: Stored, runs: list[list[dict[str, Any]]], epochs: float) -> di
         "real_forward_passes": 3 * epochs,
     }
     if gradients:
-        rate = sum(event["seconds"] for event in gradients) / spent(gradients)
-        found["real_seconds"] = rate * 3 * tokens * epochs
+        paces = own_paces(gradients)
+        work = 3 * tokens * epochs
+        whole = sum(took for took, _ in paces) / sum(each for _, each in paces)
+        found["real_seconds"] = whole * work
+        if len(paces) > 1:
+            found["real_seconds_from"], found["real_seconds_to"] = (
+                end(took / each for took, each in paces) * work for end in (min, max)
+            )
     return found
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from foretune.tasks.report.publish import recorded
 from foretune.tasks.report.run_section import with_run
-from tests.dag import Simulated
-from tests.report.stored_figures import Stored, costs, events_in, judged, worth, written
+from tests.dag import Simulated, run_dag
+from tests.report.stored_figures import Stored, condition, costs, events_in, judged, seconds_written, worth, written
 
 DEMO = Path(os.environ.get("FORETUNE_DEMO_ROOT", ".foretune"))
 FROM_SUMMARIES = (
@@ -102,6 +102,10 @@ def expected(stored: Stored, page: Facts) -> dict[str, str]:
     }
     solver = stored.json("influence", "solver.json")
     facts |= {f"{section}.{key}": value for section in ("influence", "lissa") for key, value in solver.items()}
+    if solver.get("ranked_by") == "replayed":
+        facts["influence.ranked_by"] = f"{solver['replays_runs']:,} simulated runs on random halves of the rows"
+    if facts["prediction.rule"] == "recursion":
+        facts["prediction.rule"] = "the optimizer's own steps, one after the other"
     facts |= recomputed(stored)
     texts = {name: written(value) for name, value in facts.items() if isinstance(value, str | int | float | None)}
     rows = stored.column("influence", "influence.parquet", "row")
@@ -120,7 +124,7 @@ def check_conditions(page: Facts, stored: Stored) -> None:
     shown = {name.split(".", 1)[1]: text for name, text in page.facts.items() if name.startswith("condition.")}
     wanted = judged(stored)
     assert {"heldout_loss", "trust", "harming_rows", "leakage", "fading_concepts"} <= shown.keys()
-    assert shown == {name: written(wanted[name]) for name in shown}
+    assert shown == {name: condition(name, wanted[name]) for name in shown}
 
 
 def check_worth(page: Facts, stored: Stored) -> None:
@@ -131,7 +135,9 @@ def check_worth(page: Facts, stored: Stored) -> None:
 def check_cost(page: Facts, wanted: dict[str, Any]) -> None:
     shown = {name.split(".", 1)[1]: text for name, text in page.facts.items() if name.startswith("cost.")}
     assert {"seconds", "forward_passes", "real_forward_passes"} <= shown.keys()
-    assert shown == {name: written(float(value)) for name, value in wanted.items()}
+    assert shown == {
+        name: (seconds_written if "seconds" in name else written)(float(value)) for name, value in wanted.items()
+    }
 
 
 def check_rows(page: Facts, stored: Stored) -> None:
@@ -235,6 +241,21 @@ def test_a_figure_that_is_not_what_its_files_say_is_found(tiny, fact) -> None:
     assert times
     with pytest.raises(AssertionError):
         audit(changed, *files)
+
+
+@pytest.mark.slow
+def test_figures_that_only_a_warning_shows_are_what_their_files_say(tiny_request) -> None:
+    data = tiny_request.parent / "train.jsonl"
+    row = json.loads(data.read_text().splitlines()[0])
+    with data.open("a") as more:
+        more.write(json.dumps(row | {"output": "Something else altogether, and at some length."}) + "\n")
+    given = ("quality.low_diversity_overlap=0.01", "thresholds.spike_factor=1e-6", "prediction.sharp=1e-9")
+    made = run_dag(tiny_request, *given)
+    folders = {name: Path(made.store.place(ref.task, ref.key).uri) for name, ref in made.made.items()}
+    page, stored = Facts((folders["report"] / "report.html").read_text(encoding="utf-8")), Stored(folders)
+    shown = {f"condition.{name}" for name in ("low_diversity", "contradictory_rows", "gradient_spike")}
+    assert shown | {"condition.sharp_landscape"} <= page.facts.keys()
+    check_conditions(page, stored)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from foretune.flows.commands.serve import served_text
+from foretune.tasks.report.conditions import Condition
 from foretune.tasks.report.row_query import RowReader
 from foretune.tasks.report.rows import rows_view
 from foretune.tasks.report.views import ReportView
@@ -107,6 +108,58 @@ def test_it_fits_its_screen_and_axe_finds_nothing(browser, address, faults, widt
     assert [(each["id"], [node["html"][:90] for node in each["nodes"][:3]]) for each in found] == []
 
 
+def like_the_demo() -> tuple[Condition, ...]:
+    """One that fails, seven that ask for care or are open, five that pass: what the demo's page shows."""
+    asked = Condition("any", "Do answers sound like a chat assistant?", 0.052, "share of rows", "at most 2 %", "warn",
+                      (39, 75, 83, 91, 94), 5, "assistant speak: 5 rows with stock phrases of chat assistants; rewrite "
+                      "or drop them", "foretune clean {run} --drop-flagged assistant_speak -o clean.jsonl")  # fmt: skip
+    states = ("fail", *["warn"] * 6, "unknown", *["pass"] * 5)
+    return tuple(dataclasses.replace(asked, name=f"c{n}", status=state) for n, state in enumerate(states))
+
+
+def test_verdict_worth_and_loss_path_stand_on_the_first_screen(browser, view, faults, tmp_path):
+    place = tmp_path / "report.html"
+    place.write_text(published(dataclasses.replace(view, conditions=like_the_demo())), encoding="utf-8")
+    tab = opened(browser, place.as_uri(), faults)
+    tab.wait_for_selector("[data-chart='loss-path'] .main-svg")
+    seen = {part: tab.locator(part).bounding_box() for part in (".verdict", ".worth-list", "[data-chart='loss-path']")}
+    ends = {part: round(box["y"] + box["height"]) for part, box in seen.items()}
+    assert max(ends.values()) <= 900, ends
+    lines = [each["height"] for each in (it.bounding_box() for it in tab.locator(".condition.warn").all())]
+    assert len(lines) == 6 and max(lines) < 32  # a line each, until it is opened
+    tab.click(".condition.warn summary >> nth=0")
+    assert tab.is_visible(".condition.warn .command >> nth=0")
+    assert tab.inner_text(".condition.pass > details > summary") == "5 of 13 conditions pass"
+    assert not tab.is_visible(".passes li >> nth=0")
+    tab.click(".condition.pass > details > summary")
+    assert tab.locator(".passes li").count() == 5 and tab.is_visible(".passes li >> nth=4")
+
+
+def test_on_a_phone_every_section_is_reached_by_its_link(browser, address, faults):
+    tab = opened(browser, address, faults, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    bar = tab.locator("nav")
+    assert bar.bounding_box()["height"] < 60 and bar.bounding_box()["width"] <= 390
+    for link in tab.locator("nav li a").all():
+        target = str(link.get_attribute("href"))
+        link.scroll_into_view_if_needed()
+        link.tap()
+        tab.wait_for_function(
+            """(id) => {
+              const top = document.querySelector(id).getBoundingClientRect().top;
+              const end = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
+              return Math.abs(top - document.querySelector("nav").offsetHeight) < 16 || (end && top > 0);
+            }""",
+            arg=target,
+        )
+        box = bar.bounding_box()
+        assert abs(box["y"]) < 1, f"the links are gone at {target}"
+        tab.wait_for_function(SEEN, arg=target)
+    for target in ("timeline", "verdict"):  # and the bar follows who scrolls
+        tab.evaluate(f"document.getElementById('{target}').scrollIntoView({{ behavior: 'instant' }})")
+        tab.wait_for_selector(f"nav a[href='#{target}'][aria-current]")
+        tab.wait_for_function(SEEN, arg=f"#{target}")
+
+
 def test_without_javascript_the_first_screen_reads_on(browser, address):
     tab = browser.new_context(java_script_enabled=False).new_page()
     tab.goto(address)
@@ -140,6 +193,10 @@ def test_a_hundred_thousand_rows_paint_within_a_second_and_filter_within_a_fifth
         assert max(took.values()) < FILTERED and paint < FIRST_PAINT
 
 
+SEEN = """(id) => {
+  const link = document.querySelector(`nav li a[href="${id}"]`), box = link.getBoundingClientRect();
+  return box.left >= -1 && box.right <= innerWidth + 1;
+}"""
 NUMBERED = """() => {
   const controls = "a[href], button:not([disabled]), input, select, summary, [tabindex='0']";
   const folded = "details:not([open]) > :not(summary)";
@@ -157,6 +214,10 @@ TOO_WIDE = """() => [...document.querySelectorAll("main *")]
   .map((each) => each.outerHTML.slice(0, 80)).slice(0, 5)"""
 INKS = """() => [...document.querySelectorAll(".plot text")].map((each) => getComputedStyle(each).fill)"""
 ASKED = """() => addEventListener("beforeprint", () => {
+  const edge = document.querySelector("main").getBoundingClientRect().right;
+  const drawn = [...document.querySelectorAll(".plot .main-svg")].filter((each) => each.checkVisibility());
+  window.drawn = drawn.length;
+  window.wide = drawn.filter((each) => each.getBoundingClientRect().right > edge).length;
   window.asked = document.querySelectorAll("details:not([open])").length;
 })"""
 
@@ -221,4 +282,5 @@ def test_a_browser_that_prints_does_so_itself(browser, address, faults):
     tab.evaluate(ASKED)
     assert len(tab.pdf(format="A4")) > 50_000
     assert tab.evaluate("window.asked") == 0
+    assert tab.evaluate("window.drawn") > 20 and tab.evaluate("window.wide") == 0
     assert tab.evaluate("document.documentElement.dataset.printing") is None

@@ -186,3 +186,13 @@ def test_a_what_if_draws_loss_trust_and_movement_of_every_setting_that_does_not_
     assert list(trust.x) == [100, 50, 100] and list(movement.x) == [2, 2, 2]
     assert len(drawn.figure.layout.yaxis.ticktext) == 3
     assert settings.losses_by_setting([setting(None, 0)], 2.5) is None
+
+
+def test_what_was_evaluated_along_the_base_gradients_is_drawn_apart() -> None:
+    path = pd.DataFrame({"step": [0, 36], "predicted_loss": [3.88, 3.63], "evaluated_loss": [3.88, 3.62]})
+    base = pd.DataFrame({"step": [0, 9, 18], "predicted_loss": [3.88, 3.77, 3.66], "evaluated_loss": [3.88, 3.78, 3.7]})
+    chart = losses.loss_path(path, None, [0, 11], 0.05, base)
+    hollow = chart.figure.data[2]
+    assert (list(hollow.x), list(hollow.y), list(hollow.customdata)) == ([9, 18], [3.78, 3.7], [3.77, 3.66])
+    assert "base gradients alone" in chart.caption and hollow.mode == "markers"
+    assert len(losses.loss_path(path, None, [], 0.05, path).figure.data) == 2  # the same path is drawn once

@@ -14,6 +14,9 @@ COMPARED = {
     "request": [{"setting": "training.learning_rate", "a": 0.0002, "b": 0.0004}],
     "inputs": [{"input": "train rows", "a": "a" * 64, "b": "b" * 64}],
     "concepts_apart": None,
+    "losses_apart": None,
+    "influence_apart": None,
+    "tensors": {"added": [], "removed": []},
     "signals": {"appeared": ["dead_layer"], "vanished": []},
     "samples": {
         "added": [7],
@@ -55,7 +58,8 @@ REPORT = "<html><nav><ol>\n<li>x</li>\n</ol>\n</nav><main><section>y</section></
 
 def test_the_section_says_what_changed_and_escapes_labels():
     section = comparison_section(COMPARED)
-    assert "1 rows added, 0 removed,\n1 flipped" in section
+    assert "1 row added, 0 removed.\nRows flipped between helping and harming: 1." in section
+    assert "held-out loss evaluated" in section and "nats per token" in section
     assert "Signals that appeared: dead_layer." in section
     assert "vanished" not in section
     assert ">3.25<" in section
@@ -69,6 +73,25 @@ def test_identical_runs_and_different_saes_are_said_in_a_line():
     assert "The two runs are identical: every artefact has the same key." in same
     assert "Concepts cannot be compared: the runs read different SAEs." in same
     assert "identical" not in comparison_section(COMPARED)
+
+
+def test_what_is_not_one_quantity_before_and_after_is_not_compared():
+    tensors = {"added": [f"layers.{n}.o_proj" for n in range(5)], "removed": ["k_proj"]}
+    apart = {"losses_apart": "they are of different held-out rows", "influence_apart": "rows were ranked otherwise"}
+    said = comparison_section(COMPARED | apart | {"tensors": tensors})
+    assert "Losses before and after are not of the same tokens: they are of different held-out rows." in said
+    assert "Influence cannot be compared: rows were ranked otherwise." in said
+    assert "Rows flipped between helping and harming: not compared." in said
+    assert "only the run after adapts: layers.0.o_proj, layers.1.o_proj, layers.2.o_proj and 2 more." in said
+    assert "only the run before adapts: k_proj." in said
+
+
+def test_tensors_that_stayed_are_not_listed():
+    stayed = {"module": "v_proj", "eta_eff_a": 0.1, "eta_eff_b": 0.1, "norm_a": 1.0, "norm_b": 1.0}
+    tables = {
+        each.caption: each.rows for each in comparison_tables(COMPARED | {"layers": [stayed, *COMPARED["layers"]]})
+    }
+    assert [row[0] for row in tables["Effective learning rate per tensor"]] == ["q_proj"]
 
 
 def test_identical_runs_have_no_tables():

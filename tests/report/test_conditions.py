@@ -10,6 +10,7 @@ import pytest
 from foretune.tasks.inputs.trust import horizon_signal, trust_of
 from foretune.tasks.report.concepts import moved_concepts, moving_order, speaking_like
 from foretune.tasks.report.conditions import (
+    Condition,
     Evidence,
     answer_of,
     clean_command,
@@ -51,7 +52,7 @@ def test_the_worst_condition_is_the_answer(severity, answer):
     found = judged(signals=[signal("harmful_content", severity)], rows={"harmful_content": [4, 9, 2]})
     assert answer_of(found)[0] == answer and worst(found) == by_name(found)["harmful_content"].status
     assert by_name(found)["harmful_content"].rows == (2, 4, 9)
-    assert by_name(found)["harmful_content"].band == "none"  # not "at most 2": two rows do not pass
+    assert by_name(found)["harmful_content"].band == "no row"  # not "at most 2": two rows do not pass
 
 
 def test_a_rise_of_held_out_loss_and_no_number_stop():
@@ -182,3 +183,38 @@ def test_behaviour_is_told_only_where_its_concept_grows():
     up, down = moved_concepts(SCORED, MEASURED)
     assert speaking_like(up, ["as an ai", "^sure!"])["feature"] == 2
     assert speaking_like(down, ["as an ai"]) is None and speaking_like(up, []) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "figure"),
+    [
+        (0.0520833, "share of rows", "5.2 %"),
+        (1.0, "share of rows", "100 %"),
+        (0.0003, "share of rows", "0.03 %"),
+        (-0.20849, "relative change", "-21 %"),
+        (0.0026788, "nats per token", "0.00268"),
+        (12345, "rows", "12,345"),
+        (None, "rows", "not measured"),
+    ],
+)
+def test_a_figure_reads_as_people_write_it(value, unit, figure):
+    assert Condition("any", "Any?", value, unit, "none", "pass").figure == figure
+
+
+def test_every_band_is_a_number_of_the_settings_or_none_of_something():
+    limits = {"duplicate_rows": 0.02, "sharp_landscape": 10.0, "low_diversity": 0.5, "dead_layer": 1e-6}
+    raised = [signal(name, "warn") | {"threshold": 0.25} for name in ("low_diversity", "dead_layer", "delta_clipped")]
+    bands = {each.name: each.band for each in judged(signals=raised, limits=limits)}
+    assert bands["duplicate_rows"] == "at most 2 %" and bands["sharp_landscape"] == "at most 10"
+    assert bands["low_diversity"] == "at most 50 % on average" and bands["dead_layer"] == "none with a norm below 1e-06"
+    assert bands["delta_clipped"] == "none"  # its threshold is a share of a norm, its value a count
+    assert bands["trust"] == "at most 0.1 from the evaluated loss"
+    assert bands["harming_rows"] == "at most 0.005, 1 % of the gain"
+    mismatched = judged(signals=[signal("answer_mismatch", "warn", 1) | {"threshold": 0.36}])
+    assert by_name(mismatched)["answer_mismatch"].band == "at most 0 that do not"  # not a third of a row
+    assert not {"flat", "few", "low", "nearly all"} & {*bands.values()}
+
+
+def test_what_stays_below_its_limit_is_told_with_its_figure():
+    found = by_name(judged(summary=SUMMARY | {"rows": 200}, rows={"near_duplicate": [7, 9]}))["duplicate_rows"]
+    assert (found.status, found.value, found.figure, found.rows) == ("pass", 0.01, "1 %", (7, 9))

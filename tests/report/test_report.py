@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from foretune.tasks import report
+from foretune.tasks.report.facts import facts
 from foretune.tasks.report.views import BaselineView, QualityView, ReportView
 from tests.report.conftest import COMMANDS, published
 
@@ -109,12 +110,13 @@ def test_the_first_screen_is_a_list_of_conditions_with_what_mends_them(page: Pag
     for wanted in (
         "Should I train? Not yet.",
         "Do rows harm held-out loss? 3 rows passes: none",
-        "Rows 41 , 7 , 88 and 2 more.",
+        "rows 41 , 7 , 88 and 2 more",
+        "1 of 3 conditions pass",
         "foretune clean otter --drop-rows 41,7,88 -o clean.jsonl",
         "Is the gain more than chance? not measured passes: above the spread of real runs",
         "Gain +0.5 ± 0.04 nats per token",
         "90 % of the gain by step 24 of 36",
-        "this simulation 82.4 s",
+        "here 82 s",
         *COMMANDS,
     ):
         assert wanted in page.words
@@ -260,3 +262,12 @@ def test_a_frame_without_its_columns_is_refused() -> None:
         ValueError, match=r"BaselineView.features lacks the columns \['firing_rate'\]; it has \['feature'\]"
     ):
         BaselineView(pd.DataFrame({"feature": [1]}), 1)
+
+
+def test_words_of_the_settings_are_said_as_a_reader_knows_them() -> None:
+    (ranked, *_) = facts("influence", {"ranked_by": "replayed", "replays_runs": 256})
+    assert (ranked.label, ranked.value) == ("rows ranked by", "256 simulated runs on random halves of the rows")
+    (rule,) = facts("prediction", {"rule": "recursion"})
+    assert (rule.label, rule.value) == ("end reached by", "the optimizer's own steps, one after the other")
+    (perplexity,) = facts("model_diff", {"heldout_perplexity_base": 48.5})
+    assert perplexity.unit == "equally likely tokens"

@@ -120,6 +120,31 @@ def test_the_cost_is_that_of_the_gradient_pass_over_the_epochs(run, monkeypatch)
     assert "saved 3 s" in " ".join(page.split())
 
 
+def test_gradient_passes_that_waited_for_each_other_are_not_counted_twice(run, monkeypatch):
+    """Two workers, one device: both clocks run from the start, and each second is one pass's."""
+    with EventLog(run) as log:
+        for end, seconds, part in ((10, 10, "0"), (30, 30, "10"), (30.5, 20, "11"), (45, 14.5, "111")):
+            label, spent = f"landscape_shard train [{part}]", {"forward_tokens": 25, "backward_tokens": 25}
+            timed(
+                log,
+                monkeypatch,
+                end,
+                "pass_finished",
+                task="landscape_shard",
+                label=label,
+                key=part,
+                cached=False,
+                seconds=seconds,
+                **spent,
+            )
+    cost = record_of(run, {}).cost
+    assert cost.real_seconds == pytest.approx(2 * 45)  # epochs; the seconds of the passes add up to 74.5
+    assert (cost.real_seconds_from, cost.real_seconds_to) == pytest.approx((2 * 40, 2 * 58))  # 10 s a part; 14.5 s
+    assert (cost.timed_parts, cost.timed_in) == (3, "one")
+    page = " ".join(with_run("<!--run:cost-->", record_of(run, {}), []).split())
+    assert "passes of this run" in page and "fastest to the slowest of their 3 parts" in page
+
+
 def test_a_run_whose_gradients_were_never_timed_does_not_guess_the_real_seconds(run):
     assert record_of(run, {}).cost.real_seconds is None
     assert "were not measured" in with_run("<!--run:cost-->", record_of(run, {}), [])

@@ -62,7 +62,13 @@ def gradient_norms(steps: DataFrame, spike: float | None) -> Chart | None:
     )
 
 
-def loss_path(path: DataFrame, horizon: int | None, anchors: Sequence[int], tolerance: float = 0.0) -> Chart | None:
+def loss_path(
+    path: DataFrame,
+    horizon: int | None,
+    anchors: Sequence[int],
+    tolerance: float = 0.0,
+    base_path: DataFrame | None = None,
+) -> Chart | None:
     """Predicted and evaluated held-out loss of every stored step, each with its band of tolerance.
 
     Args:
@@ -70,6 +76,7 @@ def loss_path(path: DataFrame, horizon: int | None, anchors: Sequence[int], tole
         horizon: last trusted step; None when the whole run is trusted.
         anchors: steps at which the gradient field was measured.
         tolerance: nats by which both may differ before the prediction is no longer trusted.
+        base_path: as path, of the gradients at the base weights alone: what was looked at before any was taken again.
     """
     if path.empty:
         return None
@@ -89,22 +96,51 @@ def loss_path(path: DataFrame, horizon: int | None, anchors: Sequence[int], tole
     measured = go.Scatter(
         x=evaluated["step"],
         y=evaluated["evaluated_loss"],
-        name="evaluated on the predicted weights",
+        name="evaluated",
         mode="markers",
         marker={"color": SERIES[1], "size": 9, "symbol": "diamond"},
         hovertemplate="%{y:.4f}",
     )
+    first = _base_marks(base_path, path)
     figure = plot(
-        [predicted, measured], x="optimiser step", y="held-out loss (nats per token)", height=330, hovermode="x unified"
+        [predicted, measured, *first],
+        x="optimiser step",
+        y="held-out loss (nats per token)",
+        height=250,
+        hovermode="x unified",
     )
     _mark_steps(figure, int(path["step"].max()), horizon, anchors)
-    bars = f" A bar is the tolerance of ±{tolerance:g} nats: a diamond outside it ends the trust." if tolerance else ""
+    bars = f" Bars: the tolerance of ±{tolerance:g} nats; a diamond outside ends the trust." if tolerance else ""
+    more = _anchor_words(anchors) + (BASE if first else "")
     return Chart(
         "loss-path",
         "Held-out loss along the predicted run",
-        f"Marks stand where the loss was taken; the dots between them only join them.{bars}{_anchor_words(anchors)}",
+        f"Marks: where the loss was taken; the dots only join them.{bars}{more}",
         figure,
     )
+
+
+BASE = " Hollow: evaluated along the base gradients alone."
+
+
+def _base_marks(base: DataFrame | None, path: DataFrame) -> list[go.Scatter]:
+    """Where the weights of the base gradients alone were evaluated, which is another path than the predicted one."""
+    if base is None:
+        return []
+    taken = base[base["evaluated_loss"].notna() & ~base["evaluated_loss"].isin(path["evaluated_loss"])]
+    if taken.empty:
+        return []
+    return [
+        go.Scatter(
+            x=taken["step"],
+            y=taken["evaluated_loss"],
+            customdata=taken["predicted_loss"],
+            name="base gradients alone",
+            mode="markers",
+            marker={"color": MUTED, "size": 8, "symbol": "diamond-open"},
+            hovertemplate="%{y:.4f} (predicted %{customdata:.4f})",
+        )
+    ]
 
 
 def _mark_steps(figure: go.Figure, last: int, horizon: int | None, anchors: Sequence[int]) -> None:
@@ -120,7 +156,7 @@ def _mark_steps(figure: go.Figure, last: int, horizon: int | None, anchors: Sequ
 
 def _anchor_words(anchors: Sequence[int]) -> str:
     steps = ", ".join(map(str, anchors[:20])) + (" …" if len(anchors) > 20 else "")
-    return f" Gradients were measured at step {steps} (upright lines)." if len(anchors) else ""
+    return f" Upright lines: gradients measured, at step {steps}." if len(anchors) else ""
 
 
 def by_change(probes: DataFrame) -> DataFrame:

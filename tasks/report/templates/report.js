@@ -28,6 +28,8 @@
         // Names explain themselves, and a narrow screen needs the room.
         if (layout.yaxis?.ticktext) layout.yaxis.title = {};
       }
+      // Printing does not wait until a chart has seen that its place became narrower.
+      layout.width = plot.clientWidth;
       // A drag on a touch screen scrolls the page.
       if (touch) layout.dragmode = false;
       // One chart that fails must not take the others with it.
@@ -87,7 +89,9 @@
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((each) => each.isIntersecting)) {
       for (const link of links.values()) link.removeAttribute("aria-current");
-      links.get(entry.target.id).setAttribute("aria-current", "true");
+      const link = links.get(entry.target.id), bar = link.closest("nav");
+      link.setAttribute("aria-current", "true");
+      if (bar.scrollWidth > bar.clientWidth) bar.scrollLeft = link.offsetLeft - (bar.clientWidth - link.offsetWidth) / 2;
     }
   }, { rootMargin: "-15% 0px -75% 0px" });
   for (const id of links.keys()) watcher.observe(document.getElementById(id));
