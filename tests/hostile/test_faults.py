@@ -95,7 +95,7 @@ def test_ports_that_are_taken_are_passed_over(tiny_request: Path):
 @pytest.mark.parametrize("milliseconds", [60, 120, 200, 300, 450])
 def test_a_signal_while_the_command_starts_is_status_130(tmp_path: Path, milliseconds: int):
     process = started("export", "latest", tmp_path / "out", "--root", tmp_path / "none")
-    handled = time.monotonic() + 5
+    handled = time.monotonic() + 60  # where others compute too, an interpreter takes seconds to begin
     while time.monotonic() < handled and not _handles_interrupts(process.pid):
         time.sleep(0.002)
     time.sleep(milliseconds / 1000)
