@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +40,7 @@ from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding
 from foretune.flows.commands.versions import history
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
-from foretune.flows.server import open_prefect
+from foretune.flows.server import leave, open_prefect
 from foretune.flows.temporary_server import temporary_server_kept
 from foretune.storage.errors import BadInput
 
@@ -333,7 +332,7 @@ def main() -> None:
         fail(unforeseen(error), 1)
     if status == INTERRUPTED:
         fail(STOPPED, INTERRUPTED)
-    sys.exit(status or 0)
+    leave(status or 0)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
+import sys
 import tomllib
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from foretune.storage.errors import BadInput, FolderInTheWay, StorageFault
 from foretune.storage.places import Place
@@ -37,6 +40,7 @@ def check_server() -> None:
     open_prefect()
     from prefect.settings import get_current_settings
 
+    _check_profile()
     settings = get_current_settings()
     if settings.api.url:
         _ask(settings.api.url)
@@ -45,6 +49,21 @@ def check_server() -> None:
             f"PREFECT_HOME {settings.home}: cannot be written, and Prefect keeps its database there; "
             "set PREFECT_HOME to another folder, or PREFECT_API_URL to a server"
         )
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with this status.
+
+    Prefect keeps it until every event of the run was sent, and tries each for ten seconds: with a server that is known
+    to be gone nothing waits for that.
+    """
+    told = sys.modules.get("foretune.tasks.engine.announcements")
+    if told is not None and told.server_gone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        atexit._run_exitfuncs()  # what is temporary goes, as ever
+        os._exit(status)
+    sys.exit(status)
 
 
 def _check_profiles() -> None:
@@ -59,6 +78,17 @@ def _check_profiles() -> None:
         raise BadInput(f"Prefect's profiles cannot be read: {error}") from error
     except ValueError as error:  # also what is not UTF-8
         raise BadInput(f"{place.uri}: not valid TOML ({error}); mend Prefect's profiles or remove the file") from None
+
+
+def _check_profile() -> None:
+    """Prefect would warn of it and take its default, another server than the one that was meant."""
+    from prefect.settings import load_profiles
+
+    profiles = load_profiles()
+    active = os.environ.get("PREFECT_PROFILE", profiles.active_name)
+    if active not in profiles.names:
+        known = ", ".join(sorted(profiles.names))
+        raise BadInput(f"Prefect has no profile {active}; set PREFECT_PROFILE to one of {known}, or unset it")
 
 
 def _ask(url: str) -> None:

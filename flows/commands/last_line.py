@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import NoReturn
 
 from foretune.flows.commands.terminal import write_error, write_traceback
+from foretune.flows.server import leave
 from foretune.storage.errors import StorageFault, failure_line, out_of_memory
 
 LONGEST_SAID = 1000
@@ -16,7 +16,7 @@ LONGEST_SAID = 1000
 def fail(message: str, status: int) -> NoReturn:
     """End the process with this line and exit status."""
     write_error(message)
-    sys.exit(status)
+    leave(status)
 
 
 def unforeseen(error: BaseException) -> str:

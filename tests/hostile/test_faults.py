@@ -18,6 +18,7 @@ import pytest
 from foretune.storage.events import read_events
 from foretune.storage.runs import list_runs
 from tests.hostile.contract import Outcome, faults
+from tests.orchestration.test_telling import started_server
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +28,8 @@ LONG = bool(os.environ.get("HOSTILE_SECONDS"))
 """Whether this is `make hostile`."""
 SECONDS_TO_GO_ON = 120.0
 """A server takes 10 s to start on a quiet machine, and Prefect's client asks again after up to 32 s."""
+SECONDS_WITHOUT_A_SERVER = 60.0
+"""After a named server has died: what is left of the run, and some 30 s in which the server is asked again."""
 SETTINGS = [word for each in CHEAP for word in ("--set", each)]
 
 
@@ -72,6 +75,29 @@ def test_a_temporary_prefect_server_that_is_killed_is_started_again_and_the_run_
     assert time.monotonic() - killed < SECONDS_TO_GO_ON * others
     (run,) = list_runs(str(root))
     assert run.read_result()["status"] == "completed" and not server.is_running()
+
+
+def test_a_named_prefect_server_that_dies_is_said_once_and_costs_seconds(tiny_request: Path, tmp_path: Path):
+    root = tiny_request.parent / "root"
+    with started_server(tmp_path) as server:
+        until = time.monotonic() + 300
+        while not server.healthy():
+            assert time.monotonic() < until, "the server does not start"
+            time.sleep(0.5)
+        named = f"http://127.0.0.1:{server.port}/api"
+        process = started("simulate", tiny_request, "--quiet", *SETTINGS, PREFECT_API_URL=named)
+        until = time.monotonic() + 300
+        while process.poll() is None and not begun(root, "landscape_shard") and time.monotonic() < until:
+            time.sleep(0.05)
+        others, killed = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), time.monotonic()
+        server.kill()
+        outcome = ended(process)
+    assert outcome.status == 0, outcome.err
+    [line] = outcome.err.splitlines()
+    assert f"Prefect server {named} cannot be reached" in line and "the run goes on" in line
+    assert time.monotonic() - killed < SECONDS_WITHOUT_A_SERVER * others
+    (run,) = list_runs(str(root))
+    assert run.read_result()["status"] == "completed"
 
 
 def test_ports_that_are_taken_are_passed_over(tiny_request: Path):
