@@ -12,7 +12,7 @@ from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.collection import gc
 from foretune.flows.commands.counted import Counted
 from foretune.flows.commands.inspection import inspect
-from foretune.flows.commands.last_line import fail, unforeseen
+from foretune.flows.commands.last_line import fail, leave, unforeseen
 from foretune.flows.commands.options import (
     Evaluate,
     Everything,
@@ -40,7 +40,7 @@ from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding
 from foretune.flows.commands.versions import history
 from foretune.flows.environment import prepare
 from foretune.flows.interruption import INTERRUPTED, STOPPED, stop_at_signals
-from foretune.flows.server import leave, open_prefect
+from foretune.flows.server import open_prefect
 from foretune.flows.temporary_server import temporary_server_kept
 from foretune.storage.errors import BadInput
 

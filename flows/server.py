@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
 import os
-import sys
 import tomllib
 import warnings
 from pathlib import Path
-from typing import NoReturn
 
 from foretune.storage.errors import BadInput, FolderInTheWay, StorageFault
 from foretune.storage.places import Place
@@ -49,21 +46,6 @@ def check_server() -> None:
             f"PREFECT_HOME {settings.home}: cannot be written, and Prefect keeps its database there; "
             "set PREFECT_HOME to another folder, or PREFECT_API_URL to a server"
         )
-
-
-def leave(status: int) -> NoReturn:
-    """End the process with this status.
-
-    Prefect keeps it until every event of the run was sent, and tries each for ten seconds: with a server that is known
-    to be gone nothing waits for that.
-    """
-    told = sys.modules.get("foretune.tasks.engine.announcements")
-    if told is not None and told.server_gone():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        atexit._run_exitfuncs()  # what is temporary goes, as ever
-        os._exit(status)
-    sys.exit(status)
 
 
 def _check_profiles() -> None:
