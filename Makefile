@@ -62,13 +62,18 @@ HOSTILE_WORKERS ?= 2
 ATTEMPTS := tests/hostile/test_generated.py tests/hostile/test_written.py
 FAULTS := tests/hostile/test_faults.py tests/hostile/test_lying_s3.py tests/storage/test_lying_s3.py tests/flows/test_interruption.py
 .PHONY: hostile
+# Each part runs whatever the one before it found; the status is that of all.
 hostile: $(STAMP)
 	rm -f tests/hostile/hostile.json
+	failed=0; \
 	HOSTILE_SECONDS=$(HOSTILE_SECONDS) HOSTILE_ATTEMPTS=$(HOSTILE_ATTEMPTS) HOSTILE_WRITE=1 \
-		$(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) $(ATTEMPTS)
-	$(MAKE) $(HOSTILE)/.installed && HOSTILE_WRITE=1 $(HOSTILE)/bin/python -m tests.hostile.guided $$(($(HOSTILE_SECONDS) / 60)) || \
-	echo 'atheris does not install here: the parsers were not fuzzed by coverage'
-	HOSTILE_SECONDS=$(HOSTILE_SECONDS) $(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) --dist loadfile $(FAULTS)
+		$(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) $(ATTEMPTS) || failed=1; \
+	if $(MAKE) $(HOSTILE)/.installed; then \
+		HOSTILE_WRITE=1 $(HOSTILE)/bin/python -m tests.hostile.guided $$(($(HOSTILE_SECONDS) / 60)) || failed=1; \
+	else echo 'atheris does not install here: the parsers were not fuzzed by coverage'; fi; \
+	HOSTILE_SECONDS=$(HOSTILE_SECONDS) $(BIN)/python -m pytest --numprocesses $(HOSTILE_WORKERS) --dist loadfile $(FAULTS) || \
+		failed=1; \
+	exit $$failed
 
 # Reads the libraries of $(VENV) and adds atheris, which nobody else needs.
 $(HOSTILE)/.installed: tests/hostile/requirements.txt $(STAMP)

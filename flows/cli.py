@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from foretune.flows.commands.collection import gc
 from foretune.flows.commands.counted import Counted
 from foretune.flows.commands.export import export
 from foretune.flows.commands.inspection import inspect
-from foretune.flows.commands.last_line import fail, unforeseen
+from foretune.flows.commands.last_line import fail, leave, unforeseen
 from foretune.flows.commands.options import (
     Evaluate,
     Everything,
@@ -319,7 +318,7 @@ def main() -> None:
         fail(unforeseen(error), 1)
     if status == INTERRUPTED:
         fail(STOPPED, INTERRUPTED)
-    sys.exit(status or 0)
+    leave(status or 0)
 
 
 if __name__ == "__main__":

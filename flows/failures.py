@@ -17,7 +17,7 @@ from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault, failure_line, panics_as_errors
 from foretune.storage.redaction import redact_error
 from foretune.storage.runs import RESULT, Run
-from foretune.tasks.engine.announcements import tell
+from foretune.tasks.engine.announcements import server_gone, tell
 from foretune.tasks.engine.invariants import BrokenInvariant
 from foretune.tasks.engine.time_limits import OverTime
 from foretune.tasks.report.address import report_address
@@ -95,6 +95,8 @@ def finished(run: Run, flow: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except Exception as error:
         if isinstance(error, EXPLAINED) or not (run.place / RESULT).exists():
             raise
+        if server_gone():  # which was said when it was found
+            return run.read_result()
         logger.warning(
             "%s: finished and stored; the Prefect server was not told that the run ended (%s)",
             *(run.run_id, failure_line(error)),

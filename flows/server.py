@@ -37,6 +37,7 @@ def check_server() -> None:
     open_prefect()
     from prefect.settings import get_current_settings
 
+    _check_profile()
     settings = get_current_settings()
     if settings.api.url:
         _ask(settings.api.url)
@@ -59,6 +60,17 @@ def _check_profiles() -> None:
         raise BadInput(f"Prefect's profiles cannot be read: {error}") from error
     except ValueError as error:  # also what is not UTF-8
         raise BadInput(f"{place.uri}: not valid TOML ({error}); mend Prefect's profiles or remove the file") from None
+
+
+def _check_profile() -> None:
+    """Prefect would warn of it and take its default, another server than the one that was meant."""
+    from prefect.settings import load_profiles
+
+    profiles = load_profiles()
+    active = os.environ.get("PREFECT_PROFILE", profiles.active_name)
+    if active not in profiles.names:
+        known = ", ".join(sorted(profiles.names))
+        raise BadInput(f"Prefect has no profile {active}; set PREFECT_PROFILE to one of {known}, or unset it")
 
 
 def _ask(url: str) -> None:

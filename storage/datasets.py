@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foretune.storage.digests import digest_of, file_digest
-from foretune.storage.errors import BadInput
+from foretune.storage.errors import BadInput, parser_line
 from foretune.storage.packed import BROKEN, PACKED, most_unpacked, opened, packing
 from foretune.storage.parquet_rows import parquet_rows
 from foretune.storage.parts import (
@@ -270,7 +270,7 @@ def _json(uri: str, text: str, line: int | None) -> Any:
         raise BadInput(f"{uri}: {where} is not JSON ({error.msg}); mend that line") from error
     except (ValueError, RecursionError) as error:
         where = f"line {line}" if line else "the file"
-        raise BadInput(f"{uri}: {where} is not JSON ({error}); mend it") from error
+        raise BadInput(f"{uri}: {where} is not JSON ({parser_line(error)}); mend it") from error
 
 
 def finite(number: str) -> float:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from foretune.storage.display import one_line
-from foretune.storage.errors import BadInput
+from foretune.storage.errors import BadInput, parser_line
 from foretune.storage.yaml_texts import parse_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -32,9 +32,9 @@ def yaml_value(data: bytes | str, where: str) -> Any:
     try:
         content = parse_yaml(data)
     except yaml.YAMLError as error:
-        raise BadInput(f"{where}: not valid YAML ({one_line(error, 300)}); mend the file") from None
+        raise BadInput(f"{where}: not valid YAML ({one_line(parser_line(error), 300)}); mend the file") from None
     except (ValueError, OverflowError, TypeError) as error:  # bytes that are no text
-        raise BadInput(f"{where}: not valid YAML ({one_line(error, 300)}); mend the file") from None
+        raise BadInput(f"{where}: not valid YAML ({one_line(parser_line(error), 300)}); mend the file") from None
     fault = _fault_of(content)
     if fault:
         raise BadInput(f"{where}: {fault}; mend the file")
@@ -60,7 +60,7 @@ def json_value(data: bytes, where: str, remedy: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: not valid JSON ({one_line(error, 300)}); {remedy}") from error
+        raise BadInput(f"{where}: not valid JSON ({one_line(parser_line(error), 300)}); {remedy}") from error
 
 
 def json_object(data: bytes, where: str, model: type[BaseModel], remedy: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def json_object(data: bytes, where: str, model: type[BaseModel], remedy: str) ->
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: unreadable ({one_line(error, 300)}); {remedy}") from error
+        raise BadInput(f"{where}: unreadable ({one_line(parser_line(error), 300)}); {remedy}") from error
     if not isinstance(value, dict):
         raise BadInput(f"{where}: not a JSON object; {remedy}")
     try:

@@ -81,6 +81,11 @@ def failure_line(error: BaseException) -> str:
     return ": ".join([*getattr(error, "__notes__", ()), f"{kind}: {said}" if said else kind])
 
 
+def parser_line(error: Exception) -> str:
+    """What a parser of text says, without its advice to programmers."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition("; use sys.")[0]
+
+
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from tests.roots import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
@@ -25,6 +26,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _cache = tempfile.TemporaryDirectory(prefix="foretune-cache-")
 os.environ["FORETUNE_CACHE"] = _cache.name  # what tests download and measure is no business of the user's
+
+# An example of 200 ms says more of what else the machine does than of the code.
+hypothesis.settings.register_profile("by no clock", deadline=None)
+hypothesis.settings.load_profile("by no clock")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

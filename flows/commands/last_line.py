@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import NoReturn
 
-from foretune.flows.commands.terminal import write_error, write_traceback
+from foretune.flows.commands.terminal import flush, write_error, write_traceback
 from foretune.storage.errors import StorageFault, failure_line, out_of_memory
 
 LONGEST_SAID = 1000
@@ -16,6 +17,20 @@ LONGEST_SAID = 1000
 def fail(message: str, status: int) -> NoReturn:
     """End the process with this line and exit status."""
     write_error(message)
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with this status.
+
+    Prefect keeps it until every event of the run was sent, and tries each for ten seconds: with a server that is known
+    to be gone nothing waits for that.
+    """
+    told = sys.modules.get("foretune.tasks.engine.announcements")
+    if told is not None and told.server_gone():
+        flush()
+        atexit._run_exitfuncs()  # what is temporary goes, as ever
+        os._exit(status)
     sys.exit(status)
 
 

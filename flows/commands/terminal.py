@@ -130,6 +130,12 @@ def write_help(text: str) -> None:
     print(text)
 
 
+def flush() -> None:
+    """What was written leaves now."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
 def write_error(message: str) -> None:
     """One line on stderr, what a command says when it fails."""
     print(f"foretune: {one_line(message)}", file=sys.stderr)

@@ -17,6 +17,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext
 
+from foretune.tasks.engine.announcements import asked_briefly, say_unreachable
+
 logger = logging.getLogger("foretune")
 
 EVERY_SECONDS = 2.0
@@ -52,7 +54,7 @@ def progress_shown(step: Counted) -> Iterator[None]:
         yield
         return
     over = threading.Event()
-    bars = _Bars(step, context.flow_run.id)
+    bars = _Bars(step, context.flow_run.id, context.flow_run.name)
 
     def follow() -> None:
         while not over.wait(EVERY_SECONDS):
@@ -69,8 +71,8 @@ def progress_shown(step: Counted) -> Iterator[None]:
 
 
 class _Bars:
-    def __init__(self, step: Counted, flow_run_id: UUID) -> None:
-        self.step, self.flow_run_id = step, flow_run_id
+    def __init__(self, step: Counted, flow_run_id: UUID, run_id: str) -> None:
+        self.step, self.flow_run_id, self.run_id = step, flow_run_id, run_id
         self._ids: dict[str, Any] = {}
         self._shown: dict[str, tuple[int, int, int]] = {}
 
@@ -89,10 +91,11 @@ class _Bars:
         if not changed:
             return
         try:
-            with get_client(sync_client=True) as client:
+            with asked_briefly(), get_client(sync_client=True) as client:
                 for name, bar in changed.items():
                     self._show(client, name, *bar)
         except Exception as error:
+            say_unreachable(self.run_id, error)
             logger.debug("progress not shown: %s", error)
 
     def _show(self, client: SyncPrefectClient, name: str, ended: int, wanted: int, found: int) -> None:

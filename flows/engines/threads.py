@@ -100,6 +100,8 @@ class OnThreads:
             task.future.result()
 
     def _start(self, ready: SubmittedTask) -> None:
+        for made in found_in(ready.inputs, SubmittedTask):
+            _settle(made.future)
         given = {name: replaced(value, SubmittedTask, lambda made: made.future) for name, value in ready.inputs.items()}
         ready.future = self.runner.submit(ready.task, parameters={"run": self.run, **given})
         ready.future.wrapped_future.add_done_callback(lambda _: self._ended.put(ready))
@@ -111,6 +113,13 @@ class OnThreads:
                 waiting.unmade -= 1
                 if not waiting.unmade:
                     self._start(waiting)
+
+
+def _settle(future: Any) -> None:
+    """The future of a task that has ended keeps its state: else each task that takes it asks the server for that,
+    which costs a round trip an input, and a minute where a server is gone."""
+    with contextlib.suppress(Exception):  # it could not even be told to the server; whoever needs the result says it
+        future.wait()
 
 
 @contextlib.contextmanager

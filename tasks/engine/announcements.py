@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import httpx
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 from tenacity import Retrying, stop_after_attempt, wait_exponential
 
 from foretune.storage.display import one_line, shown, shown_tree
@@ -22,6 +26,14 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """To tell the server; it may be starting again. What is told is stored already: a run does not fail by it."""
+
+BRIEFLY = 2
+"""Times that a server which is named is asked again for what fails no run: 6 s. Prefect's five times are a minute."""
+ENDING = 3
+"""Times that it is told again how a run ended, once it cannot be reached: 14 s."""
+
+_unreachable: set[str] = set()
+"""Servers of which it was said."""
 
 ANNOUNCED = {
     "pass_started": "foretune.pass.started",
@@ -61,11 +73,13 @@ def tell(event: str, resource: dict[str, str], payload: dict[str, Any]) -> None:
 def publish_markdown(key: str, markdown: str, run_id: str) -> None:
     """An artifact of Prefect's; what of it is not our own text has gone through `escape`."""
     try:
-        for attempt in Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential(max=8), reraise=True):
-            with attempt:
+        attempts = 1 if server_gone() else ATTEMPTS
+        for attempt in Retrying(stop=stop_after_attempt(attempts), wait=wait_exponential(max=8), reraise=True):
+            with attempt, asked_briefly():
                 create_markdown_artifact(key=key, markdown=shown(markdown), description=one_line(run_id))
     except Exception as error:
-        _untold(run_id, f"artifact {key}", error)
+        if not server_gone():
+            _untold(run_id, f"artifact {key}", error)
 
 
 def name_flow_run(name: str) -> None:
@@ -74,11 +88,48 @@ def name_flow_run(name: str) -> None:
     if context is None or context.flow_run is None or context.flow_run.name == name:
         return
     try:
-        with get_client(sync_client=True) as client:
+        with asked_briefly(), get_client(sync_client=True) as client:
             client.set_flow_run_name(context.flow_run.id, name)
         context.flow_run.name = name
     except Exception as error:
         _untold(name, "name of the flow run", error)
+
+
+@contextlib.contextmanager
+def asked_briefly() -> Iterator[None]:
+    """Inside the block a server that is named is asked again for seconds. One of our own is started again where it
+    dies, for which Prefect's minute is right."""
+    settings = get_current_settings()
+    if not settings.api.url:
+        yield
+        return
+    retries = 0 if server_gone() else min(BRIEFLY, settings.client.max_retries)
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+        yield
+    _unreachable.discard(settings.api.url)  # it answers again
+
+
+def server_gone() -> bool:
+    """Whether it was said that the named server cannot be reached."""
+    return get_current_settings().api.url in _unreachable
+
+
+def say_unreachable(run_id: str, error: Exception) -> None:
+    """Where the named server cannot be reached, say so once; the engine then asks it for seconds too.
+
+    A deployment's run is left its minute: its end must reach a server that is started again.
+    """
+    settings, context = get_current_settings(), FlowRunContext.get()
+    if not isinstance(error, httpx.TransportError) or not settings.api.url or server_gone():
+        return
+    _unreachable.add(settings.api.url)
+    if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
+        settings.client.max_retries = min(ENDING, settings.client.max_retries)
+    logger.warning(
+        "%s: the Prefect server %s cannot be reached (%s); the run goes on and is stored, but that server does not "
+        "hear how it ends; start it again to be shown the next run",
+        *(one_line(run_id), one_line(settings.api.url), one_line(failure_line(error))),
+    )
 
 
 def _untold(run_id: str, what: str, error: Exception) -> None:

@@ -22,7 +22,9 @@ ATTEMPTS = "HOSTILE_ATTEMPTS"
 QUICK_SECONDS, QUICK_ATTEMPTS = 24.0, 280.0
 """In `make test`."""
 SHARE = {"environment": 0.5, "stored files": 0.75}
-"""Of attempts and time, against one of the other kinds: a process takes 3 s, a root of its own 0.3 s, the rest 0.1 s."""
+"""Of attempts, against one of the other kinds."""
+SHARE_OF_TIME = {"environment": 4.0, "stored files": 1.5}
+"""A process takes 3 s, a root of its own 0.3 s, any other attempt 0.1 s."""
 
 
 @dataclass
@@ -54,9 +56,9 @@ class Tally:
         }
 
 
-def share(kind: str, whole: float) -> float:
+def share(kind: str, whole: float, shares: dict[str, float]) -> float:
     """Of the attempts or seconds of all kinds, those of one."""
-    return whole * SHARE.get(kind, 1.0) / sum(SHARE.get(each, 1.0) for each in KINDS)
+    return whole * shares.get(kind, 1.0) / sum(shares.get(each, 1.0) for each in KINDS)
 
 
 def processor_seconds() -> float:

@@ -131,37 +131,39 @@ def _once(target: str, data: bytes) -> None:
         TARGETS[target](data)
 
 
-def main(seconds: int) -> None:
-    """Every target in a process of its own; the results beside those of the other kinds."""
+def main(seconds: int) -> int:
+    """Every target in a process of its own; the results beside those of the other kinds, and how many failed."""
     from tests.hostile.record import keep
 
+    failures = 0
     for target in TARGETS:
         began = time.monotonic()
-        command = [sys.executable, "-m", "tests.hostile.guided", target, str(seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds + 300)
-        runs = [line.rsplit(" ", 1)[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
-        left = (
-            []
-            if not done.returncode
-            else [line for line in done.stderr.splitlines() if "Exception" in line or "Error" in line][:3]
-        )
-        tried, failed = int(runs[0]) if runs else 0, int(bool(done.returncode))
-        keep({"kind": f"guided: {target}", "tried": tried, "held": tried - failed, "failed": failed, "left": left})
+        status, said = _target(target, seconds)
+        runs = [line.rsplit(" ", 1)[-1] for line in said.splitlines() if "number_of_executed_units" in line]
+        left = [line for line in said.splitlines() if "Exception" in line or "Error" in line][:3] if status else []
+        tried, failed = int(runs[0]) if runs else int(bool(status)), int(bool(status))
+        failures += failed
+        row = {"kind": f"guided: {target}", "tried": tried, "held": tried - failed, "failed": failed}
+        keep(row | {"left": ["; ".join(left)[:600]] if failed else []})
+        took = round(time.monotonic() - began)
         print(
-            json.dumps(
-                {
-                    "target": target,
-                    "runs": tried,
-                    "failed": failed,
-                    "seconds": round(time.monotonic() - began),
-                    "left": left,
-                }
-            )
+            json.dumps({"target": target, "runs": tried, "failed": failed, "seconds": took, "left": left}), flush=True
         )
+    return failures
+
+
+def _target(target: str, seconds: int) -> tuple[int, str]:
+    """Status and stderr of the process that fuzzes one target."""
+    command = [sys.executable, "-m", "tests.hostile.guided", target, str(seconds)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds + 300)
+    except subprocess.TimeoutExpired:
+        return 1, "Error: it had not ended 300 s after its time was over"
+    return done.returncode, done.stderr
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         fuzz(sys.argv[1], int(sys.argv[2]))
     else:
-        main(int(sys.argv[1]))
+        sys.exit(bool(main(int(sys.argv[1]))))

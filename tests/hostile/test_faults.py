@@ -18,22 +18,27 @@ import pytest
 from foretune.storage.events import read_events
 from foretune.storage.runs import list_runs
 from tests.hostile.contract import Outcome, faults
+from tests.orchestration.test_telling import started_server
 
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-c", "from foretune.flows.command import main; main()"]
+SAYS_WHEN = [sys.executable, "-c", "from foretune.flows.command import main; print('handled', flush=True); main()"]
+"""The command, which says when a handler of ours is there: before, the interpreter's own ends it as it likes."""
 CHEAP = ["sae=null", "dataset.preferences=null", "dataset.probes=null", "influence.replays.runs=16"]
 LONG = bool(os.environ.get("HOSTILE_SECONDS"))
 """Whether this is `make hostile`."""
 SECONDS_TO_GO_ON = 120.0
 """A server takes 10 s to start on a quiet machine, and Prefect's client asks again after up to 32 s."""
+SECONDS_WITHOUT_A_SERVER = 60.0
+"""After a named server has died: what is left of the run, and some 30 s in which the server is asked again."""
 SETTINGS = [word for each in CHEAP for word in ("--set", each)]
 
 
-def started(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
+def started(*words: str | Path, command: list[str] = COMMAND, **environment: str) -> subprocess.Popen[str]:
     around = os.environ | {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180"} | environment
     return subprocess.Popen(
-        [*COMMAND, *map(str, words)],
+        [*command, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -74,6 +79,29 @@ def test_a_temporary_prefect_server_that_is_killed_is_started_again_and_the_run_
     assert run.read_result()["status"] == "completed" and not server.is_running()
 
 
+def test_a_named_prefect_server_that_dies_is_said_once_and_costs_seconds(tiny_request: Path, tmp_path: Path):
+    root = tiny_request.parent / "root"
+    with started_server(tmp_path) as server:
+        until = time.monotonic() + 300
+        while not server.healthy():
+            assert time.monotonic() < until, "the server does not start"
+            time.sleep(0.5)
+        named = f"http://127.0.0.1:{server.port}/api"
+        process = started("simulate", tiny_request, "--quiet", *SETTINGS, PREFECT_API_URL=named)
+        until = time.monotonic() + 300
+        while process.poll() is None and not begun(root, "landscape_shard") and time.monotonic() < until:
+            time.sleep(0.05)
+        others, killed = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), time.monotonic()
+        server.kill()
+        outcome = ended(process)
+    assert outcome.status == 0, outcome.err
+    [line] = outcome.err.splitlines()
+    assert f"Prefect server {named} cannot be reached" in line and "the run goes on" in line
+    assert time.monotonic() - killed < SECONDS_WITHOUT_A_SERVER * others
+    (run,) = list_runs(str(root))
+    assert run.read_result()["status"] == "completed"
+
+
 def test_ports_that_are_taken_are_passed_over(tiny_request: Path):
     taken = []
     for port in range(8000, 9000):  # among which the engine draws one for its server
@@ -94,10 +122,8 @@ def test_ports_that_are_taken_are_passed_over(tiny_request: Path):
 
 @pytest.mark.parametrize("milliseconds", [60, 120, 200, 300, 450])
 def test_a_signal_while_the_command_starts_is_status_130(tmp_path: Path, milliseconds: int):
-    process = started("export", "latest", tmp_path / "out", "--root", tmp_path / "none")
-    handled = time.monotonic() + 5
-    while time.monotonic() < handled and not _handles_interrupts(process.pid):
-        time.sleep(0.002)
+    process = started("export", "latest", tmp_path / "out", "--root", tmp_path / "none", command=SAYS_WHEN)
+    assert process.stdout and process.stdout.readline() == "handled\n"
     time.sleep(milliseconds / 1000)
     process.send_signal(signal.SIGINT)
     outcome = ended(process, 60)
@@ -106,16 +132,6 @@ def test_a_signal_while_the_command_starts_is_status_130(tmp_path: Path, millise
     else:
         assert outcome.status in (130, 2)  # 2: it had ended before
     assert "Traceback" not in outcome.err
-
-
-def _handles_interrupts(process: int) -> bool:
-    """Whether a handler of Python's is there at all: before, the kernel ends the process and nothing is said."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return True
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
-    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGINT - 1))
 
 
 def test_a_clock_that_goes_back_loses_no_event_and_no_artefact(tiny_request: Path, monkeypatch: pytest.MonkeyPatch):

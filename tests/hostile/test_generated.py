@@ -11,7 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given
 
 from tests.hostile.attempts import World
-from tests.hostile.campaign import ATTEMPTS, QUICK_ATTEMPTS, QUICK_SECONDS, SECONDS, share, try_kind
+from tests.hostile.campaign import (
+    ATTEMPTS,
+    QUICK_ATTEMPTS,
+    QUICK_SECONDS,
+    SECONDS,
+    SHARE,
+    SHARE_OF_TIME,
+    share,
+    try_kind,
+)
 from tests.hostile.kinds import KINDS
 from tests.hostile.kinds.attempt import Attempt
 from tests.hostile.record import keep
@@ -25,7 +34,7 @@ SEED = int(os.environ.get("HOSTILE_SEED") or 0)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_generated_attempts_keep_the_contract(world: World, kind: str):
-    tally = try_kind(world, kind, share(kind, COUNT), share(kind, TIME), SEED)
+    tally = try_kind(world, kind, share(kind, COUNT, SHARE), share(kind, TIME, SHARE_OF_TIME), SEED)
     keep(tally.as_dict())
     assert tally.tried
     assert not tally.failed, "\n".join(tally.as_dict()["left"])

@@ -29,6 +29,7 @@ ENVIRONMENT = {
         ("PREFECT_API_URL", "http://127.0.0.1:9/api", "PREFECT_API_URL"),
         ("PREFECT_API_URL", f"http://k:{SECRET}@127.0.0.1:9/api", "PREFECT_API_URL"),
         ("PREFECT_HOME", "/proc/x", "PREFECT_HOME"),
+        ("PREFECT_PROFILE", "none", "PREFECT_PROFILE"),
         ("HOME", "/proc", "PREFECT_HOME"),
     )
 }  # fmt: skip
