@@ -184,14 +184,20 @@ def shared_prefix(chosen: Part, rejected: Part) -> int:
     return max(shorter - 1, 0)
 
 
-def _read_turns(question: str, answer: str, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+def asked_text(question: str, row: Mapping[str, Any], number: int) -> str:
+    """The question with what stands beside it: as Alpaca, Dolly and the readers of SQuAD put it, the input after the
+    instruction, a passage before its question."""
     prompt = read_text(row[question], number, question)
-    # As Alpaca, Dolly and the readers of SQuAD put it: the input after the instruction, a passage before its question.
     for column in ("input", "context"):
         extra = row.get(column)
         if column != question and extra not in (None, ""):
             parts = [prompt, read_text(extra, number, column)]
             prompt = "\n\n".join(reversed(parts) if question == "question" else parts)
+    return prompt
+
+
+def _read_turns(question: str, answer: str, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    prompt = asked_text(question, row, number)
     system = row.get("system")
     opening = [{"role": "system", "content": read_text(system, number, "system")}] if system else []
     return {
