@@ -33,7 +33,12 @@ PIECES = [
     "all rights reserved", "copyright ©", "日本語の",
     "how many routers stand in the hall of the old station by the river",
 ]  # fmt: skip
+CLEAN = "{} A little boat {} lay by the quiet shore {} until it was morning {}"
+SLOTS = st.just("") | st.sampled_from(PIECES)
+# Mostly clean, so that what one piece brings about is all that can be said of a row.
+NEARLY = st.tuples(SLOTS, *[st.just("")] * 3).flatmap(st.permutations).map(lambda each: CLEAN.format(*each).strip(" "))
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=8).map(" ".join) | st.text(max_size=12)
+EITHER = NEARLY | TEXTS
 
 
 def said(rows: list[dict[str, Any]], **changes: Any) -> tuple[Any, ...]:
@@ -48,10 +53,21 @@ def said(rows: list[dict[str, Any]], **changes: Any) -> tuple[Any, ...]:
 
 
 @settings(max_examples=80)
-@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6), st.sampled_from(["prompt", "question"]))
+@given(st.lists(st.tuples(EITHER, EITHER), min_size=1, max_size=6), st.sampled_from(["prompt", "question"]))
 def test_what_is_cleared_has_nothing_to_say(pairs, column):
     names = (column, "completion" if column == "prompt" else "answer")
-    rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    check_cleared([dict(zip(names, pair, strict=True)) for pair in pairs])
+
+
+@pytest.mark.parametrize("part", ["prompt", "completion"])
+def test_each_piece_by_itself(part):
+    plain = {"prompt": CLEAN.format(*"abcd"), "completion": "The boat came home before the night was over."}
+    check_cleared([plain | {part: CLEAN.format(*["x"] * at, piece, *["y"] * (3 - at))} for piece in PIECES
+                   for at in range(4)])  # fmt: skip
+
+
+def check_cleared(rows: list[dict[str, Any]]) -> None:
+    """Cleared together, rows say what each says when it is looked at."""
     own = [{"id": "ours", "patterns": ["h[o]w"], "parts": ["prompt"]}]
     together = said(rows, own=own)
     with pytest.MonkeyPatch.context() as patch:
