@@ -104,7 +104,7 @@ def _texts(values: Sequence[str | None]) -> pa.Array:
     encoded = [b"" if value is None else value.encode("utf-8", "replace") for value in values]
     ends = np.zeros(len(encoded) + 1, np.int32)
     np.cumsum([len(value) for value in encoded], out=ends[1:])
-    valid = np.packbits([value is not None for value in values], bitorder="little").tobytes()
+    valid = np.packbits(np.array([value is not None for value in values], bool), bitorder="little").tobytes()
     buffers = [pa.py_buffer(valid), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
 
