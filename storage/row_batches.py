@@ -15,7 +15,7 @@ import orjson
 from foretune.storage import datasets
 from foretune.storage.datasets import LONGEST, Row
 from foretune.storage.errors import BadInput
-from foretune.storage.packed import most_unpacked, opened, packing
+from foretune.storage.packed import BROKEN, most_unpacked, opened, packing
 from foretune.storage.parquet_rows import parquet_batches
 from foretune.storage.parts import part_files
 from foretune.storage.places import localise
@@ -89,7 +89,7 @@ def _is_array(path: Path) -> bool:
     with opened(path, packing(path.name)) as stream:
         try:
             return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        except (OSError, EOFError):
+        except (OSError, *BROKEN):
             return True  # the other reader says what is wrong with the file
 
 

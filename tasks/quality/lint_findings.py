@@ -66,26 +66,31 @@ def findings_table(whole: Whole, settings: QualitySettings) -> pa.Table:
     ]
 
     columns = {
-        "rule": _texts(chosen),
-        "category": _texts([active[rule].category for rule in chosen]),
-        "severity": _texts([active[rule].severity for rule in chosen]),
+        "rule": _words(chosen, "int16"),
+        "category": _words([active[rule].category for rule in chosen], "int16"),
+        "severity": _words([active[rule].severity for rule in chosen], "int16"),
         "row": _numbers(at, pa.int64(), some),
         "line": _numbers(lines, pa.int64(), lines != 0),
-        "part": _texts(parts),
+        "part": _words(parts, "int16"),
         "start": _numbers(starts[order], pa.int32()),
         "end": _numbers(np.array(found["end"], np.int32)[order], pa.int32()),
-        "what": _texts([found["what"][position] for position in order]),
+        "what": _words([found["what"][position] for position in order], "int32"),
         "sample_id": _texts(ids),
         "fingerprint": _texts(keys),
     }
     types = findings_schema()
-    arrays = [
-        columns[field.name].dictionary_encode().cast(field.type)
-        if pa.types.is_dictionary(field.type)
-        else columns[field.name]
-        for field in types
-    ]
+    arrays = [columns[field.name] for field in types]
     return pa.Table.from_arrays(arrays, schema=types)
+
+
+def _words(values: Sequence[str], index: str) -> pa.Array:
+    """A dictionary in the order in which its words come; a cast of its indices would import pyarrow.compute."""
+    import numpy as np
+    import pyarrow as pa
+
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(values))}
+    at = np.array([numbers[value] for value in values], index)
+    return pa.DictionaryArray.from_arrays(_numbers(at, pa.type_for_alias(index)), _texts(list(numbers)))
 
 
 def _numbers(values: Any, kind: pa.DataType, valid: Any = None) -> pa.Array:
