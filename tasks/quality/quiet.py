@@ -68,7 +68,7 @@ class QuietRows:
         held[texts.holding(np.flatnonzero(_CONTROL[texts.buffer]))] = True
         for text in range(len(texts)) if self.rules.texts.always else ():
             held[text] |= self.rules.texts.own_found(_PARTS[text % 2], texts.texts[text])
-        held = held.reshape(-1, 2).any(axis=1)
+        held = held[::2] | held[1::2]
         self._by_form(texts, words, held)
         languages = languages_of(words)
         asked, answered = languages[::2], languages[1::2]
@@ -87,7 +87,7 @@ class QuietRows:
         text = np.searchsorted(texts.normal_bounds, start, "right") - 1
         weight = self._weight[phrase, text % 2]
         for at in np.flatnonzero(self._anchored[phrase] & (weight > 0)).tolist():
-            beginning = _BEGINNING.match(texts.normal, texts.normal_bounds[text[at]] + 1)
+            beginning = _BEGINNING.match(texts.normal, int(texts.normal_bounds[text[at]]) + 1)
             weight[at] *= beginning is not None and start[at] <= beginning.end()
         held |= np.bincount(text, weight, minlength=len(texts)) >= _ENOUGH - 1e-9
 
