@@ -7,7 +7,7 @@ RIVALS := .bench/rivals
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: demo test test-fast lint docs lock sbom audit bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
-	bench-orchestration bench-rules bench-quality bench-rivals-venv server clean
+	bench-orchestration bench-rules bench-quality bench-rivals-venv bench-quality-venv server clean
 .DEFAULT_GOAL := demo
 
 # Every file that is installed is held against its digest in a lock. torch comes first: its build for processors where
@@ -119,6 +119,12 @@ bench-rules: $(STAMP)
 
 bench-quality: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.quality
+
+# Tools that vet data, which the benchmark of quality is run beside, have an environment of their own too.
+bench-quality-venv:
+	test -x .bench/quality/venv/bin/python || $(PYTHON) -m venv .bench/quality/venv
+	.bench/quality/venv/bin/python -m pip install --quiet dropoutt==1.4.1 soup-cli==0.77.0 py-data-juicer==1.6.1 \
+		datatrove==0.10.1 aiohttp spacy
 
 # The libraries that the influence benchmark is compared with have an environment of their own.
 bench-rivals-venv: $(RIVALS)/.installed

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from foretune.storage import datasets
 from foretune.storage.datasets import LONGEST, Row
 from foretune.storage.errors import BadInput
-from foretune.storage.packed import most_unpacked, opened, packing
+from foretune.storage.packed import BROKEN, most_unpacked, opened, packing
 from foretune.storage.parquet_rows import parquet_batches
 from foretune.storage.parts import part_files
 from foretune.storage.places import localise
@@ -87,7 +89,7 @@ def _is_array(path: Path) -> bool:
     with opened(path, packing(path.name)) as stream:
         try:
             return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        except (OSError, EOFError):
+        except (OSError, *BROKEN):
             return True  # the other reader says what is wrong with the file
 
 
@@ -130,6 +132,9 @@ def parsed(batch: Batch) -> tuple[list[Row | Unread], list[int]]:
 def _row(line: bytes) -> Row | Unread:
     if len(line) > LONGEST:
         return Unread(f"more than {LONGEST // 2**20} million characters; split the row, or drop it", line)
+    value = _texts(line)
+    if value is not None:
+        return value
     try:
         value = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
@@ -143,3 +148,12 @@ def _row(line: bytes) -> Row | Unread:
     if datasets.too_deep(value):
         return Unread(f"nested more than {datasets.DEEPEST} levels deep; flatten it", line)
     return value
+
+
+def _texts(line: bytes) -> Row | None:
+    """A flat object of nothing but texts, which orjson reads as Python's decoder does in a third of the time."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return value if type(value) is dict and all(type(each) is str for each in value.values()) else None

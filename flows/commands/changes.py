@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foretune.flows.commands.options import Json, Quiet, Root, finish, named_run, terminal_for
 from foretune.flows.commands.terminal import Terminal
-from foretune.storage.runs import Run
+
+if TYPE_CHECKING:
+    from foretune.storage.runs import Run
 
 SHOWN = 20
 

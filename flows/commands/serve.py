@@ -12,13 +12,13 @@ import typer
 
 from foretune.flows.commands.options import Json, Quiet, Root, RunName, finish, named_run, terminal_for
 from foretune.storage.errors import BadInput
-from foretune.storage.runs import Run
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from foretune.storage.runs import Run
     from foretune.tasks.report.row_query import Query, RowReader
 
 HOST = "127.0.0.1"

@@ -4,12 +4,13 @@ it."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from foretune.flows.request import Request
 from foretune.storage.datasets import dataset_bytes
 from foretune.storage.errors import BadInput
-from foretune.tasks.inputs.sources import Sources, resolve_sources
+from foretune.tasks.inputs.sources import Sources, benchmark_files, resolve_sources
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading.tokenizer_files import read_config
 from foretune.tasks.samples.table import SampleIndex
@@ -21,14 +22,16 @@ SCORE_BYTES = 4
 def checked_sources(request: Request) -> Sources:
     """`resolve_sources` of a request, after a look at the sizes: nothing too large is fetched or hashed."""
     dataset, most = request.dataset, request.runtime.max_dataset_gb
-    for uri in filter(None, (dataset.path, dataset.heldout.path, dataset.preferences, dataset.probes)):
+    benchmarks = request.quality.benchmarks
+    for uri in filter(None, (dataset.path, dataset.heldout.path, dataset.preferences, dataset.probes, *benchmarks)):
         size = dataset_bytes(uri)
         if size > most * 1e9:
             raise BadInput(
                 f"{uri}: {size / 1e9:.1f} GB, more than runtime.max_dataset_gb ({most:g}); give a sample of its "
                 "rows, or raise that setting"
             )
-    return resolve_sources(dataset, request.model, request.sae, request.adapter.targets)
+    sources = resolve_sources(dataset, request.model, request.sae, request.adapter.targets)
+    return replace(sources, benchmarks=benchmark_files(benchmarks))
 
 
 def check_costs(request: Request, train: SampleIndex, heldout: SampleIndex, folder: Path | None) -> None:

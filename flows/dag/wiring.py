@@ -27,6 +27,7 @@ from foretune.tasks.landscape.prompt_gain import AnswerPass, prompt_gain, prompt
 from foretune.tasks.landscape.sharpness import sharpness
 from foretune.tasks.prediction.delta import prediction
 from foretune.tasks.prediction.path import path
+from foretune.tasks.quality.leaks import leaks
 from foretune.tasks.quality.passes import quality, quality_shard
 from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.samples.dataset import TokenizerHandle, encoding_of, role_settings, samples
@@ -104,6 +105,14 @@ class Wiring:
         settings = self.request.quality
         shards = [self.step(quality_shard, rows=leaf, settings=settings) for leaf in self.rows["train"].leaves]
         return self.step(quality, samples=self.tables["train"], shards=shards, settings=settings)
+
+    def leaks(self) -> Any:
+        return self.step(
+            leaks,
+            samples=self.tables["train"],
+            heldout=self.tables["heldout"],
+            benchmarks=list(self.sources.benchmarks),
+        )
 
     def baseline(self) -> Any:
         settings, sae = self.request.baseline, self.sources.sae

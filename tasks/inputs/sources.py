@@ -5,7 +5,7 @@ Nothing here imports torch: a run whose passes are all cached never does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +42,12 @@ class Sources:
     sae: SaeHandle | None
     labels: Fingerprint | None
     hook_name: str | None
+    benchmarks: tuple[Fingerprint, ...] = ()  # files that no training row should come from
 
     def named(self) -> dict[str, tuple[str, str]]:
         """Where every input lies, and the digest that stands for it, by what it is to the run."""
         others = {"model": self.model or self.gguf, "sae": self.sae and self.sae.source, "labels": self.labels}
+        others |= {f"benchmark {each.uri.rsplit('/', 1)[-1]}": each for each in self.benchmarks}
         found = {**self.rows, **{role: each for role, each in others.items() if each is not None}}
         return {role: (each.uri, each.digest) for role, each in found.items()}
 
@@ -89,6 +91,11 @@ def resolve_sources(
             check_fit(config, local)
         check_weights(config, at)
     return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name)
+
+
+def benchmark_files(uris: Sequence[str]) -> tuple[Fingerprint, ...]:
+    """Each by what its bytes are. BadInput for what is missing."""
+    return tuple(_file(dataset_at(uri)) for uri in uris)
 
 
 def _file(uri: str) -> Fingerprint:

@@ -68,16 +68,18 @@ def mean_overlap(sets: Sequence[np.ndarray]) -> Overlap:
     pairs = len(sets) * (len(sets) - 1) // 2
     if not pairs:
         return Overlap(None, 0)
-    _, items = np.unique(np.concatenate(sets), return_inverse=True)
-    seen = np.zeros(items.max() + 1, dtype=np.int64)
-    shared: dict[int, int] = {}
-    end = 0
-    for members in sets:
-        start, end = end, end + len(members)
-        own = items[start:end]
-        shared[len(own)] = shared.get(len(own), 0) + int(seen[own].sum())
-        seen[own] += 1
-    return Overlap(sum(count / size for size, count in sorted(shared.items())) / pairs, pairs)
+    sizes = np.array([len(items) for items in sets])
+    items = np.concatenate(sets)
+    if items.dtype.itemsize > 4:
+        items = np.unique(items, return_inverse=True)[1]
+    # By item, then by set: how many hold it before is the place among its own.
+    keys = np.sort((items.astype(np.uint64) << np.uint64(32)) | np.repeat(np.arange(len(sets), dtype=np.uint64), sizes))
+    item = keys >> np.uint64(32)
+    first = np.flatnonzero(np.concatenate([[True], item[1:] != item[:-1]]))
+    seen = np.arange(len(keys)) - np.repeat(first, np.diff(first, append=len(keys)))
+    size = sizes[(keys & np.uint64(2**32 - 1)).astype(np.int64)]
+    shared = np.bincount(size, seen)  # whole numbers below 2**53: exact
+    return Overlap(sum(int(shared[size]) / size for size in np.flatnonzero(shared).tolist()) / pairs, pairs)
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Set
+
+import numpy as np
+
+from foretune.tasks.quality.word_arrays import WordArrays, hash_of
 
 _STOP = {
     "en": "the and of to is in that it for was with on are be this you have not what from they which or an by",
@@ -54,3 +59,26 @@ def language_of(normal: str, words: Set[str]) -> str:
     most = found.pop(language)
     second = max(found.values(), default=0)
     return language if most >= _LEAST and 2 * second < most else ""
+
+
+def languages_of(words: WordArrays) -> np.ndarray:
+    """[texts] the numbers in LANGUAGES of ASCII texts, as `language_of` says of each."""
+    known, spoken = _stop_hashes()
+    at = np.minimum(np.searchsorted(known, words.hashes), len(known) - 1)
+    there = np.flatnonzero(known[at] == words.hashes)
+    text, at = words.text[there], at[there]
+    count = np.array([np.bincount(text, spoken[at, n], minlength=len(words.total)) for n in range(len(_WORDS))])
+    best = count.argmax(axis=0)
+    ordered = np.sort(count, axis=0)
+    said = (words.different >= _LEAST) & (ordered[-1] >= _LEAST) & (2 * ordered[-2] < ordered[-1])
+    return np.where(said, best + 1, 0).astype(np.uint8)
+
+
+@functools.cache
+def _stop_hashes() -> tuple[np.ndarray, np.ndarray]:
+    """(sorted hashes of all ASCII stop words, [words, languages] whose they are)."""
+    words = [word for word in _BY_WORD if word.isascii()]
+    hashes = hash_of(words)
+    order = np.argsort(hashes)
+    spoken = np.array([[language in _BY_WORD[words[n]] for language in _WORDS] for n in order.tolist()], np.float64)
+    return hashes[order], spoken

@@ -18,7 +18,7 @@ from foretune.storage.row_batches import Unread, parsed, row_batches
 from foretune.tasks.quality.diversity import all_words, band_keys, signatures, word_hashes
 from foretune.tasks.quality.phrases import normal_text
 from foretune.tasks.quality.rows import Texts
-from foretune.tasks.samples.forms import CanonicalRow, canonical_rows, shown_texts
+from foretune.tasks.samples.forms import canonical_rows, shown_texts
 
 GRAM = 13
 """Words in a row in common, as GPT-3 and its successors counted contamination."""
@@ -52,7 +52,7 @@ class LeakIndex:
             self.words.append(frozenset(words))
             self.rows.append(row)
 
-    def of(self, row: CanonicalRow, texts: Texts) -> str | None:
+    def of(self, texts: Texts) -> str | None:
         """How a row stands in the file, the surest way first; None where it does not."""
         found = self.found([texts.prompt_words, texts.completion_words, [*texts.prompt_words, *texts.completion_words]])
         return None if found is None else f"{found[0]}, row {found[1]} of {self.name}"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretune.tasks.quality.diversity import clusters_of, equal_runs, mean_overlap
+from foretune.tasks.quality.diversity import equal_runs, mean_overlap
 from foretune.tasks.quality.harm import stopping_count
 from foretune.tasks.quality.languages import LANGUAGES
 from foretune.tasks.quality.lint_batch import Linted
 from foretune.tasks.quality.lint_findings import Linting, findings_table
 from foretune.tasks.quality.lint_whole import Whole, WordSets
+from foretune.tasks.quality.near import Clusters
 
 if TYPE_CHECKING:
     from foretune.tasks.quality.settings import QualitySettings
@@ -33,12 +34,7 @@ def reduce_lint(parts: Iterable[Linted], settings: QualitySettings) -> Linting:
     copies = _copies(whole)
     added += [(row, "exact_duplicate", f"of row {first}") for row, first in copies.items()]
     if whole.bands.shape[1]:
-        cluster = clusters_of(sets, whole.bands, settings.near_duplicate_jaccard)
-        added += [
-            (row, "near_duplicate", f"of row {first}")
-            for row, first in enumerate(cluster)
-            if first != row and row not in copies
-        ]
+        added += [(row, "near_duplicate", f"of row {first}") for row, first in _near(whole, copies, settings)]
     if settings.builtin_rules:
         added += [(row, "contradictory", f"of row {first}") for row, first in _contradictory(whole)]
         added += _other_language(whole)
@@ -63,6 +59,16 @@ def _copies(whole: Whole) -> dict[int, int]:
         if whole.read[row] and whole.ids[row].tobytes() == whole.ids[earlier].tobytes():
             copies[row] = copies.get(earlier, earlier)
     return copies
+
+
+def _near(whole: Whole, copies: Mapping[int, int], settings: QualitySettings) -> list[tuple[int, int]]:
+    """Rows of nearly the same words as an earlier one, and the first of these; copies are said already."""
+    originals = np.ones(whole.rows, bool)
+    originals[list(copies)] = False
+    clusters = Clusters(whole.words, whole.starts, whole.sketch, settings.near_duplicate_jaccard)
+    clusters.join(whole.bands, np.flatnonzero(originals))
+    first = clusters.roots()
+    return [(row, int(first[row])) for row in np.flatnonzero(first != np.arange(whole.rows)).tolist()]
 
 
 def _contradictory(whole: Whole) -> list[tuple[int, int]]:

@@ -31,7 +31,7 @@ class Whole:
             offset += part.rows
         self.rows, self.forms = offset, forms
         for name in ("read", "lines", "ids", "prompts", "completions", "languages", "form", "lengths", "willing",
-                     "words", "bands"):  # fmt: skip
+                     "words", "bands", "sketch"):  # fmt: skip
             setattr(self, name, np.concatenate([getattr(part, name) for part in kept]))
             for part in kept:
                 delattr(part, name)
@@ -49,6 +49,7 @@ class Whole:
     willing: np.ndarray
     words: np.ndarray
     bands: np.ndarray
+    sketch: np.ndarray
 
     def add(self, row: int, rule: str, what: str) -> None:
         for name, value in (("row", row), ("rule", rule), ("part", "row"), ("start", 0), ("end", 0), ("what", what)):

@@ -8,6 +8,13 @@ from typing import Any
 
 from foretune.storage.packaged import packaged
 
+WAYS = {
+    "exact": "leak_exact",
+    "13 words in a row": "leak_13_words",
+    "nearly the same words": "leak_nearly",
+}
+"""Way that a leak is found -> what its figures are kept under."""
+
 
 @functools.cache
 def measured() -> dict[str, dict[str, Any]]:

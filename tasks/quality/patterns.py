@@ -53,17 +53,18 @@ class TextRules:
 
         self._on = {rule.id for rule in (*rules, *own)}
         needed: dict[str, list[_Pattern]] = {}
-        self._digits: list[_Pattern] = []
+        self.on_digits: list[_Pattern] = []
         for rule in rules:
             patterns = [
                 _Pattern(rule.id, what, rule.parts, _matcher(p, rule.check)) for what, p in rule.patterns.items()
             ]
             if rule.needs == "digits":
-                self._digits += patterns
+                self.on_digits += patterns
             else:
                 for sign in rule.needs:
                     needed.setdefault(sign, []).extend(patterns)
-        self._always = [_Pattern(r.id, what, r.parts, _linear(p, r.id)) for r in own for what, p in r.patterns.items()]
+        self.always = [_Pattern(r.id, what, r.parts, _linear(p, r.id)) for r in own for what, p in r.patterns.items()]
+        self._needed = needed
         self._behind = list(needed.values())
         self._signs: Any = AhoCorasick(list(needed)) if needed else None
         worded = [(rule, phrase) for rule in (*rules, *own) for phrase in rule.phrases]
@@ -92,14 +93,27 @@ class TextRules:
 
     def _candidates(self, text: str) -> list[_Pattern]:
         """Patterns whose signs stand in the text, each once."""
-        chosen = list(self._always)
+        chosen = list(self.always)
         if self._signs is not None:
             hits = {sign for sign, _, _ in self._signs.find_matches_as_indexes(text, overlapping=True)}
             for sign in sorted(hits):
                 chosen += [pattern for pattern in self._behind[sign] if pattern not in chosen]
-        if self._digits and _DIGIT.search(text) and _DIGITS.search(text):
-            chosen += self._digits
+        if self.on_digits and holds_digits(text):
+            chosen += self.on_digits
         return chosen
+
+    def signs(self) -> dict[str, set[str]]:
+        """Every sign that a pattern needs -> the parts that such patterns look at."""
+        return {sign: {part for p in behind for part in p.parts} for sign, behind in self._needed.items()}
+
+    def own_found(self, part: str, text: str) -> bool:
+        """Whether a pattern that needs no sign is there."""
+        return any(part in each.parts and next(each.spans(text), None) is not None for each in self.always)
+
+
+def holds_digits(text: str) -> bool:
+    """Whether a text has as many digits in a row as the shortest number that is looked for."""
+    return _DIGIT.search(text) is not None and _DIGITS.search(text) is not None
 
 
 def _matcher(pattern: str, check: str | None) -> Callable[[str], Iterator[tuple[int, int]]]:
@@ -163,11 +177,11 @@ def _whole(text: str, repetitive: bool) -> Iterator[tuple[str, tuple[int, int]]]
     if text.count("```") % 2:
         start = text.rfind("```")
         yield "open_code_fence", (start, len(text))
-    if repetitive and (span := _repeated(text)) is not None:
+    if repetitive and (span := repeated(text)) is not None:
         yield "repeated_text", span
 
 
-def _repeated(text: str) -> tuple[int, int] | None:
+def repeated(text: str) -> tuple[int, int] | None:
     """The first place of a line or sentence that makes up half of the text and comes four times."""
     if len(text) < 40:
         return None

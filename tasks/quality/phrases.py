@@ -19,6 +19,8 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", ""),
     }
 )
+# Those that stand for one plain sign each, and the blank that does not break; no rule of encodings speaks of them.
+_TWINS = {sign: plain for sign, plain in _SIGNS.items() if plain and sign > 127} | {0xA0: " "}
 _WHITE = re.compile(r"\s\s+|[^\S ]")
 # Of the plain signs the backtick is missing, which some write for an apostrophe.
 _CLUSTER = re.compile(r"(?P<plain>[!-_a-~]+(?: [!-_a-~]+)*(?![\u0300-\u036f]))|\s+|\S[\u0300-\u036f]*")
@@ -48,6 +50,15 @@ def normal_text(text: str) -> NormalText:
     if text.isascii():  # every sign stands for itself, but for the backtick
         return NormalText(_WHITE.sub(" ", text.lower().replace("`", "'")), text)
     return NormalText(_normalised(text)[0], text)
+
+
+def ascii_twin(text: str) -> str | None:
+    """A text of the same length in ASCII, of which `normal_text` makes the same; None where there is none."""
+    if not text.isascii():
+        text = text.translate(_TWINS)
+        if not text.isascii():
+            return None
+    return None if "\0" in text else text
 
 
 def _normalised(text: str) -> tuple[str, list[int]]:

@@ -95,7 +95,8 @@ class RowRules:
             "text": [phrase for _, phrase, _ in self.texts.phrases],
         }
         self._listed = [(name, at) for name, phrases in lists.items() for at in range(len(phrases))]
-        self._finder: PhraseFinder = PhraseFinder([phrase for phrases in lists.values() for phrase in phrases])
+        self._phrases = [phrase for phrases in lists.values() for phrase in phrases]
+        self._finder: PhraseFinder = PhraseFinder(self._phrases)
         self._severities = {name: rule.severity for name, rule in self.active.items()}
         self._computed = settings.builtin_rules
 
@@ -132,6 +133,21 @@ class RowRules:
         flags += dict.fromkeys(each.rule for each in found)
         matches += matches_of(found, self._severities)
         return {"flags": flags, "matches": matches, "assistant_speak": speak}
+
+    def listed_phrases(self) -> list[str]:
+        """Every phrase of every list."""
+        return self._phrases
+
+    def phrase_weight(self, number: int, part: str) -> float:
+        """How far a phrase in one part goes at most towards a flag or a finding; 1 is one."""
+        name, at = self._listed[number]
+        if name == "harmful":
+            return 0.5 if self.keywords[at].severity == "info" else 1.0
+        if name == "text":
+            return 1.0 if part in self.texts.phrases[at][2] else 0.0
+        if part == "prompt":
+            return 0.0
+        return 1.0 if name == "refusal" else self.stock[at].weight / self.settings.assistant_speak_score
 
     def _found(self, text: NormalText) -> dict[str, list[Match]]:
         """Every phrase of every list, in one pass over the text."""

@@ -94,7 +94,7 @@ class QualitySettings(BaseModel):
         default=[],
         max_length=1000,
         title="Benchmarks",
-        description="files that no row should come from; looked for by `foretune quality`",
+        description="files that no row should come from; looked for by `foretune quality` and by every run",
         json_schema_extra={"affects_result": False},
     )
     harmful_keywords: list[Keyword] = Field(

@@ -91,6 +91,7 @@ def _quality(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines)
         counts=summary["counts"],
         max_length=lines.max_length,
         summary=_flat(summary),
+        leaks=tuple(opened["leaks"].json("summary.json")["lines"]) if "leaks" in opened else (),
     )
 
 

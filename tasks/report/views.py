@@ -48,6 +48,7 @@ class QualityView(_Section):
     counts: Mapping[str, int]  # rule -> rows flagged
     max_length: int | None = None  # tokens
     summary: Mapping[str, Any] = field(default_factory=dict)
+    leaks: tuple[str, ...] = ()  # what stands elsewhere, a line a file
 
 
 @dataclass(frozen=True)

@@ -184,14 +184,18 @@ def shared_prefix(chosen: Part, rejected: Part) -> int:
     return max(shorter - 1, 0)
 
 
-def _read_turns(question: str, answer: str, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+def asked_text(question: str, row: Mapping[str, Any], number: int) -> str:
+    """As Alpaca, Dolly and SQuAD's readers put it: an input after the instruction, a passage before its question."""
     prompt = read_text(row[question], number, question)
-    # As Alpaca, Dolly and the readers of SQuAD put it: the input after the instruction, a passage before its question.
     for column in ("input", "context"):
-        extra = row.get(column)
-        if column != question and extra not in (None, ""):
-            parts = [prompt, read_text(extra, number, column)]
+        if column != question and row.get(column) not in (None, ""):
+            parts = [prompt, read_text(row[column], number, column)]
             prompt = "\n\n".join(reversed(parts) if question == "question" else parts)
+    return prompt
+
+
+def _read_turns(question: str, answer: str, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    prompt = asked_text(question, row, number)
     system = row.get("system")
     opening = [{"role": "system", "content": read_text(system, number, "system")}] if system else []
     return {
@@ -245,15 +249,11 @@ def _instruction_form(question: str, answer: str) -> KnownForm:
 
 
 ALWAYS_READ = ("tools", "chat_template_kwargs")
+_PAIR = ("prompt", "chosen", "rejected")
 
 # In TRL's order of precedence: an Alpaca file that also has a `text` column is trained on that column.
 KNOWN_FORMS = (
-    KnownForm(
-        "prompt+chosen+rejected",
-        ("prompt", "chosen", "rejected"),
-        _read_preference,
-        messages=("prompt", "chosen", "rejected"),
-    ),
+    KnownForm("prompt+chosen+rejected", _PAIR, _read_preference, messages=_PAIR),
     KnownForm("chosen+rejected", ("chosen", "rejected"), _read_preference, messages=("chosen", "rejected")),
     KnownForm(
         "prompt+completion", ("prompt", "completion"), _read_prompt_completion, messages=("prompt", "completion")

@@ -109,3 +109,25 @@ def test_a_root_of_before_the_marker_is_known_by_its_content(archived):
     assert not (archived / "root" / MARKER).exists()
     assert is_root(str(archived / "root"))
     assert state_of(run_in(archived)) == "ended"
+
+
+def test_versions_of_the_rows_are_told_apart_by_what_the_run_knows(archived):
+    from typer.testing import CliRunner
+
+    from foretune.flows.cli import app
+
+    old = load_request("request.yaml").dataset.path
+    lines = Path(old).read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    answer = list(first)[-1]
+    changed = {**first, answer: "Quite another answer than there was."} if isinstance(first[answer], str) else None
+    Path("new.jsonl").write_text("".join([json.dumps(changed) + "\n"] * bool(changed) + lines[2:]))
+    words = ["diff", old, "new.jsonl", "--run", "latest", "--root", "root", "--json"]
+    ended = CliRunner().invoke(app, words, standalone_mode=False)
+    assert ended.exception is None, ended.exception
+    *said, last = ended.stdout.splitlines()
+    found = json.loads(last)
+    gone = [row for row in found["removed"] if "influence" in row]
+    assert gone and {"rank", "verdict", "score"} <= set(gone[0]["influence"])
+    assert any("nats" in line and "rank" in line for line in said)
+    assert not any("influence" in row for row in found["added"] + found["changed"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from foretune.tasks.quality.diversity import all_words
 from foretune.tasks.quality.leakage import LeakIndex
+from foretune.tasks.quality.measured import WAYS as MEASURED_WAYS
 from foretune.tasks.quality.phrases import normal_text
 from tests.benchmarks.public_data import data_folder
 
@@ -56,7 +57,27 @@ def leak_rows(_: Path) -> list[dict[str, Any]]:
                     "false_positive": sum(found in known for found in wrong), "false_negative": EACH - right,
                 }
             )  # fmt: skip
-    return made
+    return [*made, *_as_rules(index, benchmark, kinds, wrong, draw)]
+
+
+def _as_rules(
+    index: LeakIndex, benchmark: list[Any], kinds: dict[str, Any], wrong: list[str | None], draw: random.Random
+) -> list[dict[str, Any]]:
+    """What stands beside a count: each way by itself, and all together, over all kinds of planted leaks."""
+    ways = [_way(index, change(r["question"])) for change in kinds.values() for r in draw.sample(benchmark, EACH)]
+    sets = f"leaks of {len(kinds)} kinds planted in half of GSM8K, the other half"
+    missed = ways.count(None)
+    counted = [
+        {
+            "rule": rule, "set": sets, "rows": len(ways) + len(wrong), "true_positive": sum(w in by for w in ways),
+            "false_positive": sum(w in by for w in wrong), "false_negative": sum(w not in by for w in ways),
+        }
+        for rule, by in (
+            *((name, (way,)) for way, name in MEASURED_WAYS.items()), ("heldout_leak", WAYS), ("benchmark_leak", WAYS)
+        )
+    ]  # fmt: skip
+    assert counted[-1]["false_negative"] == missed
+    return counted
 
 
 def _way(index: LeakIndex, text: str) -> str | None:

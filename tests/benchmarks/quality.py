@@ -14,12 +14,14 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.planted import PLANTED, planted_rows
 from tests.benchmarks.public_data import data_folder
+from tests.benchmarks.vetting_rivals import LINTERS, vetting_rivals
 
 SIZES = (10_000, 100_000, 1_000_000)
 CHARACTERS = 400
@@ -104,6 +106,25 @@ def measured(tool: str, path: Path, data: str) -> dict[str, Any]:
     return {"tool": tool, "data": data, **row, "cpu_microseconds_per_row": per_row}
 
 
+def commanded(path: Path, data: str) -> dict[str, Any]:
+    """The command itself, with its start."""
+    import resource
+
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("foretune")), "quality", str(path), "--json", "--quiet"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = json.loads(done.stdout.splitlines()[-1])
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "tool": "foretune quality, the command", "data": data, "rows": result["rows"],
+        "characters": result["characters"], "rules": len(result["counts"]), "findings": sum(result["counts"].values()),
+        "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2),
+    }  # fmt: skip
+
+
 def drawn(path: Path, rows: int) -> None:
     """Rows of mean 400 characters, sentence by sentence from public sets; a fault in every hundredth."""
     data = data_folder()
@@ -169,12 +190,22 @@ def main() -> None:
         folder = Path(name)
         gsm8k = folder / "gsm8k.jsonl"
         gsm8k.write_bytes((data_folder() / "gsm8k_test.jsonl").read_bytes())
-        rows = [measured(tool, gsm8k, "GSM8K test") for tool in TOOLS]
+        rows = [measured(tool, gsm8k, "GSM8K test") for tool in TOOLS] + [commanded(gsm8k, "GSM8K test")]
+        faults = folder / "planted.jsonl"
+        clean = [json.loads(line) for line in gsm8k.open()]
+        faults.write_text("".join(json.dumps(row) + "\n" for row, _ in planted_rows(clean, random.Random(0))))
+        rows += [measured(tool, faults, "faults planted in GSM8K") for tool in TOOLS]
+        rows += vetting_rivals(faults, "faults planted in GSM8K")
+        train = folder / "train.jsonl"
+        drawn(train, 7473)
+        rows.append(commanded(train, "7473 drawn rows"))
         for size in sizes:
             path = folder / f"{size}.jsonl"
             drawn(path, size)
             tools = TOOLS if size <= 100_000 else ("foretune",)
             rows += [measured(tool, path, f"{size} drawn rows") for tool in tools]
+            if size == min(sizes):
+                rows += vetting_rivals(path, f"{size} drawn rows", LINTERS)
             path.unlink()
         rows += faults_of(folder)
     write_results("quality", with_earlier("quality", rows, ("tool", "data", "fault")), started)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 PASSES = {
     "samples",
     "quality",
+    "leaks",
     "baseline",
     "landscape",
     "heldout_landscape",

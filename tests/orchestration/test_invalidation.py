@@ -146,6 +146,7 @@ def test_another_held_out_set_leaves_the_training_landscape_and_the_curvature(wa
     write_lines(warm_request, "heldout.jsonl", read_lines(warm_request, "heldout.jsonl")[:-1])
     assert executed(warm_request) == {
         "samples": 1,
+        "leaks": 1,
         "landscape_shard": 1,
         "gradient": 1,
         "landscape": 1,
@@ -169,6 +170,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
     assert counts == {
         "samples": 1,
         "quality": 1,
+        "leaks": 1,
         "baseline": 1,
         "gradient": 1,
         "landscape": 1,
@@ -187,6 +189,7 @@ def test_the_order_of_the_rows_runs_only_what_prints_row_numbers(warm_request):
     assert executed(warm_request) == {
         "samples": 1,
         "quality": 1,
+        "leaks": 1,
         "landscape": 1,
         "prompt_gain": 1,
         "influence": 1,

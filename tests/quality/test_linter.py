@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
 from typing import Any
@@ -258,6 +259,12 @@ def test_a_broken_line_is_a_finding_with_its_line(tmp_path, name):
     assert [(f["row"], f["line"]) for f in found] == [(1, 3)] and found[0]["what"]
 
 
+def _parquet(columns: dict[str, list[Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
 FILES = {
     "empty.jsonl": b"", "blank.jsonl": b"\n\n", "empty.json": b"", "empty.csv": b"", "head.csv": b"prompt,completion\n",
     "object.json": b"{}", "number.json": b"7", "broken.json": b"[{", "columns.json": b'{"a": [1], "b": [2]}',
@@ -265,8 +272,33 @@ FILES = {
     "open.csv": b'prompt,completion\n"a,b\n', "twice.csv": b"prompt,prompt\na,b\n",
     "latin.csv": b"prompt,completion\n\xe9,b\n",
     "unknown.xyz": b"hello", "text.txt": b"hello", "none.parquet": b"", "broken.parquet": b"PAR1junk",
+    "damaged.jsonl.gz": gzip.compress(GOOD.encode())[:10] + b"\xff" * 40,
     "cut.jsonl.gz": gzip.compress(GOOD.encode() * 50)[:-9], "none.jsonl.gz": b"plain", "array.jsonl": b"[7]",
+    "pointer.jsonl": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
+    "page.jsonl": b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>\n",
+    "picture.jsonl": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\xff\xfe", "pickled.jsonl": b"\x80\x04\x95\x0b\x00]\x94.",
+    "wide.jsonl": GOOD.encode("utf-16"), "wide.json": f"[{GOOD}]".encode("utf-16"),
+    "wide.csv": "prompt,completion\na,b\n".encode("utf-16"), "mark.jsonl": b"\xef\xbb\xbf",
+    "mark.json": b"\xef\xbb\xbf", "nothing.jsonl": b"\x00" * 64, "nothing.csv": b"\x00" * 64,
+    "half.json": f"[{GOOD}, ".encode(), "deep.json": b"[" * 5000 + b"]" * 5000, "text.json": b'"text"',
+    "trailing.json": f"[{GOOD}] and more".encode(), "null.json": b"null",
+    "two_lists.json": f'{{"train": [{GOOD}], "test": [{GOOD}]}}'.encode(),
+    "mixed.json": f"[{GOOD}, 7]".encode(), "infinite.json": b'[{"prompt": 1e999, "completion": "x"}]',
+    "quotes.csv": b'prompt,completion\n"a"b,c\n', "wider.csv": b"prompt,completion\na,b,c\n",
+    "unnamed.csv": b",\na,b\n", "tabs.csv": b"prompt\tcompletion\na\tb\n",
+    "twice.jsonl.gz": gzip.compress(gzip.compress(b"x")), "empty.jsonl.gz": gzip.compress(b""),
+    "broken.jsonl.zst": b"\x28\xb5\x2f\xfdjunk", "broken.arrow": b"ARROW1\x00\x00junk",
+    "no_rows.parquet": _parquet({"prompt": [], "completion": []}),
+    "lists.parquet": _parquet({"prompt": [[1]], "b": [2]}),
+    "bytes.parquet": _parquet({"prompt": [b"\xff"], "completion": [b"\xfe"]}),
+    "nulls.parquet": _parquet({"prompt": [None], "completion": [None]}),
+    "cut.parquet": _parquet({"prompt": ["a"], "completion": ["b"]})[:-20],
+    "old.xls": b"\xd0\xcf\x11\xe0", "none.gz": b"",
 }  # fmt: skip
+
+
+def test_there_are_forty_kinds_of_broken_files():
+    assert len(FILES) >= 40
 
 
 @pytest.mark.parametrize("name", FILES)

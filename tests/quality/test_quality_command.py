@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from foretune.flows.cli import app
 from foretune.flows.quality import quality_settings
 from foretune.flows.request import with_rules
 from foretune.storage.errors import BadInput
-from foretune.tasks.quality.measured import measured, measured_line, summed
+from foretune.tasks.quality.measured import WAYS, measured, measured_line, summed
 from foretune.tasks.quality.rules import RULES, builtin_rules
+from tests.quality.sarif_schema import SCHEMA
 
 PROJECT = Path(__file__).parents[2]
 ROWS = [
@@ -183,7 +187,9 @@ def test_a_file_of_rules_that_is_none_is_one_line(tmp_path, text, said):
 
 def test_the_figures_beside_a_count_are_those_of_the_benchmark():
     rows = json.loads((PROJECT / "tests/benchmarks/results/rules.json").read_text())["rows"]
-    assert measured() == {rule: found for rule, found in sorted(summed(rows).items()) if rule in RULES}
+    assert measured() == {
+        rule: found for rule, found in sorted(summed(rows).items()) if rule in {*RULES, *WAYS.values()}
+    }
     assert re.match(
         r"precision 0\.\d\d \(\d+ of \d+ flagged\), recall 0\.\d\d .* rows of XSTest", measured_line("harmful_content")
     )
@@ -196,3 +202,52 @@ def test_every_rule_says_what_it_is_for():
         for pattern in rule.patterns.values():
             re.compile(pattern)
         assert not rule.patterns or rule.needs, f"{name}: patterns without what they need are tried on every text"
+
+
+def test_what_is_written_for_code_scanning_is_sarif(tmp_path):
+    import jsonschema
+
+    rows = [*ROWS, {"prompt": "Is it?", "completion": "\ud83d"}, "no row", {"prompt": "a", "completion": "x\x00y"}]
+    pairs = [{"prompt": f"Question {n}?", "chosen": "It is so because of many good things " * 3 + str(n),
+              "rejected": f"No {n}"} for n in range(30)]  # fmt: skip
+    folder = tmp_path / "a folder, ünd more"
+    folder.mkdir()
+    results = 0
+    for name, each in (("rows.jsonl", rows), ("pairs.jsonl", pairs), ("clean.jsonl", ROWS[:1])):
+        called("quality", written(folder / name, each), "--sarif", str(tmp_path / "found.sarif"), "--force")
+        sarif = json.loads((tmp_path / "found.sarif").read_text())
+        validator = jsonschema.Draft202012Validator(SCHEMA)
+        assert not list(validator.iter_errors(sarif))
+        results += len(sarif["runs"][0]["results"])
+        broken = json.loads(json.dumps(sarif))
+        broken["runs"][0]["tool"]["driver"].pop("name")
+        assert list(validator.iter_errors(broken))
+    assert results > 5
+
+
+def test_the_hook_runs_in_a_repository(tmp_path):
+    """As pre-commit runs it: the hook's entry and arguments, then the files that were changed."""
+    (hook,) = yaml.safe_load((PROJECT / ".pre-commit-hooks.yaml").read_text())
+    assert hook["id"] == "foretune-quality" and hook["language"] == "python"
+    repository = tmp_path / "repository"
+    repository.mkdir()
+
+    def git(*words: str) -> str:
+        given = ["git", "-c", "user.name=a", "-c", "user.email=a@b.org", *words]
+        return subprocess.run(given, cwd=repository, capture_output=True, text=True, check=True).stdout
+
+    git("init", "-q")
+    written(repository / "good.jsonl", ROWS[:1])
+    written(repository / "bad.jsonl", ROWS)
+    (repository / "notes.txt").write_text("no dataset")
+    git("add", ".")
+    staged = [name for name in git("diff", "--cached", "--name-only").split() if re.search(hook["files"], name)]
+    assert staged == ["bad.jsonl", "good.jsonl"]
+    entry = [str(Path(sys.executable).parent / hook["entry"].split()[0]), *hook["entry"].split()[1:]]
+    assert hook.get("require_serial") or hook.get("pass_filenames", True)
+    ended = {
+        name: subprocess.run([*entry, *hook.get("args", []), name], cwd=repository, capture_output=True, text=True)
+        for name in staged
+    }
+    assert ended["good.jsonl"].returncode == 0, ended["good.jsonl"].stderr
+    assert ended["bad.jsonl"].returncode == 3 and "credit_card" in ended["bad.jsonl"].stdout
