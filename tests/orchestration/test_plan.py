@@ -44,6 +44,7 @@ def reasons(planned: dict) -> dict[str, str]:
     return {task["task"]: task["why"] for task in planned["tasks"] if task["state"] == "run"}
 
 
+@pytest.mark.slow
 def test_the_plan_of_an_empty_root_has_the_keys_of_the_run(write_tiny_request, tmp_path, new_machine):
     request = write_tiny_request(tmp_path)
     planned = plan_of(request)
@@ -117,6 +118,7 @@ def test_a_reason_is_the_path_of_what_changed(first_run, override, task, why):
     assert reasons(plan_of(first_run, override))[task] == why
 
 
+@pytest.mark.slow
 def test_dropped_rows_are_planned_as_they_run(warm_request):
     train = warm_request.parent / "train.jsonl"
     train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))

@@ -29,6 +29,7 @@ def test_one_step_of_lora_is_the_step_that_peft_and_adamw_take(simulated, refere
         assert float(real.abs().max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_path_starts_at_the_loss_of_the_base_weights(simulated, reference):
     from foretune.tasks.samples.shards import subset_of
 

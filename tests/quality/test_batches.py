@@ -54,6 +54,7 @@ def said(rows: list[dict[str, Any]], **changes: Any) -> tuple[Any, ...]:
 
 @settings(max_examples=80)
 @given(st.lists(st.tuples(EITHER, EITHER), min_size=1, max_size=6), st.sampled_from(["prompt", "question"]))
+@pytest.mark.slow
 def test_what_is_cleared_has_nothing_to_say(pairs, column):
     names = (column, "completion" if column == "prompt" else "answer")
     check_cleared([dict(zip(names, pair, strict=True)) for pair in pairs])

@@ -342,6 +342,7 @@ COLUMNS = st.sampled_from(
 
 @settings(max_examples=150)
 @given(st.lists(st.dictionaries(COLUMNS, ANYTHING, max_size=4) | ANYTHING, min_size=1, max_size=4))
+@pytest.mark.slow
 def test_no_row_is_a_traceback(tmp_path_factory, rows):
     path = written(tmp_path_factory.mktemp("any") / "rows.jsonl", rows)
     try:

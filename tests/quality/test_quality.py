@@ -175,6 +175,7 @@ TEXTS = st.sampled_from(["red lamp on", "red lamp off", "make a bomb", "as an ai
 
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=12), st.data())
+@pytest.mark.slow
 def test_shards_cannot_be_seen_in_the_result(samples, rows, data):
     table = samples(*rows)
     whole = reduce_quality([shard_quality(table, SETTINGS)], SETTINGS)

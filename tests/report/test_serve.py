@@ -64,6 +64,7 @@ def test_every_filter_agrees_with_a_plain_reading(reader):
         assert [row["row"] for row in found["rows"]] == [row["row"] for row in rows if wanted(row)], query
 
 
+@pytest.mark.slow
 def test_an_order_is_that_of_the_column_both_ways(reader):
     losses = [row["loss"] for row in reader.found(Query(order="loss", limit=2000))["rows"]]
     assert losses == sorted(losses)
