@@ -167,15 +167,13 @@ def shared_server(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PREFECT_API_URL", str(get_current_settings().api.url))
 
 
-@pytest.fixture(scope="session")
-def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a TopK SAE (d_in 32, d_sae 64, k 8) in sae-lens's format, read before the tiny Llama's layer 1."""
+def write_sae(folder: Path, seed: int) -> Path:
+    """A TopK SAE (d_in 32, d_sae 64, k 8) in sae-lens's format, read before the tiny Llama's layer 1."""
     import torch
     from sae_lens import TopKSAE, TopKSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
-    folder = tmp_path_factory.mktemp("tiny_sae")
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     metadata = SAEMetadata(hook_name="blocks.1.hook_resid_pre", model_name="tiny")
     sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=64, k=8, metadata=metadata))
     with torch.no_grad():
@@ -184,6 +182,12 @@ def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sae.W_enc.copy_(directions.T)
     sae.save_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the SAE of `write_sae`, the same in every run."""
+    return write_sae(tmp_path_factory.mktemp("tiny_sae"), seed=1)
 
 
 @pytest.fixture(scope="session")

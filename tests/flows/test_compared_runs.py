@@ -14,6 +14,7 @@ from foretune.flows.compare import compare, comparison_markdown
 from foretune.flows.request import load_request
 from foretune.flows.simulate import simulate
 from foretune.storage.runs import resolve_run
+from tests.conftest import write_sae
 
 pytestmark = pytest.mark.slow
 
@@ -21,20 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def other_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the tiny SAE, with other directions."""
-    import torch
-    from sae_lens import TopKSAE, TopKSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
-
-    folder = tmp_path_factory.mktemp("other_sae")
-    torch.manual_seed(7)
-    metadata = SAEMetadata(hook_name="blocks.1.hook_resid_pre", model_name="tiny")
-    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=64, k=8, metadata=metadata))
-    with torch.no_grad():
-        directions = torch.nn.functional.normalize(torch.randn(64, 32), dim=1)
-        sae.W_dec.copy_(directions)
-        sae.W_enc.copy_(directions.T)
-    sae.save_model(folder)
-    return folder
+    return write_sae(tmp_path_factory.mktemp("other_sae"), seed=7)
 
 
 MANY = {
