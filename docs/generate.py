@@ -33,6 +33,7 @@ ROOMS = {
     "flows/engines": "who takes a step: threads of this process, or a Ray cluster",
     "tasks": "one room per stage; stages do not know each other",
     "tasks/backtest": "the truth: real runs, and the scores of a simulation against them",
+    "tasks/behaviour": "what the base and the predicted model answer, and what suites of items say of it",
     "tasks/checkpoint": "the predicted model, written and verified",
     "tasks/concepts": "SAE features at the base weights, and what pairs say about them",
     "tasks/engine": "how a pass runs: keys, invariants, announcements, memory, time limits",
