@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretune.tasks.report.numbers import signed
-from foretune.tasks.report.tables import Column, Table
 
 SHOWN = ("suite", "n", "base", "predicted", "change", "low", "high", "verdict")
 """Of each suite in result.json."""
 NUMBERS = ("base", "predicted", "change", "low", "high")
 """Of each suite in the summary, as in `behaviour.refusal.change`: what a gate may be set on."""
 STILL = "no change measured"
-FLIPS = 20  # listed per suite
 
 
 @dataclass(frozen=True)
@@ -49,26 +47,6 @@ class BehaviourView:
     @property
     def still(self) -> str:
         return nothing_moved(self.items, len(self.suites))
-
-    def table(self) -> Table:
-        """Every suite with its interval."""
-        columns = (
-            Column("suite", "suite", "code"),
-            Column("items", "n"),
-            Column("base", "base"),
-            Column("predicted", "predicted"),
-            Column("change", "change", "signed"),
-            Column("from", "low", "signed"),
-            Column("to", "high", "signed"),
-            Column("rise", "up"),
-            Column("fall", "down"),
-            Column("p (sign test)", "p"),
-            Column("verdict", "verdict", "code"),
-            Column("measures", "measures", "text"),
-            Column("unit", "unit", "text"),
-        )
-        rows = [[each.figures[column.key] for column in columns] for each in self.suites]
-        return Table(f"{len(rows)} suites, {self.items:,} items", columns, rows)
 
 
 def behaviour_view(artifact: Any) -> BehaviourView:
