@@ -10,7 +10,6 @@ from foretune.flows.gate import Gate, GateRule, apply_gate
 from foretune.tasks.behaviour.behaviour import behaviour as behaviour_pass
 from foretune.tasks.report.behaviour import (
     BehaviourView,
-    SuiteView,
     behaviour_block,
     behaviour_lines,
     behaviour_numbers,
@@ -18,43 +17,13 @@ from foretune.tasks.report.behaviour import (
 )
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.charts.behaviour import behaviour_changes
-
-FOREIGN = "<script>alert(1)</script> 'quoted' & more"
-
-
-def figures(suite: str, verdict: str, **changes):
-    return {
-        "suite": suite,
-        "measures": "what it is about",
-        "direction": "higher",
-        "critical": False,
-        "unit": "share right",
-        "n": 40,
-        "left_out": 0,
-        "base": 0.75,
-        "predicted": 0.5,
-        "change": -0.25,
-        "low": -0.4,
-        "high": -0.1,
-        "up": 1,
-        "down": 11,
-        "p": 0.006,
-        "flips": {"right -> wrong": 11},
-        "verdict": verdict,
-        **changes,
-    }
-
-
-def flipped(question: str):
-    row = {"item": "one", "question": question, "base": 1.0, "predicted": 0.0, "flip": "right -> wrong"}
-    return {**row, "answer_base": FOREIGN, "answer_predicted": FOREIGN}
+from tests.report.conftest import example_behaviour
+from tests.report.conftest import suite_figures as figures
 
 
 @pytest.fixture
 def broken() -> BehaviourView:
-    moved = SuiteView(figures("arithmetic", "worse"), [flipped(f"{FOREIGN} {n}") for n in range(25)])
-    still = SuiteView(figures("general_text", "no change measured", unit="nats per token"), [])
-    return BehaviourView([moved, still], 0.95, 10_000, 0)
+    return example_behaviour()
 
 
 def test_the_page_says_what_moved_and_shows_the_items_that_flipped(view, broken):

@@ -54,7 +54,7 @@ def behaviour_changes(suites: Sequence[Mapping[str, Any]]) -> Chart | None:
                 hovertemplate="%{x:.3g}<br>%{customdata}",
             )
         )
-    figure = plot(traces, x="share of items, or mean probability", y="", height=bars_height(len(shown)) + 30)
+    figure = plot(traces, x="share of items, or mean probability", y="suite", height=bars_height(len(shown)) + 30)
     return Chart(
         "behaviour-changes",
         "Each suite before and after",
