@@ -126,7 +126,7 @@ def probe_texts(probes: DataFrame, top: int) -> Table | None:
 def suites(figures: Sequence[Mapping[str, Any]]) -> Table | None:
     """Every behaviour suite with its interval."""
     columns = (
-        Column("suite", "suite", "code"),
+        Column("suite", "title", "text"),
         Column("items", "n"),
         Column("base", "base"),
         Column("predicted", "predicted"),
@@ -136,11 +136,11 @@ def suites(figures: Sequence[Mapping[str, Any]]) -> Table | None:
         Column("rise", "up"),
         Column("fall", "down"),
         Column("p (sign test)", "p"),
-        Column("verdict", "verdict", "code"),
-        Column("measures", "measures", "text"),
-        Column("unit", "unit", "text"),
+        Column("verdict", "verdict", "text"),
+        Column("score", "unit", "text"),
     )
-    return _table(f"{len(figures)} suites, {sum(each['n'] for each in figures):,} items", columns, figures)
+    rows = [{**each, "title": str(each["suite"]).replace("_", " ")} for each in figures]
+    return _table(f"{len(figures)} suites, {sum(each['n'] for each in figures):,} items", columns, rows)
 
 
 def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
