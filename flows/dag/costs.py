@@ -10,6 +10,7 @@ from pathlib import Path
 from foretune.flows.request import Request
 from foretune.storage.datasets import dataset_bytes
 from foretune.storage.errors import BadInput
+from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.inputs.sources import Sources, benchmark_files, resolve_sources
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading.tokenizer_files import read_config
@@ -30,6 +31,7 @@ def checked_sources(request: Request) -> Sources:
                 f"{uri}: {size / 1e9:.1f} GB, more than runtime.max_dataset_gb ({most:g}); give a sample of its "
                 "rows, or raise that setting"
             )
+    chosen_suites(request.behaviour)  # whose files are read again when their passes are wired
     sources = resolve_sources(dataset, request.model, request.sae, request.adapter.targets)
     return replace(sources, benchmarks=benchmark_files(benchmarks))
 

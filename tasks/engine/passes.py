@@ -162,9 +162,15 @@ def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[bool |
 
 
 def _label(task: str, arguments: dict[str, Any]) -> str:
-    """What the user reads: the task, and the role and shard it worked on."""
+    """What the user reads: the task, and the role, suite and shard it worked on."""
     role, shard = arguments.get("role"), getattr(arguments.get("rows"), "shard", None)
-    words = [task, role if isinstance(role, str) else "", f"[{shard.prefix or 'all'}]" if shard is not None else ""]
+    items = getattr(arguments.get("items"), "label", "")
+    words = [
+        task,
+        role if isinstance(role, str) else "",
+        items,
+        f"[{shard.prefix or 'all'}]" if shard is not None else "",
+    ]
     return " ".join(word for word in words if word)
 
 

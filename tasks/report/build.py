@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None]:
-    from foretune.tasks.report.charts import dataset, features, layers, losses, samples
+    from foretune.tasks.report.charts import behaviour, dataset, features, layers, losses, samples
 
     top = settings.top_features
     if view.quality:
@@ -49,6 +49,8 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
         yield layers.weight_change(view.model_diff.layers)
         if view.model_diff.probes is not None:
             yield losses.probe_perplexity(view.model_diff.probes, 2 * settings.top_rows)
+    if view.behaviour:
+        yield behaviour.behaviour_changes([each.figures for each in view.behaviour.suites])
 
 
 def _loss_path(prediction: PredictionView) -> Chart | None:

@@ -126,6 +126,7 @@ _ASKED = {
     "sharp_landscape": _Asked(
         "Is the loss flat enough to train on?", "nats per token per squared unit of weight", "at most {}", always=True
     ),
+    "behaviour_regression": _Asked("Does a behaviour get worse?", "suites", "none"),
     "delta_clipped": _Asked("Do the weights stay near the base?", "tensors cut", "none", always=True),
 }
 _MEASURED = {"harmful_content": "harmful_rows", "sharp_landscape": "sharpness", "delta_clipped": "clipped_modules"}

@@ -10,6 +10,7 @@ from typing import Any
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.trust import Trust, horizon_signal, trust_of
+from foretune.tasks.report.behaviour import behaviour_numbers
 from foretune.tasks.report.concepts import moved_concepts, speaking_like
 from foretune.tasks.report.conditions import (
     Condition,
@@ -232,4 +233,5 @@ def _summary(
     for name in ("prediction", "model_diff", "preference", "baseline", "sae_diff"):
         numbers = {k: v for k, v in read.get(name, {}).items() if v is None or isinstance(v, int | float | str)}
         kept |= {k if k not in kept else f"{name}_{k}": v for k, v in numbers.items()}
+    kept |= behaviour_numbers(read.get("behaviour"))
     return kept | {"trusted_steps": trust.trusted_steps, "trust": trust.words, "end_error": trust.end_error}

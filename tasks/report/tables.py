@@ -123,6 +123,26 @@ def probe_texts(probes: DataFrame, top: int) -> Table | None:
     return _table(f"{len(largest):,} of {len(probes):,} probes", columns, largest.to_dict("records"))
 
 
+def suites(figures: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Every behaviour suite with its interval."""
+    columns = (
+        Column("suite", "title", "text"),
+        Column("items", "n"),
+        Column("base", "base"),
+        Column("predicted", "predicted"),
+        Column("change", "change", "signed"),
+        Column("from", "low", "signed"),
+        Column("to", "high", "signed"),
+        Column("rise", "up"),
+        Column("fall", "down"),
+        Column("p (sign test)", "p"),
+        Column("verdict", "verdict", "text"),
+        Column("score", "unit", "text"),
+    )
+    rows = [{**each, "title": str(each["suite"]).replace("_", " ")} for each in figures]
+    return _table(f"{len(figures)} suites, {sum(each['n'] for each in figures):,} items", columns, rows)
+
+
 def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
     """Every pass that the run computed with what it cost."""
     columns = (
@@ -145,5 +165,6 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
         "scored-tokens": scored_tokens(tokens) if tokens is not None else None,
         "preference-pairs": view.preference and preference_pairs(view.preference.pairs, long),
         "moved-modules": view.prediction and moved_modules(view.prediction.layers, long),
+        "suites": view.behaviour and suites([each.figures for each in view.behaviour.suites]),
         "probe-texts": probe_texts(probes, long) if probes is not None else None,
     }

@@ -32,6 +32,7 @@ PASSES = {
     "preference",
     "sae_diff",
     "model_diff",
+    "behaviour",
     "report",
 }
 
@@ -93,6 +94,8 @@ def test_a_second_run_computes_nothing(finished, request_file):
                 "features",
                 "sae_diff",
                 "model_diff",
+                "suite_scores",
+                "behaviour",
                 "report",
             },
         ),

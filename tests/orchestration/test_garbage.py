@@ -60,6 +60,8 @@ def test_what_a_kept_run_needs_stays_down_to_its_shards(two_runs, warm_request):
         "features",
         "sae_diff",
         "model_diff",
+        "suite_scores",
+        "behaviour",
         "report",
     }
     assert found["bytes"] > 0

@@ -16,6 +16,7 @@ from tests.dag import run_dag
 
 pytestmark = pytest.mark.slow
 
+SUITES = 3  # of the tiny request
 LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and for the gradient field
 
 AFTER_PREDICTION = {
@@ -24,6 +25,8 @@ AFTER_PREDICTION = {
     "features": 1,
     "sae_diff": 1,
     "model_diff": 1,
+    "suite_scores": SUITES,  # of the predicted model; the base model's stay
+    "behaviour": 1,
     "report": 1,
 }
 PREDICTION = {"path": 1, "prediction": 1, **AFTER_PREDICTION}
@@ -64,7 +67,19 @@ SETTINGS = {
     "influence.tokens_of=5": {"influence_tokens": 1, "report": 1},
     "prediction.sharp=5": {"prediction": 1, **AFTER_PREDICTION},
     "prediction.gradient_budget=0.4": PREDICTION,
-    "checkpoint.max_shard_size=1GB": {"checkpoint": 1, "sae_diff": 1, "model_diff": 1, "report": 1},
+    "checkpoint.max_shard_size=1GB": {
+        "checkpoint": 1,
+        "sae_diff": 1,
+        "model_diff": 1,
+        "suite_scores": SUITES,
+        "behaviour": 1,
+        "report": 1,
+    },
+    "behaviour.items=5": {"suite_scores": 2 * SUITES, "behaviour": 1, "report": 1},
+    "behaviour.answer_tokens=5": {"suite_scores": 2 * SUITES, "behaviour": 1, "report": 1},
+    "behaviour.suites=[refusal]": {"behaviour": 1, "report": 1},
+    "behaviour.confidence=0.9": {"behaviour": 1, "report": 1},
+    "behaviour.enabled=false": {"report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
 }
@@ -82,6 +97,7 @@ NO_RESULT = [
     "prediction.batch_tokens=64",
     "prediction.along=latest",
     "diff.batch_tokens=64",
+    "behaviour.batch_tokens=64",
     "model.device=cpu",
     "runtime.max_workers=1",
 ]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from foretune.tasks.engine.invariants import INVARIANTS
+from foretune.tasks.report.behaviour import BehaviourView, SuiteView
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.graph import Graph, Node
@@ -301,6 +302,44 @@ CONDITIONS = (
 )  # fmt: skip
 
 
+FOREIGN = "<script>alert(1)</script> 'quoted' & more"
+
+
+def suite_figures(suite: str, verdict: str, **changes):
+    return {
+        "suite": suite,
+        "measures": "what it is about",
+        "direction": "higher",
+        "critical": False,
+        "unit": "share right",
+        "n": 40,
+        "left_out": 0,
+        "base": 0.75,
+        "predicted": 0.5,
+        "change": -0.25,
+        "low": -0.4,
+        "high": -0.1,
+        "up": 1,
+        "down": 11,
+        "p": 0.006,
+        "flips": {"right -> wrong": 11},
+        "verdict": verdict,
+        **changes,
+    }
+
+
+def _flipped(question: str):
+    row = {"item": "one", "question": question, "base": 1.0, "predicted": 0.0, "flip": "right -> wrong"}
+    return {**row, "answer_base": FOREIGN, "answer_predicted": FOREIGN}
+
+
+def example_behaviour() -> BehaviourView:
+    """A suite that got worse, with more flipped items than are shown, and one that did not move."""
+    moved = SuiteView(suite_figures("arithmetic", "worse"), [_flipped(f"{FOREIGN} {n}") for n in range(25)])
+    still = SuiteView(suite_figures("general_text", "no change measured", unit="nats per token"), [])
+    return BehaviourView([moved, still], 0.95, 10_000, 0)
+
+
 def example_view(seed: int = 7) -> ReportView:
     """A run with every section present."""
     rng = np.random.default_rng(seed)
@@ -336,6 +375,7 @@ def example_view(seed: int = 7) -> ReportView:
         prediction=_prediction(rng),
         sae_diff=sae_diff,
         model_diff=_model_diff(rng),
+        behaviour=example_behaviour(),
     )
 
 

@@ -109,6 +109,33 @@ def judged(stored: Stored) -> dict[str, Any]:
     }
 
 
+def suite_figures(stored: Stored) -> dict[str, dict[str, Any]]:
+    """Of every suite its items, means, change and interval, from the scores of each side by its own bootstrap."""
+    inputs = stored.json("behaviour", "manifest.json")["inputs"]
+    root, found = stored.folders["behaviour"].parents[1], {}
+    for suite, base, predicted in zip(inputs["suites"], inputs["base"], inputs["predicted"], strict=True):
+        sides = (
+            pq.read_table(root / ref["task"] / ref["key"] / "scores.parquet")["score"] for ref in (base, predicted)
+        )
+        before, after = (np.array([score for score in side.to_pylist() if score is not None]) for side in sides)
+        draws = np.random.default_rng(inputs["settings"]["seed"]).integers(
+            0, len(before), (inputs["settings"]["resamples"], len(before))
+        )
+        tail = (1 - inputs["settings"]["confidence"]) / 2
+        low, high = np.quantile((after - before)[draws].mean(axis=1), [tail, 1 - tail])
+        moved = len(before) >= 8 and (low > 0 or high < 0)
+        found[suite["name"]] = {
+            "n": len(before),
+            "base": before.mean(),
+            "predicted": after.mean(),
+            "change": (after - before).mean(),
+            "low": low,
+            "high": high,
+            "moved": moved,
+        }
+    return found
+
+
 def worth(stored: Stored) -> dict[str, Any]:
     """What the training brings, from the path and from the losses of each held-out row."""
     evaluated = stored.column("path", "path.parquet", "evaluated_loss")

@@ -18,7 +18,17 @@ import pytest
 from foretune.tasks.report.publish import recorded
 from foretune.tasks.report.run_section import with_run
 from tests.dag import Simulated, run_dag
-from tests.report.stored_figures import Stored, condition, costs, events_in, judged, seconds_written, worth, written
+from tests.report.stored_figures import (
+    Stored,
+    condition,
+    costs,
+    events_in,
+    judged,
+    seconds_written,
+    suite_figures,
+    worth,
+    written,
+)
 
 DEMO = Path(os.environ.get("FORETUNE_DEMO_ROOT", ".foretune"))
 FROM_SUMMARIES = (
@@ -110,6 +120,12 @@ def expected(stored: Stored, page: Facts) -> dict[str, str]:
     texts = {name: written(value) for name, value in facts.items() if isinstance(value, str | int | float | None)}
     rows = stored.column("influence", "influence.parquet", "row")
     scores = stored.column("influence", "influence.parquet", "score")
+    if "behaviour" in stored.folders:
+        for name, suite in suite_figures(stored).items():
+            told = {key: written(suite[key]) for key in ("base", "predicted", "n")} | {
+                "change": f"{suite['change']:+.3g}"
+            }
+            texts |= {f"suite.{name}.{key}": text for key, text in told.items()}
     return texts | {f"row.{row}.score": f"{score:+.3g}" for row, score in zip(rows, scores, strict=True)}
 
 
@@ -193,12 +209,26 @@ def check_charts(page: Facts, stored: Stored) -> None:
                 )
             )
             assert values(trace["x"]) == pytest.approx([changes[number] for number in numbers])
+    if "behaviour" in stored.folders:
+        check_behaviour(figures["behaviour-changes"]["data"], stored)
     _, base, new = figures["probe-perplexity"]["data"]
     assert (
         sorted(values(base["x"]))
         == sorted(stored.column("model_diff", "probes.parquet", "perplexity_base"))[: len(values(base["x"]))]
     )
     assert len(values(new["x"])) == len(values(base["x"]))
+
+
+def check_behaviour(drawn: list[dict[str, Any]], stored: Stored) -> None:
+    """Means of the items' scores, and the interval of their change drawn from the base's mark on."""
+    suites = suite_figures(stored)
+    shown = [each["suite"] for each in stored.json("behaviour")["suites"] if each["unit"] != "nats per token"]
+    shown.sort(key=lambda name: not suites[name]["moved"])
+    interval, base, predicted = drawn
+    assert values(base["x"]) == pytest.approx([suites[name]["base"] for name in shown])
+    assert values(predicted["x"]) == pytest.approx([suites[name]["predicted"] for name in shown])
+    ends = [suites[name]["base"] + suites[name][end] for name in shown for end in ("low", "high")]
+    assert [x for x in values(interval["x"]) if x is not None] == pytest.approx(ends)
 
 
 def audit(html: str, stored: Stored, runs: list[list[dict[str, Any]]], epochs: float) -> None:

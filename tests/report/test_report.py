@@ -21,6 +21,7 @@ from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
     "rows", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction", "model_diff",
+    "behaviour",
 )  # fmt: skip
 ATTACKS = (
     "</script><script>window.stolen = 1</script>",
@@ -93,6 +94,8 @@ KEYS = {
     "row", "score", "moves", "text", "length", "flags", "words", "rank", "verdict", "cluster", "tokens", "trained",
     "cut", "loss", "gain", "margin", "name", "severity", "value", "threshold", "advice", "task", "start",
     "seconds", "cached", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
+    "suite", "measures", "direction", "critical", "unit", "n", "left_out", "base", "predicted", "change", "low", "high",
+    "up", "down", "p", "flips", "item", "question", "flip", "answer_base", "answer_predicted",
 }  # fmt: skip
 
 
@@ -162,7 +165,7 @@ def test_the_policy_admits_exactly_the_scripts_of_the_page(page: Page) -> None:
 def test_every_chart_has_a_figure_with_axis_titles(page: Page) -> None:
     figures = page.figures()
     drawn = [attrs["data-chart"] for attrs in page.named("div") if "data-chart" in attrs]
-    assert sorted(drawn) == sorted(figures) and len(drawn) == 17
+    assert sorted(drawn) == sorted(figures) and len(drawn) == 18
     for name, figure in figures.items():
         for axis in ("xaxis", "yaxis"):
             assert figure["layout"][axis]["title"]["text"], (name, axis)

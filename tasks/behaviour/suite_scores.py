@@ -1,0 +1,81 @@
+"""One suite under one model: a score per item. The base model is asked once, whatever it is trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foretune.storage.errors import BadInput
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.runs import Run
+from foretune.tasks.behaviour.items import SuiteItems
+from foretune.tasks.behaviour.settings import ScoringSettings
+from foretune.tasks.engine.keys import NUMERICS
+from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
+from foretune.tasks.loading import token_limits
+from foretune.tasks.samples.chat import load_tokenizer
+from foretune.tasks.samples.dataset import TokenizerHandle
+
+
+@content_task(version=1, libraries=(*NUMERICS, "tokenizers", "jinja2", "google-re2"))
+def suite_scores(
+    draft: Any,
+    run: Run,
+    model: ModelHandle,
+    checkpoint: ArtifactRef | None,
+    tokenizer: TokenizerHandle,
+    items: SuiteItems,
+    settings: ScoringSettings,
+) -> None:
+    """scores.parquet: per item its score (null: too long for the model), log-likelihoods in nats, and what was
+    answered; summary.json: items scored and left out, mean score. `checkpoint` is what is asked in the base's place."""
+    from foretune.tasks.behaviour.scoring import score_items
+
+    folder = tokenizer.folder(run)
+    asked = model if checkpoint is None else model.moved_to(checkpoint)
+    loaded, limits = asked.open(run), token_limits(folder)
+    with device_lock(loaded):
+        scored = score_items(loaded, load_tokenizer(folder), items.items, settings, limits.positions)
+    kept = [each.score for each in scored if each is not None]
+    if not kept:
+        raise BadInput(f"suite {items.suite}: no item fits into the model's {limits.positions} positions; leave it out")
+    draft.write_table("scores.parquet", table_of(items, scored))
+    draft.write_json(
+        "summary.json", {"items": len(kept), "left_out": len(scored) - len(kept), "mean": sum(kept) / len(kept)}
+    )
+
+
+def table_of(items: SuiteItems, scored: list[Any]) -> Any:
+    """The items' table, in their order."""
+    import pyarrow as pa
+
+    schema = pa.schema(
+        {
+            "item": pa.string(),
+            "digest": pa.string(),
+            "scorer": pa.string(),
+            "question": pa.string(),
+            "score": pa.float64(),
+            "margin": pa.float64(),
+            "right_by_sum": pa.bool_(),
+            "log_likelihoods": pa.list_(pa.float64()),
+            "tokens": pa.list_(pa.int64()),
+            "answer": pa.string(),
+        }
+    )
+    rows = [
+        {
+            "item": item.name,
+            "digest": item.digest,
+            "scorer": item.scorer,
+            "question": item.question,
+            "score": each and each.score,
+            "margin": each and each.margin,
+            "right_by_sum": each and each.right_by_sum,
+            "log_likelihoods": list(each.log_likelihoods) if each else [],
+            "tokens": list(each.tokens) if each else [],
+            "answer": each and each.answer,
+        }
+        for item, each in zip(items.items, scored, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
