@@ -8,42 +8,24 @@ the ends of other orders lie apart is what a real run would vary by when it is r
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict
+from typing import Any
 
-from foretune.storage.contents import Artifact
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
+from foretune.tasks.inputs.adapter_factors import write_factors
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.inputs.variants import Variant
 from foretune.tasks.loading import AdapterSettings
-from foretune.tasks.prediction.adapter_factors import read_factors, write_factors
 from foretune.tasks.prediction.gradient_shifts import TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.prediction.virtual_run import virtual_run
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from foretune.tasks.numerics.replay import Factors
-
 FURTHER_SEED = 1000
 """Added to the seed of the rows' order, once per further order."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Weights beside the predicted ones."""
-
-    kind: Literal["waypoint", "order"]
-    step: int  # steps taken
-    seed: int  # of the order of the rows
-
-    @property
-    def file(self) -> str:
-        return f"{self.kind}-{self.step:06d}-{self.seed}.safetensors"
 
 
 @content_task(version=1)
@@ -83,18 +65,3 @@ def variants(
                 write_factors(draft, factors, variant.file)
                 kept.append(variant)
     draft.write_json("variants.json", {"variants": [asdict(variant) for variant in kept], "end": end})
-
-
-def stored_variants(stored: Artifact) -> list[Variant]:
-    """The waypoints, by their step, and then the other orders."""
-    return [Variant(**each) for each in stored.json("variants.json")["variants"]]
-
-
-def variant_factors(stored: Artifact, variant: Variant) -> Factors:
-    """LoRA's factors there."""
-    return read_factors(stored, variant.file)
-
-
-def merged(factors: Factors, scale: float, device: Any = "cpu") -> dict[str, Tensor]:
-    """The weight change that LoRA's factors stand for, {name: [out, in]}; `scale` is alpha / r or its like."""
-    return {name: scale * b.to(device) @ a.to(device) for name, (a, b) in factors.items()}

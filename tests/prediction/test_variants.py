@@ -7,8 +7,9 @@ import torch
 
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.request import load_request
+from foretune.tasks.inputs.variants import merged, stored_variants, variant_factors
 from foretune.tasks.loading import lora_scale
-from foretune.tasks.prediction.variants import merged, stored_variants, variant_factors, variants
+from foretune.tasks.prediction.variants import variants
 from tests.conftest import request_beside
 from tests.dag import called
 
