@@ -201,12 +201,16 @@ def vet(
     dataset = newest_version(wanted.dataset_at(dataset))
     versioned = wanted.model_copy(update={"dataset": wanted.dataset.model_copy(update={"path": dataset})})
     check_inputs(versioned, run)
-    from foretune.flows.vet import REFUSED, vetting_plan
+    from foretune.flows.failures import finished
+    from foretune.flows.vet import REFUSED, stored_verdict, vetting_plan
     from foretune.flows.vet import vet as flow
 
-    with temporary_server_kept(), LivePasses(run, terminal, partial(vetting_plan, versioned)):
+    def judged() -> Any:
         state = flow(wanted, rules, dataset, run_id=run.run_id, return_state=True)
-    verdict: Any = state.result(raise_on_failure=state.name != REFUSED)
+        return state.result(raise_on_failure=state.name != REFUSED)
+
+    with temporary_server_kept(), LivePasses(run, terminal, partial(vetting_plan, versioned)):
+        verdict = finished(run, judged, partial(stored_verdict, name=wanted.run_name))
     print_verdict(terminal, verdict)
     finish(verdict, as_json)
     if verdict["verdict"] == "fail":

@@ -17,7 +17,7 @@ from foretune.storage.display import one_line
 from foretune.storage.errors import BadInput, StorageFault, failure_line, panics_as_errors
 from foretune.storage.redaction import redact_error
 from foretune.storage.runs import RESULT, Run
-from foretune.tasks.engine.announcements import server_gone, tell
+from foretune.tasks.engine.announcements import ServerLost, server_gone, server_lost, tell
 from foretune.tasks.engine.invariants import BrokenInvariant
 from foretune.tasks.engine.time_limits import OverTime
 from foretune.tasks.report.address import report_address
@@ -29,7 +29,7 @@ Flow = TypeVar("Flow", bound=Callable[..., Any])
 BAD_INPUT = "BadInput"
 """Name of the state of a run whose request cannot be met; any other failure is `Failed`."""
 
-EXPLAINED = (BadInput, StorageFault, BrokenInvariant, OverTime)
+EXPLAINED = (BadInput, StorageFault, BrokenInvariant, OverTime, ServerLost)
 """Errors whose one line says it all; of any other, the log keeps the traceback."""
 
 ENGINE = ("prefect.flow_runs", "prefect.engine")
@@ -88,20 +88,31 @@ def _answered(result: Any) -> Any:
     return Completed(message=line, data=result)
 
 
-def finished(run: Run, flow: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a flow that makes `run` gives; where the run has its result and Prefect alone failed, the stored result."""
+def stored_result(run: Run) -> dict[str, Any] | None:
+    """The result of a run, or None while it has none."""
+    return run.read_result() if (run.place / RESULT).exists() else None
+
+
+def finished(
+    run: Run, flow: Callable[[], dict[str, Any]], stored: Callable[[Run], dict[str, Any] | None] = stored_result
+) -> dict[str, Any]:
+    """What a flow that makes `run` gives; where Prefect alone failed, what of it is `stored`. ServerLost where a named
+    server went away before anything was."""
     try:
         return flow()
     except Exception as error:
-        if isinstance(error, EXPLAINED) or not (run.place / RESULT).exists():
+        kept = None if isinstance(error, EXPLAINED) else stored(run)
+        if kept is None:
+            lost = server_lost(run.run_id, error)
+            if lost is not None:
+                raise lost from error
             raise
-        if server_gone():  # which was said when it was found
-            return run.read_result()
-        logger.warning(
-            "%s: finished and stored; the Prefect server was not told that the run ended (%s)",
-            *(run.run_id, failure_line(error)),
-        )
-        return run.read_result()
+        if not server_gone():  # which was said when it was found
+            logger.warning(
+                "%s: finished and stored; the Prefect server was not told that the run ended (%s)",
+                *(run.run_id, failure_line(error)),
+            )
+        return kept
 
 
 def _line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from foretune.flows.commands.plan import make_plan
 from foretune.flows.compare import attach_comparison, compare_runs
 from foretune.flows.dag.costs import checked_sources
-from foretune.flows.failures import ending_in_one_line, engine_log_silenced
+from foretune.flows.failures import ending_in_one_line, engine_log_silenced, finished
 from foretune.flows.gate import Gate, apply_gate, crossed_in_words
 from foretune.flows.request import Request, RuntimeSettings
 from foretune.flows.simulate import simulate
@@ -69,8 +69,9 @@ def vet(
     if stored is not None:
         return announced(ledger, {**stored, "repeated": True})
     accepted = ledger.accepted()
-    result = simulate(along_accepted(wanted, accepted), run_id=run_id or new_run_id(datetime.now(UTC), ledger.name))
-    compared = compared_with(accepted, Run(ledger.root, result["run_id"]))
+    run = Run(ledger.root, run_id or new_run_id(datetime.now(UTC), ledger.name))
+    result = finished(run, lambda: simulate(along_accepted(wanted, accepted), run_id=run.run_id))
+    compared = compared_with(accepted, run)
     judged = apply_gate(gate, result, accepted and accepted.get("summary", {}))
     verdict = {
         "name": ledger.name,
@@ -172,6 +173,11 @@ def announced(ledger: Ledger, verdict: dict[str, Any]) -> State:
     if verdict["verdict"] == "warn":
         line = one_line(f"{line} ({reasons(verdict, 'warn')})")
     return Completed(name=ACCEPTED if verdict["accepted"] else WARNED, message=f"{line}. {where}", data=verdict)
+
+
+def stored_verdict(run: Run, name: str) -> dict[str, Any] | None:
+    """The verdict that was passed on this run, or None."""
+    return next((each for each in Ledger(run.root, name).verdicts() if each["run_id"] == run.run_id), None)
 
 
 def reasons(verdict: dict[str, Any], grade: str) -> str:

@@ -12,7 +12,7 @@ from foretune.flows.commands.options import Json, Quiet, Root, RunName, finish, 
 from foretune.storage.errors import BadInput
 from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
-from foretune.tasks.prediction.adapter_factors import ADAPTER
+from foretune.tasks.inputs.adapter_factors import ADAPTER
 
 CARD = "README.md"
 

@@ -34,6 +34,11 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _server_lost(error: BaseException) -> bool:
+    announcements = sys.modules.get("foretune.tasks.engine.announcements")
+    return announcements is not None and isinstance(error, announcements.ServerLost)
+
+
 def unforeseen(error: BaseException) -> str:
     """What the error says; where its line does not explain itself, also where the traceback is.
 
@@ -44,7 +49,7 @@ def unforeseen(error: BaseException) -> str:
     from foretune.tasks.engine.time_limits import OverTime
 
     line = failure_line(error)
-    if isinstance(error, StorageFault | BrokenInvariant | OverTime) or out_of_memory(error):
+    if isinstance(error, StorageFault | BrokenInvariant | OverTime) or out_of_memory(error) or _server_lost(error):
         return line
     if os.environ.get("FORETUNE_DEBUG"):
         write_traceback(traceback_text(error))

@@ -113,7 +113,9 @@ class OnRay:
         if batches:  # else the cluster may not have been joined, nor Ray imported
             import ray
 
-            ended.update(ray.wait(list(batches), num_returns=len(batches), timeout=0)[0])
+            # Once the cluster is left, `wait` would start one.
+            if ray.is_initialized():
+                ended.update(ray.wait(list(batches), num_returns=len(batches), timeout=0)[0])
 
         def over(artifact: Missing) -> bool:
             return artifact in self._made or bool(artifact.batch and artifact.batch.wrapped_future in ended)

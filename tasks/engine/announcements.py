@@ -49,6 +49,10 @@ MATCHED = ("task", "name", "severity", "status")
 """Fields that automations can match on, as labels of the resource."""
 
 
+class ServerLost(RuntimeError):
+    """The named Prefect server went away before the run had a result, and what was left of it needs a server."""
+
+
 def announce(run: Run, type: str, **fields: Any) -> None:
     """Append an event to the run's log; inside a Prefect run Prefect is told as well, and whom OpenLineage names."""
     EventLog.of(run).emit(type, **fields)
@@ -78,8 +82,7 @@ def publish_markdown(key: str, markdown: str, run_id: str) -> None:
             with attempt, asked_briefly():
                 create_markdown_artifact(key=key, markdown=shown(markdown), description=one_line(run_id))
     except Exception as error:
-        if not server_gone():
-            _untold(run_id, f"artifact {key}", error)
+        _untold(run_id, f"artifact {key}", error)
 
 
 def name_flow_run(name: str) -> None:
@@ -132,7 +135,21 @@ def say_unreachable(run_id: str, error: Exception) -> None:
     )
 
 
+def server_lost(run_id: str, error: Exception) -> ServerLost | None:
+    """What `error` means where it comes of a named server that cannot be reached; None for any other."""
+    url = get_current_settings().api.url
+    if not isinstance(error, httpx.TransportError) or not url:
+        return None
+    return ServerLost(
+        f"{one_line(run_id)}: the Prefect server {one_line(url)} went away, and the run needs one to go on "
+        f"({one_line(failure_line(error))}); start it again, or unset PREFECT_API_URL, and give the command again: "
+        "what was computed is stored"
+    )
+
+
 def _untold(run_id: str, what: str, error: Exception) -> None:
+    if server_gone():  # which was said when it was found
+        return
     logger.warning(
         "%s: the Prefect server was not told: %s (%s); what the run made is stored all the same",
         *(one_line(run_id), what, one_line(failure_line(error))),

@@ -36,6 +36,7 @@ from foretune.tasks.loading.models import (
     load_model,
     model_inputs,
 )
+from foretune.tasks.loading.moved import at_weights
 from foretune.tasks.loading.settings import ModelSettings
 from foretune.tasks.loading.skeleton import check_model
 from foretune.tasks.loading.tokenizer_backend import tokenizer_fingerprint
@@ -50,6 +51,7 @@ __all__ = [
     "ModelSettings",
     "adapter_config",
     "all_finite",
+    "at_weights",
     "building",
     "check_gguf",
     "check_model",

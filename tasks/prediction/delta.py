@@ -18,11 +18,11 @@ from foretune.tasks.engine.invariants import DELTA_FINITE_AND_CLIPPED
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
+from foretune.tasks.inputs.adapter_factors import stored_factors, write_factors
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inputs.trust import EARLIER, Trust, horizon_signal, trust_of
 from foretune.tasks.loading import AdapterSettings
-from foretune.tasks.prediction.adapter_factors import stored_factors, write_factors
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.horizon import path_summary

@@ -14,10 +14,10 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
+from foretune.tasks.inputs.adapter_factors import write_factors
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
-from foretune.tasks.prediction.adapter_factors import write_factors
 from foretune.tasks.prediction.earlier_path import sketch
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import ShiftFiles

@@ -73,7 +73,7 @@ def test_the_factors_are_those_that_the_recursion_moved(finished, tmp_path):
     from safetensors.torch import load_file
 
     from foretune.storage.results import artifact_of
-    from foretune.tasks.prediction.adapter_factors import stored_factors
+    from foretune.tasks.inputs.adapter_factors import stored_factors
 
     run = finished()
     stored = stored_factors(run.store.open(artifact_of(run, "path")))
