@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def null_delta(
-    weights: Mapping[str, Tensor], norms: Mapping[str, float], rank: int | None, draw: int
+    weights: Mapping[str, Tensor], norms: Mapping[str, float], rank: int | None, draw: int, seed: int = 0
 ) -> dict[str, Tensor]:
-    """{name: delta} in float32: each weight's of the norm given, in a random direction; `draw` numbers it.
+    """{name: delta} in float32: each weight's of the norm given, in a random direction, by the `draw` of a `seed`.
 
     A matrix's is a product of Gaussian factors [out, rank] and [rank, in], as a LoRA adapter's is; without a rank,
     as for all that is no matrix, its entries are Gaussian. Factors are drawn on the CPU, so that they are the same on
@@ -24,18 +24,20 @@ def null_delta(
     for name, norm in norms.items():
         weight = weights[name]
         if rank is None or weight.ndim != 2:
-            drawn = torch.randn(weight.shape, generator=_generator(name, draw, weight.device), device=weight.device)
+            drawn = torch.randn(
+                weight.shape, generator=_generator(seed, draw, name, weight.device), device=weight.device
+            )
         else:
-            generator, r = _generator(name, draw, "cpu"), min(rank, *weight.shape)
+            generator, r = _generator(seed, draw, name, "cpu"), min(rank, *weight.shape)
             b, a = (torch.randn(*shape, generator=generator) for shape in ((weight.shape[0], r), (r, weight.shape[1])))
             drawn = b.to(weight.device) @ a.to(weight.device)
         delta[name] = drawn * (norm / float(drawn.norm()))
     return delta
 
 
-def _generator(name: str, draw: int, device: torch.device | str) -> torch.Generator:
-    seed = int.from_bytes(hashlib.sha256(f"{draw} {name}".encode()).digest()[:8], "big") >> 1
-    return torch.Generator(device=device).manual_seed(seed)
+def _generator(seed: int, draw: int, name: str, device: torch.device | str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {draw} {name}".encode()).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 @dataclass(frozen=True)
