@@ -21,7 +21,7 @@ from foretune.tasks.inspection.noise import against_null_rows
 from foretune.tasks.inspection.preferred import pair_rows, pair_summary
 from foretune.tasks.inspection.reliability import calibration_rows
 from foretune.tasks.inspection.settings import ModelDiffSettings
-from foretune.tasks.inspection.weights import weight_changes
+from foretune.tasks.inspection.weights import stored_dtypes, weight_changes
 from foretune.tasks.samples.dataset import read_table
 from foretune.tasks.samples.rows import SubsetRows
 
@@ -53,9 +53,10 @@ def model_diff(
         if ref is not None:
             tables[name] = read_table(run, ref)
     summary = compared_sets(draft, models, tables, settings)
+    moved = [row["module"] for row in layers if row["delta_norm"]]
     summary |= {
-        "weights_dtype": str(models[1].dtype).removeprefix("torch."),
-        "moved_tensors": sum(row["delta_norm"] > 0 for row in layers),
+        "checkpoint_dtype": stored_dtypes(models[1], moved),
+        "moved_tensors": len(moved),
         "modules_read": len({row["module"] for row in read}),
         "readable_modules": readable,
     }

@@ -44,3 +44,13 @@ def _norms(name: str, weight: Tensor, other: Tensor, change: Tensor) -> dict[str
         "relative": moved / norm if norm else 0.0,
         "cosine": min(1.0, product / (norm * norm_new)) if norm and norm_new else None,
     }
+
+
+def stored_dtypes(loaded: LoadedModel, names: list[str]) -> str:
+    """As what a model's folder stores these parameters, in safetensors' words: "F32", or "BF16 and F32"."""
+    from foretune.tasks.loading.stored import StoredWeights, stored_names
+
+    layout = StoredWeights(loaded.folder).layout()
+    return " and ".join(
+        sorted({layout[key].dtype for name in names for key in stored_names(loaded.model, name, layout)})
+    )

@@ -31,6 +31,7 @@ PASSES = {
     "features",
     "preference",
     "sae_diff",
+    "null_deltas",
     "model_diff",
     "report",
 }
@@ -92,6 +93,7 @@ def test_a_second_run_computes_nothing(finished, request_file):
                 "feature_scores",
                 "features",
                 "sae_diff",
+                "null_deltas",
                 "model_diff",
                 "report",
             },

@@ -20,6 +20,7 @@ LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and
 
 AFTER_PREDICTION = {
     "checkpoint": 1,
+    "null_deltas": 1,
     "feature_scores": 1,
     "features": 1,
     "sae_diff": 1,
@@ -65,6 +66,8 @@ SETTINGS = {
     "prediction.sharp=5": {"prediction": 1, **AFTER_PREDICTION},
     "prediction.gradient_budget=0.4": PREDICTION,
     "checkpoint.max_shard_size=1GB": {"checkpoint": 1, "sae_diff": 1, "model_diff": 1, "report": 1},
+    "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
+    "diff.worst_tokens=5": {"model_diff": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
 }
