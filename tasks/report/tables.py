@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from foretune.tasks.report.views import ReportView
 
 
+CHANGED = 500
+"""Tensors of the table of changed weights, which a reader sorts."""
+
+
 @dataclass(frozen=True)
 class Column:
     title: str
@@ -123,6 +127,45 @@ def probe_texts(probes: DataFrame, top: int) -> Table | None:
     return _table(f"{len(largest):,} of {len(probes):,} probes", columns, largest.to_dict("records"))
 
 
+def changed_weights(layers: DataFrame, top: int) -> Table | None:
+    """The tensors that move, the largest relative change first."""
+    columns = (
+        Column("module", "module", "code"),
+        Column("change / base norm", "relative"),
+        Column("norm of the change", "delta_norm"),
+        Column("norm, base", "norm_base"),
+        Column("cosine to the base", "cosine"),
+        Column("stable rank", "stable_rank"),
+        Column("largest singular values", "singular", "code"),
+    )
+    moved = layers[layers["delta_norm"] > 0]
+    if "relative" not in moved:
+        return None
+    largest = moved.sort_values("relative", ascending=False, kind="stable").head(top).to_dict("records")
+    for row in largest:
+        row["singular"] = ", ".join(f"{value:.3g}" for value in row.get("singular_values", []))
+    return _table(f"{len(largest):,} of {len(moved):,} tensors that change, the largest first", columns, largest)
+
+
+def directions(read: DataFrame, summary: Mapping[str, Any]) -> Table | None:
+    """The first directions of the changes, as the tokens at their two ends."""
+    columns = (
+        Column("module", "module", "code"),
+        Column("direction", "rank"),
+        Column("residual stream", "side", "code"),
+        Column("singular value", "singular_value"),
+        Column("share of the change", "share"),
+        Column("promotes, or is excited by", "up", "text"),
+        Column("suppresses, or is damped by", "down", "text"),
+    )
+    rows = [
+        {**row, "up": " · ".join(row["promoted"]), "down": " · ".join(row["suppressed"])}
+        for row in read.to_dict("records")
+    ]
+    modules, of = summary.get("modules_read"), summary.get("readable_modules")
+    return _table(f"first directions of {modules} of {of} modules at the residual stream, as tokens", columns, rows)
+
+
 def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
     """Every pass that the run computed with what it cost."""
     columns = (
@@ -137,7 +180,8 @@ def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
 def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table | None]:
     """All tables of the page by name; None where the pass did not run or has no rows to show."""
     top_features, long = settings.top_features, 2 * settings.top_rows
-    probes = view.model_diff.probes if view.model_diff else None
+    diff = view.model_diff
+    probes = diff.probes if diff else None
     tokens = view.influence.tokens if view.influence else None
     measured = view.sae_diff.features if view.sae_diff else None
     return {
@@ -146,4 +190,6 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
         "preference-pairs": view.preference and preference_pairs(view.preference.pairs, long),
         "moved-modules": view.prediction and moved_modules(view.prediction.layers, long),
         "probe-texts": probe_texts(probes, long) if probes is not None else None,
+        "changed-weights": diff and changed_weights(diff.layers, CHANGED),
+        "directions": directions(diff.directions, diff.summary) if diff and diff.directions is not None else None,
     }
