@@ -39,7 +39,7 @@ class NullSettings(BaseModel):
 
     version: Literal[1] = 1
     deltas: int = Field(
-        default=8, ge=0, le=64, title="Null deltas", description="each costs a forward pass over diff.rows; 0: none"
+        default=6, ge=0, le=64, title="Null deltas", description="each costs a forward pass over diff.rows; 0: none"
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed of the null deltas")
 
