@@ -83,7 +83,7 @@ def _read(
             scores = unembedded(loaded, directions)
         else:
             # The layer reads a normed stream: a token's embedding counts by its direction.
-            embedded = loaded.model.get_input_embeddings().weight
+            embedded: Tensor = loaded.model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
             scores = directions.to(embedded) @ normalize(embedded, dim=-1).T
     most = min(4 * TOKENS, scores.shape[-1])  # some are no text, or differ in case alone
     ends = {"promoted": scores.topk(most).indices.tolist(), "suppressed": (-scores).topk(most).indices.tolist()}
