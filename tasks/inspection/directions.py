@@ -83,7 +83,7 @@ def _read(
             scores = unembedded(loaded, directions)
         else:
             # The layer reads a normed stream: a token's embedding counts by its direction.
-            embedded: Tensor = loaded.model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
+            embedded = _embeddings(loaded)
             scores = directions.to(embedded) @ normalize(embedded, dim=-1).T
     most = min(4 * TOKENS, scores.shape[-1])  # some are no text, or differ in case alone
     ends = {"promoted": scores.topk(most).indices.tolist(), "suppressed": (-scores).topk(most).indices.tolist()}
@@ -100,3 +100,9 @@ def _read(
             }
         )
     return found
+
+
+def _embeddings(loaded: LoadedModel) -> Tensor:
+    """[vocab, width], wherever the device map put them."""
+    weight = loaded.model.get_input_embeddings().weight
+    return loaded.values(next(name for name, parameter in loaded.model.named_parameters() if parameter is weight))

@@ -260,3 +260,18 @@ def many_nulls(first) -> list[dict[str, float]]:
 def test_what_is_stored_is_plain_json(first):
     text = first.store.open(first.made["model_diff"]).json("summary.json")
     assert json.loads(json.dumps(text, allow_nan=False)) == text
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_bfloat16_says_that_its_weights_are_rounded(tiny_llama, simulated, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "half")
+    done = simulated(f"model.name_or_path={tmp_path / 'half'}", "sae=null", "report.top_rows=3")
+    diff, predicted = done.summary("model_diff"), done.summary("prediction")
+    assert diff["checkpoint_dtype"] == "BF16"
+    assert diff["heldout_loss_base"] == pytest.approx(predicted["heldout_loss_base"], abs=1e-6)
+    assert abs(diff["heldout_loss_new"] - predicted["heldout_loss_evaluated"]) > 1e-6
+    page = (done.store.open(done.made["report"]).folder() / "report.html").read_text(encoding="utf-8")
+    assert "stores the changed weights as BF16" in page
