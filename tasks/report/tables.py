@@ -130,36 +130,48 @@ def probe_texts(probes: DataFrame, top: int) -> Table | None:
 def changed_weights(layers: DataFrame, top: int) -> Table | None:
     """The tensors that move, the largest relative change first."""
     columns = (
-        Column("module", "module", "code"),
-        Column("change / base norm", "relative"),
-        Column("norm of the change", "delta_norm"),
-        Column("norm, base", "norm_base"),
-        Column("cosine to the base", "cosine"),
+        Column("module", "short", "code"),
+        Column("relative", "relative"),
+        Column("change", "delta_norm"),
+        Column("base", "norm_base"),
+        Column("cosine", "cosine"),
         Column("stable rank", "stable_rank"),
-        Column("largest singular values", "singular", "code"),
+        Column("singular values", "singular", "code"),
     )
     moved = layers[layers["delta_norm"] > 0]
     if "relative" not in moved:
         return None
     largest = moved.sort_values("relative", ascending=False, kind="stable").head(top).to_dict("records")
     for row in largest:
+        row["short"] = _short(row["module"])
         row["singular"] = ", ".join(f"{value:.3g}" for value in row.get("singular_values", []))
-    return _table(f"{len(largest):,} of {len(moved):,} tensors that change, the largest first", columns, largest)
+    caption = f"{len(largest):,} of {len(moved):,} tensors that change, by norm of the change over norm of the base"
+    return _table(caption, columns, largest)
+
+
+def _short(name: str) -> str:
+    """A tensor's name without what all have."""
+    return name.removeprefix("model.").removesuffix(".weight")
 
 
 def directions(read: DataFrame, summary: Mapping[str, Any]) -> Table | None:
     """The first directions of the changes, as the tokens at their two ends."""
     columns = (
-        Column("module", "module", "code"),
+        Column("module", "short", "code"),
         Column("direction", "rank"),
-        Column("residual stream", "side", "code"),
+        Column("stream", "side", "code"),
         Column("singular value", "singular_value"),
-        Column("share of the change", "share"),
-        Column("promotes, or is excited by", "up", "text"),
-        Column("suppresses, or is damped by", "down", "text"),
+        Column("share", "share"),
+        Column("promotes, or is excited by", "up", "code"),
+        Column("suppresses, or is damped by", "down", "code"),
     )
     rows = [
-        {**row, "up": " · ".join(row["promoted"]), "down": " · ".join(row["suppressed"])}
+        {
+            **row,
+            "short": _short(row["module"]),
+            "up": " · ".join(row["promoted"]),
+            "down": " · ".join(row["suppressed"]),
+        }
         for row in read.to_dict("records")
     ]
     modules, of = summary.get("modules_read"), summary.get("readable_modules")
