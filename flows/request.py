@@ -29,7 +29,7 @@ from foretune.tasks.engine.keys import without_result
 from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
-from foretune.tasks.inspection.settings import DiffSettings
+from foretune.tasks.inspection.settings import ModelDiffSettings
 from foretune.tasks.landscape.landscape import LandscapeSettings
 from foretune.tasks.landscape.prompt_gain import PromptGainSettings
 from foretune.tasks.landscape.signals import SignalThresholds
@@ -145,7 +145,7 @@ class Request(BaseModel):
     preference: PreferenceSettings = PreferenceSettings()
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    diff: DiffSettings = Field(default=DiffSettings(), title="Base and predicted model")
+    diff: ModelDiffSettings = Field(default=ModelDiffSettings(), title="Base and predicted model")
     behaviour: BehaviourSettings = BehaviourSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foretune.flows.dag.comparison import comparison
 from foretune.flows.dag.influence import influence_passes
 from foretune.flows.dag.suites import suite_passes
 from foretune.flows.dag.wiring import Wiring
@@ -16,7 +17,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
 
     1. samples of every role, and their shards        5. the path, the prediction and its checkpoint
     2. quality per shard, leaks                        6. concepts: features, preference, SAE diff
-    3. landscape per shard, train and held-out        7. model diff, side by side with the SAE diff
+    3. landscape per shard, train and held-out        7. null deltas and model diff
     4. prompt gain, curvature and influence           8. behaviour suites, then the report, from all of the above
     """
     step, request, sources = wiring.step, wiring.request, wiring.sources
@@ -40,7 +41,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     pairs = wiring.preference(train, made)
     if pairs is not None:
         made["preference"] = pairs
-    made["model_diff"] = wiring.model_diff(made)
+    made |= comparison(wiring, made)
     made |= suite_passes(wiring, made)
     made["report"] = step(
         report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report

@@ -16,7 +16,6 @@ from foretune.tasks.concepts.preference import preference
 from foretune.tasks.inputs.field import RowCoordinates
 from foretune.tasks.inputs.handles import model
 from foretune.tasks.inputs.sources import Sources
-from foretune.tasks.inspection.model_diff import model_diff
 from foretune.tasks.inspection.sae_base import sae_base
 from foretune.tasks.inspection.sae_diff import sae_diff
 from foretune.tasks.landscape.curvature import curvature
@@ -248,7 +247,7 @@ class Wiring:
             settings=request.features,
         )
         concepts["features"] = self.step(features, scores=scores, model=self.model, sae=sae, labels=self.sources.labels)
-        sides = {"model": self.model, "sae": sae, "rows": compared, "settings": request.diff}
+        sides = {"model": self.model, "sae": sae, "rows": compared, "settings": request.diff.compared}
         base = self.step(sae_base, **sides)
         concepts["sae_diff"] = self.step(sae_diff, checkpoint=made["checkpoint"], base=base, **sides)
         return concepts
@@ -272,18 +271,6 @@ class Wiring:
     def pairs(self) -> Any:
         """The table of preference pairs, or None."""
         return self.tables.get("preferences", self.tables["train"] if self.dpo_beta is not None else None)
-
-    def model_diff(self, made: dict[str, Any]) -> Any:
-        paired = self.rows["heldout"].index.form == "preference"
-        return self.step(
-            model_diff,
-            model=self.model,
-            checkpoint=made["checkpoint"],
-            rows=self.compared_rows(),
-            probes=self.tables.get("probes"),
-            pairs=self.tables.get("preferences", self.tables["heldout"] if paired else None),
-            settings=self.request.diff,
-        )
 
     def _rows(self, role: Role) -> RoleRows:
         table = self.tables[role]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from foretune.tasks.engine.keys import without_result
 
+FEWEST_NULLS = 4
+"""Below, the spread of the draws is as uncertain as it is large."""
+
 
 class DiffSettings(BaseModel):
-    """On how much text the two models are compared."""
+    """On how much text two models are compared: what the SAE diff takes too."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Model comparison")
 
@@ -27,3 +30,46 @@ class DiffSettings(BaseModel):
     batch_tokens: int = Field(
         default=2048, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
     )
+
+
+class NullSettings(BaseModel):
+    """Random deltas of the prediction's norm and rank, to tell what a change of that size does by itself."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Null deltas")
+
+    version: Literal[1] = 1
+    deltas: int = Field(
+        default=6, ge=0, le=64, title="Null deltas", description="each costs a forward pass over diff.rows; 0: none"
+    )
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed of the null deltas")
+
+    @field_validator("deltas")
+    @classmethod
+    def _enough_for_a_spread(cls, value: int) -> int:
+        if 0 < value < FEWEST_NULLS:
+            raise ValueError(f"{value} have no spread to speak of; give at least {FEWEST_NULLS}, or 0 for none")
+        return value
+
+
+class ModelDiffSettings(DiffSettings):
+    """On what, and how strictly, the base model and the predicted checkpoint are compared."""
+
+    bootstrap: int = Field(
+        default=2000, ge=0, le=100_000, title="Bootstrap draws", description="of rows, for intervals; 0: none"
+    )
+    worst_tokens: int = Field(
+        default=50, ge=0, le=1000, title="Worst tokens", description="per set: those of largest divergence, in context"
+    )
+    directions: int = Field(
+        default=64,
+        ge=0,
+        le=10_000,
+        title="Modules read as tokens",
+        description="those of largest change, by their first directions; 0: none",
+    )
+    nulls: NullSettings = NullSettings()
+
+    @property
+    def compared(self) -> DiffSettings:
+        """The part that the SAE diff takes: nothing else re-runs it."""
+        return DiffSettings(**self.model_dump(include=set(DiffSettings.model_fields)))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None]:
-    from foretune.tasks.report.charts import behaviour, dataset, features, layers, losses, samples
+    from foretune.tasks.report.charts import behaviour, calibration, dataset, features, layers, losses, samples
 
     top = settings.top_features
     if view.quality:
@@ -46,6 +46,8 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
         yield layers.curvature_map(view.prediction.layers)
         yield layers.step_size_map(view.prediction.layers)
     if view.model_diff:
+        if view.model_diff.calibration is not None:
+            yield calibration.reliability(view.model_diff.calibration)
         yield layers.weight_change(view.model_diff.layers)
         if view.model_diff.probes is not None:
             yield losses.probe_perplexity(view.model_diff.probes, 2 * settings.top_rows)

@@ -75,17 +75,6 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("margin_per_token", "mean margin", "nats per token"),
         ("cosine_dpo_sft", "cosine of the preference gradient to fine-tuning's", "of 1"),
     ),
-    "model_diff": (
-        ("heldout_perplexity_base", "held-out perplexity, base", "equally likely tokens"),
-        ("heldout_perplexity_new", "predicted model", "equally likely tokens"),
-        ("heldout_kl", "KL divergence on held-out rows", "nats per token"),
-        ("heldout_ece_base", "calibration error, base", "of 1"),
-        ("heldout_ece_new", "calibration error, predicted model", "of 1"),
-        ("probe_perplexity_base", "perplexity of the probes, base", "equally likely tokens"),
-        ("probe_perplexity_new", "of the probes, predicted model", "equally likely tokens"),
-        ("probe_kl", "KL divergence on the probes", "nats per token"),
-        ("regressions", "probes that became less likely", "probes"),
-    ),
 }
 
 

@@ -32,6 +32,15 @@ def measured(value: float) -> str:
     return number(value)
 
 
+CHANGES = ("_change", "_change_low", "_change_high", "_sds", "_z")
+"""Ends of the names of figures that are read by their sign."""
+
+
+def difference(name: str, value: float | None) -> str:
+    """A figure of the model diff: three significant digits, and its sign where it is a change."""
+    return number(value) if value is None else signed(value) if name.endswith(CHANGES) else measured(value)
+
+
 def percent(share: float) -> str:
     """A share as per cent: whole from ten on, one digit below, two significant ones below one."""
     hundredths = 100 * share

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.report.behaviour import BehaviourView, behaviour_view
 from foretune.tasks.report.build import build_report
+from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.rows import heldout_of, row_table, rows_view
@@ -21,7 +21,6 @@ from foretune.tasks.report.views import (
     Header,
     InfluenceView,
     LandscapeView,
-    ModelDiffView,
     PredictionView,
     PreferenceView,
     PromptGainView,
@@ -29,9 +28,6 @@ from foretune.tasks.report.views import (
     ReportView,
     SaeDiffView,
 )
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @content_task(version=5, libraries=("plotly", "jinja2", "pandas"))
@@ -77,13 +73,6 @@ def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
     )
 
 
-def _placed(modules: DataFrame) -> DataFrame:
-    """Layer number and kind of each module, read from its name; -1 for modules outside the layers."""
-    found = [re.search(r"\.(\d+)\.", f".{name}") for name in modules["module"]]
-    kinds = [re.sub(r"\.weight$", "", name).rsplit(".", 1)[-1] for name in modules["module"]]
-    return modules.assign(layer=[int(m.group(1)) if m else -1 for m in found], kind=kinds)
-
-
 def _quality(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> QualityView:
     samples = opened["quality"].table("samples.parquet")
     summary = opened["quality"].json("summary.json")
@@ -91,23 +80,23 @@ def _quality(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines)
         samples=samples.assign(text=samples["sample_id"].map(texts), flags=samples["flags"].map(list)),
         counts=summary["counts"],
         max_length=lines.max_length,
-        summary=_flat(summary),
+        summary=flat(summary),
         leaks=tuple(opened["leaks"].json("summary.json")["lines"]) if "leaks" in opened else (),
     )
 
 
 def _baseline(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BaselineView:
     summary = opened["baseline"].json("summary.json")
-    return BaselineView(opened["baseline"].table("features.parquet"), summary["active_features"], _flat(summary))
+    return BaselineView(opened["baseline"].table("features.parquet"), summary["active_features"], flat(summary))
 
 
 def _landscape(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> LandscapeView:
     landscape = opened["landscape"]
     return LandscapeView(
         steps=landscape.table("steps.parquet"),
-        layers=_placed(landscape.table("layers.parquet")),
+        layers=placed(landscape.table("layers.parquet")),
         spike=lines.spike_norm,
-        summary=_flat(landscape.json("summary.json")),
+        summary=flat(landscape.json("summary.json")),
     )
 
 
@@ -131,7 +120,7 @@ def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
         target=solver["target"],
         unit=solver["unit"],
         tokens=tokens,
-        summary=_flat(solver),
+        summary=flat(solver),
     )
 
 
@@ -139,7 +128,7 @@ def _prompt_gain(opened: dict[str, Any], texts: dict[str, str], lines: RequestLi
     gain = opened["prompt_gain"]
     summary = gain.json("summary.json")
     rows = gain.table("prompt_gain.parquet", columns=["row", "gain", "mismatched"])
-    return PromptGainView(rows, summary["threshold"], _flat(summary))
+    return PromptGainView(rows, summary["threshold"], flat(summary))
 
 
 def _preference(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> PreferenceView:
@@ -151,7 +140,7 @@ def _preference(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
     return PreferenceView(
         pairs=pairs.assign(text=pairs["prompt"]),
         features=moved,
-        summary=_flat(opened["preference"].json("summary.json")),
+        summary=flat(opened["preference"].json("summary.json")),
     )
 
 
@@ -159,12 +148,12 @@ def _prediction(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
     prediction = opened["prediction"]
     summary = prediction.json("summary.json")
     return PredictionView(
-        layers=_placed(prediction.table("layers.parquet")),
+        layers=placed(prediction.table("layers.parquet")),
         path=prediction.table("path.parquet"),
         horizon=summary["trusted_steps"] if summary["horizon"] is not None else None,
         anchors=summary["anchor_steps"],
         tolerance=summary["tolerance"],
-        summary=_flat(summary),
+        summary=flat(summary),
         base_path=prediction.table("single_anchor.parquet") if "single_anchor.parquet" in prediction.names() else None,
     )
 
@@ -172,22 +161,11 @@ def _prediction(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
 def _sae_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> SaeDiffView:
     labels = opened["features"].table("features.parquet", columns=["feature", "label"])
     moved = opened["sae_diff"].table("features.parquet").merge(labels, on="feature")
-    return SaeDiffView(moved, _flat(opened["sae_diff"].json("summary.json")))
-
-
-def _model_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ModelDiffView:
-    diff = opened["model_diff"]
-    probes = diff.table("probes.parquet") if "probes.parquet" in diff.names() else None
-    return ModelDiffView(_placed(diff.table("layers.parquet")), probes, _flat(diff.json("summary.json")))
+    return SaeDiffView(moved, flat(opened["sae_diff"].json("summary.json")))
 
 
 def _behaviour(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourView:
     return behaviour_view(opened["behaviour"])
-
-
-def _flat(summary: dict[str, Any]) -> dict[str, Any]:
-    """The numbers and words of a summary, without its lists."""
-    return {name: value for name, value in summary.items() if value is None or isinstance(value, int | float | str)}
 
 
 SECTIONS = {
@@ -200,6 +178,6 @@ SECTIONS = {
     "preference": _preference,
     "prediction": _prediction,
     "sae_diff": _sae_diff,
-    "model_diff": _model_diff,
+    "model_diff": model_diff_view,
     "behaviour": _behaviour,
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.display import shown
-from foretune.tasks.report.numbers import error_of, number, plain, seconds, signed
+from foretune.tasks.report.numbers import difference, error_of, measured, number, percent, plain, seconds, signed
 
 if TYPE_CHECKING:
     import jinja2
@@ -42,6 +42,10 @@ def page_environment() -> jinja2.Environment:
         "unnamed": unnamed,
         "seconds": seconds,
         "error": error_of,
+        "difference": difference,
+        "measured": measured,
+        "percent": percent,
+        "token": token,
     }
     return environment
 
@@ -51,6 +55,11 @@ def for_run(command: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup(str(escape(shown(command))).replace("{run}", "<!--run:id-->"))
+
+
+def token(text: str) -> str:
+    """A token as it stands in a line: a space at its start and the end of a line can be seen."""
+    return text.replace("\n", "↵").replace(" ", "␣", 1) if text.strip() != text or not text else text
 
 
 def unnamed(reason: str, rows: Sequence[int]) -> str:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from foretune.tasks.report.views import ReportView
 
 
+CHANGED = 500
+"""Tensors of the table of changed weights, which a reader sorts."""
+
+
 @dataclass(frozen=True)
 class Column:
     title: str
@@ -143,6 +147,57 @@ def suites(figures: Sequence[Mapping[str, Any]]) -> Table | None:
     return _table(f"{len(figures)} suites, {sum(each['n'] for each in figures):,} items", columns, rows)
 
 
+def changed_weights(layers: DataFrame, top: int) -> Table | None:
+    """The tensors that move, the largest relative change first."""
+    columns = (
+        Column("module", "short", "code"),
+        Column("relative", "relative"),
+        Column("change", "delta_norm"),
+        Column("base", "norm_base"),
+        Column("cosine", "cosine"),
+        Column("stable rank", "stable_rank"),
+        Column("singular values", "singular", "code"),
+    )
+    moved = layers[layers["delta_norm"] > 0]
+    if "relative" not in moved:
+        return None
+    largest = moved.sort_values("relative", ascending=False, kind="stable").head(top).to_dict("records")
+    for row in largest:
+        row["short"] = _short(row["module"])
+        row["singular"] = ", ".join(f"{value:.3g}" for value in row.get("singular_values", []))
+    caption = f"{len(largest):,} of {len(moved):,} tensors that change, by norm of the change over norm of the base"
+    return _table(caption, columns, largest)
+
+
+def _short(name: str) -> str:
+    """A tensor's name without what all have."""
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
+def directions(read: DataFrame, summary: Mapping[str, Any]) -> Table | None:
+    """The first directions of the changes, as the tokens at their two ends."""
+    columns = (
+        Column("module", "short", "code"),
+        Column("direction", "rank"),
+        Column("stream", "side", "code"),
+        Column("singular value", "singular_value"),
+        Column("share", "share"),
+        Column("promotes, or is excited by", "up", "code"),
+        Column("suppresses, or is damped by", "down", "code"),
+    )
+    rows = [
+        {
+            **row,
+            "short": _short(row["module"]),
+            "up": " · ".join(row["promoted"]),
+            "down": " · ".join(row["suppressed"]),
+        }
+        for row in read.to_dict("records")
+    ]
+    modules, of = summary.get("modules_read"), summary.get("readable_modules")
+    return _table(f"first directions of {modules} of {of} modules at the residual stream, as tokens", columns, rows)
+
+
 def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
     """Every pass that the run computed with what it cost."""
     columns = (
@@ -157,7 +212,8 @@ def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
 def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table | None]:
     """All tables of the page by name; None where the pass did not run or has no rows to show."""
     top_features, long = settings.top_features, 2 * settings.top_rows
-    probes = view.model_diff.probes if view.model_diff else None
+    diff = view.model_diff
+    probes = diff.probes if diff else None
     tokens = view.influence.tokens if view.influence else None
     measured = view.sae_diff.features if view.sae_diff else None
     return {
@@ -167,4 +223,6 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
         "moved-modules": view.prediction and moved_modules(view.prediction.layers, long),
         "suites": view.behaviour and suites([each.figures for each in view.behaviour.suites]),
         "probe-texts": probe_texts(probes, long) if probes is not None else None,
+        "changed-weights": diff and changed_weights(diff.layers, CHANGED),
+        "directions": directions(diff.directions, diff.summary) if diff and diff.directions is not None else None,
     }

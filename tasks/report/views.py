@@ -126,6 +126,15 @@ class ModelDiffView(_Section):
     layers: DataFrame = field(metadata=_columns("module", "layer", "kind", "norm_base", "norm_new", "delta_norm"))
     probes: DataFrame | None = field(default=None, metadata=_columns("text", "perplexity_base", "perplexity_new", "kl"))
     summary: Mapping[str, Any] = field(default_factory=dict)
+    directions: DataFrame | None = field(
+        default=None, metadata=_columns("module", "rank", "side", "singular_value", "share", "promoted", "suppressed")
+    )
+    calibration: DataFrame | None = field(
+        default=None, metadata=_columns("set", "model", "tokens", "confidence", "accuracy")
+    )
+    worst: Sequence[Mapping[str, Any]] = ()  # label tokens of largest KL over all sets, in context
+    which: str = ""  # whether the held-out rows are those that the prediction evaluates
+    storage: str = ""  # where the checkpoint's dtype rounds the predicted weights
 
 
 @dataclass(frozen=True)

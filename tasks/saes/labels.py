@@ -9,18 +9,16 @@ from foretune.storage.datasets import read_rows
 from foretune.storage.documents import json_value
 from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
+from foretune.tasks.loading.logit_lens import shown_tokens, unembedded
 from foretune.tasks.saes.settings import SaeSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from foretune.tasks.loading import LoadedModel
     from foretune.tasks.saes.autoencoders import LoadedSae
 
 NUMBER_COLUMNS = ("index", "feature")
 TEXT_COLUMNS = ("description", "label")
 LENS_TOKENS = 5
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
 
 
 def feature_labels(
@@ -100,37 +98,20 @@ def _of_one_layer(uri: str, rows: list[dict[str, Any]], neuronpedia_id: str | No
 def logit_lens(sae: LoadedSae, loaded: LoadedModel, features: list[int]) -> dict[int, str]:
     """{feature: its top tokens}: W_dec[f] through the model's final norm and unembedding, largest first.
 
-    The norm carries the gains that the unembedding was trained behind (nostalgebraist, "interpreting GPT:
-    the logit lens", 2020). Empty where the SAE is not as wide as the unembedding.
+    Empty where the SAE is not as wide as the unembedding.
     """
     import torch
 
     head = loaded.model.get_output_embeddings()
     if head is None or head.weight.shape[1] != sae.d_in:
         return {}
-    norm = _final_norm(loaded.model)
     found: dict[int, str] = {}
     with torch.no_grad():
         for start in range(0, len(features), 256):  # 256 x 50k logits are 50 MB
             chunk = features[start : start + 256]
-            directions = sae.W_dec[chunk].to(loaded.device, loaded.dtype)
-            logits = head(norm(directions) if norm is not None else directions)
+            logits = unembedded(loaded, sae.W_dec[chunk])
             # Twice as many as are shown: some of them differ only in case or are no text.
             top = logits.topk(2 * LENS_TOKENS, dim=-1).indices.tolist()
             for feature, ids in zip(chunk, top, strict=True):
-                found[feature] = _shown(loaded, ids)
+                found[feature] = " · ".join(shown_tokens(loaded, ids, LENS_TOKENS)) or "tokens without text"
     return found
-
-
-def _final_norm(model: PreTrainedModel) -> Any:
-    decoder = model.get_decoder()
-    return next((getattr(decoder, name) for name in _FINAL_NORMS if hasattr(decoder, name)), None)
-
-
-def _shown(loaded: LoadedModel, ids: list[int]) -> str:
-    words: list[str] = []
-    for text in loaded.tokenizer.batch_decode([[token] for token in ids]):
-        word = text.strip()
-        if word and word.isprintable() and "\ufffd" not in word and word.lower() not in map(str.lower, words):
-            words.append(word)
-    return " · ".join(words[:LENS_TOKENS]) or "tokens without text"

@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from foretune.tasks.numerics.calibration import expected_calibration_error
+from foretune.tasks.numerics.calibration import expected_calibration_error, reliability_bins
 
 
 def test_a_calibrated_model_has_no_error():
@@ -26,3 +27,17 @@ def test_bins_hide_gaps_of_opposite_sign():
 
 def test_no_prediction_has_no_error():
     assert math.isnan(expected_calibration_error(torch.zeros(0), torch.zeros(0)))
+
+
+def test_bins_are_those_of_numpys_histogram_and_their_sums_give_the_error():
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(500, generator=generator)
+    correct = (torch.rand(500, generator=generator) < confidence).double()
+    binned = reliability_bins(confidence, correct, 15)
+    edges = np.linspace(0, 1, 16)
+    for sums, weights in ((binned.count, None), (binned.confidence, confidence.double()), (binned.correct, correct)):
+        wanted, _ = np.histogram(confidence.double().numpy(), edges, weights=weights)
+        assert sums.numpy() == pytest.approx(wanted, rel=1e-6)
+    gaps = (binned.confidence - binned.correct).abs() / binned.count
+    share = binned.count / len(confidence)
+    assert float((gaps * share).nansum()) == pytest.approx(expected_calibration_error(confidence, correct))

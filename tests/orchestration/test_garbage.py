@@ -59,6 +59,7 @@ def test_what_a_kept_run_needs_stays_down_to_its_shards(two_runs, warm_request):
         "feature_scores",
         "features",
         "sae_diff",
+        "null_deltas",
         "model_diff",
         "suite_scores",
         "behaviour",

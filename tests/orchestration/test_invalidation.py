@@ -21,6 +21,7 @@ LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and
 
 AFTER_PREDICTION = {
     "checkpoint": 1,
+    "null_deltas": 1,
     "feature_scores": 1,
     "features": 1,
     "sae_diff": 1,
@@ -80,6 +81,8 @@ SETTINGS = {
     "behaviour.suites=[refusal]": {"behaviour": 1, "report": 1},
     "behaviour.confidence=0.9": {"behaviour": 1, "report": 1},
     "behaviour.enabled=false": {"report": 1},
+    "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
+    "diff.worst_tokens=5": {"model_diff": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
 }

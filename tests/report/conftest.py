@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -229,12 +230,69 @@ def _model_diff(rng: np.random.Generator) -> ModelDiffView:
     old = rng.lognormal(3, 0.6, 16)
     texts = [f"Probe {n}: {QUESTIONS[n % 4]}" for n in range(16)]
     probes = pd.DataFrame({"text": texts, "perplexity_base": old, "perplexity_new": old * rng.lognormal(-0.1, 0.2, 16)})
-    facts = {
-        "heldout_perplexity_base": 38.4,
-        "heldout_perplexity_new": 23.3,
-        "heldout_ece_new": 0.041,
+    worst = [
+        {
+            "set": "heldout",
+            "words": "held-out row",
+            "position": 40 + n,
+            "context": "Where is <b>the</b> red",
+            "token": " lamp",
+            "p_base": 0.01,
+            "p_new": 0.2,
+            "kl": 2.5 - n / 10,
+            "js": 0.4,
+            "top_base": [" door", "</p>", "\n"],
+            "top_base_p": [0.3, 0.2, 0.1],
+            "top_new": [" lamp", " door", "x"],
+            "top_new_p": [0.2, 0.15, 0.1],
+        }
+        for n in range(3)
+    ]
+    read = [
+        {"module": name, "rank": 1, "side": "reads", "singular_value": 0.4, "share": 0.7,
+         "promoted": ["lamp", "<i>"], "suppressed": ["door"]}
+        for name in layers["module"][:3]
+    ]  # fmt: skip
+    bins = [
+        {"set": "heldout", "model": model, "from": n / 5, "to": (n + 1) / 5, "tokens": 40 - 8 * n,
+         "confidence": n / 5 + 0.1, "accuracy": n / 5 + shift}
+        for model, shift in (("base", 0.02), ("new", 0.08)) for n in range(5)
+    ]  # fmt: skip
+    layers = layers.assign(
+        relative=delta / base, cosine=0.999, stable_rank=1.7, singular_values=[[0.4, 0.1]] * len(base)
+    )
+    return ModelDiffView(
+        layers,
+        probes.assign(kl=rng.gamma(2, 0.05, 16)),
+        _differences(),
+        pd.DataFrame(read),
+        pd.DataFrame(bins),
+        worst,
+        ", the rows that the prediction is evaluated on",
+    )
+
+
+def _differences() -> dict[str, Any]:
+    """The summary of a model diff with every figure that the page shows."""
+    one_set = {
+        "rows": 24, "tokens": 716, "loss_base": 3.65, "loss_new": 3.15, "loss_change": -0.5, "loss_change_low": -0.58,
+        "loss_change_high": -0.43, "perplexity_base": 38.4, "perplexity_new": 23.3, "kl": 0.021, "kl_median": 0.003,
+        "kl_p95": 0.11, "kl_max": 2.5, "js": 0.005, "js_median": 0.001, "js_p95": 0.03, "js_max": 0.4,
+        "ece_base": 0.11, "ece_new": 0.041, "brier_base": 0.81, "brier_new": 0.74,
+    }  # fmt: skip
+    nulls = {
+        f"heldout_{name}_{word}": value
+        for name in ("loss_change", "kl", "js", "ece_change", "brier_change")
+        for word, value in (("null_mean", 0.001), ("null_sd", 0.002), ("null_sds", -14.0), ("z", -5.1))
     }
-    return ModelDiffView(layers, probes.assign(kl=rng.gamma(2, 0.05, 16)), facts)
+    pairs = {
+        "win_rate_base": 0.3, "win_rate_new": 0.5, "compared_pairs": 16, "pairs_won_base": 5, "pairs_won_new": 8,
+        "flips_to_won": 4, "flips_to_lost": 1, "flips_p": 0.375, "margin_change": 1.2, "margin_change_low": 0.4,
+        "margin_change_high": 2.0,
+    }  # fmt: skip
+    sets = {f"{name}_{key}": value for name in ("heldout", "probe", "chosen") for key, value in one_set.items()}
+    read = {"modules_read": 3, "readable_modules": 4, "moved_tensors": 4, "checkpoint_dtype": "F32"}
+    return {**sets, **nulls, **pairs, **read, "regressions": 1, "null_deltas": 8}
 
 
 TIMELINE = tuple(

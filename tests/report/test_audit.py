@@ -18,6 +18,7 @@ import pytest
 from foretune.tasks.report.publish import recorded
 from foretune.tasks.report.run_section import with_run
 from tests.dag import Simulated, run_dag
+from tests.report.stored_differences import difference, differences, likeliest
 from tests.report.stored_figures import (
     Stored,
     condition,
@@ -118,6 +119,7 @@ def expected(stored: Stored, page: Facts) -> dict[str, str]:
         facts["prediction.rule"] = "the optimizer's own steps, one after the other"
     facts |= recomputed(stored)
     texts = {name: written(value) for name, value in facts.items() if isinstance(value, str | int | float | None)}
+    texts |= {f"model_diff.{name}": difference(name, value) for name, value in differences(stored).items()}
     rows = stored.column("influence", "influence.parquet", "row")
     scores = stored.column("influence", "influence.parquet", "score")
     if "behaviour" in stored.folders:
@@ -217,6 +219,10 @@ def check_charts(page: Facts, stored: Stored) -> None:
         == sorted(stored.column("model_diff", "probes.parquet", "perplexity_base"))[: len(values(base["x"]))]
     )
     assert len(values(new["x"])) == len(values(base["x"]))
+    _, *sides = figures["reliability"]["data"]
+    for trace, side in zip(sides, ("base", "new"), strict=True):
+        drawn = [*zip(values(trace["x"]), values(trace["y"]), values(trace["customdata"]), strict=True)]
+        assert drawn == [pytest.approx(each) for each in likeliest(stored, side)]
 
 
 def check_behaviour(drawn: list[dict[str, Any]], stored: Stored) -> None:
@@ -260,6 +266,7 @@ def test_every_figure_of_the_tiny_run_is_what_its_files_say(tiny) -> None:
     "fact",
     [
         "landscape.loss",
+        *(f"model_diff.{name}" for name in ("heldout_kl_median", "heldout_loss_change_low", "heldout_kl_z", "flips_p")),
         *(f"condition.{name}" for name in ("heldout_loss", "trust", "harming_rows", "leakage", "fading_concepts")),
         *(f"worth.{name}" for name in ("gain", "gain_error")),
         *(f"cost.{name}" for name in ("seconds", "forward_passes", "real_seconds", "real_forward_passes")),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from foretune.storage.display import visible
-from foretune.tasks.report.charts import dataset, features, layers, losses, samples, settings, timeline
+from foretune.tasks.report.charts import calibration, dataset, features, layers, losses, samples, settings, timeline
 from foretune.tasks.report.charts.look import HARMS, HELPS, hover, label
 from foretune.tasks.report.views import ReportView
 from tests.report.conftest import TIMELINE
@@ -154,6 +154,16 @@ def test_weight_change_is_relative_and_drops_untouched_modules(view: ReportView)
     (line,) = layers.weight_change(frame).figure.data
     kept = frame[frame["kind"] == "q_proj"]
     assert list(line.y) == pytest.approx(list(kept["delta_norm"] / kept["norm_base"]))
+
+
+def test_reliability_draws_the_held_out_bins_of_both_models(view: ReportView) -> None:
+    diagonal, base, new = calibration.reliability(view.model_diff.calibration).figure.data
+    bins = view.model_diff.calibration
+    assert list(diagonal.x) == [0, 1]
+    for trace, side in ((base, "base"), (new, "new")):
+        part = bins[bins["model"] == side]
+        assert list(trace.x) == list(part["confidence"]) and list(trace.y) == list(part["accuracy"])
+    assert calibration.reliability(bins[bins["set"] == "probe"]) is None
 
 
 def test_the_timeline_draws_each_task_from_start_to_end() -> None:

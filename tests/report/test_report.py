@@ -93,7 +93,8 @@ def poisoned(value: Any) -> Any:
 KEYS = {
     "row", "score", "moves", "text", "length", "flags", "words", "rank", "verdict", "cluster", "tokens", "trained",
     "cut", "loss", "gain", "margin", "name", "severity", "value", "threshold", "advice", "task", "start",
-    "seconds", "cached", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
+    "seconds", "cached", "kl", "position", "context", "token", "p_base", "p_new", "top_base", "top_base_p", "top_new",
+    "top_new_p", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
     "suite", "measures", "direction", "critical", "unit", "n", "left_out", "base", "predicted", "change", "low", "high",
     "up", "down", "p", "flips", "item", "question", "flip", "answer_base", "answer_predicted",
 }  # fmt: skip
@@ -272,5 +273,34 @@ def test_words_of_the_settings_are_said_as_a_reader_knows_them() -> None:
     assert (ranked.label, ranked.value) == ("rows ranked by", "256 simulated runs on random halves of the rows")
     (rule,) = facts("prediction", {"rule": "recursion"})
     assert (rule.label, rule.value) == ("end reached by", "the optimizer's own steps, one after the other")
-    (perplexity,) = facts("model_diff", {"heldout_perplexity_base": 48.5})
-    assert perplexity.unit == "equally likely tokens"
+    (explained,) = facts("sae_diff", {"explained_variance_new": 0.8})
+    assert explained.unit == "share of the variance"
+
+
+def test_the_model_diff_is_told_in_words_beside_noise_and_with_its_worst_tokens(view: ReportView) -> None:
+    html = published(view)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html[html.index('id="model-diff"') :]))
+    for words in (
+        "Held-out rows 24 rows, 716 label tokens, the rows that the prediction is evaluated on",
+        "3.65 → 3.15 nats per token: -0.5 (95 % interval -0.58 to -0.43)",
+        "0.021 nats per token, median 0.003, 95 % of tokens below 0.11, largest 2.5",
+        "error 0.11 → 0.041, Brier score 0.81 → 0.74",
+        "the loss moves -14 null standard deviations (z -5.1)",
+        "beside 8 random deltas of the same norm and rank per module",
+        "5 → 8 of 16: lost and now won 4, won and now lost 1; as many each way would be chance with p = 0.375",
+        "first directions of 3 of 4 modules",
+        "KL 2.5 nats · held-out row · token 40 · from 1 % to 20 %",
+        "base expects ␣door 30 %, &lt;/p&gt; 20 %, ↵ 10 % · predicted model ␣lamp 20 %",
+    ):
+        assert words in text, words
+    assert "Where is &lt;b&gt;the&lt;/b&gt; red<mark>␣lamp</mark>" in html
+
+
+def test_a_checkpoint_that_rounds_says_of_which_weights_its_figures_are(view: ReportView) -> None:
+    from foretune.tasks.report.differences import _storage
+
+    assert _storage({"checkpoint_dtype": "F32"}) == "" and _storage({}) == ""
+    said = _storage({"checkpoint_dtype": "BF16"})
+    changed = dataclasses.replace(view, model_diff=dataclasses.replace(view.model_diff, storage=said))
+    assert "these figures are of the rounded weights" in published(changed)
+    assert "rounded weights" not in published(view)
