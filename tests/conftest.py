@@ -217,7 +217,12 @@ def write_tiny_request(tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[st
             "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
             "training": {"learning_rate": 1e-3, "epochs": 2, "batch_size": 4},
             "shards": {"max_rows": 6},
-            "behaviour": {"suites": ["refusal", "arithmetic", "instruction_format"], "items": 4, "answer_tokens": 4},
+            "behaviour": {
+                "suites": ["refusal", "arithmetic", "instruction_format"],
+                "items": 4,
+                "answer_tokens": 4,
+                "path": {"points": 1, "orders": 1, "nulls": 1},
+            },
             "runtime": {"root": str(folder / "root")},
         }
         (folder / "request.yaml").write_text(yaml.safe_dump(request))

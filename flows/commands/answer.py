@@ -12,6 +12,7 @@ from foretune.flows.commands.terminal import Terminal, styled
 from foretune.storage.display import one_line
 from foretune.storage.runs import Run
 from foretune.tasks.report.behaviour import behaviour_lines
+from foretune.tasks.report.behaviour_path import behaviour_path_lines
 from foretune.tasks.report.conditions import Condition, clean_command
 
 CONCEPTS = 5  # of each direction; result.json lists `features.top`
@@ -35,7 +36,8 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
         f"predicted weights"
     )
     terminal.hanging("Trusted        ", summary["trust"])
-    for number, line in enumerate(behaviour_lines(result.get("behaviour", []))):
+    told = [*behaviour_lines(result.get("behaviour", [])), *behaviour_path_lines(result.get("behaviour_path"))]
+    for number, line in enumerate(told):
         terminal.hanging(" " * 15 if number else "Behaviour      ", line)
     terminal.hanging("Cost           ", cost_in_words(result["cost"]))
     counts = result["tasks"]

@@ -42,7 +42,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     if pairs is not None:
         made["preference"] = pairs
     made |= comparison(wiring, made)
-    made |= suite_passes(wiring, made)
+    made |= suite_passes(wiring, train, made)
     made["report"] = step(
         report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report
     )

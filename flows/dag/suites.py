@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from foretune.flows.dag.wiring import Wiring
+from foretune.flows.dag.wiring import Landscape, Wiring
 from foretune.tasks.behaviour.behaviour import behaviour
+from foretune.tasks.behaviour.behaviour_path import behaviour_path
+from foretune.tasks.behaviour.items import SuiteItems
+from foretune.tasks.behaviour.path_scores import NoiseSettings, path_scores
 from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.behaviour.suite_scores import suite_scores
+from foretune.tasks.prediction.variants import variants
 
 
-def suite_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
-    """`behaviour`, over the scores of each suite; nothing where the request names none.
+def suite_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> dict[str, Any]:
+    """`behaviour`, over the scores of each suite, and `behaviour_path`; nothing where the request names none.
 
     The base model's scores wait for nothing and depend on no row: they are there for every later version of a dataset.
     """
@@ -35,6 +39,50 @@ def suite_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
 
     suites = [suite for suite, _ in chosen]
     base, predicted = scores(None), scores(made["checkpoint"])
-    return {
-        "behaviour": wiring.step(behaviour, suites=suites, base=base, predicted=predicted, settings=settings.comparison)
-    }
+    compared = {"suites": suites, "base": base, "predicted": predicted, "settings": settings.comparison}
+    told = {"behaviour": wiring.step(behaviour, **compared)}
+    moving = variants_of(wiring, train, made)
+    if moving is not None:
+        along = [_along(wiring, made, moving, items) for _, items in chosen]
+        measured = {"along": along, "variants": moving, "prediction": made["prediction"]}
+        told["behaviour_path"] = wiring.step(behaviour_path, **compared, **measured)
+    return told
+
+
+def variants_of(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> Any:
+    """Weights on the way and at the ends of other orders; None without a measured path, without points to ask at, and
+    for a full fine-tune, of which each would be as large as the model."""
+    request, settings = wiring.request, wiring.request.behaviour.path
+    if "path" not in made or request.adapter.method != "lora" or not settings.asks:
+        return None
+    return wiring.step(
+        variants,
+        nodes=train.blocks,
+        path=made["path"],
+        model=wiring.model,
+        adapter=request.adapter,
+        training=request.training,
+        dpo_beta=wiring.dpo_beta,
+        evaluation=wiring.evaluation_rows(),
+        waypoints=settings.points,
+        orders=settings.orders,
+        max_relative_change=request.prediction.max_relative_change,
+        batch_tokens=request.prediction.batch_tokens,
+    )
+
+
+def _along(wiring: Wiring, made: dict[str, Any], moving: Any, items: SuiteItems) -> Any:
+    """One suite at all of these weights, and under random deltas."""
+    request, settings = wiring.request, wiring.request.behaviour
+    few = items.model_copy(update={"items": items.items[: settings.path.items]})
+    return wiring.step(
+        path_scores,
+        model=wiring.model,
+        adapter=request.adapter,
+        variants=moving,
+        prediction=made["prediction"],
+        tokenizer=wiring.tokenizer,
+        items=few,
+        noise=NoiseSettings(deltas=settings.path.nulls, seed=settings.seed),
+        settings=settings.scoring,
+    )

@@ -79,6 +79,29 @@ class ComparisonSettings(BaseModel):
     seed: int
 
 
+class AlongPathSettings(BaseModel):
+    """Where else the suites are asked: on the way, at the ends of other orders of the rows, under random deltas."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Suites along the path")
+
+    version: Literal[1] = 1
+    points: int = Field(default=3, ge=0, le=64, title="Points on the way", description="evenly spaced steps; LoRA only")
+    orders: int = Field(
+        default=2, ge=0, le=64, title="Other orders", description="of the rows, whose ends are asked as well"
+    )
+    nulls: int = Field(
+        default=2, ge=0, le=64, title="Random deltas", description="of the prediction's size: what noise alone does"
+    )
+    items: int = Field(
+        default=8, ge=1, le=1_000_000, title="Items per suite", description="at most, of those that are scored"
+    )
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask at."""
+        return bool(self.points or self.orders or self.nulls)
+
+
 class BehaviourSettings(BaseModel):
     """What would the fine-tune break? Base and predicted model are scored on suites of items."""
 
@@ -95,6 +118,7 @@ class BehaviourSettings(BaseModel):
     items: int = Field(
         default=40, ge=1, le=1_000_000, title="Items per suite", description="at most; chosen by what they say"
     )
+    path: AlongPathSettings = AlongPathSettings()
     answer_tokens: int = Field(
         default=20, ge=1, le=512, title="Tokens of a short answer", description="where an item asks for one"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ class Variant:
     kind: Literal["waypoint", "order"]
     step: int  # steps taken
     seed: int  # of the order of the rows
+    loss: float  # of the evaluated held-out rows: nats per label token, or per pair
 
     @property
     def file(self) -> str:
@@ -35,6 +37,12 @@ def stored_variants(stored: Artifact) -> list[Variant]:
 def variant_factors(stored: Artifact, variant: Variant) -> Factors:
     """LoRA's factors there."""
     return read_factors(stored, variant.file)
+
+
+def deltas(stored: Artifact, scale: float, device: Any) -> Iterator[tuple[Variant, dict[str, Tensor]]]:
+    """Every variant with its weight change, one after the other."""
+    for variant in stored_variants(stored):
+        yield variant, merged(variant_factors(stored, variant), scale, device)
 
 
 def merged(factors: Factors, scale: float, device: Any = "cpu") -> dict[str, Tensor]:

@@ -20,9 +20,11 @@ from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inputs.variants import Variant
 from foretune.tasks.loading import AdapterSettings
+from foretune.tasks.prediction.evaluation import RowsAtWeights
 from foretune.tasks.prediction.gradient_shifts import TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.prediction.virtual_run import virtual_run
+from foretune.tasks.samples.rows import SubsetRows
 
 FURTHER_SEED = 1000
 """Added to the seed of the rows' order, once per further order."""
@@ -38,12 +40,14 @@ def variants(
     adapter: AdapterSettings,
     training: TrainingSettings,
     dpo_beta: float | None,
+    evaluation: SubsetRows,
     waypoints: int,
     orders: int,
     max_relative_change: float,
+    batch_tokens: int,
 ) -> None:
     """Up to `waypoints` evenly spaced steps before the end, and the end of `orders` further orders of the rows, each
-    bounded as the prediction is: variants.json, and a file of factors each."""
+    bounded as the prediction is, with its held-out loss: variants.json, and a file of factors each."""
     from foretune.tasks.numerics.bounds import bounded
 
     adapted = adapt(model.open(run), adapter, training.seed)
@@ -53,15 +57,17 @@ def variants(
     seeds = [training.seed + FURTHER_SEED * (number + 1) for number in range(orders)]
     kept: list[Variant] = []
     with device_lock(adapted.loaded):
+        heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, batch_tokens)
         for seed, steps in [(training.seed, ways), *((seed, [end]) for seed in seeds)]:
             if not steps:
                 continue
             reordered = dataclasses.replace(virtual, training=training.model_copy(update={"seed": seed}))
             replay = reordered.replayed(steps, shift)
             for step in steps:
-                variant = Variant("waypoint" if seed == training.seed else "order", step, seed)
-                shares = bounded(replay.delta_at(step), adapted.weights, max_relative_change).shares
-                factors = {name: (a, b * shares[name]) for name, (a, b) in replay.factors_at(step).items()}
+                applied = bounded(replay.delta_at(step), adapted.weights, max_relative_change)
+                kind = "waypoint" if seed == training.seed else "order"
+                variant = Variant(kind, step, seed, heldout.loss(applied.delta))
+                factors = {name: (a, b * applied.shares[name]) for name, (a, b) in replay.factors_at(step).items()}
                 write_factors(draft, factors, variant.file)
                 kept.append(variant)
     draft.write_json("variants.json", {"variants": [asdict(variant) for variant in kept], "end": end})

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 
 def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None]:
-    from foretune.tasks.report.charts import behaviour, calibration, dataset, features, layers, losses, samples
+    from foretune.tasks.report.charts import (
+        behaviour,
+        behaviour_path,
+        calibration,
+        dataset,
+        features,
+        layers,
+        losses,
+        samples,
+    )
 
     top = settings.top_features
     if view.quality:
@@ -53,6 +62,8 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
             yield losses.probe_perplexity(view.model_diff.probes, 2 * settings.top_rows)
     if view.behaviour:
         yield behaviour.behaviour_changes([each.figures for each in view.behaviour.suites])
+    if view.behaviour_path:
+        yield behaviour_path.behaviour_path(view.behaviour_path.suites)
 
 
 def _loss_path(prediction: PredictionView) -> Chart | None:

@@ -9,6 +9,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.report.behaviour import BehaviourView, behaviour_view
+from foretune.tasks.report.behaviour_path import BehaviourPathView, behaviour_path_view
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
@@ -168,6 +169,10 @@ def _behaviour(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
     return behaviour_view(opened["behaviour"])
 
 
+def _behaviour_path(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourPathView:
+    return behaviour_path_view(opened["behaviour_path"])
+
+
 SECTIONS = {
     "quality": _quality,
     "baseline": _baseline,
@@ -180,4 +185,5 @@ SECTIONS = {
     "sae_diff": _sae_diff,
     "model_diff": model_diff_view,
     "behaviour": _behaviour,
+    "behaviour_path": _behaviour_path,
 }

@@ -15,6 +15,7 @@ from foretune.tasks.engine import lineage
 from foretune.tasks.engine.announcements import announce, escape, publish_markdown
 from foretune.tasks.report.address import report_link
 from foretune.tasks.report.behaviour import behaviour_block
+from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
@@ -39,6 +40,8 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
     if "behaviour" in made:
         result["behaviour"] = behaviour_block(run.store.open(made["behaviour"]).json("summary.json"))
+    if "behaviour_path" in made:
+        result["behaviour_path"] = behaviour_path_block(run.store.open(made["behaviour_path"]).json("summary.json"))
     if lineage.is_on():
         flagged = run.store.open(made["quality"]).json("summary.json")
         lineage.run_made(run, made, flagged["rows"], flagged["counts"])

@@ -147,6 +147,29 @@ def suites(figures: Sequence[Mapping[str, Any]]) -> Table | None:
     return _table(f"{len(figures)} suites, {sum(each['n'] for each in figures):,} items", columns, rows)
 
 
+def suites_on_the_way(figures: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Every suite that was asked along the path, with its band and where it leaves it."""
+    columns = (
+        Column("suite", "title", "text"),
+        Column("items", "n"),
+        Column("change at the end", "change", "signed"),
+        Column("band", "band"),
+        Column("beyond it from step", "leaves_at"),
+        Column("last step within", "last_within"),
+        Column("gain there", "gain", "text"),
+    )
+    rows = [
+        {
+            **each,
+            "title": str(each["suite"]).replace("_", " "),
+            "change": each["curve"][-1]["change"],
+            "gain": "" if each["gain_within"] is None else f"{each['gain_within']:.0%}",
+        }
+        for each in figures
+    ]
+    return _table(f"{len(figures)} suites on the way", columns, rows)
+
+
 def changed_weights(layers: DataFrame, top: int) -> Table | None:
     """The tensors that move, the largest relative change first."""
     columns = (
@@ -221,6 +244,7 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
         "scored-tokens": scored_tokens(tokens) if tokens is not None else None,
         "preference-pairs": view.preference and preference_pairs(view.preference.pairs, long),
         "moved-modules": view.prediction and moved_modules(view.prediction.layers, long),
+        "suites-on-the-way": view.behaviour_path and suites_on_the_way(view.behaviour_path.suites),
         "suites": view.behaviour and suites([each.figures for each in view.behaviour.suites]),
         "probe-texts": probe_texts(probes, long) if probes is not None else None,
         "changed-weights": diff and changed_weights(diff.layers, CHANGED),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.report.behaviour import BehaviourView
+from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
 
@@ -159,3 +160,4 @@ class ReportView:
     sae_diff: SaeDiffView | None = None
     model_diff: ModelDiffView | None = None
     behaviour: BehaviourView | None = None
+    behaviour_path: BehaviourPathView | None = None

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 SUITES = 3  # of the tiny request
 LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and for the gradient field
 
+BEHAVIOUR = {"behaviour": 1, "behaviour_path": 1, "report": 1}
 AFTER_PREDICTION = {
     "checkpoint": 1,
     "null_deltas": 1,
@@ -27,17 +28,18 @@ AFTER_PREDICTION = {
     "sae_diff": 1,
     "model_diff": 1,
     "suite_scores": SUITES,  # of the predicted model; the base model's stay
-    "behaviour": 1,
-    "report": 1,
+    "path_scores": SUITES,
+    **BEHAVIOUR,
 }
-PREDICTION = {"path": 1, "prediction": 1, **AFTER_PREDICTION}
+PREDICTION = {"path": 1, "variants": 1, "prediction": 1, **AFTER_PREDICTION}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1}
 REPLAYED = {"influence_replays": 1, "influence": 1}
 SCORED_AGAIN = {name: count for name, count in SCORES.items() if name != "influence_directions"}
 INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2, "prompt_gain": 1}
 ADAPTER = {"sharpness": 1, "curvature_samples": 1, "curvature": 1, **INFLUENCE, **PREDICTION}
-WITHOUT_ROWS = {n: count for n, count in ADAPTER.items() if n not in ("influence_replays", "curvature_samples")}
+OF_LORA = ("influence_replays", "curvature_samples", "variants", "path_scores", "behaviour_path")
+WITHOUT_ROWS = {name: count for name, count in ADAPTER.items() if name not in OF_LORA}
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
 START = {**LANDSCAPES, "preference": 1, **ADAPTER}
 
@@ -73,13 +75,15 @@ SETTINGS = {
         "sae_diff": 1,
         "model_diff": 1,
         "suite_scores": SUITES,
-        "behaviour": 1,
-        "report": 1,
+        **BEHAVIOUR,
     },
-    "behaviour.items=5": {"suite_scores": 2 * SUITES, "behaviour": 1, "report": 1},
-    "behaviour.answer_tokens=5": {"suite_scores": 2 * SUITES, "behaviour": 1, "report": 1},
-    "behaviour.suites=[refusal]": {"behaviour": 1, "report": 1},
-    "behaviour.confidence=0.9": {"behaviour": 1, "report": 1},
+    "behaviour.items=5": {"suite_scores": 2 * SUITES, "path_scores": SUITES, **BEHAVIOUR},
+    "behaviour.answer_tokens=5": {"suite_scores": 2 * SUITES, "path_scores": SUITES, **BEHAVIOUR},
+    "behaviour.path.items=2": {"path_scores": SUITES, "behaviour_path": 1, "report": 1},
+    "behaviour.path.points=2": {"variants": 1, "path_scores": SUITES, "behaviour_path": 1, "report": 1},
+    "behaviour.path.nulls=2": {"path_scores": SUITES, "behaviour_path": 1, "report": 1},
+    "behaviour.suites=[refusal]": BEHAVIOUR,
+    "behaviour.confidence=0.9": BEHAVIOUR,
     "behaviour.enabled=false": {"report": 1},
     "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
     "diff.worst_tokens=5": {"model_diff": 1, "report": 1},

@@ -40,7 +40,10 @@ def test_variants_are_where_the_path_was_and_where_other_orders_end(first_run, t
         "adapter": request.adapter,
         "training": request.training,
         "dpo_beta": wiring.dpo_beta,
+        "evaluation": wiring.evaluation_rows(),
+        "batch_tokens": 1024,
     }
+    losses = {row["step"]: row["evaluated_loss"] for row in store.open(made["path"]).arrow("path.parquet").to_pylist()}
     points = {row["step"]: row["distance"] for row in store.open(made["path"]).arrow("path.parquet").to_pylist()}
     end = max(points)
     shared = inputs | {"waypoints": end - 1}
@@ -55,6 +58,7 @@ def test_variants_are_where_the_path_was_and_where_other_orders_end(first_run, t
     assert evaluated
     for way in evaluated:
         assert float(whole(way).norm()) == pytest.approx(points[way.step], rel=1e-3)  # shifts have the field's dtype
+        assert way.loss == pytest.approx(losses[way.step], abs=1e-4)
     predicted = flat(store.open(made["prediction"]).tensors("delta.safetensors"))
     apart = [float((whole(each) - predicted).norm() / predicted.norm()) for each in (first, second)]
     assert {first.step, second.step} == {end} and first.seed != second.seed
