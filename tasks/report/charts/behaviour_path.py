@@ -36,5 +36,5 @@ def behaviour_path(suites: Sequence[Mapping[str, Any]]) -> Chart | None:
         "Suites along the path",
         "The change of each suite's mean score since the base, on the items that were asked on the way. Marks are "
         "measured, between them nothing is claimed; thick lines leave their band and stay outside of it.",
-        plot(traces, x="optimizer step", y="change of the score"),
+        plot(traces, x="optimizer step", y="change of the score", height=320),
     )
