@@ -20,6 +20,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.events import run_status
 from foretune.storage.redaction import by_form
 from foretune.storage.runs import Run
+from foretune.tasks.behaviour.settings import AnswerSettings
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
@@ -145,6 +146,7 @@ class Request(BaseModel):
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     diff: DiffSettings = Field(default=DiffSettings(), title="Base and predicted model")
+    answers: AnswerSettings = AnswerSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foretune.flows.dag.behaviour import answer_passes
 from foretune.flows.dag.influence import influence_passes
 from foretune.flows.dag.wiring import Wiring
 from foretune.tasks.checkpoint.checkpoint import checkpoint
@@ -16,7 +17,8 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     1. samples of every role, and their shards        5. the path, the prediction and its checkpoint
     2. quality per shard, leaks                        6. concepts: features, preference, SAE diff
     3. landscape per shard, train and held-out        7. model diff, side by side with the SAE diff
-    4. prompt gain, curvature and influence           8. the report, from all of the above
+    4. prompt gain, curvature and influence           8. what both models answer
+                                                      9. the report, from all of the above
     """
     step, request, sources = wiring.step, wiring.request, wiring.sources
     made: dict[str, Any] = {"samples": wiring.tables["train"]}
@@ -40,6 +42,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     if pairs is not None:
         made["preference"] = pairs
     made["model_diff"] = wiring.model_diff(made)
+    made |= answer_passes(wiring, made)
     made["report"] = step(
         report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report
     )
