@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.loading import LoadedModel
+from foretune.tasks.loading.continuation import decoding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ def amplified(
     sides = _Cached(base), _Cached(predicted)
     ids = torch.tensor([list(prompt)], dtype=torch.long)
     answer: list[int] = []
-    with torch.no_grad():
+    with torch.no_grad(), decoding(base):
         while len(answer) < max_new_tokens:
             first, second = (side.next_logits(ids) for side in sides)
             # lerp is exact at both ends, first + alpha (second - first) at one of them alone.

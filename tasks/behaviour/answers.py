@@ -103,11 +103,17 @@ def _records(
 
 
 def _spans(diff: TokenDiff, base: Sequence[str], new: Sequence[str]) -> list[dict[str, Any]]:
-    """Kind and text of every span, in reading order."""
-    texts = (
-        (span, new[slice(*span.second)] if span.kind == "inserted" else base[slice(*span.first)]) for span in diff.spans
-    )
-    return [{"kind": span.kind, "tokens": len(tokens), "text": "".join(tokens)} for span, tokens in texts]
+    """Kind and text of every span, in reading order. Equal tokens can have two texts: bytes of a character belong to
+    the token that completes it."""
+    return [
+        {
+            "kind": span.kind,
+            "tokens": max(span.first[1] - span.first[0], span.second[1] - span.second[0]),
+            "base": "".join(base[slice(*span.first)]),
+            "predicted": "".join(new[slice(*span.second)]),
+        }
+        for span in diff.spans
+    ]
 
 
 def answers_table(records: list[dict[str, Any]]) -> pa.Table:
@@ -115,7 +121,7 @@ def answers_table(records: list[dict[str, Any]]) -> pa.Table:
     import pyarrow as pa
 
     text, number, nats = pa.string(), pa.int32(), pa.float64()
-    span = pa.struct({"kind": text, "tokens": number, "text": text})
+    span = pa.struct({"kind": text, "tokens": number, "base": text, "predicted": text})
     schema = {
         "prompt_id": text,
         "origin": text,  # file | probe | held-out

@@ -86,6 +86,17 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("probe_kl", "KL divergence on the probes", "nats per token"),
         ("regressions", "probes that became less likely", "probes"),
     ),
+    "answers": (
+        ("prompts", "prompts asked", "prompts"),
+        ("changed", "answered differently", "prompts"),
+        ("first_token_changed", "from the first token on", "prompts"),
+        ("equal_share", "tokens in both answers", "share of the longer one's, mean over the prompts"),
+        ("same_next_token", "both find the same next token likeliest", "share of the tokens of the base's answers"),
+        ("kl", "KL divergence along the base's answers", "nats per token"),
+        ("surprise_base", "how unlikely the new answers are to the base", "nats per token"),
+        ("surprise_predicted", "and to the predicted model", "nats per token"),
+        ("max_new_tokens", "an answer has at most", "tokens"),
+    ),
 }
 
 

@@ -232,4 +232,7 @@ def _summary(
     for name in ("prediction", "model_diff", "preference", "baseline", "sae_diff"):
         numbers = {k: v for k, v in read.get(name, {}).items() if v is None or isinstance(v, int | float | str)}
         kept |= {k if k not in kept else f"{name}_{k}": v for k, v in numbers.items()}
+    asked = read.get("answers")
+    if asked is not None:
+        kept |= {"answers_asked": asked["prompts"], "answers_changed": asked["changed"]}
     return kept | {"trusted_steps": trust.trusted_steps, "trust": trust.words, "end_error": trust.end_error}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.report.answers import AnswersView, answers_view
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@content_task(version=4, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=5, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -180,6 +181,11 @@ def _model_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLin
     return ModelDiffView(_placed(diff.table("layers.parquet")), probes, _flat(diff.json("summary.json")))
 
 
+def _answers(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> AnswersView:
+    found = opened["answers"]
+    return answers_view(found.arrow("answers.parquet").to_pylist(), found.json("summary.json"))
+
+
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers and words of a summary, without its lists."""
     return {name: value for name, value in summary.items() if value is None or isinstance(value, int | float | str)}
@@ -196,4 +202,5 @@ SECTIONS = {
     "prediction": _prediction,
     "sae_diff": _sae_diff,
     "model_diff": _model_diff,
+    "answers": _answers,
 }

@@ -14,6 +14,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine import lineage
 from foretune.tasks.engine.announcements import announce, escape, publish_markdown
 from foretune.tasks.report.address import report_link
+from foretune.tasks.report.answers import listed_answers
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
@@ -36,6 +37,8 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
     result = result_of(run, request, made, found, record, submitted)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
+    if "answers" in made:
+        result["answers"] = listed_answers(run.store.open(made["answers"]).arrow("answers.parquet").to_pylist())
     if lineage.is_on():
         flagged = run.store.open(made["quality"]).json("summary.json")
         lineage.run_made(run, made, flagged["rows"], flagged["counts"])

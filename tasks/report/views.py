@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from foretune.tasks.report.answers import AnswersView
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
 
@@ -148,3 +149,4 @@ class ReportView:
     prediction: PredictionView | None = None
     sae_diff: SaeDiffView | None = None
     model_diff: ModelDiffView | None = None
+    answers: AnswersView | None = None

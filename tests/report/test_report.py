@@ -21,6 +21,7 @@ from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
     "rows", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction", "model_diff",
+    "answers",
 )  # fmt: skip
 ATTACKS = (
     "</script><script>window.stolen = 1</script>",
