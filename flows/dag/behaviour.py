@@ -25,28 +25,50 @@ def answer_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
     side_by_side = wiring.step(
         answers, checkpoint=made["checkpoint"], prompts=asked.prompts, base=base, predicted=predicted, **shared
     )
-    return {"prompts": asked.prompts, "answers": side_by_side}
+    return {
+        "prompts": asked.prompts,
+        "base_answers": base,
+        "predicted_answers": predicted,
+        "answers": side_by_side,
+    }
+
+
+def real_answers(wiring: Wiring, made: dict[str, Any], real: dict[str, Any]) -> list[Any]:
+    """The same prompts put to really trained models, by the name of each; none where nothing is asked."""
+    if "prompts" not in made:
+        return []
+    asked = _asked(wiring, made["prompts"])
+    settings = wiring.request.answers.generation()
+    return [
+        wiring.step(generations, role=role, model=wiring.model, weights=weights, prompts=asked, settings=settings)
+        for role, weights in real.items()
+    ]
 
 
 def prompt_set(wiring: Wiring) -> PromptSet:
-    """The run's prompts: read where they are stored, else worked out from the rows, as a plan needs them."""
-    step, request, source = wiring.step, wiring.request, wiring.sources.prompts
-    probes = wiring.tables["probes"] if request.dataset.probes else None
+    """The prompts of the run's rows and file, once they are chosen."""
+    step, request = wiring.step, wiring.request
     made = step.ready(
         step(
             prompts,
             heldout=wiring.tables["heldout"],
-            probes=probes,
-            source=source,
+            probes=wiring.tables["probes"] if request.dataset.probes else None,
+            source=wiring.sources.prompts,
             tokenizer=wiring.tokenizer,
             count=request.answers.rows,
         )
     )
+    return _asked(wiring, made)
+
+
+def _asked(wiring: Wiring, made: Any) -> PromptSet:
+    """The set of an artefact: read where it is stored, else worked out from the rows, as a plan needs it."""
+    step, request = wiring.step, wiring.request
     if made.uri:
         lengths = stored_lengths(step.run, made)
     else:
         files = wiring.sources.rows
-        roles = ("heldout", "probes") if probes is not None else ("heldout",)
+        roles = ("heldout", "probes") if request.dataset.probes else ("heldout",)
         rows = {role: (files[role], request.dataset) for role in roles}
-        lengths = previewed_lengths(step.run, rows, source, wiring.tokenizer, request.answers.rows)
+        lengths = previewed_lengths(step.run, rows, wiring.sources.prompts, wiring.tokenizer, request.answers.rows)
     return PromptSet.of(made, wiring.tokenizer, lengths)

@@ -10,6 +10,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.behaviour.asked_model import AskedModel, answer_batches, asked_model
 from foretune.tasks.behaviour.prompt_set import FILE
 from foretune.tasks.behaviour.settings import GenerationSettings
+from foretune.tasks.behaviour.stored_answers import greedy
 from foretune.tasks.behaviour.token_diff import TokenDiff, token_diff
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
@@ -46,12 +47,6 @@ def answers(
     diffs = [token_diff(*pair) for pair in zip(*answered, strict=True)]
     draft.write_table("answers.parquet", answers_table(_records(asked, sides, diffs, scores)))
     draft.write_json("summary.json", summary_of(sides, diffs, scores, settings))
-
-
-def greedy(run: Run, generations: ArtifactRef) -> dict[str, dict[str, Any]]:
-    """The greedy answers of a `generations` artefact, by prompt."""
-    rows = run.store.open(generations).arrow("generations.parquet").to_pylist()
-    return {row["prompt_id"]: row for row in rows if row["sample"] == 0}
 
 
 def compared(

@@ -37,6 +37,8 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
     result = result_of(run, request, made, found, record, submitted)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
+    if "answer_agreement" in made:
+        result["backtest"]["answers"] = run.store.open(made["answer_agreement"]).json("answers.json")
     if "answers" in made:
         result["answers"] = listed_answers(run.store.open(made["answers"]).arrow("answers.parquet").to_pylist())
     if lineage.is_on():
