@@ -88,7 +88,7 @@ def _prompt_length(
 ) -> tuple[int, str | None]:
     """Tokens of a row's prompt, and a word where the row has none."""
     first = mask.index(True)
-    if first > 1:
+    if first > 1 or (first and prompt):  # a single token may be the tokenizer's BOS
         return first, None
     end = _last_end(ids, marks)
     if end:
