@@ -154,21 +154,25 @@ def against_training(
     )
     found = {"agreement": scored}
     step.ready(scored)  # every real run has ended: while another pass runs, no optimizer may step
-    answered = real_answers(wiring, made, real)
-    if answered:
-        found["answer_agreement"] = step(
-            answer_agreement,
-            base=made["base_answers"],
-            predicted=made["predicted_answers"],
-            answered=answered,
-            prediction=made["prediction"],
-            real=list(real.values()),
-            seeds=seeds,
-            model=wiring.model,
-            rows=wiring.compared_rows(),
-            batch_tokens=request.diff.batch_tokens,
-        )
+    if "prompts" in made:
+        found["answer_agreement"] = asked_alike(wiring, made, real, seeds)
     found["backtest_report"] = step(
         backtest_report, agreement=scored, answers=found.get("answer_agreement"), lines=lines
     )
     return found
+
+
+def asked_alike(wiring: Wiring, made: dict[str, Any], real: dict[str, Any], seeds: list[int]) -> Any:
+    """The real models asked what the predicted one is, and how far they answer alike."""
+    return wiring.step(
+        answer_agreement,
+        base=made["base_answers"],
+        predicted=made["predicted_answers"],
+        answered=real_answers(wiring, made, real),
+        prediction=made["prediction"],
+        real=list(real.values()),
+        seeds=seeds,
+        model=wiring.model,
+        rows=wiring.compared_rows(),
+        batch_tokens=wiring.request.diff.batch_tokens,
+    )

@@ -34,9 +34,7 @@ def answer_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def real_answers(wiring: Wiring, made: dict[str, Any], real: dict[str, Any]) -> list[Any]:
-    """The same prompts put to really trained models, by the name of each; none where nothing is asked."""
-    if "prompts" not in made:
-        return []
+    """The same prompts put to really trained models, by the name of each."""
     asked = _asked(wiring, made["prompts"])
     settings = wiring.request.answers.generation()
     return [

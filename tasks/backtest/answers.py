@@ -49,7 +49,7 @@ def answer_agreement(
     truths = [greedy(run, ref) for ref in answered]
     table = rows.read(run)
     likeliest = [likeliest_tokens(run, model, ref, table, batch_tokens) for ref in (prediction, None, *real)]
-    texts = compared_answers(*sides, truths)
+    texts = compared_answers(sides[0], sides[1], truths)
     tokens = compared_tokens(likeliest[0], likeliest[1], likeliest[2:])
     draft.write_json(
         "answers.json",

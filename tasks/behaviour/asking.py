@@ -16,7 +16,7 @@ from foretune.tasks.behaviour.settings import GenerationSettings
 from foretune.tasks.behaviour.token_diff import token_diff
 from foretune.tasks.behaviour.token_texts import token_texts
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
-from foretune.tasks.loading.continuation import Draw, continued, end_tokens, positions
+from foretune.tasks.loading.continuation import continued, end_tokens, positions
 from foretune.tasks.samples.chat import ChatTokenizer, load_tokenizer
 from foretune.tasks.samples.dataset import read_table
 
@@ -56,7 +56,7 @@ def answers_to(
     asked = _asked(question, tokenizer, as_conversation(read_table(run, samples).slice(0, 1), tokenizer))
     base, predicted = asked_model(run, model, None), asked_model(run, model, checkpoint)
     _check_length(asked, positions(base.loaded), question.generation.max_new_tokens)
-    sides = {"base": (base, None), "predicted": (predicted, None)}
+    sides: dict[str, tuple[AskedModel, AskedModel | None]] = {"base": (base, None), "predicted": (predicted, None)}
     if question.alpha is not None:
         sides["amplified"] = (base, predicted)
     with device_lock(base.loaded):
@@ -100,6 +100,8 @@ def _answers(
     of: str, first: AskedModel, second: AskedModel | None, asked: Asked, question: Question, tokenizer: ChatTokenizer
 ) -> Sequence[Answer]:
     import torch
+
+    from foretune.tasks.numerics.draws import Draw
 
     settings = question.generation
     eos = tokenizer.backend.token_to_id(tokenizer.eos_token) if tokenizer.eos_token else None

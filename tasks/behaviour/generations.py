@@ -16,7 +16,7 @@ from foretune.tasks.behaviour.token_texts import token_texts
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
-from foretune.tasks.loading.continuation import Draw, continued, end_tokens, positions
+from foretune.tasks.loading.continuation import continued, end_tokens, positions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,6 +56,8 @@ def answers_of(
     for group in _groups(ids, jobs, settings):
         draw = None
         if jobs[group[0]][1]:
+            from foretune.tasks.numerics.draws import Draw
+
             seeded = [_generator(settings.seed, prompts[jobs[at][0]].prompt_id, jobs[at][1]) for at in group]
             draw = Draw(seeded, settings.temperature)
         batch = [ids[at] for at in group]

@@ -10,14 +10,8 @@ from pydantic import BaseModel
 from foretune.storage.digests import digest_of
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.behaviour.asked import (
-    Asked,
-    as_conversation,
-    chosen,
-    encoded_prompts,
-    prompts_of_rows,
-    read_prompts,
-)
+from foretune.tasks.behaviour.asked import Asked, as_conversation, chosen, encoded_prompts, prompts_of_rows
+from foretune.tasks.behaviour.prompt_files import read_prompts
 from foretune.tasks.engine.keys import Fingerprint
 from foretune.tasks.samples.chat import ChatTokenizer, load_tokenizer
 from foretune.tasks.samples.dataset import TokenizerHandle, role_rows, role_settings

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from foretune.tasks.loading.models import LoadedModel, building
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
+
+    from foretune.tasks.numerics.draws import Draw
 
 
 def end_tokens(loaded: LoadedModel, tokenizer_eos: int | None) -> list[int]:
@@ -46,22 +48,6 @@ def decoding(loaded: LoadedModel) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(given)
-
-
-class Draw:
-    """A logits processor by which greedy decoding draws at a temperature: the largest of logits plus Gumbel noise.
-
-    Each row has its generator, so that a draw depends neither on the rows beside it nor on other threads.
-    """
-
-    def __init__(self, generators: Sequence[Generator], temperature: float) -> None:
-        self.generators, self.temperature = generators, temperature
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        import torch
-
-        drawn = [torch.empty(scores.shape[-1]).exponential_(generator=each) for each in self.generators]
-        return scores / self.temperature - torch.stack(drawn).log().to(scores)
 
 
 def continued(

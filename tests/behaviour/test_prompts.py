@@ -16,9 +16,9 @@ from foretune.tasks.behaviour.asked import (
     cut_to,
     encoded_prompts,
     generation_marks,
-    prompt_parts,
     prompts_of_rows,
 )
+from foretune.tasks.behaviour.prompt_files import prompt_parts
 from foretune.tasks.samples.chat import ChatTokenizer, load_tokenizer
 from foretune.tasks.samples.heldout import HeldoutSettings
 from foretune.tasks.samples.table import DatasetSettings, read_samples
