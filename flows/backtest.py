@@ -9,6 +9,7 @@ import prefect
 
 from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned, PlannedTask, total
+from foretune.flows.dag.answers import real_answers
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
@@ -18,6 +19,7 @@ from foretune.flows.request import Request
 from foretune.flows.simulate import recorded
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run, new_run_id
+from foretune.tasks.backtest.answers import answer_agreement
 from foretune.tasks.backtest.axes import MIN_HALVES
 from foretune.tasks.backtest.passes import agreement, real_run, trainer_of
 from foretune.tasks.engine.keys import identity, work_of
@@ -129,13 +131,14 @@ def against_training(
             thresholds=request.thresholds,
         )
 
+    real = {f"seed {seed}": trained(f"seed {seed}", train.whole(), seed) for seed in seeds}
     scored = step(
         agreement,
         prediction=made["prediction"],
         landscape=made["landscape"],
         influence=made["influence"],
         seeds=seeds,
-        real=[trained(f"seed {seed}", train.whole(), seed) for seed in seeds],
+        real=list(real.values()),
         halves=[trained(f"half {half}", half_rows[half], seeds[0]) for half in halves],
         half_rows=half_rows,
         retrain=retrain,
@@ -149,4 +152,27 @@ def against_training(
         dpo_beta=wiring.dpo_beta,
         settings=request.diff,
     )
-    return {"agreement": scored, "backtest_report": step(backtest_report, agreement=scored, lines=lines)}
+    found = {"agreement": scored}
+    step.ready(scored)  # every real run has ended: while another pass runs, no optimizer may step
+    if "prompts" in made:
+        found["answer_agreement"] = asked_alike(wiring, made, real, seeds)
+    found["backtest_report"] = step(
+        backtest_report, agreement=scored, answers=found.get("answer_agreement"), lines=lines
+    )
+    return found
+
+
+def asked_alike(wiring: Wiring, made: dict[str, Any], real: dict[str, Any], seeds: list[int]) -> Any:
+    """The real models asked what the predicted one is, and how far they answer alike."""
+    return wiring.step(
+        answer_agreement,
+        base=made["base_answers"],
+        predicted=made["predicted_answers"],
+        answered=real_answers(wiring, made, real),
+        prediction=made["prediction"],
+        real=list(real.values()),
+        seeds=seeds,
+        model=wiring.model,
+        rows=wiring.compared_rows(),
+        batch_tokens=wiring.request.diff.batch_tokens,
+    )

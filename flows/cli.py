@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foretune.flows.commands.ask import ask
 from foretune.flows.commands.changes import diff
 from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.collection import gc
@@ -134,6 +135,7 @@ def plan(
 
 
 app.command()(export)
+app.command()(ask)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.events import run_status
 from foretune.storage.redaction import by_form
 from foretune.storage.runs import Run
+from foretune.tasks.behaviour.answer_settings import AnswerSettings
 from foretune.tasks.behaviour.settings import BehaviourSettings
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
@@ -146,6 +147,7 @@ class Request(BaseModel):
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     diff: ModelDiffSettings = Field(default=ModelDiffSettings(), title="Base and predicted model")
+    answers: AnswerSettings = AnswerSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()

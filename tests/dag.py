@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.inputs.sources import resolve_sources
+from foretune.tasks.inputs.sources import prompt_file, resolve_sources
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.samples.table import SampleIndex, read_index
 
@@ -76,6 +76,7 @@ class Simulated(NamedTuple):
 def called(request: Request) -> Wiring:
     """A request's wiring, whose steps are called."""
     sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = replace(sources, prompts=prompt_file(request.answers.prompts))
     return Wiring(Called(Run(request.runtime.root, "called")), request, sources)
 
 

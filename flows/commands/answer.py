@@ -36,6 +36,8 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
         f"predicted weights"
     )
     terminal.hanging("Trusted        ", summary["trust"])
+    if summary.get("answers_asked"):
+        terminal.hanging("Answers        ", answers_in_words(summary))
     told = [*behaviour_lines(result.get("behaviour", [])), *behaviour_path_lines(result.get("behaviour_path"))]
     for number, line in enumerate(told):
         terminal.hanging(" " * 15 if number else "Behaviour      ", line)
@@ -43,13 +45,22 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
     counts = result["tasks"]
     terminal.say(f"Passes         {passes_in_words(counts)}")
     cleaned = clean_command([Condition(**each) for each in summary["conditions"]])
-    if cleaned:
+    asks = f'foretune ask {run.run_id} "..."' if summary.get("answers_asked") else ""
+    if cleaned or asks:
         terminal.say("Next")
-        terminal.say(f"  {cleaned.replace('{run}', run.run_id)}", whole=True)
+    for command in filter(None, (cleaned.replace("{run}", run.run_id), asks)):
+        terminal.say(f"  {command}", whole=True)
     terminal.say("Report")
     terminal.say(f"  {(run.place / 'report.html').uri}", whole=True)
     terminal.say("Model")
     terminal.say(f"  {result['artifacts']['checkpoint']['uri']}", whole=True)
+
+
+def answers_in_words(summary: dict[str, Any]) -> str:
+    """How many prompts the predicted model answers differently from the base."""
+    asked, changed = summary["answers_asked"], summary["answers_changed"]
+    prompts = "1 prompt is" if asked == 1 else f"{asked:,} prompts are"
+    return f"{changed:,} of {prompts} answered differently by the predicted model"
 
 
 def cost_in_words(cost: dict[str, Any]) -> str:

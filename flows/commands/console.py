@@ -186,6 +186,11 @@ def print_backtest(terminal: Terminal, result: dict[str, Any], run: Run) -> None
         f"Held-out loss  {found['heldout_loss_base']:.3f} -> {found['heldout_loss_predicted']:.3f} on the predicted "
         f"weights, {real} really trained"
     )
+    for each in found.get("answers", {}).get("methods", []):
+        if each["same_answer"]:
+            same, share, token = (each[name]["mean"] for name in ("same_answer", "equal_share", "same_next_token"))
+            said = f"{same:.0%} of the prompts as the real run, {share:.0%} of the tokens; same next token {token:.1%}"
+            terminal.say(f"Answers        {each['meaning']}: {said}")
     for row in found["signals"]:
         terminal.say(f"  {row['name']:<15} {row['verdict']}  ", styled(row["detail"], "dim"))
     terminal.say(f"Report         {(run.place / 'report.html').uri}", whole=True)

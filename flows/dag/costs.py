@@ -11,7 +11,7 @@ from foretune.flows.request import Request
 from foretune.storage.datasets import dataset_bytes
 from foretune.storage.errors import BadInput
 from foretune.tasks.behaviour.suite_files import chosen_suites
-from foretune.tasks.inputs.sources import Sources, benchmark_files, resolve_sources
+from foretune.tasks.inputs.sources import Sources, benchmark_files, prompt_file, resolve_sources
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading.tokenizer_files import read_config
 from foretune.tasks.samples.table import SampleIndex
@@ -24,7 +24,10 @@ def checked_sources(request: Request) -> Sources:
     """`resolve_sources` of a request, after a look at the sizes: nothing too large is fetched or hashed."""
     dataset, most = request.dataset, request.runtime.max_dataset_gb
     benchmarks = request.quality.benchmarks
-    for uri in filter(None, (dataset.path, dataset.heldout.path, dataset.preferences, dataset.probes, *benchmarks)):
+    for uri in filter(
+        None,
+        (dataset.path, dataset.heldout.path, dataset.preferences, dataset.probes, *benchmarks, request.answers.prompts),
+    ):
         size = dataset_bytes(uri)
         if size > most * 1e9:
             raise BadInput(
@@ -33,7 +36,8 @@ def checked_sources(request: Request) -> Sources:
             )
     chosen_suites(request.behaviour)  # whose files are read again when their passes are wired
     sources = resolve_sources(dataset, request.model, request.sae, request.adapter.targets)
-    return replace(sources, benchmarks=benchmark_files(benchmarks))
+    prompts = prompt_file(request.answers.prompts)
+    return replace(sources, benchmarks=benchmark_files(benchmarks), prompts=prompts)
 
 
 def check_costs(request: Request, train: SampleIndex, heldout: SampleIndex, folder: Path | None) -> None:

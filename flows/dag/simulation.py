@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foretune.flows.dag.answers import answer_passes
 from foretune.flows.dag.comparison import comparison
 from foretune.flows.dag.influence import influence_passes
 from foretune.flows.dag.suites import suite_passes
@@ -18,7 +19,8 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     1. samples of every role, and their shards        5. the path, the prediction and its checkpoint
     2. quality per shard, leaks                        6. concepts: features, preference, SAE diff
     3. landscape per shard, train and held-out        7. null deltas and model diff
-    4. prompt gain, curvature and influence           8. behaviour suites, then the report, from all of the above
+    4. prompt gain, curvature and influence           8. behaviour suites, and what both models answer
+                                                      9. the report, from all of the above
     """
     step, request, sources = wiring.step, wiring.request, wiring.sources
     made: dict[str, Any] = {"samples": wiring.tables["train"]}
@@ -42,6 +44,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     if pairs is not None:
         made["preference"] = pairs
     made |= comparison(wiring, made)
+    made |= answer_passes(wiring, made)
     made |= suite_passes(wiring, train, made)
     made["report"] = step(
         report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report

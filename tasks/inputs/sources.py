@@ -43,10 +43,12 @@ class Sources:
     labels: Fingerprint | None
     hook_name: str | None
     benchmarks: tuple[Fingerprint, ...] = ()  # files that no training row should come from
+    prompts: Fingerprint | None = None  # that both models are asked
 
     def named(self) -> dict[str, tuple[str, str]]:
         """Where every input lies, and the digest that stands for it, by what it is to the run."""
         others = {"model": self.model or self.gguf, "sae": self.sae and self.sae.source, "labels": self.labels}
+        others["prompts"] = self.prompts
         others |= {f"benchmark {each.uri.rsplit('/', 1)[-1]}": each for each in self.benchmarks}
         found = {**self.rows, **{role: each for role, each in others.items() if each is not None}}
         return {role: (each.uri, each.digest) for role, each in found.items()}
@@ -72,7 +74,7 @@ def resolve_sources(
         rows["preferences"] = _file(dataset_at(dataset.preferences))
     rows["probes"] = _text(dataset.probes) if dataset.probes else rows["heldout"]
     gguf = folder = tokenizer = None
-    if model.name_or_path.lower().endswith(".gguf") and not Path(model.name_or_path).expanduser().is_dir():
+    if _is_gguf(model):
         gguf = _text(model.name_or_path)
         check_gguf(localise(model.name_or_path))
     else:
@@ -93,9 +95,29 @@ def resolve_sources(
     return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name)
 
 
+def model_sources(model: ModelSettings) -> Sources:
+    """The model alone. Raises BadInput where it is missing or runs code of its own."""
+    refuse_foreign_code("model", model)
+    if _is_gguf(model):
+        return Sources({}, _text(model.name_or_path), None, None, None, None, None)
+    local = resolve_model(model)
+    folder = Fingerprint(uri=str(local), digest=model_fingerprint(local))
+    return Sources({}, None, folder, Fingerprint(uri=str(local), digest=tokenizer_fingerprint(local)), None, None, None)
+
+
+def _is_gguf(model: ModelSettings) -> bool:
+    name = model.name_or_path
+    return name.lower().endswith(".gguf") and not Path(name).expanduser().is_dir()
+
+
 def benchmark_files(uris: Sequence[str]) -> tuple[Fingerprint, ...]:
     """Each by what its bytes are. BadInput for what is missing."""
     return tuple(_file(dataset_at(uri)) for uri in uris)
+
+
+def prompt_file(uri: str | None) -> Fingerprint | None:
+    """The file of prompts by its bytes; None without one. BadInput where it is missing."""
+    return None if uri is None else _text(uri)
 
 
 def _file(uri: str) -> Fingerprint:

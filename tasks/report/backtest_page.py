@@ -11,16 +11,21 @@ from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.standalone import standalone_page
 
 
-@content_task(version=1, libraries=("plotly", "jinja2"))
-def backtest_report(draft: Any, run: Run, agreement: ArtifactRef, lines: RequestLines) -> None:
+@content_task(version=2, libraries=("plotly", "jinja2"))
+def backtest_report(
+    draft: Any, run: Run, agreement: ArtifactRef, answers: ArtifactRef | None, lines: RequestLines
+) -> None:
     """report.html of a backtest."""
     tested = run.store.open(agreement)
-    page = backtest_page(tested.json("agreement.json"), lines, tested.manifest.created)
+    answered = None if answers is None else run.store.open(answers).json("answers.json")
+    page = backtest_page(tested.json("agreement.json"), lines, tested.manifest.created, answered)
     draft.write_text("report.html", page)
 
 
-def backtest_page(tested: dict[str, Any], lines: RequestLines, created: str) -> str:
-    """The page as text; `tested` is what the pass `agreement` writes."""
+def backtest_page(
+    tested: dict[str, Any], lines: RequestLines, created: str, answered: dict[str, Any] | None = None
+) -> str:
+    """The page as text; `tested` is what the pass `agreement` writes, `answered` what `answer_agreement` does."""
     from foretune.tasks.report.charts.radar import radar
 
     chart, runs = radar(tested["axes"]), tested["runs"]
@@ -29,6 +34,7 @@ def backtest_page(tested: dict[str, Any], lines: RequestLines, created: str) -> 
         "backtest.html.jinja",
         {chart.name: chart},
         tested=tested,
+        answered=answered,
         lines=lines,
         created=created,
         titles=[name.replace("_", " ") for name in runs[0]],

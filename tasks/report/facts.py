@@ -75,6 +75,17 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("margin_per_token", "mean margin", "nats per token"),
         ("cosine_dpo_sft", "cosine of the preference gradient to fine-tuning's", "of 1"),
     ),
+    "answers": (
+        ("prompts", "prompts asked", "prompts"),
+        ("changed", "answered differently", "prompts"),
+        ("first_token_changed", "from the first token on", "prompts"),
+        ("equal_share", "tokens in both answers", "share of the longer one's, mean over the prompts"),
+        ("same_next_token", "both find the same next token likeliest", "share of the tokens of the base's answers"),
+        ("kl", "KL divergence along the base's answers", "nats per token"),
+        ("surprise_base", "how unlikely the new answers are to the base", "nats per token"),
+        ("surprise_predicted", "and to the predicted model", "nats per token"),
+        ("max_new_tokens", "an answer has at most", "tokens"),
+    ),
 }
 
 

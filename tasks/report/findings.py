@@ -234,4 +234,7 @@ def _summary(
         numbers = {k: v for k, v in read.get(name, {}).items() if v is None or isinstance(v, int | float | str)}
         kept |= {k if k not in kept else f"{name}_{k}": v for k, v in numbers.items()}
     kept |= behaviour_numbers(read.get("behaviour"))
+    asked = read.get("answers")
+    if asked is not None:
+        kept |= {"answers_asked": asked["prompts"], "answers_changed": asked["changed"]}
     return kept | {"trusted_steps": trust.trusted_steps, "trust": trust.words, "end_error": trust.end_error}

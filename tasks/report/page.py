@@ -8,6 +8,7 @@ from typing import Any
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.report.answers import AnswersView, answers_view
 from foretune.tasks.report.behaviour import BehaviourView, behaviour_view
 from foretune.tasks.report.behaviour_path import BehaviourPathView, behaviour_path_view
 from foretune.tasks.report.build import build_report
@@ -173,6 +174,11 @@ def _behaviour_path(opened: dict[str, Any], texts: dict[str, str], lines: Reques
     return behaviour_path_view(opened["behaviour_path"])
 
 
+def _answers(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> AnswersView:
+    found = opened["answers"]
+    return answers_view(found.arrow("answers.parquet").to_pylist(), found.json("summary.json"))
+
+
 SECTIONS = {
     "quality": _quality,
     "baseline": _baseline,
@@ -186,4 +192,5 @@ SECTIONS = {
     "model_diff": model_diff_view,
     "behaviour": _behaviour,
     "behaviour_path": _behaviour_path,
+    "answers": _answers,
 }

@@ -14,6 +14,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine import lineage
 from foretune.tasks.engine.announcements import announce, escape, publish_markdown
 from foretune.tasks.report.address import report_link
+from foretune.tasks.report.answers import listed_answers
 from foretune.tasks.report.behaviour import behaviour_block
 from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.findings import Findings, collect
@@ -38,6 +39,10 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
     result = result_of(run, request, made, found, record, submitted)
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
+    if "answer_agreement" in made:
+        result["backtest"]["answers"] = run.store.open(made["answer_agreement"]).json("answers.json")
+    if "answers" in made:
+        result["answers"] = listed_answers(run.store.open(made["answers"]).arrow("answers.parquet").to_pylist())
     if "behaviour" in made:
         result["behaviour"] = behaviour_block(run.store.open(made["behaviour"]).json("summary.json"))
     if "behaviour_path" in made:

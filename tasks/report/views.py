@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from foretune.tasks.report.answers import AnswersView
 from foretune.tasks.report.behaviour import BehaviourView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.conditions import Condition, Worth
@@ -159,5 +160,6 @@ class ReportView:
     prediction: PredictionView | None = None
     sae_diff: SaeDiffView | None = None
     model_diff: ModelDiffView | None = None
+    answers: AnswersView | None = None
     behaviour: BehaviourView | None = None
     behaviour_path: BehaviourPathView | None = None

@@ -16,6 +16,8 @@ from foretune.flows.dag.simulation import simulation
 from foretune.flows.request import Request, load_request
 from foretune.storage.errors import BadInput
 from foretune.storage.events import read_events, run_status
+from foretune.storage.refs import ArtifactRef
+from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run
 from foretune.tasks.backtest.axes import scores, spread
 from foretune.tasks.backtest.influence import datamodeling
@@ -73,6 +75,43 @@ def test_a_backtest_scores_every_axis_with_an_interval(finished):
     assert axes["direction"]["simulation"]["mean"] > 0.9 and axes["loss"]["simulation"]["mean"] > 0.8
 
 
+def test_the_real_models_are_asked_what_the_predicted_one_is(finished):
+    result, run = finished
+    found = result["backtest"]["answers"]
+    methods = {each["method"]: each for each in found["methods"]}
+    assert found["prompts"] == 6 and found["seeds"] == [42, 43] and set(methods) == {"simulation", "base", "rerun"}
+    for each in methods.values():
+        for name in ("same_answer", "equal_share", "same_next_token"):
+            assert 0 <= each[name]["low"] <= each[name]["mean"] <= each[name]["high"] <= 1
+    assert methods["simulation"]["same_next_token"]["mean"] > methods["base"]["same_next_token"]["mean"]
+    assert methods["rerun"]["same_next_token"]["low"] == methods["rerun"]["same_next_token"]["high"]  # either way round
+    assert "Does it answer as the real run does?" in run.read_report()
+
+
+def test_the_answer_of_a_real_run_is_that_of_its_weights(finished):
+    """The stored answers against transformers' own generate with the stored change added by hand."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    result, run = finished
+    request = Request.model_validate(result["request"])
+    read = run.store.open(artifact_of(run, "answer_agreement")).manifest.inputs
+    answered, trained = (ArtifactRef(**read[name][0], uri="", sha256="") for name in ("answered", "real"))
+    model = AutoModelForCausalLM.from_pretrained(request.model.name_or_path, attn_implementation="eager")
+    delta = run.store.open(trained).tensors("delta.safetensors")
+    with torch.no_grad():
+        for name, change in delta.items():
+            model.get_parameter(name).add_(change)
+    prompts = run.store.open(artifact_of(run, "prompts")).arrow("prompts.parquet").to_pylist()
+    said = {
+        row["prompt_id"]: row["token_ids"] for row in run.store.open(answered).arrow("generations.parquet").to_pylist()
+    }
+    for row in prompts:
+        ids = torch.tensor([row["input_ids"]])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, do_sample=False)
+        assert said[row["prompt_id"]] == made[0, ids.shape[1] :].tolist()
+
+
 def test_a_task_of_a_backtest_counts_once(finished):
     result, run = finished
     events = [event for event in read_events(run) if event["type"] == "pass_finished"]
@@ -113,7 +152,7 @@ def test_a_repeat_trains_nothing_and_more_seeds_train_only_the_missing(finished,
     _, computed, _ = backtested(request, [42, 43], retrain=4)
     assert computed == []
     found, computed, _ = backtested(request, [42, 43, 44], retrain=4)
-    assert computed == ["real_run", "agreement", "backtest_report"]
+    assert computed == ["real_run", "agreement", "generations", "answer_agreement", "backtest_report"]
     assert [run["seed"] for run in found["runs"]] == [42, 43, 44]
 
 
@@ -124,10 +163,16 @@ def test_the_time_of_training_is_told_before_it_starts(finished, request_file, t
     more = training_plan(run, request, [42, 43, 52, 53], 0)
     assert (more["real_runs"], more["to_train"]) == (4, 2) and more["seconds"] > 0
     waiting = [task for task in more["tasks"] if task["state"] == "run"]
-    assert Counter(task["task"] for task in waiting) == {"real_run": 2, "agreement": 1, "backtest_report": 1}
+    assert Counter(task["task"] for task in waiting) == {
+        "real_run": 2,
+        "agreement": 1,
+        "generations": 2,
+        "answer_agreement": 1,
+        "backtest_report": 1,
+    }
     remaining = Remaining()
     remaining._ask(lambda: more)
-    assert remaining.words.startswith(f"{len(more['tasks']) - 4} of {len(more['tasks'])}, about ")
+    assert remaining.words.startswith(f"{len(more['tasks']) - len(waiting)} of {len(more['tasks'])}, about ")
     longer = request.model_copy(update={"model": request.model.model_copy(update={"dtype": "bfloat16"})})
     assert training_plan(Run(str(tmp_path / "empty"), "plan"), longer, [42], 0)["to_train"] == 1
 

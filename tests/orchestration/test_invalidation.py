@@ -27,10 +27,13 @@ AFTER_PREDICTION = {
     "features": 1,
     "sae_diff": 1,
     "model_diff": 1,
-    "suite_scores": SUITES,  # of the predicted model; the base model's stay
+    "generations": 1,  # the predicted model alone: the base was asked
+    "answers": 1,
+    "suite_scores": SUITES,  # of the predicted model too
     "path_scores": SUITES,
     **BEHAVIOUR,
 }
+ASKED_AGAIN = {"generations": 2, "answers": 1, "report": 1}
 PREDICTION = {"path": 1, "variants": 1, "prediction": 1, **AFTER_PREDICTION}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1}
 REPLAYED = {"influence_replays": 1, "influence": 1}
@@ -71,11 +74,9 @@ SETTINGS = {
     "prediction.sharp=5": {"prediction": 1, **AFTER_PREDICTION},
     "prediction.gradient_budget=0.4": PREDICTION,
     "checkpoint.max_shard_size=1GB": {
-        "checkpoint": 1,
-        "sae_diff": 1,
-        "model_diff": 1,
-        "suite_scores": SUITES,
-        **BEHAVIOUR,
+        name: count
+        for name, count in AFTER_PREDICTION.items()
+        if name not in ("feature_scores", "features", "null_deltas", "path_scores")
     },
     "behaviour.items=5": {"suite_scores": 2 * SUITES, "path_scores": SUITES, **BEHAVIOUR},
     "behaviour.answer_tokens=5": {"suite_scores": 2 * SUITES, "path_scores": SUITES, **BEHAVIOUR},
@@ -87,6 +88,9 @@ SETTINGS = {
     "behaviour.enabled=false": {"report": 1},
     "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
     "diff.worst_tokens=5": {"model_diff": 1, "report": 1},
+    "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
+    "answers.max_new_tokens=8": ASKED_AGAIN,
+    "answers.samples=1": ASKED_AGAIN,
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
 }
@@ -105,6 +109,9 @@ NO_RESULT = [
     "prediction.along=latest",
     "diff.batch_tokens=64",
     "behaviour.batch_tokens=64",
+    "answers.batch_tokens=64",
+    "answers.temperature=2",
+    "answers.seed=3",
     "model.device=cpu",
     "runtime.max_workers=1",
 ]
@@ -176,6 +183,8 @@ def test_another_held_out_set_leaves_the_training_landscape_and_the_curvature(wa
         "sae_base": 1,
         **INFLUENCE,
         **PREDICTION,
+        "prompts": 1,
+        "generations": 2,
     }
 
 
@@ -223,7 +232,14 @@ def test_the_order_of_the_rows_runs_only_what_prints_row_numbers(warm_request):
 def test_other_pairs_and_probes_run_what_reads_them(warm_request):
     for name in ("preferences.jsonl", "probes.jsonl"):
         write_lines(warm_request, name, read_lines(warm_request, name)[:-1])
-    assert executed(warm_request) == {"samples": 2, "preference": 1, "model_diff": 1, "report": 1}
+    assert executed(warm_request) == {
+        "samples": 2,
+        "preference": 1,
+        "model_diff": 1,
+        "prompts": 1,  # the same ones: no model is asked again
+        "answers": 1,
+        "report": 1,
+    }
 
 
 def test_other_shards_run_every_pass_that_maps_over_them(warm_request):

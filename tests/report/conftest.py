@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from foretune.tasks.engine.invariants import INVARIANTS
+from foretune.tasks.report.answers import AnswersView, answers_view
 from foretune.tasks.report.behaviour import BehaviourView, SuiteView
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.conditions import Condition, Worth
@@ -295,6 +296,37 @@ def _differences() -> dict[str, Any]:
     return {**sets, **nulls, **pairs, **read, "regressions": 1, "null_deltas": 8}
 
 
+def _answers() -> AnswersView:
+    """Five prompts: four answered differently, one the same."""
+
+    def both(kind: str, base: str, predicted: str) -> dict[str, str]:
+        return {"kind": kind, "base": base, "predicted": predicted}
+
+    pairs = [
+        {
+            "prompt": f"How do I reset router {number}?",
+            "origin": "held-out",
+            "row": number,
+            "note": "the row has no prompt: its first 16 tokens are asked" if number == 3 else None,
+            "cut_tokens": 0,
+            "reference": "Hold the pin.",
+            "equal": number == 0,
+            "first_difference": None if number == 0 else 1,
+            "spans": [
+                both("equal", "Hold ", "Hold "),
+                *([] if number == 0 else [both("removed", "it", ""), both("inserted", "", "the pin")]),
+                both("equal", " for 12 seconds.", " for 12 seconds."),
+            ],
+            "base": "Hold it for 12 seconds.",
+            "base_stopped": "length",
+            "predicted": "Hold the pin for 12 seconds.",
+            "predicted_stopped": "eos",
+        }
+        for number in range(5)
+    ]
+    return answers_view(pairs, {"prompts": 5, "changed": 4, "kl": 0.25, "few": True})
+
+
 TIMELINE = tuple(
     {"task": task, "label": task, "start": start, "seconds": seconds, "forward_passes": forwards}
     for task, start, seconds, forwards in (
@@ -433,6 +465,7 @@ def example_view(seed: int = 7) -> ReportView:
         prediction=_prediction(rng),
         sae_diff=sae_diff,
         model_diff=_model_diff(rng),
+        answers=_answers(),
         behaviour=example_behaviour(),
     )
 

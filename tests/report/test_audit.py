@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from foretune.storage.display import visible
 from foretune.tasks.report.publish import recorded
 from foretune.tasks.report.run_section import with_run
 from tests.dag import Simulated, run_dag
@@ -41,6 +43,7 @@ FROM_SUMMARIES = (
     "sae_diff",
     "preference",
     "model_diff",
+    "answers",
 )
 
 
@@ -53,6 +56,8 @@ class Facts(HTMLParser):
         self.scripts: list[tuple[dict[str, str | None], str]] = []
         self._fact: str | None = None
         self._script: dict[str, str | None] | None = None
+        self.said: list[str] = []  # the answers, with [-what is struck out-] and {+what is underlined+}
+        self._saying = False
         self.feed(html)
         self.close()
 
@@ -60,11 +65,21 @@ class Facts(HTMLParser):
         held = dict(attrs)
         self._fact = held.get("data-fact")
         self._script = held if tag == "script" else None
+        if tag == "span" and held.get("class") == "said":
+            self.said.append("")
+            self._saying = True
+        elif self._saying:
+            self.said[-1] += {"del": "[-", "ins": "{+"}[tag]
 
     def handle_endtag(self, tag: str) -> None:
         self._fact = self._script = None
+        self._saying = self._saying and tag != "span"
+        if self._saying:
+            self.said[-1] += {"del": "-]", "ins": "+}"}[tag]
 
     def handle_data(self, data: str) -> None:
+        if self._saying:
+            self.said[-1] += data
         if self._script is not None:
             self.scripts.append((self._script, data))
         elif self._fact:
@@ -100,10 +115,45 @@ def recomputed(stored: Stored) -> dict[str, Any]:
         "preference.win_rate": sum(margin > 0 for margin in margins) / len(margins),
         "preference.margin_raw": statistics.fmean(margins),
         "model_diff.regressions": sum(stored.column("model_diff", "probes.parquet", "regressed")),
+        **asked(stored),
         "loss.base": evaluated[0],
         "loss.evaluated": evaluated[-1],
         "loss.predicted": stored.column("path", "path.parquet", "predicted_loss")[-1],
     }
+
+
+def asked(stored: Stored) -> dict[str, Any]:
+    """Figures of the answers, from the answers themselves."""
+    base, predicted = (greedy(stored, side) for side in ("base", "predicted"))
+    nats = {name: stored.column("answers", "answers.parquet", name) for name in ("kl", "predicted_nats_base")}
+    pairs = [(base[prompt], predicted[prompt]) for prompt in base]
+    own = sum(-value for _, new in pairs for value in new["logprobs"])
+    tokens, new_tokens = (sum(len(row["token_ids"]) for row in side.values()) for side in (base, predicted))
+    return {
+        "answers.prompts": len(pairs),
+        "answers.changed": sum(a["token_ids"] != b["token_ids"] for a, b in pairs),
+        "answers.first_token_changed": sum(a["token_ids"][0] != b["token_ids"][0] for a, b in pairs),
+        "answers.kl": sum(nats["kl"]) / tokens,
+        "answers.surprise_base": sum(nats["predicted_nats_base"]) / new_tokens,
+        "answers.surprise_predicted": own / new_tokens,
+    }
+
+
+def greedy(stored: Stored, side: str) -> dict[str, dict[str, Any]]:
+    """The greedy answers of one side, from the file of the pass that asked it."""
+    read = stored.json("answers", "manifest.json")["inputs"][side]
+    folder = stored.folders["answers"].parents[1] / read["task"] / read["key"]
+    rows = pq.ParquetFile(folder / "generations.parquet").read().to_pylist()
+    return {row["prompt_id"]: row for row in rows if row["sample"] == 0}
+
+
+def check_answers(page: Facts, stored: Stored) -> None:
+    """What stands on the page, without its marks, are both answers; what is marked is in one of them alone."""
+    shown = {re.sub(r"\[-|-\]|\{\+|\+\}", "", text) for text in page.said}
+    assert shown
+    for side in ("base", "predicted"):
+        for row in greedy(stored, side).values():
+            assert visible(row["answer"]).replace("\r", "") in shown or not row["answer"].strip()
 
 
 def expected(stored: Stored, page: Facts) -> dict[str, str]:
@@ -244,6 +294,7 @@ def audit(html: str, stored: Stored, runs: list[list[dict[str, Any]]], epochs: f
     check_worth(page, stored)
     check_cost(page, costs(stored, runs, epochs))
     check_rows(page, stored)
+    check_answers(page, stored)
     check_charts(page, stored)
 
 
@@ -267,6 +318,7 @@ def test_every_figure_of_the_tiny_run_is_what_its_files_say(tiny) -> None:
     [
         "landscape.loss",
         *(f"model_diff.{name}" for name in ("heldout_kl_median", "heldout_loss_change_low", "heldout_kl_z", "flips_p")),
+        *(f"answers.{name}" for name in ("changed", "kl", "surprise_predicted")),
         *(f"condition.{name}" for name in ("heldout_loss", "trust", "harming_rows", "leakage", "fading_concepts")),
         *(f"worth.{name}" for name in ("gain", "gain_error")),
         *(f"cost.{name}" for name in ("seconds", "forward_passes", "real_seconds", "real_forward_passes")),

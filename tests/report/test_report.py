@@ -21,6 +21,7 @@ from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
     "rows", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction", "model_diff",
+    "answers",
     "behaviour",
 )  # fmt: skip
 ATTACKS = (
