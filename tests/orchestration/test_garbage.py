@@ -126,7 +126,7 @@ def test_lineage_leads_to_the_dataset_the_code_and_the_libraries(two_runs, warm_
     traced, wanted = found["artifacts"], load_request(str(warm_request))
     assert found["sources"]["dataset"]["path"] == wanted.dataset.path
     assert found["sources"]["model"] == wanted.model.model_dump(mode="json")
-    assert len(traced) == sum(stored.complete for stored in ArtifactStore(two_runs).iterate()) - 9
+    assert len(traced) == sum(stored.complete for stored in ArtifactStore(two_runs).iterate()) - 13
     train = next(each for each in traced.values() if each["task"] == "samples" and each["inputs"]["role"] == "train")
     assert train["inputs"]["source"]["digest"] == dataset_digest(str(warm_request.parent / "train.jsonl"))
     shard = next(each for each in traced.values() if each["task"] == "landscape_shard")
