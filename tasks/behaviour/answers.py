@@ -18,7 +18,7 @@ from foretune.tasks.inputs.handles import ModelHandle, device_lock
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from foretune.tasks.numerics.comparison import SampleComparison
+    from foretune.tasks.numerics.comparison import SampleSums, TokenComparison
 
 FEW = 30
 """Fewer prompts are examples, not a measurement: a share of them has an error of a tenth and more."""
@@ -37,16 +37,20 @@ def answers(
 ) -> None:
     """answers.parquet: per prompt both greedy answers, their difference token by token, and their log-probabilities
     under both models; summary.json."""
+    from foretune.tasks.numerics.comparison import sample_sums
+
     asked = run.store.open(prompts).arrow(FILE).to_pylist()
     sides = [greedy(run, ref) for ref in (base, predicted)]
     models = asked_model(run, model, None), asked_model(run, model, checkpoint)
     ids = [row["input_ids"][sides[0][row["prompt_id"]]["cut_tokens"] :] for row in asked]
     answered = [[side[row["prompt_id"]]["token_ids"] for row in asked] for side in sides]
     with device_lock(models[0].loaded):
-        scores = [compared(models, ids, each, settings.batch_tokens) for each in answered]
+        tokens = [compared(models, ids, each, settings.batch_tokens) for each in answered]
+    scores = [sample_sums(each, len(asked)) for each in tokens]
     diffs = [token_diff(*pair) for pair in zip(*answered, strict=True)]
     draft.write_table("answers.parquet", answers_table(_records(asked, sides, diffs, scores)))
-    draft.write_json("summary.json", summary_of(sides, diffs, scores, settings))
+    same_next = float(tokens[0].correct_new.double().mean())
+    draft.write_json("summary.json", summary_of(sides, diffs, scores, same_next, settings))
 
 
 def compared(
@@ -54,23 +58,23 @@ def compared(
     prompts: Sequence[Sequence[int]],
     answered: Sequence[Sequence[int]],
     batch_tokens: int,
-) -> SampleComparison:
+) -> TokenComparison:
     """Both models on the same answers, teacher-forced, in the answers' order."""
-    from foretune.tasks.numerics.comparison import compare_logits, joined, reordered
+    from foretune.tasks.numerics.comparison import compare_logits, joined
 
     parts, order = [], []
     for rows, batch in answer_batches(prompts, answered, batch_tokens, models[0].loaded.device):
         base, new = (model.label_logits(batch) for model in models)
         parts.append(compare_logits(base, new, batch.labels))
-        order += rows
-    return reordered(joined(parts), order, len(answered))
+        order.append(rows)
+    return joined(parts, order)[0]
 
 
 def _records(
     asked: Sequence[Mapping[str, Any]],
     sides: Sequence[Mapping[str, Any]],
     diffs: Sequence[TokenDiff],
-    scores: Sequence[SampleComparison],
+    scores: Sequence[SampleSums],
 ) -> list[dict[str, Any]]:
     records = []
     of_base, of_new = scores
@@ -147,7 +151,8 @@ def answers_table(records: list[dict[str, Any]]) -> pa.Table:
 def summary_of(
     sides: Sequence[Mapping[str, Any]],
     diffs: Sequence[TokenDiff],
-    scores: Sequence[SampleComparison],
+    scores: Sequence[SampleSums],
+    same_next: float,
     settings: GenerationSettings,
 ) -> dict[str, Any]:
     """Counts with their n, and means per token."""
@@ -160,7 +165,7 @@ def summary_of(
         "first_token_changed": sum(diff.first_difference == 0 for diff in diffs),
         "equal_share": sum(diff.equal_share for diff in diffs) / count,
         "answer_tokens": round(tokens),
-        "same_next_token": float(of_base.correct[1].double().mean()),
+        "same_next_token": same_next,
         "kl": float(of_base.kl.sum()) / tokens,
         "surprise_base": float(of_new.loss_base.sum()) / new_tokens,
         "surprise_predicted": float(of_new.loss_new.sum()) / new_tokens,
