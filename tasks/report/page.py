@@ -14,6 +14,7 @@ from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.rows import heldout_of, row_table, rows_view
 from foretune.tasks.report.settings import ReportSettings
+from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
     FeaturesView,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@content_task(version=4, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=5, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -81,6 +82,14 @@ def _placed(modules: DataFrame) -> DataFrame:
     found = [re.search(r"\.(\d+)\.", f".{name}") for name in modules["module"]]
     kinds = [re.sub(r"\.weight$", "", name).rsplit(".", 1)[-1] for name in modules["module"]]
     return modules.assign(layer=[int(m.group(1)) if m else -1 for m in found], kind=kinds)
+
+
+def _supervision(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> SupervisionView:
+    held = opened["supervision"]
+    findings, sequences, tokens = (
+        held.arrow(f"{name}.parquet").to_pylist() for name in ("findings", "sequences", "tokens")
+    )
+    return supervision_view(findings, sequences, tokens, _flat(held.json("summary.json")))
 
 
 def _quality(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> QualityView:
@@ -186,6 +195,7 @@ def _flat(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 SECTIONS = {
+    "supervision": _supervision,
     "quality": _quality,
     "baseline": _baseline,
     "landscape": _landscape,

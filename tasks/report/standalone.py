@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.storage.display import shown
 from foretune.tasks.report.numbers import error_of, number, plain, seconds, signed
+from foretune.tasks.report.supervision import token_html
 
 if TYPE_CHECKING:
     import jinja2
@@ -42,6 +43,7 @@ def page_environment() -> jinja2.Environment:
         "unnamed": unnamed,
         "seconds": seconds,
         "error": error_of,
+        "token_html": token_html,
     }
     return environment
 

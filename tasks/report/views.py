@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
+from foretune.tasks.report.supervision import SupervisionView
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -138,6 +139,7 @@ class ReportView:
     conditions: Sequence[Condition] = ()
     worth: Worth | None = None
     rows: RowsView | None = None
+    supervision: SupervisionView | None = None
     quality: QualityView | None = None
     prompt_gain: PromptGainView | None = None
     baseline: BaselineView | None = None

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foretune.storage.datasets import KNOWN, dataset_at
 from foretune.storage.display import one_line
+from foretune.storage.parts import VALIDATION, folder_and_pattern, other_splits, split_of
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.samples.forms import ColumnNames, form_of
+
+if TYPE_CHECKING:
+    from foretune.tasks.samples.table import DatasetSettings
 
 SHOWN = 60  # characters of a sample value
 NAMED = 5  # columns in the signal's advice; summary.json has all
@@ -84,6 +89,32 @@ def unread_signals(unread: Sequence[Unread]) -> list[dict[str, Any]]:
     advice = f"not read: {named}{f'; and {more} more' if more > 0 else ''}"
     severity = "critical" if known else "info"
     return [Signal("unread_columns", severity, len(unread), 0, advice).stored()]
+
+
+def unread_splits(settings: DatasetSettings) -> list[str]:
+    """Names of the splits beside the training rows that nothing of these settings reads."""
+    others, held = other_splits(settings.path, KNOWN), settings.heldout.path
+    folder = folder_and_pattern(settings.path)[0].rstrip("/") + "/"
+    if others and held is not None and f"{held}/".startswith(folder):
+        read = split_of(dataset_at(held, VALIDATION), folder)
+        return [name for name in others if name != read]
+    return others
+
+
+def splits_line(splits: Sequence[str]) -> str:
+    """What a folder or a glob holds beside the training rows."""
+    return f"the dataset holds {' and '.join(splits)} rows too, which are not read"
+
+
+def splits_signals(splits: Sequence[str]) -> list[dict[str, Any]]:
+    """`splits_not_read`, where there are any."""
+    if not splits:
+        return []
+    advice = (
+        f"{splits_line(splits)}: to train on them name a file or a glob, to predict the loss on them set "
+        "dataset.heldout.path to the same folder"
+    )
+    return [Signal("splits_not_read", "info", len(splits), 0, advice).stored()]
 
 
 def _line(unread: Unread) -> str:

@@ -20,7 +20,8 @@ from foretune.tasks.report.views import BaselineView, QualityView, ReportView
 from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
-    "rows", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction", "model_diff",
+    "rows", "supervision", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction",
+    "model_diff",
 )  # fmt: skip
 ATTACKS = (
     "</script><script>window.stolen = 1</script>",
@@ -92,6 +93,7 @@ def poisoned(value: Any) -> Any:
 KEYS = {
     "row", "score", "moves", "text", "length", "flags", "words", "rank", "verdict", "cluster", "tokens", "trained",
     "cut", "loss", "gain", "margin", "name", "severity", "value", "threshold", "advice", "task", "start",
+    "rule", "says", "remedy", "every_row", "rows", "sequence", "position", "state", "special",
     "seconds", "cached", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
 }  # fmt: skip
 
