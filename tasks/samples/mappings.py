@@ -24,7 +24,7 @@ TAGS = {
     "user_tag": "user",
     "assistant_tag": "assistant",
     "observation_tag": "tool",
-    "function_tag": "assistant",
+    "function_tag": "function_call",
     "system_tag": "system",
 }
 PAIR_TYPES = {

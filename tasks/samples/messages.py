@@ -8,6 +8,7 @@ from typing import Any
 
 from foretune.storage.datasets import kind_of
 from foretune.storage.errors import BadInput
+from foretune.tasks.samples.function_calls import SPEAKERS, call_message
 
 Message = dict[str, Any]
 Part = str | list[Message]
@@ -15,7 +16,7 @@ Part = str | list[Message]
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "ai"), "assistant"),
-    **dict.fromkeys(("function_call", "tool_call"), "assistant"),  # a call is what the assistant says, and is trained
+    **dict.fromkeys(SPEAKERS, "assistant"),  # a call is what the assistant says, and is trained
     **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "tool"),
     "system": "system",
 }
@@ -78,7 +79,10 @@ def _message(value: Any, row: str, column: str) -> Message:
             raise BadInput(
                 f"row {row}: speaker {speaker!r} is none that is known ({', '.join(ROLES)}); rename it in {column}"
             )
-        message = {"role": role, "content": message.pop("value", None), **message}
+        said = message.pop("value", None)
+        message = {"role": role, "content": said, **message}
+        if speaker.strip().lower() in SPEAKERS and "tool_calls" not in message:
+            message |= call_message(message["content"], row, column)
     if not isinstance(message.get("role"), str) or ("content" not in message and "tool_calls" not in message):
         raise BadInput(
             f"row {row}: {column} holds a message with the keys {', '.join(map(str, value))}; "

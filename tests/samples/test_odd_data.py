@@ -57,7 +57,7 @@ def test_a_system_column_beside_conversations_is_the_first_turn_once():
         assert [turn["role"] for turn in row.completion] == ["system", "user", "assistant"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("speaker", ["function_call", "tool_call", "bot", "ai", "Assistant "])
+@pytest.mark.parametrize("speaker", ["bot", "ai", "Assistant "])
 def test_what_the_assistant_says_under_another_name_is_the_assistants_turn(speaker):
     (row,) = canonical_rows([{"conversations": [{"from": "human", "value": "a"}, {"from": speaker, "value": "b"}]}])
     assert row.completion[-1]["role"] == "assistant"  # type: ignore[index]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from foretune.flows.commands.inspection import dataset_settings
@@ -107,10 +107,13 @@ def test_tokens_say_together_what_the_pieces_say(tiny_llama, text, cut, first, l
     row = {"prompt": "é 日", "completion": f" {text}"}
     wanted = dataset_settings("rows.jsonl", [f"dataset.max_length={cut}"])
     (sequence,) = seen_rows([row], tokenizer, wanted).rows[0].sequences
+    assume(
+        not tokenizer.backend.decode(sequence.ids[:cut], skip_special_tokens=False).endswith("\ufffd")
+    )  # a cut character
     every = tokens(sequence, tokenizer, len(sequence.ids), 0)
     assert [each.id for each in every] == sequence.ids
     whole = "".join(piece.text for piece in pieces(sequence, tokenizer))
-    assert "".join(each.text for each in every).replace("\ufffd", "") == whole.replace("\ufffd", "")
+    assert "".join(each.text for each in every) == whole
     some = tokens(sequence, tokenizer, first, last)
     length = len(sequence.ids)
     assert [each.position for each in some] == [at for at in range(length) if at < first or at >= length - last]
