@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints
 from foretune.storage.digests import file_digest
 from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
-from foretune.tasks.loading.files import COMPANIONS, PICKLE, SAFETENSORS, index_map, model_files
+from foretune.tasks.loading.files import COMPANIONS, PICKLE, SAFETENSORS, index_map, is_companion, model_files
 from foretune.tasks.loading.foreign import Foreign, checked, read_json
 from foretune.tasks.loading.hub import hub_snapshot
 
@@ -80,13 +80,18 @@ def resolve_model(settings: ModelSettings) -> Path:
 
 
 def resolve_tokenizer(settings: ModelSettings) -> Path:
-    """Local folder of the model's tokenizer, chat template and configuration; no weights are fetched from the hub.
+    """Local folder of the model's tokenizer, chat template and configuration; no weights are fetched, from the hub or
+    from S3. A GGUF file has its tokenizer in it, which becomes such a folder in the user's cache.
 
-    Raises BadInput when nothing is found, and for a GGUF file, whose tokenizer is made with the model.
+    Raises BadInput when nothing is found.
     """
     name = settings.name_or_path
     if "://" in name or os.path.exists(os.path.expanduser(name)) or _looks_like_path(name):
-        found = localise(os.path.expanduser(name))
+        found = localise(os.path.expanduser(name), is_companion)
+        if found.is_file() and found.suffix.lower() == ".gguf":
+            from foretune.tasks.loading.conversion import gguf_tokenizer
+
+            return gguf_tokenizer(found)
         if found.is_file():
             raise BadInput(f"model {name}: a file; give the folder that tokenizer.json lies in")
         return found

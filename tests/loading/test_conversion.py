@@ -20,6 +20,7 @@ from foretune.tasks.loading import (
     resolve_model,
     verify_checkpoint,
 )
+from foretune.tasks.loading.folders import resolve_tokenizer
 from foretune.tasks.loading.gguf_header import gguf_header
 
 from .conftest import settings
@@ -250,3 +251,19 @@ def test_the_header_of_a_real_model_is_read():
     check_gguf(path)
     assert header.fields["general.architecture"] == "llama" and len(header.tensors) == 272
     assert header.tensors["token_embd.weight"] == [576, 49152]
+
+
+def test_the_tokenizer_alone_is_that_of_the_converted_folder(gguf_file, converted, own_cache, monkeypatch):
+    monkeypatch.setattr("gguf.quants.dequantize", None)  # whoever reads tensors fails
+    alone = resolve_tokenizer(settings(gguf_file))
+    assert alone.is_relative_to(own_cache) and not list(alone.glob("*.safetensors"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (alone / name).read_bytes() == (converted / name).read_bytes(), name
+    assert json.loads((alone / "config.json").read_text())["eos_token_id"] == 258
+    assert resolve_tokenizer(settings(gguf_file)) == alone
+
+
+def test_a_gguf_without_a_tokenizer_is_one_line(tmp_path, own_cache):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF but torn")
+    with pytest.raises(BadInput, match=r"x\.gguf"):
+        resolve_tokenizer(settings(tmp_path / "x.gguf"))
