@@ -35,7 +35,7 @@ def gguf_tokenizer(gguf: Path) -> Path:
 
     BadInput as for `convert_gguf`.
     """
-    check_gguf(gguf)
+    check_gguf(gguf, weights=False)
     versions = [importlib.metadata.version(library) for library in ("transformers", "tokenizers", "gguf")]
     identity = digest_of(["tokenizer", file_digest(gguf), versions])
     return cached_copy(identity, gguf.stem, partial(_write_tokenizer, gguf))

@@ -20,6 +20,7 @@ ELEMENTS = {"trained": "u", "masked": "span", "cut_off": "s"}
 QUESTIONS = {
     "doubled_bos": "Do rows begin with one BOS token?",
     "template_in_text": "Is the text free of a template's marks?",
+    "template_in_messages": "Are the messages free of a template's marks?",
     "eos_not_trained": "Do answers teach where to stop?",
     "end_is_not_eos": "Do answers end where the model stops?",
     "template_drops_content": "Does the template write every message?",

@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from foretune.tasks.samples.mappings import as_columns
+from foretune.tasks.samples.mappings import ENTRY_KEYS, as_columns
+
+
+def _with_other_trainers_entries(schema: dict[str, Any]) -> None:
+    """Their keys in the JSON schema, too: a deployment holds its parameters against that."""
+    schema["patternProperties"] = {ENTRY_KEYS: {}}
 
 
 class ColumnNames(BaseModel):
@@ -16,7 +21,7 @@ class ColumnNames(BaseModel):
     An entry of LLaMA-Factory's dataset_info.json or of axolotl's datasets is understood in their place.
     """
 
-    model_config = ConfigDict(extra="forbid", title="Columns")
+    model_config = ConfigDict(extra="forbid", title="Columns", json_schema_extra=_with_other_trainers_entries)
 
     version: Literal[1] = 1
     text: str | None = Field(default=None, description="column read as `text`")

@@ -83,6 +83,8 @@ def _message(value: Any, row: str, column: str) -> Message:
         message = {"role": role, "content": said, **message}
         if speaker.strip().lower() in SPEAKERS and "tool_calls" not in message:
             message |= call_message(message["content"], row, column)
+    if "function_call" in message and not message.get("tool_calls") and message.get("content") is None:
+        raise BadInput(f"row {row}: {column} holds a function_call, which OpenAI no longer writes; make it tool_calls")
     if not isinstance(message.get("role"), str) or ("content" not in message and "tool_calls" not in message):
         raise BadInput(
             f"row {row}: {column} holds a message with the keys {', '.join(map(str, value))}; "
@@ -103,7 +105,7 @@ def _message(value: Any, row: str, column: str) -> Message:
 def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
     """A list or object, decoded where it stands as a JSON string: in CSV files, and in TRL's `tools`."""
     if isinstance(value, str):
-        if not value.strip() and column in BLANK_IS_NONE:
+        if column in BLANK_IS_NONE and value.strip() in MISSING:
             return None
         try:
             value = json.loads(value)
@@ -122,6 +124,8 @@ def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
 
 BLANK_IS_NONE = ("tools", "chat_template_kwargs", "history")
 """Columns whose empty cell in a CSV file is a missing value."""
+MISSING = ("", "NA", "N/A", "<NA>", "NaN", "nan", "None", "NULL", "null")
+"""What of a cell means a missing value to pandas, and so to load_dataset."""
 
 
 def _is_python(text: str) -> bool:

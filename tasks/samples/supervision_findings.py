@@ -36,6 +36,7 @@ RULES = {
     "pad_is_eos": "the padding token is the end token",
     "doubled_bos": "a row begins with the BOS token twice",
     "template_in_text": "plain text that holds a chat template's marks",
+    "template_in_messages": "messages that hold a chat template's marks",
     "template_drops_content": "a message that the chat template does not write",
     "template_strips_thinking": "thoughts of the assistant that the chat template leaves out",
     "template_drops_tool_calls": "tool calls that the chat template does not write",

@@ -39,6 +39,7 @@ FIRST, LAST = 280, 120
 SIGNALLED = (
     "eos_not_trained",
     "end_is_not_eos",
+    "template_in_messages",
     "template_drops_content",
     "template_strips_thinking",
     "template_drops_tool_calls",

@@ -12,6 +12,7 @@ from foretune.tasks.samples.supervision_findings import Finding
 
 if TYPE_CHECKING:
     from foretune.tasks.samples.chat import ChatTokenizer
+    from foretune.tasks.samples.forms import CanonicalRow
     from foretune.tasks.samples.loss_masks import LossRules
     from foretune.tasks.samples.supervision import SeenRow, Supervised
 
@@ -55,9 +56,10 @@ class Tally:
                 yield "end_is_not_eos"
         if self._bos is not None and any(s.ids[:2] == [self._bos, self._bos] for s in row.sequences):
             yield "doubled_bos"
-        answer = row.canonical.completion
-        if isinstance(answer, str) and self._marks_in(str(row.canonical.prompt or "") + answer) >= 2:
+        if row.canonical.form == "text" and self._marks_in(str(row.canonical.completion)) >= 2:
             yield "template_in_text"
+        if row.canonical.conversational and any(self._marks_in(text) >= 2 for text in _contents(row.canonical)):
+            yield "template_in_messages"
 
     def _marks_in(self, text: str) -> int:
         return sum(text.count(mark) for mark in self._marks)
@@ -96,10 +98,23 @@ class Tally:
                 "a chat template seems applied already, so that the prompt is trained on too",
                 "give the rows as messages",
             ),
+            (
+                "template_in_messages", "warn",
+                "a message holds a chat template's marks, and the template is applied around it once more",
+                "take the marks out of the messages, or give prompt and completion as text",
+            ),
         ]  # fmt: skip
         for rule, severity, says, remedy in known:
             if self._found[rule]:
                 yield Finding(rule, severity, sorted(self._found[rule]), says, remedy)
+
+
+def _contents(row: CanonicalRow) -> Iterator[str]:
+    """The texts of a conversation's messages."""
+    for part in (row.prompt, row.completion, row.rejected):
+        for message in part if isinstance(part, list) else ():
+            if isinstance(message.get("content"), str):
+                yield message["content"]
 
 
 def stop_tokens(folder: Path, tokenizer: ChatTokenizer) -> set[int]:

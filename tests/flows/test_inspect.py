@@ -89,6 +89,9 @@ RULED: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[str], list[int
     "end_is_not_eos": ({"eos_token": "<|endoftext|>"}, [turns("a", "b")], [], [0]),
     "pad_is_eos": ({"pad_token": "<|im_end|>"}, [turns("a", "b")], [], None),
     "template_in_text": ({}, [{"text": "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"}], [], [0]),
+    "template_in_messages": (
+        {}, [turns("a", "b"), turns("<|im_start|>user\na<|im_end|>", "b"), turns("a <|im_start|>?", "b")], [], [1],
+    ),
     "template_drops_content": (
         {"chat_template": "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"},
         [{"messages": [{"role": "system", "content": "Be brief."}, *turns("a", "b")["messages"]]}, turns("a", "b")],
@@ -128,6 +131,11 @@ def test_a_rule_finds_its_rows_and_no_others(folder, rule):
 
 def test_every_rule_is_shown_by_a_test():
     assert set(RULES) == {*RULED, "doubled_bos", "splits_not_read"}
+
+
+def test_a_prompt_with_the_marks_of_its_template_as_text_is_no_fault(folder):
+    prompt = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert rows_by_rule(found(folder, [{"prompt": prompt, "completion": "b<|im_end|>"}])) == {}
 
 
 def test_a_bos_that_comes_twice_is_found(folder):

@@ -267,3 +267,26 @@ def test_a_gguf_without_a_tokenizer_is_one_line(tmp_path, own_cache):
     (tmp_path / "x.gguf").write_bytes(b"GGUF but torn")
     with pytest.raises(BadInput, match=r"x\.gguf"):
         resolve_tokenizer(settings(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (None, "holds a vocabulary and no weights; give the file that holds the weights"),
+        ("imatrix", "a GGUF file of type imatrix, not a model"),
+        ("mmproj", "a GGUF file of type mmproj, not a model"),
+    ],
+)
+def test_a_gguf_file_that_is_no_model_is_one_line_before_anything_runs(tmp_path, kind, words):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_block_count(2)
+    if kind:
+        writer.add_type(kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(BadInput, match=words):
+        check_gguf(tmp_path / "x.gguf")
