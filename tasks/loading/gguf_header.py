@@ -150,8 +150,8 @@ def check_gguf(path: Path, weights: bool = True) -> None:
     if not weights:
         return
     layers = header.fields.get(f"{architecture}.block_count")
-    if isinstance(layers, int) and not header.tensors:
+    if "tokenizer.ggml.model" in header.fields and not header.tensors:
         raise BadInput(f"model {path}: holds a vocabulary and no weights; give the file that holds the weights")
     held = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
-    if isinstance(layers, int) and len(held) < layers:
+    if isinstance(layers, int) and header.tensors and len(held) < layers:
         raise BadInput(f"model {path}: says {layers:,} layers and holds {len(held)} of them; {COPY_AGAIN}")

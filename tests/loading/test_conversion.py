@@ -282,6 +282,7 @@ def test_a_gguf_file_that_is_no_model_is_one_line_before_anything_runs(tmp_path,
 
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     writer.add_block_count(2)
+    writer.add_tokenizer_model("gpt2")
     if kind:
         writer.add_type(kind)
     writer.write_header_to_file()
