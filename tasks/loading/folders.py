@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints
 from foretune.storage.digests import file_digest
 from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
-from foretune.tasks.loading.files import COMPANIONS, PICKLE, SAFETENSORS, index_map, is_companion, model_files
+from foretune.tasks.loading.files import COMPANIONS, PICKLE, SAFETENSORS, index_map, model_files
 from foretune.tasks.loading.foreign import Foreign, checked, read_json
 from foretune.tasks.loading.hub import hub_snapshot
 
@@ -71,31 +71,12 @@ def resolve_model(settings: ModelSettings) -> Path:
     A path that exists comes first, then s3://, then the hub. Raises BadInput when nothing is found.
     """
     name = settings.name_or_path
-    if "://" in name or os.path.exists(os.path.expanduser(name)) or _looks_like_path(name):
+    if "://" in name or os.path.exists(os.path.expanduser(name)) or looks_like_path(name):
         found = localise(name)
         if found.is_file() and found.suffix.lower() != ".gguf":
             raise BadInput(f"model {name}: a file of unknown kind; give a model folder or a .gguf file")
         return found
     return _fetched(name, settings)
-
-
-def resolve_tokenizer(settings: ModelSettings) -> Path:
-    """Local folder of the model's tokenizer, chat template and configuration; no weights are fetched, from the hub or
-    from S3. A GGUF file has its tokenizer in it, which becomes such a folder in the user's cache.
-
-    Raises BadInput when nothing is found.
-    """
-    name = settings.name_or_path
-    if "://" in name or os.path.exists(os.path.expanduser(name)) or _looks_like_path(name):
-        found = localise(os.path.expanduser(name), is_companion)
-        if found.is_file() and found.suffix.lower() == ".gguf":
-            from foretune.tasks.loading.conversion import gguf_tokenizer
-
-            return gguf_tokenizer(found)
-        if found.is_file():
-            raise BadInput(f"model {name}: a file; give the folder that tokenizer.json lies in")
-        return found
-    return hub_snapshot(name, settings.revision, list(COMPANIONS), "model")
 
 
 def _fetched(name: str, settings: ModelSettings) -> Path:
@@ -110,7 +91,7 @@ def _fetched(name: str, settings: ModelSettings) -> Path:
     return hub_snapshot(name, settings.revision, sorted(set(index_map(folder, index).values())), "model")
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~", "s3:", "file:")) or name.count("/") > 1 or name.lower().endswith(".gguf")
 
 

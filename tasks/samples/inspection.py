@@ -9,8 +9,8 @@ from typing import Any
 
 from foretune.storage.datasets import dataset_at, read_rows
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading.folders import resolve_tokenizer
 from foretune.tasks.loading.settings import ModelSettings
+from foretune.tasks.loading.tokenizer_sources import resolve_tokenizer
 from foretune.tasks.samples.chat import load_tokenizer
 from foretune.tasks.samples.supervision import Seen, seen_rows
 from foretune.tasks.samples.supervision_findings import RULES, Finding, in_order, marks_missing, other_splits_finding

@@ -20,8 +20,8 @@ from foretune.tasks.loading import (
     resolve_model,
     verify_checkpoint,
 )
-from foretune.tasks.loading.folders import resolve_tokenizer
 from foretune.tasks.loading.gguf_header import gguf_header
+from foretune.tasks.loading.tokenizer_sources import resolve_tokenizer
 
 from .conftest import settings
 

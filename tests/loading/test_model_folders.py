@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from foretune.storage.errors import BadInput
 from foretune.tasks.loading import load_model, model_fingerprint, model_outline, resolve_model
-from foretune.tasks.loading.folders import resolve_tokenizer
+from foretune.tasks.loading.tokenizer_sources import resolve_tokenizer
 
 from .conftest import settings
 
