@@ -129,7 +129,7 @@ def plan(
 
     wanted = load_request(request, with_root(overrides, root))
     planned = make_plan(wanted)
-    say_other_splits(wanted.dataset.path)
+    say_other_splits(wanted.dataset)
     print_plan(terminal_for(quiet), planned)
     finish(planned, as_json)
 

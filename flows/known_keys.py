@@ -224,11 +224,42 @@ TRAINERS = frozenset(
     ]
 )
 
+EARLIER = frozenset(
+    [
+        "adafactor",
+        "dataset_batch_size",
+        "dispatch_batches",
+        "evaluation_strategy",
+        "fp16_backend",
+        "fp16_opt_level",
+        "group_by_length",
+        "half_precision_backend",
+        "length_column_name",
+        "logging_dir",
+        "max_prompt_length",
+        "no_cuda",
+        "num_of_sequences",
+        "overwrite_output_dir",
+        "past_index",
+        "per_gpu_train_batch_size",
+        "push_to_hub_token",
+        "save_safetensors",
+        "sharded_ddp",
+        "split_batches",
+        "tpu_metrics_debug",
+        "use_ipex",
+        "use_legacy_prediction_loop",
+        "use_mps_device",
+        "xpu_backend",
+    ]
+)
+"""Fields that earlier versions of these classes had, and that configurations still carry."""
+
 
 def advice_for(key: str) -> str | None:
     """What to say of a key that another trainer knows; None for one that none of them does."""
     if key in RENAMED:
         return f"is not a setting here; set {RENAMED[key]}"
-    if key in TRAINERS:
+    if key in TRAINERS | EARLIER:
         return "is known and not simulated; leave it out, the prediction is of a run without it"
     return None

@@ -40,6 +40,7 @@ from foretune.tasks.quality.settings import QualitySettings
 from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.saes import SaeSettings
 from foretune.tasks.samples.shards import ShardSettings
+from foretune.tasks.samples.supervision_settings import SupervisionSettings
 from foretune.tasks.samples.table import DatasetSettings
 
 NO_CREDENTIALS = (
@@ -135,6 +136,7 @@ class Request(BaseModel):
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
     shards: ShardSettings = ShardSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     quality: QualitySettings = QualitySettings()
     baseline: BaselineSettings = BaselineSettings()
     landscape: LandscapeSettings = LandscapeSettings()

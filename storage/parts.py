@@ -169,9 +169,9 @@ def told_rows(address: str, split: str | None) -> int | None:
     return None
 
 
-def split_of(address: str) -> str | None:
-    """The split that the name of a file or a glob of parts says."""
-    return _split_of(address.rsplit("/", 1)[-1])
+def split_of(address: str, folder: str | None = None) -> str | None:
+    """The split that the name of a file or a glob of parts says; with `folder`, that of the folders below it too."""
+    return _split_of(address.rsplit("/", 1)[-1] if folder is None else address.removeprefix(folder))
 
 
 def folder_and_pattern(uri: str) -> tuple[str, str | None]:

@@ -6,13 +6,13 @@ import contextlib
 import functools
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from foretune.storage.cache import cache_dir, new_draft
+from foretune.storage.copies import cached_copy
 from foretune.storage.digests import digest_of
 from foretune.storage.disk import Disk, Entry
 from foretune.storage.errors import BadInput, StorageFault, disk_faults
@@ -231,8 +231,8 @@ def read_once(place: Place, etag: str) -> bytes:
     return data
 
 
-def localise(uri: str | os.PathLike[str]) -> Path:
-    """A local path with the content of `uri`, a file or a folder.
+def localise(uri: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None) -> Path:
+    """A local path with the content of `uri`, a file or a folder; of a folder on S3 only the `wanted` names.
 
     A local path is returned as it is. From S3 the content is downloaded once into the user's cache, under a
     name made of the URI and the etags, so that a changed object is fetched again. Raises BadInput when
@@ -245,7 +245,7 @@ def localise(uri: str | os.PathLike[str]) -> Path:
         if not (place.local_path.is_file() or place.local_path.is_dir()):
             raise BadInput(f"{place.uri}: is a pipe or a device; give a regular file")
         return place.local_path
-    return _download_file(place) or _download_folder(place)
+    return _download_file(place) or _download_folder(place, wanted)
 
 
 def _download_file(place: Place) -> Path | None:
@@ -258,29 +258,21 @@ def _download_file(place: Place) -> Path | None:
     return copy
 
 
-def _download_folder(place: Place) -> Path:
+def _download_folder(place: Place, wanted: Callable[[str], bool] | None) -> Path:
     entries = list(place.walk())
     if not entries:
         raise BadInput(f"{place.uri}: no such object or folder; check the URI")
+    entries = [entry for entry in entries if wanted is None or wanted(entry.name)]
+    if not entries:
+        raise BadInput(f"{place.uri}: the folder holds no file of the kind that is read here; check the URI")
     unsafe = next((entry.name for entry in entries if not safe_name(entry.name)), None)
     if unsafe is not None:
         raise BadInput(f"{place.uri}/{unsafe}: this name would leave the folder; rename the object")
     identity = [place.uri, [[entry.name, entry.etag, entry.size] for entry in entries]]
-    copy = cache_dir() / "copies" / digest_of(identity) / (place.name or "folder")
-    if copy.is_dir():
-        return copy
-    draft = copy.with_name(new_draft(copy.name))
-    with disk_faults(draft):
-        draft.mkdir(parents=True)
-    try:
+
+    def fetch(draft: Path) -> None:
         with ThreadPoolExecutor(DOWNLOADS) as pool:
             names = [entry.name for entry in entries]
             list(pool.map(lambda name: (place / name).download_to(draft / name), names))
-        os.replace(draft, copy)
-    except OSError:
-        # Another process finished the same download first.
-        if not copy.is_dir():
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return copy
+
+    return cached_copy(digest_of(identity), place.name or "folder", fetch)

@@ -49,7 +49,7 @@ def inspect(
         raise BadInput("--row and --flag: give one of them")
     settings = dataset_settings(dataset, overrides or [])
     found = inspect_dataset(settings, ModelSettings(name_or_path=model))
-    say_other_splits(dataset)
+    say_other_splits(settings)
     wanted = wanted_rows(found, row, flag)
     checked = compared(found, None if row is None else [row]) if check else None
     terminal = terminal_for(quiet)

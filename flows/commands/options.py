@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foretune.flows.commands.terminal import Terminal
     from foretune.flows.request import Request
     from foretune.storage.runs import Run
+    from foretune.tasks.samples.table import DatasetSettings
 
 RequestFile = Annotated[str, typer.Argument(metavar="REQUEST.yaml", help="the request; local or s3://")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="run id, its beginning, a request's name, or latest")]
@@ -38,21 +39,20 @@ def check_inputs(request: Request, run: Run) -> None:
 
     root_to_read(run.root)
     checked_sources(request)
-    say_other_splits(request.dataset.path)
+    say_other_splits(request.dataset)
     check_server()
 
 
-def say_other_splits(dataset: str) -> None:
+def say_other_splits(dataset: DatasetSettings) -> None:
     """Once, what a folder holds beside the training rows, which are all that is read of it."""
     from foretune.flows.commands.terminal import write_notice
-    from foretune.storage.datasets import KNOWN
-    from foretune.storage.parts import other_splits
+    from foretune.tasks.samples.unread import unread_splits
 
-    others = other_splits(dataset, KNOWN)
+    others = unread_splits(dataset)
     if others:
         write_notice(
-            f"{dataset}: its training rows are read, not {' and '.join(others)}; to predict the loss on those, set "
-            "dataset.heldout.path to the same folder"
+            f"{dataset.path}: its training rows are read, not {' and '.join(others)}; to predict the loss on those, "
+            "set dataset.heldout.path to the same folder"
         )
 
 

@@ -8,6 +8,7 @@ from foretune.flows.dag.answers import answer_passes
 from foretune.flows.dag.comparison import comparison
 from foretune.flows.dag.influence import influence_passes
 from foretune.flows.dag.suites import suite_passes
+from foretune.flows.dag.supervision import supervised
 from foretune.flows.dag.wiring import Wiring
 from foretune.tasks.checkpoint.checkpoint import checkpoint
 from foretune.tasks.report.page import report
@@ -16,7 +17,7 @@ from foretune.tasks.report.page import report
 def simulation(wiring: Wiring) -> dict[str, Any]:
     """Wire every pass of one simulation and return its artefacts by name.
 
-    1. samples of every role, and their shards        5. the path, the prediction and its checkpoint
+    1. samples of every role, what is supervised      5. the path, the prediction and its checkpoint
     2. quality per shard, leaks                        6. concepts: features, preference, SAE diff
     3. landscape per shard, train and held-out        7. null deltas and model diff
     4. prompt gain, curvature and influence           8. behaviour suites, and what both models answer
@@ -24,6 +25,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     """
     step, request, sources = wiring.step, wiring.request, wiring.sources
     made: dict[str, Any] = {"samples": wiring.tables["train"]}
+    made["supervision"] = supervised(wiring)
     made["quality"], made["leaks"] = wiring.quality(), wiring.leaks()
     if sources.sae is not None:
         made["baseline"] = wiring.baseline()

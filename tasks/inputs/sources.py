@@ -29,6 +29,7 @@ from foretune.tasks.loading import (
 )
 from foretune.tasks.saes import SaeSettings, check_fit, check_weights, read_sae_config, resolve_sae, sae_fingerprint
 from foretune.tasks.samples.table import DatasetSettings
+from foretune.tasks.samples.unread import unread_splits
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Sources:
     hook_name: str | None
     benchmarks: tuple[Fingerprint, ...] = ()  # files that no training row should come from
     prompts: Fingerprint | None = None  # that both models are asked
+    unread_splits: tuple[str, ...] = ()  # beside the training rows
 
     def named(self) -> dict[str, tuple[str, str]]:
         """Where every input lies, and the digest that stands for it, by what it is to the run."""
@@ -92,7 +94,8 @@ def resolve_sources(
         if gguf is None:
             check_fit(config, local)
         check_weights(config, at)
-    return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name)
+    splits = tuple(unread_splits(dataset))
+    return Sources(rows, gguf, folder, tokenizer, handle, labels, hook_name, unread_splits=splits)
 
 
 def model_sources(model: ModelSettings) -> Sources:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from foretune.storage.copies import cached_copy
+from foretune.storage.digests import digest_of, file_digest
 from foretune.tasks.loading.foreign import reading
 from foretune.tasks.loading.gguf_header import check_gguf
 from foretune.tasks.loading.models import quiet_transformers, refuse_loading_info
@@ -23,6 +27,28 @@ def convert_gguf(gguf: Path, out: Path, dtype: Literal["float32", "bfloat16", "f
     out.mkdir(parents=True, exist_ok=True)
     _unquantised(model).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    name_for_older_readers(out)
+
+
+def gguf_tokenizer(gguf: Path) -> Path:
+    """Local folder of a GGUF file's tokenizer, chat template and configuration; its tensors are not read.
+
+    BadInput as for `convert_gguf`.
+    """
+    check_gguf(gguf, weights=False)
+    versions = [importlib.metadata.version(library) for library in ("transformers", "tokenizers", "gguf")]
+    identity = digest_of(["tokenizer", file_digest(gguf), versions])
+    return cached_copy(identity, gguf.stem, partial(_write_tokenizer, gguf))
+
+
+def _write_tokenizer(gguf: Path, out: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    quiet_transformers()
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
+    with reading(f"model {gguf}: transformers cannot read this GGUF file, it", "give the model's folder"):
+        AutoConfig.from_pretrained(**where).save_pretrained(out)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(out)
     name_for_older_readers(out)
 
 

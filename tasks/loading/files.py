@@ -13,6 +13,7 @@ from typing import Any
 
 from foretune.storage.digests import digest_of, file_digest
 from foretune.storage.errors import BadInput
+from foretune.storage.parts import fits
 from foretune.storage.places import safe_name
 from foretune.tasks.loading.foreign import Foreign, checked, is_plain, read_json
 from foretune.tasks.loading.headers import Stored, stored_tensors
@@ -118,6 +119,11 @@ def companion_files(folder: Path) -> list[Path]:
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise BadInput(f"model {folder}: {other} and {name} differ in case alone; keep one of them")
     return found
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name below a model folder is configuration or tokenizer, and no weights."""
+    return any(fits(name, pattern) for pattern in COMPANIONS)
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:

@@ -71,26 +71,12 @@ def resolve_model(settings: ModelSettings) -> Path:
     A path that exists comes first, then s3://, then the hub. Raises BadInput when nothing is found.
     """
     name = settings.name_or_path
-    if "://" in name or os.path.exists(os.path.expanduser(name)) or _looks_like_path(name):
+    if "://" in name or os.path.exists(os.path.expanduser(name)) or looks_like_path(name):
         found = localise(name)
         if found.is_file() and found.suffix.lower() != ".gguf":
             raise BadInput(f"model {name}: a file of unknown kind; give a model folder or a .gguf file")
         return found
     return _fetched(name, settings)
-
-
-def resolve_tokenizer(settings: ModelSettings) -> Path:
-    """Local folder of the model's tokenizer, chat template and configuration; no weights are fetched from the hub.
-
-    Raises BadInput when nothing is found, and for a GGUF file, whose tokenizer is made with the model.
-    """
-    name = settings.name_or_path
-    if "://" in name or os.path.exists(os.path.expanduser(name)) or _looks_like_path(name):
-        found = localise(os.path.expanduser(name))
-        if found.is_file():
-            raise BadInput(f"model {name}: a file; give the folder that tokenizer.json lies in")
-        return found
-    return hub_snapshot(name, settings.revision, list(COMPANIONS), "model")
 
 
 def _fetched(name: str, settings: ModelSettings) -> Path:
@@ -105,7 +91,7 @@ def _fetched(name: str, settings: ModelSettings) -> Path:
     return hub_snapshot(name, settings.revision, sorted(set(index_map(folder, index).values())), "model")
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~", "s3:", "file:")) or name.count("/") > 1 or name.lower().endswith(".gguf")
 
 

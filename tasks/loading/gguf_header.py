@@ -126,8 +126,9 @@ def _header(data: Any) -> GgufHeader:
     return GgufHeader(found, shapes)
 
 
-def check_gguf(path: Path) -> None:
-    """Raise BadInput for a file that is no whole GGUF model: torn, one part of several, or without an architecture."""
+def check_gguf(path: Path, weights: bool = True) -> None:
+    """Raise BadInput for a file that is no whole GGUF model: torn, one part of several, or without an architecture;
+    with `weights`, for one that holds a vocabulary alone too."""
     header = gguf_header(path)
     parts = header.fields.get("split.count", 1)
     if isinstance(parts, int) and parts > 1:
@@ -141,7 +142,16 @@ def check_gguf(path: Path) -> None:
         raise BadInput(f"model {path}: a GGUF file without a model in it; give the file that holds the weights")
     if "adapter" in str(header.fields.get("general.type", "")):
         raise BadInput(f"model {path}: an adapter, not a model; merge it into its base model first")
+    kind = header.fields.get("general.type", "model")
+    if kind not in ("model", "vocab"):
+        raise BadInput(
+            f"model {path}: a GGUF file of type {kind!s:.40}, not a model; give the file that holds the weights"
+        )
+    if not weights:
+        return
     layers = header.fields.get(f"{architecture}.block_count")
+    if "tokenizer.ggml.model" in header.fields and not header.tensors:
+        raise BadInput(f"model {path}: holds a vocabulary and no weights; give the file that holds the weights")
     held = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
     if isinstance(layers, int) and header.tensors and len(held) < layers:
         raise BadInput(f"model {path}: says {layers:,} layers and holds {len(held)} of them; {COPY_AGAIN}")

@@ -146,6 +146,12 @@ def _compare(files: ModelFiles, layout: dict[str, Stored], targets: AdapterTarge
                 f"{what}: {type(model).__name__} keeps {name} in another layout than its files, so that no checkpoint "
                 "could be written; adapt other modules, such as [q_proj, v_proj] with adapter.method lora"
             )
+    fused = [name for name, weight in model.named_parameters() if weight.dim() == 3 and ".experts." in name]
+    if targets.method == "full" and fused:
+        raise BadInput(
+            f"adapter.method full: {type(model).__name__} keeps its experts in one tensor ({fused[0]}), through which "
+            "torch takes no forward derivative; adapt [q_proj, v_proj] with adapter.method lora"
+        )
 
 
 def _built(folder: Path, layout: dict[str, Stored]) -> tuple[PreTrainedModel, dict[str, Any]]:

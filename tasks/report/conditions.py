@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from foretune.tasks.report.numbers import measured, percent
+from foretune.tasks.report.supervision import words_asked
 
 if TYPE_CHECKING:
     from foretune.tasks.inputs.trust import Trust
@@ -316,7 +317,7 @@ def _concepts(fading: Sequence[Mapping[str, Any]]) -> Condition:
 
 
 def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) -> Condition:
-    asked = _ASKED.get(name, _Asked(name.replace("_", " ") + "?", "", ""))
+    asked = _ASKED.get(name) or _Asked(*words_asked(name), flags=(name,))
     rows = sorted({row for flag in asked.flags for row in evidence.rows.get(flag, ())})
     band = _band(name, asked, evidence.limits.get(name, signal.get("threshold") if signal else None))
     if signal is None:

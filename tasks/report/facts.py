@@ -18,6 +18,13 @@ class Fact:
 
 
 SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "supervision": (
+        ("rows", "training rows", "rows"),
+        ("tokens", "their tokens", "tokens"),
+        ("trained", "trained", "tokens"),
+        ("masked", "read only", "tokens"),
+        ("cut_off", "cut off", "tokens"),
+    ),
     "quality": (("rows", "rows read", "rows"), ("flagged_rows", "rows with a flag", "rows")),
     "prompt_gain": (
         ("rows_with_a_prompt", "answers with a prompt", "rows"),

@@ -182,6 +182,9 @@ def _flagged(opened: Mapping[str, Any]) -> dict[str, list[int]]:
     if "prompt_gain" in opened:
         gains = opened["prompt_gain"].arrow("prompt_gain.parquet", columns=["row", "mismatched"]).to_pylist()
         found["answer_mismatch"] = [row["row"] for row in gains if row["mismatched"]]
+    if "supervision" in opened:
+        for each in opened["supervision"].arrow("findings.parquet", columns=["rule", "rows"]).to_pylist():
+            found.setdefault(each["rule"], each["rows"])
     return {flag: sorted(rows) for flag, rows in found.items()}
 
 

@@ -17,6 +17,7 @@ from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.rows import heldout_of, row_table, rows_view
 from foretune.tasks.report.settings import ReportSettings
+from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
     FeaturesView,
@@ -73,6 +74,14 @@ def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
         training=lines.training,
         created=f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
     )
+
+
+def _supervision(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> SupervisionView:
+    held = opened["supervision"]
+    findings, sequences, tokens = (
+        held.arrow(f"{name}.parquet").to_pylist() for name in ("findings", "sequences", "tokens")
+    )
+    return supervision_view(findings, sequences, tokens, flat(held.json("summary.json")))
 
 
 def _quality(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> QualityView:
@@ -180,6 +189,7 @@ def _answers(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines)
 
 
 SECTIONS = {
+    "supervision": _supervision,
     "quality": _quality,
     "baseline": _baseline,
     "landscape": _landscape,

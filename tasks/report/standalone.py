@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.storage.display import shown
 from foretune.tasks.report.numbers import difference, error_of, measured, number, percent, plain, seconds, signed
+from foretune.tasks.report.supervision import token_html
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,6 +47,7 @@ def page_environment() -> jinja2.Environment:
         "measured": measured,
         "percent": percent,
         "token": token,
+        "token_html": token_html,
     }
     return environment
 

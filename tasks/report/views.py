@@ -11,6 +11,7 @@ from foretune.tasks.report.behaviour import BehaviourView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
+from foretune.tasks.report.supervision import SupervisionView
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -150,6 +151,7 @@ class ReportView:
     conditions: Sequence[Condition] = ()
     worth: Worth | None = None
     rows: RowsView | None = None
+    supervision: SupervisionView | None = None
     quality: QualityView | None = None
     prompt_gain: PromptGainView | None = None
     baseline: BaselineView | None = None

@@ -122,6 +122,10 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+def _refuse_chance(*_arguments: Any, **_named: Any) -> None:
+    raise jinja2.TemplateError("it draws at random, so that the same rows would be other samples each time")
+
+
 PINNED_DATE = datetime.datetime(2024, 7, 26)
 """What `strftime_now` gives: with the day's date the same rows would be other samples tomorrow. The day that Llama 3's
 own template falls back to."""
@@ -147,8 +151,9 @@ def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters |= {"tojson": _tojson, "random": _refuse_chance}
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
     )
+    environment.globals["lipsum"] = _refuse_chance
     return environment.from_string(template)

@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from foretune.tasks.samples.mappings import as_columns
+from foretune.tasks.samples.mappings import ENTRY_KEYS, as_columns
+
+
+def _with_other_trainers_entries(schema: dict[str, Any]) -> None:
+    """Their keys in the JSON schema, too: a deployment holds its parameters against that."""
+    schema["patternProperties"] = {ENTRY_KEYS: {}}
 
 
 class ColumnNames(BaseModel):
@@ -16,7 +21,7 @@ class ColumnNames(BaseModel):
     An entry of LLaMA-Factory's dataset_info.json or of axolotl's datasets is understood in their place.
     """
 
-    model_config = ConfigDict(extra="forbid", title="Columns")
+    model_config = ConfigDict(extra="forbid", title="Columns", json_schema_extra=_with_other_trainers_entries)
 
     version: Literal[1] = 1
     text: str | None = Field(default=None, description="column read as `text`")
@@ -37,8 +42,9 @@ class ColumnNames(BaseModel):
     tools: str | None = Field(default=None, description="column read as `tools`")
     role: str | None = Field(default=None, description="key of a message read as `role`")
     content: str | None = Field(default=None, description="key of a message read as `content`")
-    speakers: dict[str, Literal["user", "assistant", "system", "tool"]] | None = Field(
-        default=None, description="role of speakers that are called otherwise, as in {customer: user}"
+    speakers: dict[str, Literal["user", "assistant", "system", "tool", "function_call"]] | None = Field(
+        default=None,
+        description="role of speakers called otherwise, as in {customer: user}; function_call: its text is calls",
     )
 
     @model_validator(mode="before")
@@ -65,6 +71,9 @@ class ColumnNames(BaseModel):
         key = self.role or ("role" if "role" in message else "from")
         speaker = message.pop(key, None)
         role = (self.speakers or {}).get(speaker) if isinstance(speaker, str) else None
+        if role == "function_call":
+            said = message.pop("content", None) if message.get("value") is None else message.pop("value")
+            return {"from": role, "value": said, **message}
         if role is None and self.role not in (None, "role", "from") and speaker not in ROLES_AS_THEY_ARE:
             return message if speaker is None else {"from": speaker, "value": message.pop("content", None), **message}
         return message if speaker is None else {"role" if role else key: role or speaker, **message}

@@ -68,7 +68,7 @@ def encoding_of(tokenizer: TokenizerHandle, settings: DatasetSettings, role: Rol
     )
 
 
-@content_task(version=3, libraries=("tokenizers", "jinja2"))
+@content_task(version=4, libraries=("tokenizers", "jinja2"))
 def samples(
     draft: Any, run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from foretune.storage.errors import BadInput
 from foretune.tasks.samples.column_names import ColumnNames
+from foretune.tasks.samples.function_calls import wrapped_tools
 from foretune.tasks.samples.messages import Part, read_json, read_messages, read_part, read_text, shown
 
 Form = Literal["text", "messages", "prompt_completion", "preference"]
@@ -132,6 +133,7 @@ class KnownForm:
 def _read_row(form: KnownForm, row: Mapping[str, Any], number: int) -> CanonicalRow:
     kwargs = read_json(row.get("chat_template_kwargs"), number, "chat_template_kwargs", dict) or {}
     tools = read_json(row.get("tools"), number, "tools", list)
+    tools = wrapped_tools(tools, [row.get(column) for column in form.messages])
     read = CanonicalRow(row=number, tools=tools, template_kwargs=kwargs, **form.read(row, number))
     if read.form != "messages" and isinstance(read.prompt or "", str) != isinstance(read.completion, str):
         raise BadInput(f"row {number}: prompt and answer must both be text or both be messages; convert one")

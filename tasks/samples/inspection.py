@@ -9,19 +9,15 @@ from typing import Any
 
 from foretune.storage.datasets import dataset_at, read_rows
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading.folders import resolve_tokenizer
 from foretune.tasks.loading.settings import ModelSettings
+from foretune.tasks.loading.tokenizer_sources import resolve_tokenizer
 from foretune.tasks.samples.chat import load_tokenizer
 from foretune.tasks.samples.supervision import Seen, seen_rows
-from foretune.tasks.samples.supervision_findings import (
-    RULES,
-    Finding,
-    settings_findings,
-    text_findings,
-    token_findings,
-)
+from foretune.tasks.samples.supervision_findings import RULES, Finding, in_order, marks_missing, other_splits_finding
+from foretune.tasks.samples.supervision_tally import Tally
 from foretune.tasks.samples.table import DatasetSettings
-from foretune.tasks.samples.template_findings import template_findings
+from foretune.tasks.samples.template_findings import row_findings
+from foretune.tasks.samples.unread import unread_splits
 
 
 @dataclass(frozen=True)
@@ -46,17 +42,19 @@ def inspect_dataset(settings: DatasetSettings, model: ModelSettings) -> Inspecti
     """Read a dataset and a model's tokenizer, never its weights; every row, held-out ones too."""
     rows = read_rows(dataset_at(settings.path))
     folder = resolve_tokenizer(model)
-    return inspect_rows(rows, folder, settings)
+    return inspect_rows(rows, folder, settings, unread_splits(settings))
 
 
-def inspect_rows(rows: Sequence[Mapping[str, Any]], folder: Path, settings: DatasetSettings) -> Inspection:
-    """The same of rows in memory and a local folder."""
+def inspect_rows(
+    rows: Sequence[Mapping[str, Any]], folder: Path, settings: DatasetSettings, splits: Sequence[str] = ()
+) -> Inspection:
+    """The same of rows in memory and a local folder; `splits` are those beside them that are not read."""
     seen = seen_rows(rows, load_tokenizer(folder), settings)
-    found = [
-        *token_findings(seen, folder),
-        *text_findings(seen),
-        *template_findings(seen),
-        *settings_findings(seen, rows, settings),
-    ]
-    order = list(RULES)
-    return Inspection(folder, seen, sorted(found, key=lambda each: order.index(each.rule)))
+    canonical = [row.canonical for row in seen.rows]
+    tally = Tally(seen.tokenizer, folder, seen.rules)
+    for row in seen.rows:
+        tally.add(row)
+    found = [*tally.findings(), *row_findings(canonical, seen.tokenizer, rows, settings), *other_splits_finding(splits)]
+    if seen.marks_missing:
+        found.append(marks_missing())
+    return Inspection(folder, seen, in_order(found))

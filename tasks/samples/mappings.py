@@ -12,6 +12,8 @@ PLACES = ("file_name", "path", "hf_hub_url", "ms_hub_url", "om_hub_url", "ds_typ
 """Where an entry's rows lie: `dataset.path` says that here."""
 LLAMA_FACTORY = {"formatting", "ranking", "columns", "tags"}
 AXOLOTL = {"type", "field", "roles", "message_property_mappings"}
+ENTRY_KEYS = f"^({'|'.join(sorted({*LLAMA_FACTORY, *AXOLOTL, *PLACES}))}|field_.+|message_field_.+)$"
+"""What is a key of an entry, as a pattern of a JSON schema."""
 
 ALPACA_COLUMNS = {
     "prompt": "instruction",
@@ -24,7 +26,7 @@ TAGS = {
     "user_tag": "user",
     "assistant_tag": "assistant",
     "observation_tag": "tool",
-    "function_tag": "assistant",
+    "function_tag": "function_call",
     "system_tag": "system",
 }
 PAIR_TYPES = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from foretune.storage.datasets import kind_of
 from foretune.storage.errors import BadInput
+from foretune.tasks.samples.function_calls import SPEAKERS, call_message
 
 Message = dict[str, Any]
 Part = str | list[Message]
@@ -15,7 +16,7 @@ Part = str | list[Message]
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "ai"), "assistant"),
-    **dict.fromkeys(("function_call", "tool_call"), "assistant"),  # a call is what the assistant says, and is trained
+    **dict.fromkeys(SPEAKERS, "assistant"),  # a call is what the assistant says, and is trained
     **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "tool"),
     "system": "system",
 }
@@ -78,7 +79,12 @@ def _message(value: Any, row: str, column: str) -> Message:
             raise BadInput(
                 f"row {row}: speaker {speaker!r} is none that is known ({', '.join(ROLES)}); rename it in {column}"
             )
-        message = {"role": role, "content": message.pop("value", None), **message}
+        said = message.pop("value", None)
+        message = {"role": role, "content": said, **message}
+        if speaker.strip().lower() in SPEAKERS and "tool_calls" not in message:
+            message |= call_message(message["content"], row, column)
+    if "function_call" in message and not message.get("tool_calls") and message.get("content") is None:
+        raise BadInput(f"row {row}: {column} holds a function_call, which OpenAI no longer writes; make it tool_calls")
     if not isinstance(message.get("role"), str) or ("content" not in message and "tool_calls" not in message):
         raise BadInput(
             f"row {row}: {column} holds a message with the keys {', '.join(map(str, value))}; "
@@ -99,7 +105,7 @@ def _message(value: Any, row: str, column: str) -> Message:
 def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
     """A list or object, decoded where it stands as a JSON string: in CSV files, and in TRL's `tools`."""
     if isinstance(value, str):
-        if not value.strip() and column in BLANK_IS_NONE:
+        if column in BLANK_IS_NONE and value.strip() in MISSING:
             return None
         try:
             value = json.loads(value)
@@ -118,6 +124,8 @@ def read_json(value: Any, row: int | str, column: str, kind: type) -> Any:
 
 BLANK_IS_NONE = ("tools", "chat_template_kwargs", "history")
 """Columns whose empty cell in a CSV file is a missing value."""
+MISSING = ("", "NA", "N/A", "<NA>", "NaN", "nan", "None", "NULL", "null")
+"""What of a cell means a missing value to pandas, and so to load_dataset."""
 
 
 def _is_python(text: str) -> bool:

@@ -97,13 +97,13 @@ def seen_rows(rows: Sequence[Mapping[str, Any]], tokenizer: ChatTokenizer, setti
         rules = replace(rules, assistant_only_loss=not missing)
     whole = labelled_rows(canonical, tokenizer, replace(rules, max_length=None))
     seen = [
-        SeenRow(row, tuple(_sequences(row, [labelled.answer, labelled.rejected], rules)))
+        SeenRow(row, tuple(sequences_of(row, [labelled.answer, labelled.rejected], rules)))
         for row, labelled in zip(canonical, whole, strict=True)
     ]
     return Seen(seen, tokenizer, rules, missing)
 
 
-def _sequences(row: CanonicalRow, parts: Sequence[Labelled | None], rules: LossRules) -> Iterator[Supervised]:
+def sequences_of(row: CanonicalRow, parts: Sequence[Labelled | None], rules: LossRules) -> Iterator[Supervised]:
     names = ("chosen", "rejected") if row.form == "preference" else ("row", "")
     for name, part in zip(names, parts, strict=True):
         if part is not None:
@@ -128,6 +128,40 @@ def pieces(sequence: Supervised, tokenizer: ChatTokenizer) -> list[Piece]:
     return found
 
 
+@dataclass(frozen=True)
+class Token:
+    """One token of a sequence, and what a trainer does with it."""
+
+    position: int
+    id: int
+    text: str  # "" where its bytes only end a character with those of the next ones, which have the text
+    state: State
+    special: bool
+
+
+def tokens(sequence: Supervised, tokenizer: ChatTokenizer, first: int, last: int) -> list[Token]:
+    """The first and the last tokens of a sequence, with texts that together are the text of the pieces."""
+    special = {number for number, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
+    length = len(sequence.ids)
+    wanted = [*range(min(first, length)), *range(max(length - last, min(first, length)), length)]
+    states: list[State] = [
+        "cut_off" if at >= sequence.kept else "trained" if sequence.loss_mask[at] and at else "masked" for at in wanted
+    ]
+    found, start = [], 0
+    for number, (at, state) in enumerate(zip(wanted, states, strict=True)):
+        following = wanted[number + 1 : number + 2] == [at + 1] and states[number + 1] == state
+        start = at if not number or wanted[number - 1] != at - 1 or states[number - 1] != state else start
+        text = _text(sequence.ids, start, at + 1, tokenizer)
+        if text.endswith("\ufffd") and following and at - start < LONGEST_CHARACTER - 1:
+            text = ""
+        else:
+            start = at + 1
+        found.append(Token(at, sequence.ids[at], text, state, sequence.ids[at] in special))
+    return found
+
+
+LONGEST_CHARACTER = 4
+"""Bytes of a character in UTF-8, and so tokens."""
 CONTEXT = 8
 """Tokens before a piece that are decoded with it: a decoder drops the space that begins a text."""
 

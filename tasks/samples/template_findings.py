@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.samples.chat_template import REASONING, ChatTemplateError
 from foretune.tasks.samples.forms import CanonicalRow
-from foretune.tasks.samples.supervision import Seen
-from foretune.tasks.samples.supervision_findings import Finding
+from foretune.tasks.samples.supervision_findings import Finding, settings_findings
 from foretune.tasks.samples.template_child import Conversation, renderer
 
 if TYPE_CHECKING:
+    from foretune.tasks.samples.chat import ChatTokenizer
     from foretune.tasks.samples.messages import Message
+    from foretune.tasks.samples.table import DatasetSettings
 
 LOOKED_AT = 2000
 """Rows whose conversations are rendered again in parts; of more rows the first."""
@@ -31,13 +32,25 @@ class _Rendered:
     prompt: str | None  # as it stands before an answer is asked for
 
 
-def template_findings(seen: Seen) -> Iterator[Finding]:
+def row_findings(
+    every: Sequence[CanonicalRow],
+    tokenizer: ChatTokenizer,
+    rows: Sequence[Mapping[str, Any]],
+    settings: DatasetSettings,
+) -> Iterator[Finding]:
+    """What follows from rows, template and settings, without a token; `rows` as the file has them."""
+    yield from template_findings(every, tokenizer)
+    yield from settings_findings(tokenizer, any(row.conversational for row in every), rows, settings)
+
+
+def template_findings(every: Sequence[CanonicalRow], tokenizer: ChatTokenizer) -> Iterator[Finding]:
     """Findings of the rows that are conversations."""
-    rows = [each.canonical for each in seen.rows if each.canonical.conversational][:LOOKED_AT]
+    conversations = [row for row in every if row.conversational]
+    rows = conversations[:LOOKED_AT]
     if not rows:
         return
-    rendered = _rendered(rows, seen)
-    more = sum(each.canonical.conversational for each in seen.rows) - len(rows)
+    rendered = _rendered(rows, tokenizer)
+    more = len(conversations) > len(rows)
     note = f" (the first {LOOKED_AT:,} conversations were looked at)" if more else ""
     found = [
         (
@@ -75,14 +88,14 @@ def template_findings(seen: Seen) -> Iterator[Finding]:
             yield Finding(rule, severity, numbers, says + note, remedy)  # pyright: ignore[reportArgumentType]
 
 
-def _rendered(rows: Sequence[CanonicalRow], seen: Seen) -> list[_Rendered]:
+def _rendered(rows: Sequence[CanonicalRow], tokenizer: ChatTokenizer) -> list[_Rendered]:
     conversations = [_messages(row) for row in rows]
     cuts = [
         [at + 1 for at, message in enumerate(each[:-1]) if message["role"] == "assistant"] for each in conversations
     ]
 
     def asked(row: CanonicalRow, messages: Any, generation: bool = False) -> Conversation:
-        return seen.tokenizer.conversation(row.row, messages, generation, row.tools, row.template_kwargs)
+        return tokenizer.conversation(row.row, messages, generation, row.tools, row.template_kwargs)
 
     found = []
     with renderer(len(rows) + sum(map(len, cuts))) as renders:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foretune.storage.datasets import KNOWN, dataset_at
 from foretune.storage.display import one_line
+from foretune.storage.parts import VALIDATION, folder_and_pattern, other_splits, split_of
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.samples.forms import ColumnNames, form_of
+from foretune.tasks.samples.messages import ROLES
+
+if TYPE_CHECKING:
+    from foretune.tasks.samples.table import DatasetSettings
 
 SHOWN = 60  # characters of a sample value
 NAMED = 5  # columns in the signal's advice; summary.json has all
@@ -38,8 +44,12 @@ KTO = (
 )
 UNPAIRED = ("prompt+completion", "messages", "conversations")
 """Forms in which a label of 0 and 1 says whether the answer is wanted; elsewhere it may be a class."""
-OF_A_TURN = ("weight", "train", "trainable", "loss", "mask")
-"""Keys of a message that mask it elsewhere."""
+KEEPS = ("weight", "loss_weight", "train", "train_on_turn", "trainable", "loss", "loss_mask")
+LEAVES_OUT = ("mask", "masked", "ignore_loss")
+OF_A_TURN = (*KEEPS, *LEAVES_OUT, "train_detail")
+"""Keys of a message that mask it, or a part of it, elsewhere: where they are false, where they are true."""
+OF_TEMPLATES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
+"""Roles that some published chat template knows; of the others none was trained on."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +68,13 @@ def unread_columns(
 ) -> list[Unread]:
     """In the order of their first appearance, those with a known meaning first. The rows have been read before."""
     forms: dict[str, None] = {}
+    mapped = columns is not None and bool(columns.role or columns.speakers)
     found: dict[str, list[Any]] = {}  # column -> [rows, first row, first value]
     for number, row in enumerate(rows):
         form = form_of(row, columns)
         forms.setdefault(form.name, None)
         own = set(form.reads) | set((columns or ColumnNames()).given().values()) | {group_column}
-        for column, value in _values(row, own, form.messages):
+        for column, value in _values(row, own, form.messages, mapped):
             entry = found.setdefault(column, [0, number, value])
             entry[0] += 1
     unread = [
@@ -86,9 +97,36 @@ def unread_signals(unread: Sequence[Unread]) -> list[dict[str, Any]]:
     return [Signal("unread_columns", severity, len(unread), 0, advice).stored()]
 
 
+def unread_splits(settings: DatasetSettings) -> list[str]:
+    """Names of the splits beside the training rows that nothing of these settings reads."""
+    others, held = other_splits(settings.path, KNOWN), settings.heldout.path
+    folder = folder_and_pattern(settings.path)[0].rstrip("/") + "/"
+    if others and held is not None and f"{held}/".startswith(folder):
+        read = split_of(dataset_at(held, VALIDATION), folder)
+        return [name for name in others if name != read]
+    return others
+
+
+def splits_line(splits: Sequence[str]) -> str:
+    """What a folder or a glob holds beside the training rows."""
+    return f"the dataset holds {' and '.join(splits)} rows too, which are not read"
+
+
+def splits_signals(splits: Sequence[str]) -> list[dict[str, Any]]:
+    """`splits_not_read`, where there are any."""
+    if not splits:
+        return []
+    advice = (
+        f"{splits_line(splits)}: to train on them name a file or a glob, to predict the loss on them set "
+        "dataset.heldout.path to the same folder"
+    )
+    return [Signal("splits_not_read", "info", len(splits), 0, advice).stored()]
+
+
 def _line(unread: Unread) -> str:
     things = "turns" if "[]" in unread.column else "rows"
-    line = f"{unread.column} ({unread.rows:,} {things}, row {unread.first_row}: {unread.value})"
+    name = unread.column or "a column without a name"
+    line = f"{name} ({unread.rows:,} {things}, row {unread.first_row}: {unread.value})"
     return f"{line}: {unread.meaning}" if unread.meaning else line
 
 
@@ -97,7 +135,9 @@ def as_records(unread: Sequence[Unread]) -> list[dict[str, Any]]:
     return [asdict(each) for each in unread]
 
 
-def _values(row: Mapping[str, Any], own: set[str | None], messages: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _values(
+    row: Mapping[str, Any], own: set[str | None], messages: Sequence[str], mapped: bool
+) -> Iterator[tuple[str, Any]]:
     """(name, value) of what the row holds and the form does not read."""
     for column, value in row.items():
         if column not in own and value not in (None, "", [], {}):
@@ -109,15 +149,26 @@ def _values(row: Mapping[str, Any], own: set[str | None], messages: Sequence[str
                 # A turn that is trained on says what happens here; only the others are not what they say.
                 if isinstance(turn, Mapping) and key in turn and _masks(key, turn[key]):
                     yield f"{column}[].{key}", turn[key]
+            if isinstance(turn, Mapping) and "from" not in turn and not mapped:
+                if str(turn.get("role")).lower() in ROLES and turn["role"] not in OF_TEMPLATES:
+                    yield f"{column}[].role", turn["role"]
+                if turn.get("function_call"):
+                    yield f"{column}[].function_call", turn["function_call"]
 
 
 def _masks(key: str, value: Any) -> bool:
-    return (
-        bool(value) if key == "mask" else value is not None and (value is False or value == 0 or value not in (True, 1))
-    )
+    if key == "train_detail":  # axolotl's: parts of a turn, each with whether it is trained on
+        return bool(value)
+    if key in LEAVES_OUT:
+        return bool(value)
+    return value is not None and (value is False or value == 0 or value not in (True, 1))
 
 
 def _meaning(column: str, value: Any, form: str) -> str | None:
+    if column.endswith("[].role"):
+        return "a role that no published chat template knows; map it with dataset.columns.speakers"
+    if column.endswith("[].function_call"):
+        return "chat templates do not write it; make it tool_calls"
     if "[]" in column:
         return "masks turns elsewhere, here every turn counts in full"
     name = str(column).lower()

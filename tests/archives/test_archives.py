@@ -1,7 +1,7 @@
 """Roots that earlier versions wrote, archived: this version opens every one of them.
 
 An archive holds request.yaml, its model, SAE and rows, and the root of one finished run (without the HTML pages).
-raised.json names the passes that got a new version since, and those that read them.
+raised.json names the passes that are new or got a new version since, and those that read them.
 To add one: simulate the request of an older archive with the released version, pack the folder, name it after it.
 """
 

@@ -137,6 +137,26 @@ def test_a_warm_up_means_the_same_through_a_deployment_as_in_a_file(training, st
     assert through.training.warmup_steps(rows=20) == steps
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": {"role_tag": "who"}, "file_name": "x.json"},
+        {"type": "chat_template", "field_messages": "talk", "message_field_role": "who"},
+    ],
+)
+def test_an_entry_of_another_trainer_means_the_same_through_a_deployment_as_in_a_file(entry):
+    from prefect.utilities.schema_tools import ValidationError, validate
+
+    form = FORMS["foretune-simulate"]
+    request = {"dataset": {"path": "rows.jsonl", "columns": entry}, "model": {"name_or_path": "m"}}
+    validate({"request": request}, form, raise_on_error=True)
+    through = simulate.validate_parameters({"request": json.loads(json.dumps(request)), "run_id": None})["request"]
+    assert through == parse_request(request) and through.dataset.columns.messages == "talk"
+    request["dataset"]["columns"] = {"mesages": "talk"}
+    with pytest.raises(ValidationError, match="mesages"):
+        validate({"request": request}, form, raise_on_error=True)
+
+
 def test_what_a_file_may_not_say_a_deployment_may_not_either():
     from prefect.utilities.schema_tools import ValidationError, validate
 

@@ -15,7 +15,8 @@ import pytest
 from foretune.flows.commands.inspection import LONGEST_PIECE, dataset_settings, print_inspection, wanted_rows
 from foretune.flows.commands.terminal import Terminal
 from foretune.storage.errors import BadInput
-from foretune.tasks.samples.inspection import Inspection, inspect_rows
+from foretune.tasks.loading.settings import ModelSettings
+from foretune.tasks.samples.inspection import Inspection, inspect_dataset, inspect_rows
 from foretune.tasks.samples.supervision import pieces
 from foretune.tasks.samples.supervision_findings import RULES
 from foretune.tasks.samples.trl_check import check_against_trl
@@ -88,6 +89,9 @@ RULED: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[str], list[int
     "end_is_not_eos": ({"eos_token": "<|endoftext|>"}, [turns("a", "b")], [], [0]),
     "pad_is_eos": ({"pad_token": "<|im_end|>"}, [turns("a", "b")], [], None),
     "template_in_text": ({}, [{"text": "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"}], [], [0]),
+    "template_in_messages": (
+        {}, [turns("a", "b"), turns("<|im_start|>user\na<|im_end|>", "b"), turns("a <|im_start|>?", "b")], [], [1],
+    ),
     "template_drops_content": (
         {"chat_template": "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"},
         [{"messages": [{"role": "system", "content": "Be brief."}, *turns("a", "b")["messages"]]}, turns("a", "b")],
@@ -126,7 +130,12 @@ def test_a_rule_finds_its_rows_and_no_others(folder, rule):
 
 
 def test_every_rule_is_shown_by_a_test():
-    assert set(RULES) == {*RULED, "doubled_bos"}
+    assert set(RULES) == {*RULED, "doubled_bos", "splits_not_read"}
+
+
+def test_a_prompt_with_the_marks_of_its_template_as_text_is_no_fault(folder):
+    prompt = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert rows_by_rule(found(folder, [{"prompt": prompt, "completion": "b<|im_end|>"}])) == {}
 
 
 def test_a_bos_that_comes_twice_is_found(folder):
@@ -137,6 +146,18 @@ def test_a_bos_that_comes_twice_is_found(folder):
     backend.post_processor = processors.TemplateProcessing(f"{token} $A", None, [(token, backend.token_to_id(token))])
     backend.save(str(folder / "tokenizer.json"))
     assert rows_by_rule(found(folder, [{"text": "a"}, {"text": f"{token}a"}]))["doubled_bos"] == [1]
+
+
+def test_splits_beside_the_training_rows_are_found_until_they_are_read(folder, tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"prompt": "a", "completion": split}) + "\n")
+    model = ModelSettings(name_or_path=str(folder))
+    inspection = inspect_dataset(dataset_settings(str(tmp_path), []), model)
+    assert rows_by_rule(inspection) == {"splits_not_read": None}
+    assert "test and validation" in inspection.findings[0].says
+    for held in (tmp_path, tmp_path / "validation.jsonl"):
+        read = dataset_settings(str(tmp_path), [f"dataset.heldout.path={held}"])
+        assert "holds test rows" in inspect_dataset(read, model).findings[0].says
 
 
 def test_a_clean_dataset_has_no_finding(folder):

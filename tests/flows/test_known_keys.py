@@ -16,6 +16,8 @@ from foretune.storage.errors import BadInput
     [
         ("training", "max_steps", "set training.epochs"),
         ("training", "packing", "known and not simulated"),
+        ("training", "group_by_length", "known and not simulated"),
+        ("training", "evaluation_strategy", "known and not simulated"),
         ("training", "fp16", "known and not simulated"),
         ("adapter", "use_dora", "known and not simulated"),
         ("adapter", "modules_to_save", "known and not simulated"),

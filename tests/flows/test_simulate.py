@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 PASSES = {
     "samples",
+    "supervision",
     "quality",
     "leaks",
     "baseline",

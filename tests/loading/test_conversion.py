@@ -21,6 +21,7 @@ from foretune.tasks.loading import (
     verify_checkpoint,
 )
 from foretune.tasks.loading.gguf_header import gguf_header
+from foretune.tasks.loading.tokenizer_sources import resolve_tokenizer
 
 from .conftest import settings
 
@@ -250,3 +251,43 @@ def test_the_header_of_a_real_model_is_read():
     check_gguf(path)
     assert header.fields["general.architecture"] == "llama" and len(header.tensors) == 272
     assert header.tensors["token_embd.weight"] == [576, 49152]
+
+
+def test_the_tokenizer_alone_is_that_of_the_converted_folder(gguf_file, converted, own_cache, monkeypatch):
+    monkeypatch.setattr("gguf.quants.dequantize", None)  # whoever reads tensors fails
+    alone = resolve_tokenizer(settings(gguf_file))
+    assert alone.is_relative_to(own_cache) and not list(alone.glob("*.safetensors"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (alone / name).read_bytes() == (converted / name).read_bytes(), name
+    assert json.loads((alone / "config.json").read_text())["eos_token_id"] == 258
+    assert resolve_tokenizer(settings(gguf_file)) == alone
+
+
+def test_a_gguf_without_a_tokenizer_is_one_line(tmp_path, own_cache):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF but torn")
+    with pytest.raises(BadInput, match=r"x\.gguf"):
+        resolve_tokenizer(settings(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (None, "holds a vocabulary and no weights; give the file that holds the weights"),
+        ("imatrix", "a GGUF file of type imatrix, not a model"),
+        ("mmproj", "a GGUF file of type mmproj, not a model"),
+    ],
+)
+def test_a_gguf_file_that_is_no_model_is_one_line_before_anything_runs(tmp_path, kind, words):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_tokenizer_model("gpt2")
+    if kind:
+        writer.add_type(kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(BadInput, match=words):
+        check_gguf(tmp_path / "x.gguf")

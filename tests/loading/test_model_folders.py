@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from foretune.storage.errors import BadInput
 from foretune.tasks.loading import load_model, model_fingerprint, model_outline, resolve_model
+from foretune.tasks.loading.tokenizer_sources import resolve_tokenizer
 
 from .conftest import settings
 
@@ -76,6 +77,21 @@ def test_an_s3_folder_loads_like_the_local_one(tiny_llama, tmp_path, monkeypatch
     finally:
         server.stop()
     assert model_fingerprint(found) == model_fingerprint(tiny_llama)
+
+
+def test_of_an_s3_folder_the_tokenizer_comes_without_weights(tiny_llama, s3_client, s3_root, own_cache):
+    bucket = s3_root.split("/")[2]
+    for file in tiny_llama.iterdir():
+        s3_client.upload_file(str(file), bucket, f"base/{file.name}")
+    found = resolve_tokenizer(settings(f"s3://{bucket}/base"))
+    fetched = {path.name for path in found.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "config.json"} <= fetched
+    assert not any(name.endswith(".safetensors") for name in fetched)
+    s3_client.put_object(Bucket=bucket, Key="base/model.safetensors", Body=b"others")
+    assert resolve_tokenizer(settings(f"s3://{bucket}/base")) == found
+    s3_client.put_object(Bucket=bucket, Key="weights/model.safetensors", Body=b"alone")
+    with pytest.raises(BadInput, match="holds no file of the kind that is read here"):
+        resolve_tokenizer(settings(f"s3://{bucket}/weights"))
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "no/such/model.gguf", "a/b/c"])

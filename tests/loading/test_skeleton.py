@@ -49,6 +49,18 @@ def test_experts_that_the_files_keep_apart_cannot_be_fine_tuned_whole(mixtral):
     check_model(mixtral, settings(mixtral), AdapterTargets())
 
 
+def test_experts_that_the_files_keep_in_one_tensor_cannot_either(tmp_path):
+    config = t.GptOssConfig(
+        **SIZES, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, head_dim=8
+    )
+    t.GptOssForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        BadInput, match=r"method full: GptOssForCausalLM keeps its experts in one tensor \(model.layers"
+    ):
+        check_model(tmp_path, settings(tmp_path), AdapterTargets(method="full"))
+    check_model(tmp_path, settings(tmp_path), AdapterTargets())
+
+
 @pytest.mark.parametrize("modules", [["in_proj", "out_proj"], "all-linear"])
 def test_what_peft_says_of_a_module_is_said(mamba, modules):
     with pytest.raises(

@@ -63,6 +63,7 @@ SETTINGS = {
     "adapter.method=full": {**LANDSCAPES, **WITHOUT_ROWS, "preference": 1},
     "thresholds.dead_layer_norm=1e-3": {"landscape": 2, "prompt_gain": 1, "report": 1},
     "thresholds.spike_factor=2": {"landscape": 2, "prompt_gain": 1, "report": 1},
+    "supervision.rows=3": {"supervision": 1, "report": 1},
     "quality.min_completion_words=4": {"quality_shard": LEAVES, "quality": 1, "report": 1},
     "prompt_gain.mismatch=3.0": {"prompt_gain": 1, "report": 1},
     "influence.neutral=0.5": {"influence": 1, "report": 1},
@@ -201,6 +202,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
     assert counts.pop("influence_solve", 0) == counts.pop("sharpness", 0) == counts.pop("curvature_samples", 0) <= 1
     assert counts == {
         "samples": 1,
+        "supervision": 1,
         "quality": 1,
         "leaks": 1,
         "baseline": 1,
@@ -220,6 +222,7 @@ def test_the_order_of_the_rows_runs_only_what_prints_row_numbers(warm_request):
     write_lines(warm_request, "train.jsonl", read_lines(warm_request, "train.jsonl")[::-1])
     assert executed(warm_request) == {
         "samples": 1,
+        "supervision": 1,
         "quality": 1,
         "leaks": 1,
         "landscape": 1,

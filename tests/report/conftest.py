@@ -20,6 +20,7 @@ from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.run_record import Cost, Invariant, RunRecord
 from foretune.tasks.report.run_section import with_run
 from foretune.tasks.report.settings import ReportSettings
+from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
     FeaturesView,
@@ -58,6 +59,28 @@ ANSWER = (
 def _texts(rng: np.random.Generator) -> list[str]:
     lengths = rng.integers(1, 14, ROWS)
     return [f"{QUESTIONS[row % 4]} (ticket {row})\n{ANSWER * int(lengths[row])}" for row in range(ROWS)]
+
+
+def _supervision(texts: list[str]) -> SupervisionView:
+    """Two findings, and three rows of words as tokens: a special one, a prompt, an answer, and what is cut off."""
+    findings = [
+        {"rule": "eos_not_trained", "severity": "critical", "every_row": False, "rows": [63, *range(64, 96)],
+         "says": "what is trained on does not end in an end token", "remedy": "write it into the template"},
+        {"rule": "pad_is_eos", "severity": "info", "every_row": True, "rows": [],
+         "says": "<|im_end|> pads too", "remedy": "name another pad_token"},
+    ]  # fmt: skip
+    sequences, tokens = [], []
+    for row in (63, 64, 65, 66):
+        words = ["<|im_start|>", *(f"{word} " for word in texts[row].split()), "\n", "x" * 300]
+        states = ["masked" if at < 8 else "trained" if at < len(words) - 2 else "cut_off" for at in range(len(words))]
+        counts = {state: states.count(state) for state in ("trained", "masked", "cut_off")}
+        sequences.append({"row": row, "sequence": "row", **counts})
+        tokens += [
+            {"row": row, "sequence": "row", "position": at, "text": word, "state": state, "special": at == 0}
+            for at, (word, state) in enumerate(zip(words, states, strict=True))
+        ]
+    summary = {"rows": ROWS, "tokens": 9_000, "trained": 4_000, "masked": 4_500, "cut_off": 500, "shown": 4}
+    return supervision_view(findings, sequences, tokens, summary)
 
 
 def _quality(texts: list[str]) -> QualityView:
@@ -455,6 +478,7 @@ def example_view(seed: int = 7) -> ReportView:
         conditions=CONDITIONS,
         worth=Worth(gain=0.5, gain_error=0.04, spread=None, steps=36, step_at_90=24),
         rows=_rows(quality, influence),
+        supervision=_supervision(texts),
         quality=quality,
         prompt_gain=_prompt_gain(rng),
         baseline=baseline,

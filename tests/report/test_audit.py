@@ -100,6 +100,7 @@ def recomputed(stored: Stored) -> dict[str, Any]:
     trained = [(loss, count) for loss, count in zip(losses, tokens, strict=True) if count]
     evaluated = stored.column("path", "path.parquet", "evaluated_loss")
     return {
+        **supervised(stored),
         "quality.rows": len(stored.column("quality", "samples.parquet", "row")),
         "prompt_gain.median_gain": statistics.median_high(gain for gain in gains if gain is not None),
         "prompt_gain.mismatched_rows": sum(
@@ -154,6 +155,19 @@ def check_answers(page: Facts, stored: Stored) -> None:
     for side in ("base", "predicted"):
         for row in greedy(stored, side).values():
             assert visible(row["answer"]).replace("\r", "") in shown or not row["answer"].strip()
+
+
+def supervised(stored: Stored) -> dict[str, int]:
+    """Counts of all training rows, from the samples; nothing precedes a row's first token."""
+    masks, full = (stored.column("samples", "samples.parquet", name) for name in ("loss_mask", "full_tokens"))
+    kept, trained = sum(map(len, masks)), sum(sum(mask[1:]) for mask in masks)
+    return {
+        "supervision.rows": len(masks),
+        "supervision.tokens": sum(full),
+        "supervision.trained": trained,
+        "supervision.masked": kept - trained,
+        "supervision.cut_off": sum(full) - kept,
+    }
 
 
 def expected(stored: Stored, page: Facts) -> dict[str, str]:
@@ -229,6 +243,19 @@ def check_rows(page: Facts, stored: Stored) -> None:
     assert {rule: flagged[rule] for rule in counts} == counts
 
 
+def check_supervision(html: str, stored: Stored) -> None:
+    """Every shown row with its own counts, by the samples; what its tokens say is that the trained ones are so."""
+    numbers = stored.column("samples", "samples.parquet", "row")
+    masks = dict(zip(numbers, stored.column("samples", "samples.parquet", "loss_mask"), strict=True))
+    shown = re.findall(r"<summary>row (\d+): ([\d,]+) trained, ([\d,]+) read only", html)
+    assert len(shown) == min(len(numbers), 20)
+    for row, trained, masked in shown:
+        mask = masks[int(row)]
+        assert (trained, masked) == (f"{sum(mask[1:]):,}", f"{len(mask) - sum(mask[1:]):,}")
+    states = stored.column("supervision", "tokens.parquet", "state")
+    assert states.count("trained") == sum(int(trained.replace(",", "")) for _, trained, _ in shown)
+
+
 def values(drawn: Any) -> list[Any]:
     """What a figure draws: plotly writes a column of numbers as base64 of its bytes."""
     if isinstance(drawn, dict):
@@ -296,6 +323,7 @@ def audit(html: str, stored: Stored, runs: list[list[dict[str, Any]]], epochs: f
     check_rows(page, stored)
     check_answers(page, stored)
     check_charts(page, stored)
+    check_supervision(html, stored)
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +347,8 @@ def test_every_figure_of_the_tiny_run_is_what_its_files_say(tiny) -> None:
         "landscape.loss",
         *(f"model_diff.{name}" for name in ("heldout_kl_median", "heldout_loss_change_low", "heldout_kl_z", "flips_p")),
         *(f"answers.{name}" for name in ("changed", "kl", "surprise_predicted")),
+        "supervision.trained",
+        "supervision.cut_off",
         *(f"condition.{name}" for name in ("heldout_loss", "trust", "harming_rows", "leakage", "fading_concepts")),
         *(f"worth.{name}" for name in ("gain", "gain_error")),
         *(f"cost.{name}" for name in ("seconds", "forward_passes", "real_seconds", "real_forward_passes")),

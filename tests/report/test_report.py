@@ -20,9 +20,8 @@ from foretune.tasks.report.views import BaselineView, QualityView, ReportView
 from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
-    "rows", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction", "model_diff",
-    "answers",
-    "behaviour",
+    "rows", "supervision", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction",
+    "model_diff", "answers", "behaviour",
 )  # fmt: skip
 ATTACKS = (
     "</script><script>window.stolen = 1</script>",
@@ -94,7 +93,8 @@ def poisoned(value: Any) -> Any:
 KEYS = {
     "row", "score", "moves", "text", "length", "flags", "words", "rank", "verdict", "cluster", "tokens", "trained",
     "cut", "loss", "gain", "margin", "name", "severity", "value", "threshold", "advice", "task", "start",
-    "seconds", "cached", "kl", "position", "context", "token", "p_base", "p_new", "top_base", "top_base_p", "top_new",
+    "rule", "says", "remedy", "every_row", "rows", "sequence", "position", "state", "special",
+    "seconds", "cached", "kl", "context", "token", "p_base", "p_new", "top_base", "top_base_p", "top_new",
     "top_new_p", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
     "suite", "measures", "direction", "critical", "unit", "n", "left_out", "base", "predicted", "change", "low", "high",
     "up", "down", "p", "flips", "item", "question", "flip", "answer_base", "answer_predicted",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from foretune.storage.datasets import read_rows
 from foretune.storage.errors import BadInput
-from foretune.tasks.samples.chat_template import render_chat
+from foretune.tasks.samples.chat_template import ChatTemplateError, render_chat
 from foretune.tasks.samples.forms import ColumnNames, canonical_rows
 from foretune.tasks.samples.rendering import rendering_signals
 from foretune.tasks.samples.table import DatasetSettings, read_samples
@@ -57,7 +58,7 @@ def test_a_system_column_beside_conversations_is_the_first_turn_once():
         assert [turn["role"] for turn in row.completion] == ["system", "user", "assistant"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("speaker", ["function_call", "tool_call", "bot", "ai", "Assistant "])
+@pytest.mark.parametrize("speaker", ["bot", "ai", "Assistant "])
 def test_what_the_assistant_says_under_another_name_is_the_assistants_turn(speaker):
     (row,) = canonical_rows([{"conversations": [{"from": "human", "value": "a"}, {"from": speaker, "value": "b"}]}])
     assert row.completion[-1]["role"] == "assistant"  # type: ignore[index]
@@ -204,3 +205,55 @@ def test_json_columns_of_parquet_are_what_they_stand_for(tmp_path: Path):
         "tool": {"p": {"x": [1]}, "name": "n"},
         "t": "{}",
     }
+
+
+@pytest.mark.parametrize("cell", ["None", "nan", "NA", "<NA>", "null", "NULL"])
+@pytest.mark.parametrize("column", ["tools", "chat_template_kwargs"])
+def test_what_pandas_reads_as_missing_in_a_cell_is_missing(cell, column):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (read,) = canonical_rows([{**row, column: cell}])
+    assert not read.tools and not read.template_kwargs
+
+
+def said_of(*messages: dict[str, Any], columns: ColumnNames | None = None) -> list[str]:
+    signals = unread_signals(unread_columns([{"messages": [{"role": "user", "content": "a"}, *messages]}], columns))
+    assert all(signal["severity"] == "critical" for signal in signals)
+    return [signal["advice"] for signal in signals]
+
+
+@pytest.mark.parametrize(
+    ("key", "off", "on"),
+    [
+        ("train_on_turn", False, True), ("loss_weight", 0, 1), ("loss_mask", 0, 1), ("masked", True, False),
+        ("ignore_loss", True, False), ("train_detail", [{"begin_offset": 0, "train": False}], []),
+    ],
+)  # fmt: skip
+def test_a_key_of_a_message_that_masks_it_elsewhere_is_said(key, off, on):
+    answer = {"role": "assistant", "content": "b"}
+    assert f"messages[].{key} (1 turns" in said_of(answer | {key: off})[0]
+    assert said_of(answer | {key: on}) == []
+
+
+@pytest.mark.parametrize("role", ["tool_call", "function_call", "gpt", "human", "observation"])
+def test_a_role_that_no_template_knows_is_said_until_it_is_mapped(role):
+    turn = {"role": role, "content": "{}"}
+    assert f"messages[].role (1 turns, row 0: {role}): a role that no published chat template" in said_of(turn)[0]
+    assert said_of(turn, columns=ColumnNames(speakers={role: "assistant"})) == []
+
+
+def test_openais_older_calls_are_one_line_or_said():
+    call = {"name": "f", "arguments": "{}"}
+    with pytest.raises(BadInput, match="row 0, message 0: messages holds a function_call, which OpenAI no longer"):
+        canonical_rows([{"messages": [{"role": "assistant", "content": None, "function_call": call}]}])
+    assert "make it tool_calls" in said_of({"role": "assistant", "content": "", "function_call": call})[0]
+
+
+def test_a_column_without_a_name_is_said_so():
+    (signal,) = unread_signals(unread_columns([{"text": "a", "": "0"}]))
+    assert "a column without a name (1 rows" in signal["advice"]
+
+
+@pytest.mark.parametrize("template", ["{{ [1, 2, 3] | random }}", "{{ lipsum(n=1) }}"])
+def test_a_template_that_draws_at_random_is_refused(template):
+    with pytest.raises(ChatTemplateError, match="draws at random"):
+        render_chat(template, [{"role": "user", "content": "a"}], {})
