@@ -18,7 +18,7 @@ NO_CHANGE = "no change measured"
 RIGHT_OR_WRONG = ("choice", "match", "format")
 
 
-@content_task(version=1, libraries=("numpy",))
+@content_task(version=1)
 def behaviour(
     draft: Any,
     run: Run,

@@ -20,7 +20,7 @@ Scores = dict[str, float]
 """Of the items that were asked along the path, by digest."""
 
 
-@content_task(version=1, libraries=("numpy",))
+@content_task(version=1)
 def behaviour_path(
     draft: Any,
     run: Run,

@@ -22,7 +22,8 @@ from foretune.tasks.behaviour.items import (
 )
 from foretune.tasks.behaviour.likelihoods import log_likelihoods
 from foretune.tasks.behaviour.settings import ScoringSettings
-from foretune.tasks.behaviour.short_answers import ending_ids, short_answers
+from foretune.tasks.behaviour.short_answers import short_answers
+from foretune.tasks.loading.continuation import end_tokens
 
 if TYPE_CHECKING:
     from foretune.tasks.loading import LoadedModel
@@ -63,7 +64,7 @@ def score_items(
         found[n] = _by_likelihood(items[n], nats, [each.tokens for each in groups[n]])
     written = [n for n, ok in enumerate(fits) if ok and prompts[n]]
     eos = tokenizer.eos_token
-    ends = ending_ids(loaded, [tokenizer.backend.token_to_id(eos) if eos else None])
+    ends = end_tokens(loaded, tokenizer.backend.token_to_id(eos) if eos else None)
     answers = short_answers(loaded, [prompts[n] for n in written], settings.answer_tokens, ends, settings.batch_tokens)
     for n, ids in zip(written, answers, strict=True):
         answer = tokenizer.backend.decode(ids, skip_special_tokens=True)

@@ -72,8 +72,8 @@ def test_short_answers_are_those_of_transformers(folder_of, family):
         ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=258, pad_token_id=256
     )
     wanted = [row[: row.index(258)] if 258 in row else row for row in made[:, ids.shape[1] :].tolist()]
-    assert short_answers(opened(folder), prompts, 12, {258}, 10_000) == wanted
-    assert short_answers(opened(folder), prompts, 12, {258}, 1) == wanted  # one at a time
+    assert short_answers(opened(folder), prompts, 12, [258], 10_000) == wanted
+    assert short_answers(opened(folder), prompts, 12, [258], 1) == wanted  # one at a time
 
 
 def test_an_item_longer_than_the_models_positions_is_left_out(folder_of):

@@ -12,7 +12,7 @@ import pytest
 from foretune.storage.errors import BadInput
 from foretune.tasks.behaviour.behaviour import signals_of, suite_in_figures, verdict_of
 from foretune.tasks.behaviour.items import ITEM, Suite
-from foretune.tasks.behaviour.paired import Change, mean_interval, paired_change, sign_test
+from foretune.tasks.behaviour.paired import Change, paired_change
 from foretune.tasks.behaviour.scoring import answered_right, first_object
 from foretune.tasks.behaviour.settings import BUNDLED, BehaviourSettings
 from foretune.tasks.behaviour.suite_files import chosen_suites
@@ -149,25 +149,12 @@ def test_the_interval_is_scipys():
     from scipy import stats
 
     values = np.random.default_rng(3).normal(0.2, 1, 40)
-    low, high = mean_interval(values, 0.95, 50_000, seed=1)
+    change = paired_change([0.0] * 40, values.tolist(), 0.95, 50_000, seed=1)
     wanted = stats.bootstrap(
         (values,), np.mean, confidence_level=0.95, n_resamples=50_000, method="percentile", rng=2
     ).confidence_interval
-    assert (low, high) == pytest.approx(tuple(wanted), abs=0.01)
-
-
-def test_the_interval_covers_as_often_as_it_says():
-    draw = np.random.default_rng(0)
-    held = [low <= 0 <= high for low, high in (mean_interval(draw.normal(size=40), 0.9, 500, 0) for _ in range(400))]
-    assert 0.84 < np.mean(held) < 0.94
-
-
-@pytest.mark.parametrize(("up", "down"), [(0, 0), (1, 0), (4, 0), (5, 3), (9, 1), (20, 41)])
-def test_the_sign_test_is_scipys(up, down):
-    from scipy import stats
-
-    wanted = stats.binomtest(up, up + down).pvalue if up + down else 1.0
-    assert sign_test(up, down) == pytest.approx(wanted)
+    assert (change.low, change.high) == pytest.approx(tuple(wanted), abs=0.01)
+    assert change.p == pytest.approx(stats.binomtest(change.up, change.up + change.down).pvalue)
 
 
 def test_no_more_is_said_than_was_measured():
