@@ -12,6 +12,7 @@ from foretune.flows.commands.plan import Planned, PlannedTask, total
 from foretune.flows.dag.answers import real_answers
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.suites import asked_suites
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
@@ -22,6 +23,8 @@ from foretune.storage.runs import Run, new_run_id
 from foretune.tasks.backtest.answers import answer_agreement
 from foretune.tasks.backtest.axes import MIN_HALVES
 from foretune.tasks.backtest.passes import agreement, real_run, trainer_of
+from foretune.tasks.backtest.suites import suite_agreement
+from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.engine.keys import identity, work_of
 from foretune.tasks.engine.lineage import run_started
 from foretune.tasks.inputs.sources import Sources
@@ -156,10 +159,30 @@ def against_training(
     step.ready(scored)  # every real run has ended: while another pass runs, no optimizer may step
     if "prompts" in made:
         found["answer_agreement"] = asked_alike(wiring, made, real, seeds)
+    if "behaviour" in made:
+        found["suite_agreement"] = behaving_alike(wiring, made, real, seeds)
     found["backtest_report"] = step(
-        backtest_report, agreement=scored, answers=found.get("answer_agreement"), lines=lines
+        backtest_report,
+        agreement=scored,
+        answers=found.get("answer_agreement"),
+        suites=found.get("suite_agreement"),
+        lines=lines,
     )
     return found
+
+
+def behaving_alike(wiring: Wiring, made: dict[str, Any], real: dict[str, Any], seeds: list[int]) -> Any:
+    """The real models on the same suites, and how far the predicted changes are the real ones."""
+    settings = wiring.request.behaviour
+    return wiring.step(
+        suite_agreement,
+        suites=[suite for suite, _ in chosen_suites(settings)],
+        base=asked_suites(wiring, None),
+        predicted=asked_suites(wiring, made["checkpoint"]),
+        real=[asked_suites(wiring, weights) for weights in real.values()],
+        seeds=seeds,
+        settings=settings.comparison,
+    )
 
 
 def asked_alike(wiring: Wiring, made: dict[str, Any], real: dict[str, Any], seeds: list[int]) -> Any:

@@ -24,21 +24,8 @@ def suite_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> dict
     if not chosen:
         return {}
 
-    def scores(checkpoint: Any) -> list[Any]:
-        return [
-            wiring.step(
-                suite_scores,
-                model=wiring.model,
-                checkpoint=checkpoint,
-                tokenizer=wiring.tokenizer,
-                items=items,
-                settings=settings.scoring,
-            )
-            for _, items in chosen
-        ]
-
     suites = [suite for suite, _ in chosen]
-    base, predicted = scores(None), scores(made["checkpoint"])
+    base, predicted = asked_suites(wiring, None), asked_suites(wiring, made["checkpoint"])
     compared = {"suites": suites, "base": base, "predicted": predicted, "settings": settings.comparison}
     told = {"behaviour": wiring.step(behaviour, **compared)}
     moving = variants_of(wiring, train, made)
@@ -47,6 +34,29 @@ def suite_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> dict
         measured = {"along": along, "variants": moving, "prediction": made["prediction"]}
         told["behaviour_path"] = wiring.step(behaviour_path, **compared, **measured)
     return told
+
+
+def asked_suites(wiring: Wiring, weights: Any) -> list[Any]:
+    """Every suite's scores under the base model, a checkpoint or a weight change, in the suites' order. Of one wiring
+    each model is asked once."""
+    if weights not in wiring.asked_suites:
+        wiring.asked_suites[weights] = _scores(wiring, weights)
+    return wiring.asked_suites[weights]
+
+
+def _scores(wiring: Wiring, weights: Any) -> list[Any]:
+    settings = wiring.request.behaviour
+    return [
+        wiring.step(
+            suite_scores,
+            model=wiring.model,
+            weights=weights,
+            tokenizer=wiring.tokenizer,
+            items=items,
+            settings=settings.scoring,
+        )
+        for _, items in chosen_suites(settings)
+    ]
 
 
 def variants_of(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> Any:

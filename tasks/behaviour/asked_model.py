@@ -34,16 +34,21 @@ class AskedModel:
             return label_caller(self.loaded, list(self.weights))(self.weights, batch)
 
 
-def asked_model(run: Run, model: ModelHandle, weights: ArtifactRef | None) -> AskedModel:
-    """The base where `weights` is None; they may be a checkpoint, or an artefact with a weight change."""
+def placed(run: Run, model: ModelHandle, weights: ArtifactRef | None) -> tuple[LoadedModel, dict[str, Tensor]]:
+    """The model to open and the weight change to put in place, for the base where `weights` is None; they may be a
+    checkpoint, or an artefact with a weight change."""
     if weights is None:
-        return AskedModel(model.open(run))
+        return model.open(run), {}
     if weights.task == CHECKPOINT:
-        return AskedModel(model.moved_to(weights).open(run))
-    loaded = model.open(run)
-    changes = run.store.open(weights).tensors(DELTA)
-    placed = {name: loaded.values(name) for name in changes}
-    moved = {name: (base + changes[name].to(base)).to(loaded.device) for name, base in placed.items()}
+        return model.moved_to(weights).open(run), {}
+    return model.open(run), run.store.open(weights).tensors(DELTA)
+
+
+def asked_model(run: Run, model: ModelHandle, weights: ArtifactRef | None) -> AskedModel:
+    """The same with the moved weights themselves."""
+    loaded, changes = placed(run, model, weights)
+    base = {name: loaded.values(name) for name in changes}
+    moved = {name: (value + changes[name].to(value)).to(loaded.device) for name, value in base.items()}
     return AskedModel(loaded, moved)
 
 

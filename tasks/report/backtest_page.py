@@ -13,19 +13,30 @@ from foretune.tasks.report.standalone import standalone_page
 
 @content_task(version=2, libraries=("plotly", "jinja2"))
 def backtest_report(
-    draft: Any, run: Run, agreement: ArtifactRef, answers: ArtifactRef | None, lines: RequestLines
+    draft: Any,
+    run: Run,
+    agreement: ArtifactRef,
+    answers: ArtifactRef | None,
+    suites: ArtifactRef | None,
+    lines: RequestLines,
 ) -> None:
     """report.html of a backtest."""
     tested = run.store.open(agreement)
     answered = None if answers is None else run.store.open(answers).json("answers.json")
-    page = backtest_page(tested.json("agreement.json"), lines, tested.manifest.created, answered)
+    behaved = None if suites is None else run.store.open(suites).json("suites.json")
+    page = backtest_page(tested.json("agreement.json"), lines, tested.manifest.created, answered, behaved)
     draft.write_text("report.html", page)
 
 
 def backtest_page(
-    tested: dict[str, Any], lines: RequestLines, created: str, answered: dict[str, Any] | None = None
+    tested: dict[str, Any],
+    lines: RequestLines,
+    created: str,
+    answered: dict[str, Any] | None = None,
+    behaved: dict[str, Any] | None = None,
 ) -> str:
-    """The page as text; `tested` is what the pass `agreement` writes, `answered` what `answer_agreement` does."""
+    """The page as text; `tested` is what the pass `agreement` writes, `answered` what `answer_agreement` does, and
+    `behaved` what `suite_agreement` does."""
     from foretune.tasks.report.charts.radar import radar
 
     chart, runs = radar(tested["axes"]), tested["runs"]
@@ -35,6 +46,7 @@ def backtest_page(
         {chart.name: chart},
         tested=tested,
         answered=answered,
+        behaved=behaved,
         lines=lines,
         created=created,
         titles=[name.replace("_", " ") for name in runs[0]],

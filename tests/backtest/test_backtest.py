@@ -32,6 +32,7 @@ from tests.storage.schema import event_schema
 
 pytestmark = pytest.mark.slow
 
+SUITES = 3  # of the tiny request
 AXES = ["direction", "size", "loss", "layers", "concepts", "samples"]
 
 
@@ -152,7 +153,8 @@ def test_a_repeat_trains_nothing_and_more_seeds_train_only_the_missing(finished,
     _, computed, _ = backtested(request, [42, 43], retrain=4)
     assert computed == []
     found, computed, _ = backtested(request, [42, 43, 44], retrain=4)
-    assert computed == ["real_run", "agreement", "generations", "answer_agreement", "backtest_report"]
+    asked = ["generations", "answer_agreement", *["suite_scores"] * SUITES, "suite_agreement"]
+    assert computed == ["real_run", "agreement", *asked, "backtest_report"]
     assert [run["seed"] for run in found["runs"]] == [42, 43, 44]
 
 
@@ -168,6 +170,8 @@ def test_the_time_of_training_is_told_before_it_starts(finished, request_file, t
         "agreement": 1,
         "generations": 2,
         "answer_agreement": 1,
+        "suite_scores": 2 * SUITES,
+        "suite_agreement": 1,
         "backtest_report": 1,
     }
     remaining = Remaining()
@@ -325,3 +329,25 @@ def test_scores_are_one_at_the_truth_and_fall_on_both_sides_of_it():
 def test_bad_input_is_one_line_and_leaves_nothing(tiny_request, words, fragments):
     assert_bad_input(foretune("backtest", tiny_request, *words), *fragments)
     assert not list((tiny_request.parent / "root" / "runs").glob("*"))
+
+
+def test_suites_of_real_runs_are_those_of_their_weights(finished):
+    """The stored scores against the base with the real change in place, and the changes told of them."""
+    from statistics import fmean
+
+    result, run = finished
+    told = result["backtest"]["suites"]
+    read = run.store.open(artifact_of(run, "suite_agreement")).manifest.inputs
+    assert told["seeds"] == [42, 43] and len(told["suites"]) == SUITES == len(read["base"])
+
+    def mean(ref: dict[str, Any]) -> float:
+        rows = run.store.open(ArtifactRef(**ref, uri="", sha256="")).arrow("scores.parquet").to_pylist()
+        return fmean(row["score"] for row in rows)
+
+    for n, suite in enumerate(told["suites"]):
+        base = mean(read["base"][n])
+        assert suite["base"] == pytest.approx(base)
+        assert suite["predicted"] == pytest.approx(mean(read["predicted"][n]) - base)
+        assert suite["real"] == pytest.approx([mean(refs[n]) - base for refs in read["real"]])
+        assert suite["spread"] == pytest.approx(abs(suite["real"][0] - suite["real"][1]))
+    assert "Does it behave as the real run does?" in run.read_report()
