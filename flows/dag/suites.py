@@ -77,7 +77,7 @@ def variants_of(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> Any:
         waypoints=settings.points,
         orders=settings.orders,
         max_relative_change=request.prediction.max_relative_change,
-        batch_tokens=request.prediction.batch_tokens,
+        settings=request.prediction.path,
     )
 
 

@@ -22,6 +22,7 @@ from foretune.tasks.inputs.variants import Variant
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.prediction.evaluation import RowsAtWeights
 from foretune.tasks.prediction.gradient_shifts import TRAIN_SHIFT, stored_shift
+from foretune.tasks.prediction.settings import PathSettings
 from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.prediction.virtual_run import virtual_run
 from foretune.tasks.samples.rows import SubsetRows
@@ -44,7 +45,7 @@ def variants(
     waypoints: int,
     orders: int,
     max_relative_change: float,
-    batch_tokens: int,
+    settings: PathSettings,
 ) -> None:
     """Up to `waypoints` evenly spaced steps before the end, and the end of `orders` further orders of the rows, each
     bounded as the prediction is, with its held-out loss: variants.json, and a file of factors each."""
@@ -57,7 +58,7 @@ def variants(
     seeds = [training.seed + FURTHER_SEED * (number + 1) for number in range(orders)]
     kept: list[Variant] = []
     with device_lock(adapted.loaded):
-        heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, batch_tokens)
+        heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
         for seed, steps in [(training.seed, ways), *((seed, [end]) for seed in seeds)]:
             if not steps:
                 continue

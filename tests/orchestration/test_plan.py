@@ -29,6 +29,10 @@ from foretune.tasks.loading import AdapterTargets
 from foretune.tasks.loading.footprint import footprint
 from foretune.tasks.loading.headers import stored_tensors
 from tests.dag import run_dag
+from tests.orchestration.test_invalidation import SETTINGS
+
+OTHER_RATE = sum(SETTINGS["training.learning_rate=2e-3"].values())
+"""Tasks that run again under another rate."""
 
 
 def plan_of(request: Path, *overrides: str) -> dict:
@@ -312,7 +316,7 @@ def test_planning_imports_no_torch(first_run):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     run, imported = json.loads(done.stdout.splitlines()[-1])
-    assert run == 13
+    assert run == OTHER_RATE
     assert imported == []
 
 
@@ -321,7 +325,7 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
     printed = capsys.readouterr().out
     assert "training.learning_rate 0.001 -> 0.002" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
-    assert "13 to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
+    assert f"{OTHER_RATE} to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
 
 
 def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):

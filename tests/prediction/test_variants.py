@@ -41,7 +41,7 @@ def test_variants_are_where_the_path_was_and_where_other_orders_end(first_run, t
         "training": request.training,
         "dpo_beta": wiring.dpo_beta,
         "evaluation": wiring.evaluation_rows(),
-        "batch_tokens": 1024,
+        "settings": request.prediction.path,
     }
     losses = {row["step"]: row["evaluated_loss"] for row in store.open(made["path"]).arrow("path.parquet").to_pylist()}
     points = {row["step"]: row["distance"] for row in store.open(made["path"]).arrow("path.parquet").to_pylist()}

@@ -13,6 +13,7 @@ import pytest
 from foretune.tasks.engine.invariants import INVARIANTS
 from foretune.tasks.report.answers import AnswersView, answers_view
 from foretune.tasks.report.behaviour import BehaviourView, SuiteView
+from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.graph import Graph, Node
@@ -453,6 +454,23 @@ def example_behaviour() -> BehaviourView:
     return BehaviourView([moved, still], 0.95, 10_000, 0)
 
 
+def example_behaviour_path() -> BehaviourPathView:
+    """A suite that leaves what noise does, and one that does not."""
+    points = [{"step": step, "loss": 3.6 - step / 100, "gain_share": step / 36} for step in (0, 12, 24, 36)]
+    common = {"n": 8, "direction": "higher", "unit": "share right", "band": 0.02}
+
+    def curve(*changes: float) -> list[dict[str, Any]]:
+        return [{**point, "change": change} for point, change in zip(points, changes, strict=True)]
+
+    left = {"leaves_at": 24, "last_within": 12, "gain_within": 1 / 3}
+    stayed = {"leaves_at": None, "last_within": None, "gain_within": None}
+    suites = [
+        {"suite": "arithmetic", **common, **left, "curve": curve(0, -0.01, -0.1, -0.2)},
+        {"suite": "refusal", **common, **stayed, "curve": curve(0, 0.01, 0, 0.01)},
+    ]
+    return BehaviourPathView(points, suites, 2)
+
+
 def example_view(seed: int = 7) -> ReportView:
     """A run with every section present."""
     rng = np.random.default_rng(seed)
@@ -491,6 +509,7 @@ def example_view(seed: int = 7) -> ReportView:
         model_diff=_model_diff(rng),
         answers=_answers(),
         behaviour=example_behaviour(),
+        behaviour_path=example_behaviour_path(),
     )
 
 

@@ -98,6 +98,7 @@ KEYS = {
     "top_new_p", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
     "suite", "measures", "direction", "critical", "unit", "n", "left_out", "base", "predicted", "change", "low", "high",
     "up", "down", "p", "flips", "item", "question", "flip", "answer_base", "answer_predicted",
+    "curve", "step", "gain_share", "band", "leaves_at", "last_within", "gain_within",
 }  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_the_policy_admits_exactly_the_scripts_of_the_page(page: Page) -> None:
 def test_every_chart_has_a_figure_with_axis_titles(page: Page) -> None:
     figures = page.figures()
     drawn = [attrs["data-chart"] for attrs in page.named("div") if "data-chart" in attrs]
-    assert sorted(drawn) == sorted(figures) and len(drawn) == 18
+    assert sorted(drawn) == sorted(figures) and len(drawn) == 20
     for name, figure in figures.items():
         for axis in ("xaxis", "yaxis"):
             assert figure["layout"][axis]["title"]["text"], (name, axis)
