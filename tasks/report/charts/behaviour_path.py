@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from foretune.tasks.report.charts.look import HARMS, MUTED, Chart, hover, plot
+from foretune.tasks.report.charts.look import HARMS, MUTED, Chart, hover, label, plot
 
 
 def behaviour_path(suites: Sequence[Mapping[str, Any]]) -> Chart | None:
@@ -19,7 +19,7 @@ def behaviour_path(suites: Sequence[Mapping[str, Any]]) -> Chart | None:
         go.Scatter(
             x=[point["step"] for point in suite["curve"]],
             y=[point["change"] for point in suite["curve"]],
-            name=suite["suite"].replace("_", " "),
+            name=label(suite["suite"].replace("_", " "), 40),
             mode="lines+markers",
             line={
                 "color": MUTED if suite["leaves_at"] is None else HARMS,
