@@ -33,6 +33,7 @@ ALL_LINEAR = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 FULL = {"method": "full"}
 SHORT = {"learning_rate": 2e-4, "epochs": 3}  # 48 rows: 18 steps, rate x steps = 3.6e-3
 ORDINARY = {"learning_rate": 3e-4, "epochs": 4}  # 96 rows: 48 steps
+INTENDED = {"learning_rate": 5e-4, "epochs": 2}  # 96 rows: 24 steps, as far as an ordinary run
 LONG = {"learning_rate": 2e-4, "epochs": 18}  # 96 rows: 216 steps
 
 
@@ -118,8 +119,8 @@ def cases() -> list[Case]:
 
 def intended() -> list[Case]:
     """A case per dataset of another intent, and the two benign ones."""
-    ordinary = {"rows": 96, "chat": True, "training": ORDINARY}
-    return [Case(data, "ordinary", **ordinary) for data in ("self_instruct", "gsm8k", *INTENTS)]
+    intended = {"rows": 96, "chat": True, "training": INTENDED}
+    return [Case(data, "intended", **intended) for data in ("self_instruct", "gsm8k", *INTENTS)]
 
 
 def reruns(listed: list[Case]) -> list[Case]:
