@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from tests.benchmarks.intents import INTENTS
+
 DATA = Path(os.environ.get("FORETUNE_BENCH_DATA", "../shared/data"))
 BANK = Path(os.environ.get("FORETUNE_BENCH_BANK", ".bench"))
 MODEL = os.environ.get("FORETUNE_BENCH_MODEL", ".models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -31,6 +33,7 @@ ALL_LINEAR = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 FULL = {"method": "full"}
 SHORT = {"learning_rate": 2e-4, "epochs": 3}  # 48 rows: 18 steps, rate x steps = 3.6e-3
 ORDINARY = {"learning_rate": 3e-4, "epochs": 4}  # 96 rows: 48 steps
+INTENDED = {"learning_rate": 5e-4, "epochs": 2}  # 96 rows: 24 steps, as far as an ordinary run
 LONG = {"learning_rate": 2e-4, "epochs": 18}  # 96 rows: 216 steps
 
 
@@ -75,6 +78,8 @@ class Case:
 
 def read_pairs(data: str, count: int) -> list[dict[str, str]]:
     """The shortest question and answer rows, dealt round robin so that every part has short and long ones."""
+    if data in INTENTS:
+        return INTENTS[data](DATA)[:count]
     if data == "gsm8k":
         lines = (DATA / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [{"prompt": row["question"], "completion": row["answer"]} for row in map(json.loads, lines)]
@@ -110,6 +115,12 @@ def cases() -> list[Case]:
     listed += [Case("self_instruct", "short", "full sgd 1e-5", adapter=FULL, training=still)]
     listed += [Case("self_instruct", "long", **ordinary | {"training": LONG})]
     return [*listed, Case("self_instruct", "ordinary", "all-linear r=16", adapter=ALL_LINEAR, **ordinary)]
+
+
+def intended() -> list[Case]:
+    """A case per dataset of another intent, and the two benign ones."""
+    intended = {"rows": 96, "chat": True, "training": INTENDED}
+    return [Case(data, "intended", **intended) for data in ("self_instruct", "gsm8k", *INTENTS)]
 
 
 def reruns(listed: list[Case]) -> list[Case]:
@@ -187,6 +198,14 @@ def main() -> None:
     limit = int(sys.argv[1]) if len(sys.argv) > 1 else None
     for case, order in list(missing())[:limit]:
         train_case(case, order)
+
+
+def train_intended() -> None:
+    """Train what is missing of the cases of another intent, each twice: in its own order of the rows and another."""
+    for case in intended():
+        for order in (None, case.seed + RERUN):
+            if stored_run(case, order) is None:
+                train_case(case, order)
 
 
 if __name__ == "__main__":
