@@ -110,7 +110,7 @@ def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
             "rows": {role: identity(file) for role, file in sources.rows.items()},
             "files": identity(files),
             "request": identity(settings),
-            "gate": gate.model_dump(mode="json"),
+            "gate": gate.identity,
         }
     )[:40]
 
