@@ -79,7 +79,7 @@ def loss_figure(
 
 
 def pair_figures(diff: Mapping[str, Any], predicted: Mapping[str, Any], ends: Sequence[float]) -> list[Measured]:
-    """The win rate over the pairs, with its interval; and the loss of the held-out pairs, of which noise is known."""
+    """The win rate over the pairs, with its interval; and the loss of the held-out pairs, whose noise is that of both."""
     pairs = diff.get("compared_pairs", 0)
     won = [diff.get(f"flips_to_{way}", 0) for way in ("won", "lost")]
     low, high = rate_interval(*won, pairs) if pairs > 1 else (None, None)
@@ -87,8 +87,7 @@ def pair_figures(diff: Mapping[str, Any], predicted: Mapping[str, Any], ends: Se
     noise = [abs(each) for each in ends]
     rates = diff.get("win_rate_base", 0.0), diff.get("win_rate_new", 0.0)
     rate = Measured(
-        "win_rate", *rates, rates[1] - rates[0], low, high, 0.0, "higher", "share of the pairs", pairs, "pairs",
-        "noise is measured on the loss of the pairs",
+        "win_rate", *rates, rates[1] - rates[0], low, high, 0.0, "higher", "share of the pairs", pairs, "pairs", "",
     )  # fmt: skip
     loss = Measured(
         "preference_loss", base, new, new - base, None, None, max(noise) if noise else None, "lower", "nats per pair",

@@ -125,7 +125,9 @@ def decide(evidence: ShipEvidence, rules: ShipRules | None = None, gate: Sequenc
     if opened:
         return Decision("INCONCLUSIVE", opened, checks)
     judged = sum(check.outcome == "pass" for check in checks if check.name.startswith("suite."))
-    suites = f"none of {judged} suites gets worse beyond its floor" if judged else "no suite was judged"
+    suites = (
+        f"none of {judged} suite{'s'[: judged != 1]} gets worse beyond its floor" if judged else "no suite was judged"
+    )
     return Decision("SHIP", [*(check.reason for check in checks[: len(evidence.task)]), suites], checks)
 
 
