@@ -79,7 +79,7 @@ def loss_figure(
 
 
 def pair_figures(diff: Mapping[str, Any], predicted: Mapping[str, Any], ends: Sequence[float]) -> list[Measured]:
-    """The win rate over the pairs, with its interval; and the loss of the held-out pairs, whose noise is that of both."""
+    """The win rate over the pairs, with its interval; and the held-out pairs' loss, on which noise is measured."""
     pairs = diff.get("compared_pairs", 0)
     won = [diff.get(f"flips_to_{way}", 0) for way in ("won", "lost")]
     low, high = rate_interval(*won, pairs) if pairs > 1 else (None, None)
