@@ -114,4 +114,4 @@ def _notes(decision: Decision) -> list[str]:
             of = "suites" if check.name.startswith("suite.") else titled(check.name)
             kinds.setdefault(of, [])
             kinds[of] += [] if check.floor_from in kinds[of] else [check.floor_from]
-    return [f"Noise of the {of}: the largest change by {', or by '.join(said)}." for of, said in kinds.items()]
+    return [f"Noise of the {of}: the largest change by {'; or '.join(said)}." for of, said in kinds.items()]

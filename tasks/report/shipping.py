@@ -18,6 +18,8 @@ Direction = Literal["higher", "lower", "either"]
 
 MIN_COUNT = 8
 """Fewer rows, pairs or items tell nothing, as `behaviour` has it."""
+SMALLEST = 1e-3
+"""Of a suite's change: below a thousandth of its unit (a share, a probability, nats per token) nobody ships by it."""
 
 
 def titled(name: str) -> str:
@@ -163,10 +165,7 @@ def suite_check(figure: Measured, rules: ShipRules) -> Check:
     if name in rules.ignore or figure.direction == "either":
         why = "the gate ignores it" if name in rules.ignore else "neither way is better"
         return _suite(figure, "not judged", f"{title}: {why}", figure.floor, figure.floor_from)
-    floors = [each for each in (figure.floor, rules.allow.get(name)) if each is not None]
-    floor = max(floors) if floors else None
-    allowed = name in rules.allow and floor == rules.allow[name]
-    figure_from = "allowed by the gate" if allowed else figure.floor_from
+    floor, figure_from = _floor(figure, rules.allow.get(name))
     if not math.isfinite(worse) or figure.few:
         few = f"{title} rests on {figure.count} items, below {MIN_COUNT}"
         return _suite(figure, "unknown", few, floor, figure_from, "ask more items (behaviour.items, or its file)")
@@ -187,6 +186,15 @@ def suite_check(figure: Measured, rules: ShipRules) -> Check:
 LOWER_RATE = "foretune whatif {run} --set training.learning_rate=1e-5,3e-5,1e-4"
 MORE_ITEMS = "ask more items (behaviour.items, behaviour.path.items), or allow it in a gate (ship.allow)"
 ASK = "set behaviour.enabled: true and name suites (behaviour.suites), or ship.suites: false in a gate"
+
+
+def _floor(figure: Measured, allowed: float | None) -> tuple[float | None, str]:
+    """The largest of what noise does, what a gate allows and what is too small to count, and which of them it is."""
+    known = [(figure.floor, figure.floor_from), (allowed, "allowed by the gate")]
+    floors = [(floor, of) for floor, of in known if floor is not None]
+    if not floors:
+        return None, ""
+    return max([*floors, (SMALLEST, "the smallest that counts")], key=lambda each: each[0])
 
 
 def _suites(suites: Sequence[Measured], rules: ShipRules) -> list[Check]:

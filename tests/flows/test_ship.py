@@ -20,7 +20,7 @@ from foretune.flows.vet import verdict_table, vet
 from foretune.storage.errors import BadInput
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, new_run_id
-from tests.flows.test_command_line import assert_bad_input, foretune
+from tests.flows.test_command_line import foretune
 
 pytestmark = pytest.mark.slow
 
@@ -45,13 +45,13 @@ def request_file(tmp_path_factory, write_tiny_request: Callable[[Path], Path], t
 
 @pytest.fixture(scope="module")
 def versions(prefect_server, request_file: Path, tiny_rows: list[dict]) -> list[Run]:
-    """Three versions of the dataset: without suites, with them, and trained at a rate that ruins the model."""
+    """Three versions of the dataset: without suites, with them, and with answers that ruin the model."""
     from datetime import UTC, datetime
 
     runs = []
-    changed = [["behaviour.enabled=false"], [], ["training.learning_rate=3.0", "training.max_grad_norm=100.0"]]
+    changed = [["behaviour.enabled=false"], [], ["training.learning_rate=3e-2"]]
     for number, overrides in enumerate(changed, start=1):
-        rows = tiny_rows[: 15 + number]
+        rows = [row | {"output": "~^" * 30} if number == 3 else row for row in tiny_rows[: 15 + number]]
         train = request_file.parent / f"v{number}.jsonl"
         train.write_text("".join(json.dumps(row) + "\n" for row in rows))
         wanted = load_request(str(request_file), [*LEAN, f"dataset.path={train}", *overrides])
@@ -61,6 +61,14 @@ def versions(prefect_server, request_file: Path, tiny_rows: list[dict]) -> list[
         runs.append(run)
     Ledger(runs[1].root, "tiny").accept({"run_id": runs[1].run_id, "summary": runs[1].read_result()["summary"]})
     return runs
+
+
+def refused(*words: str) -> str:
+    """The one line with which a command refuses bad input."""
+    done = foretune(*words)
+    assert done.returncode == 2 and done.stdout == "", done
+    (line,) = done.stderr.splitlines()
+    return line
 
 
 def test_the_command_decides_from_the_stored_run_alone(versions, tmp_path):
@@ -111,7 +119,7 @@ def test_a_gate_is_applied_too(versions, tmp_path):
     assert {c.name: c.outcome for c in ignored.checks}["suite.arithmetic"] == "not judged"
     file = tmp_path / "gate.yaml"
     file.write_text("rules: []\nship: {allow: {arithmetik: 0.1}}\n")
-    said = assert_bad_input(foretune("ship", run.run_id, "--root", run.root, "--gate", str(file)))
+    said = refused("ship", run.run_id, "--root", run.root, "--gate", str(file))
     assert "gate ship: no suite arithmetik in this run; nearest: arithmetic" in said
 
 
@@ -126,15 +134,15 @@ def test_a_gate_is_applied_too(versions, tmp_path):
 def test_bad_input_is_one_line(versions, tmp_path, text, said):
     file = tmp_path / "gate.yaml"
     file.write_text(text)
-    assert said in assert_bad_input(foretune("ship", "latest", "--root", versions[0].root, "--gate", str(file)))
+    assert said in refused("ship", "latest", "--root", versions[0].root, "--gate", str(file))
 
 
 def test_no_such_run_and_a_file_that_is_there_are_one_line(versions, tmp_path):
     root = versions[0].root
-    assert "nothing" in assert_bad_input(foretune("ship", "nothing", "--root", root))
+    assert "nothing" in refused("ship", "nothing", "--root", root)
     there = tmp_path / "ship.xml"
     there.write_text("mine")
-    assert "exists" in assert_bad_input(foretune("ship", "latest", "--root", root, "--junit", str(there)))
+    assert "exists" in refused("ship", "latest", "--root", root, "--junit", str(there))
     assert there.read_text() == "mine"
     with pytest.raises(BadInput, match="has no prediction"):
         bare = Run(str(tmp_path / "root"), "20260101-000000-bare-0000")

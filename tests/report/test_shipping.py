@@ -85,6 +85,8 @@ def test_the_task_must_improve_by_its_interval_and_beyond_noise(changes, outcome
         (suite(-0.1, -0.2, 0.0), "unknown", "beyond 0.03, but its interval (-0.2 to +0) includes zero"),
         (suite(-0.03, -0.04, -0.02), "pass", "no more than 0.03 (2 null deltas"),
         (suite(-0.0301, -0.04, -0.02), "fail", "gets worse by 0.0301"),
+        (suite(-0.001, -0.002, -0.0005, floor=1e-6), "pass", "no more than 0.001 (the smallest that counts)"),
+        (suite(-0.0011, -0.002, -0.0005, floor=1e-6), "fail", "gets worse by 0.0011"),
         (suite(0.1, 0.05, 0.2), "pass", "does not get worse"),
         (suite(0.1, 0.05, 0.2, direction="lower"), "fail", "gets worse by 0.1"),
         (suite(-0.1, -0.2, -0.05, direction="lower"), "pass", "does not get worse"),
