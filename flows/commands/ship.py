@@ -83,7 +83,11 @@ def print_ship(terminal: Terminal, run: Run, decision: Decision) -> None:
     if decision.remedies:
         terminal.say("Next")
         for remedy in decision.remedies:
-            terminal.hanging("  ", remedy_of(remedy, run))
+            said = remedy_of(remedy, run)
+            if said.startswith("foretune "):  # a command is copied whole
+                terminal.say(f"  {said}", whole=True)
+            else:
+                terminal.hanging("  ", said)
 
 
 def _cells(check: Check) -> tuple[str, ...]:
@@ -106,12 +110,14 @@ def _row(*cells: str) -> str:
 
 def _notes(decision: Decision) -> list[str]:
     """What the noise is of, a line for each kind."""
-    from foretune.tasks.report.shipping import titled
+    from foretune.tasks.report.shipping import ALLOWED, COUNTS, titled
 
     kinds: dict[str, list[str]] = {}
     for check in decision.checks:
         if check.floor is not None and check.floor_from:
             of = "suites" if check.name.startswith("suite.") else titled(check.name)
-            kinds.setdefault(of, [])
-            kinds[of] += [] if check.floor_from in kinds[of] else [check.floor_from]
-    return [f"Noise of the {of}: the largest change by {'; or '.join(said)}." for of, said in kinds.items()]
+            bare = check.floor_from in (ALLOWED, COUNTS)
+            said = check.floor_from if bare else f"the largest change by {check.floor_from}"
+            listed = kinds.setdefault(of, [])
+            listed += [] if said in listed else [said]
+    return [f"Noise of the {of}: {', or '.join(said)}." for of, said in kinds.items()]

