@@ -15,14 +15,17 @@ from foretune.flows.commands.serve import served_text
 from foretune.tasks.report.conditions import Condition
 from foretune.tasks.report.row_query import RowReader
 from foretune.tasks.report.rows import rows_view
+from foretune.tasks.report.shipping import decide
 from foretune.tasks.report.views import ReportView
 from tests.report.browser import CHROMIUM, big_table, chromium, opened, serving
 from tests.report.conftest import published
+from tests.report.test_shipping import EVIDENCE, suite
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")]
 
 MANY = 100_000
+BROKEN = dataclasses.replace(EVIDENCE, suites=[suite(-0.1, -0.2, -0.05)])
 FIRST_PAINT, FILTERED = 1.0, 0.2  # seconds
 
 
@@ -119,12 +122,21 @@ def like_the_demo() -> tuple[Condition, ...]:
 
 def test_verdict_worth_and_loss_path_stand_on_the_first_screen(browser, view, faults, tmp_path):
     place = tmp_path / "report.html"
-    place.write_text(published(dataclasses.replace(view, conditions=like_the_demo())), encoding="utf-8")
+    shown = published(dataclasses.replace(view, conditions=like_the_demo()), ship=decide(BROKEN))
+    place.write_text(shown, encoding="utf-8")
     tab = opened(browser, place.as_uri(), faults)
     tab.wait_for_selector("[data-chart='loss-path'] .main-svg")
-    seen = {part: tab.locator(part).bounding_box() for part in (".verdict", ".worth-list", "[data-chart='loss-path']")}
+    seen = {
+        part: tab.locator(part).bounding_box()
+        for part in (".verdict", ".worth .worth-list", "[data-chart='loss-path']")
+    }
     ends = {part: round(box["y"] + box["height"]) for part, box in seen.items()}
     assert max(ends.values()) <= 900, ends
+    assert tab.inner_text(".ship .figure") == "DON'T" and tab.locator(".ship").bounding_box()["height"] < 60
+    assert not tab.is_visible(".ship li li >> nth=0")
+    tab.click(".ship summary")
+    assert "refusal gets worse by 0.1" in tab.inner_text(".ship ul")
+    tab.click(".ship summary")
     lines = [each["height"] for each in (it.bounding_box() for it in tab.locator(".condition.warn").all())]
     assert len(lines) == 6 and max(lines) < 32  # a line each, until it is opened
     tab.click(".condition.warn summary >> nth=0")
