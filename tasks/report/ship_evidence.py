@@ -30,7 +30,7 @@ def ship_evidence(run: Run, made: Mapping[str, ArtifactRef], signals: Sequence[M
     ends = [each - predicted["heldout_loss_evaluated"] for each in moved]
     task = pair_figures(diff, predicted, ends) if paired else [loss_figure(diff, predicted, ends, null_losses(opened))]
     suites = suite_figures(*(_summary(opened, name) for name in ("behaviour", "behaviour_path")))
-    return ShipEvidence(task, suites, trust.at_the_end, trust.words, leaked[0] if leaked else "")
+    return ShipEvidence(task, suites, trust.at_the_end, trust.words, leaked[0].partition(";")[0] if leaked else "")
 
 
 READ = ("prediction", "model_diff", "null_deltas", "behaviour", "behaviour_path")

@@ -16,6 +16,7 @@ from foretune.tasks.report.conditions import Condition
 from foretune.tasks.report.row_query import RowReader
 from foretune.tasks.report.rows import rows_view
 from foretune.tasks.report.shipping import decide
+from foretune.tasks.report.versions_page import versions_page
 from foretune.tasks.report.views import ReportView
 from tests.report.browser import CHROMIUM, big_table, chromium, opened, serving
 from tests.report.conftest import published
@@ -296,3 +297,23 @@ def test_a_browser_that_prints_does_so_itself(browser, address, faults):
     assert tab.evaluate("window.asked") == 0
     assert tab.evaluate("window.drawn") > 20 and tab.evaluate("window.wide") == 0
     assert tab.evaluate("document.documentElement.dataset.printing") is None
+
+
+def test_the_history_draws_losses_and_suites(browser, faults, tmp_path):
+    suites = [{"refusal": {"base": 0.2, "predicted": 0.2 + c, "change": c, "verdict": "worse"}} for c in (-0.1, -0.2)]
+    version = dict.fromkeys(("dataset", "rows", "rows_added", "rows_removed", "rows_kept", "flagged_rows", "verdict"))
+    losses = {f"heldout_loss_{name}": 3.5 for name in ("base", "predicted", "evaluated")}
+    version |= {**losses, "signals": [], "accepted": False, "against_accepted": {}, "ship": None, "suites": None}
+    told = [version | {"run_id": f"run-{n}", "suites": each} for n, each in enumerate([None, *suites])]
+    for each in suites:
+        each["refusal"]["against_accepted"] = None
+    place = tmp_path / "history.html"
+    place.write_text(versions_page({"name": "tickets", "accepted": None, "versions": told}), encoding="utf-8")
+    tab = browser.new_page()
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.goto(place.as_uri())
+    tab.wait_for_selector("[data-chart='versions'] .main-svg")
+    tab.locator("#suites").scroll_into_view_if_needed()
+    tab.wait_for_selector("[data-chart='suites'] .main-svg")
+    assert tab.locator("[data-chart='suites'] .scatterlayer .point").count() == 2  # and a gap where none was asked
+    assert tab.locator("#suites tbody tr").count() == 3
