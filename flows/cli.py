@@ -38,6 +38,7 @@ from foretune.flows.commands.options import (
 from foretune.flows.commands.quality import quality
 from foretune.flows.commands.remaining import planner
 from foretune.flows.commands.serve import serve
+from foretune.flows.commands.ship import ship
 from foretune.flows.commands.terminal import Terminal, styled, take_any_encoding, write_help
 from foretune.flows.commands.versions import history
 from foretune.flows.environment import prepare
@@ -248,6 +249,7 @@ def backtest(
     finish(result, as_json)
 
 
+app.command()(ship)
 app.command()(clean)
 app.command()(quality)
 app.command()(diff)
@@ -305,7 +307,7 @@ def whatif(
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the gate or `quality` says no, 130 stopped by a signal."""
+    """Exit status: 0 done, 1 the run failed, 2 bad input, 3 the gate, ship or quality says no, 130 a signal."""
     take_any_encoding()
     stop_at_signals()
     prepare(command_line=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
@@ -16,6 +16,7 @@ from foretune.flows.settings_files import first_fault, read_settings
 from foretune.storage.errors import BadInput
 from foretune.tasks.report.findings import SEVERITIES
 from foretune.tasks.report.numbers import plain
+from foretune.tasks.report.shipping import ShipRules
 
 LARGEST = 1e30
 """Beyond it no threshold means anything, and no infinity is one."""
@@ -71,6 +72,25 @@ class GateRule(BaseModel):
         return next(name for name in BOUNDS if getattr(self, name) is not None)
 
 
+class GateShip(BaseModel):
+    """What a verdict on shipping lets pass, by suite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Shipping")
+
+    allow: dict[str, Annotated[float, Field(gt=0, le=LARGEST)]] = Field(
+        default={},
+        max_length=1000,
+        title="Allow",
+        description="suite, and by how much it may get worse, in its own unit; at least what noise does",
+    )
+    ignore: list[str] = Field(default=[], max_length=1000, title="Ignore", description="suites that are not judged")
+    suites: bool = Field(default=True, title="Suites", description="false: the training's own figure alone is judged")
+
+    @property
+    def rules(self) -> ShipRules:
+        return ShipRules(self.allow, frozenset(self.ignore), self.suites)
+
+
 class Gate(BaseModel):
     """What a dataset must keep to before anyone trains on it."""
 
@@ -88,6 +108,12 @@ class Gate(BaseModel):
         title="Accepts",
         description="worst verdict with which a version becomes the one that later versions are compared with",
     )
+    ship: GateShip = Field(default=GateShip(), title="Shipping")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a vetting's verdict depends on; a gate that says nothing of shipping is what it was before it could."""
+        return self.model_dump(mode="json", exclude={"ship"} if self.ship == GateShip() else None)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

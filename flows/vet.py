@@ -16,6 +16,7 @@ from foretune.flows.dag.costs import checked_sources
 from foretune.flows.failures import ending_in_one_line, engine_log_silenced, finished
 from foretune.flows.gate import Gate, apply_gate, crossed_in_words
 from foretune.flows.request import Request, RuntimeSettings
+from foretune.flows.shipping import shipped
 from foretune.flows.simulate import simulate
 from foretune.storage.digests import digest_of
 from foretune.storage.display import one_line
@@ -30,6 +31,8 @@ from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.report.address import report_address, report_link
 from foretune.tasks.report.comparison import change
 from foretune.tasks.report.numbers import plain
+from foretune.tasks.report.publish import ship_markdown
+from foretune.tasks.report.ship_evidence import ship_block
 
 EVENT = "foretune.vetting.finished"
 ACCEPTED, WARNED, REFUSED = "Accepted", "Warned", "Refused"
@@ -83,6 +86,7 @@ def vet(
         **judged.as_dict(),
         "accepted": judged.accepted_by(gate),
         "answer": result["summary"]["answer"],
+        "ship": ship_block(shipped(run, gate)),
         "accepted_before": accepted and accepted["run_id"],
         "comparison": compared and changes(compared),
     }
@@ -110,7 +114,7 @@ def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
             "rows": {role: identity(file) for role, file in sources.rows.items()},
             "files": identity(files),
             "request": identity(settings),
-            "gate": gate.model_dump(mode="json"),
+            "gate": gate.identity,
         }
     )[:40]
 
@@ -196,7 +200,7 @@ def verdict_table(verdict: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
     if verdict["comparison"]:
         lines += against_accepted(verdict["comparison"])
-    return "\n".join([*lines, "", f"Run {escape(verdict['run_id'])}", ""])
+    return "\n".join([*lines, "", f"{ship_markdown(verdict)}Run {escape(verdict['run_id'])}", ""])
 
 
 def against_accepted(comparison: dict[str, Any]) -> list[str]:

@@ -47,6 +47,19 @@ class Summary(Record):
     horizon: float | None = None
 
 
+class StoredSuite(Record):
+    suite: str
+    base: float
+    predicted: float
+    change: float
+    verdict: str
+
+
+class StoredShip(Record):
+    verdict: str
+    reasons: list[str]
+
+
 class StoredResult(Record):
     """result.json."""
 
@@ -55,6 +68,8 @@ class StoredResult(Record):
     artifacts: dict[str, StoredArtifact] = {}
     signals: list[StoredSignal] = []
     summary: Summary = Summary()
+    behaviour: list[StoredSuite] | None = None
+    ship: StoredShip | None = None
 
 
 class AcceptedVersion(Record):

@@ -41,14 +41,18 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
     told = [*behaviour_lines(result.get("behaviour", [])), *behaviour_path_lines(result.get("behaviour_path"))]
     for number, line in enumerate(told):
         terminal.hanging(" " * 15 if number else "Behaviour      ", line)
+    if ship := result.get("ship"):
+        more = f" (and {len(ship['reasons']) - 1} more)" if len(ship["reasons"]) > 1 else ""
+        terminal.hanging("Ship?          ", f"{ship['verdict']}: {ship['reasons'][0]}{more}")
     terminal.hanging("Cost           ", cost_in_words(result["cost"]))
     counts = result["tasks"]
     terminal.say(f"Passes         {passes_in_words(counts)}")
     cleaned = clean_command([Condition(**each) for each in summary["conditions"]])
     asks = f'foretune ask {run.run_id} "..."' if summary.get("answers_asked") else ""
-    if cleaned or asks:
+    ships = f"foretune ship {run.run_id}" if result.get("ship") else ""
+    if cleaned or asks or ships:
         terminal.say("Next")
-    for command in filter(None, (cleaned.replace("{run}", run.run_id), asks)):
+    for command in filter(None, (cleaned.replace("{run}", run.run_id), asks, ships)):
         terminal.say(f"  {command}", whole=True)
     terminal.say("Report")
     terminal.say(f"  {(run.place / 'report.html').uri}", whole=True)

@@ -157,6 +157,8 @@ def print_verdict(terminal: Terminal, verdict: dict[str, Any]) -> None:
             styled(f"{crossing['verdict']:<5}", COLOURS["critical" if crossing["verdict"] == "fail" else "warn"]),
             f" {crossed_in_words(crossing)}  {crossing['reason']}",
         )
+    if ship := verdict.get("ship"):  # verdicts of before have none
+        terminal.hanging("ship? ", f"{ship['verdict']}: {'; '.join(ship['reasons'])}")
     if verdict["skipped"]:
         terminal.say(f"not applied, since no version was accepted yet: {', '.join(verdict['skipped'])}")
 

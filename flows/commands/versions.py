@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Annotated, Any
 
@@ -13,9 +14,12 @@ from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.ledger import Ledger
 from foretune.storage.results import artifact_of
 from foretune.storage.runs import Run, list_runs, runs_named
+from foretune.tasks.report.numbers import measured, signed
 
 LOSSES = ("heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated")
 COMPARED = (*LOSSES, "flagged_rows")
+SCORES = ("base", "predicted", "change", "low", "high", "n", "verdict")
+"""Of each suite of a version."""
 NAMES = 8  # of a root, listed where none fits
 
 
@@ -26,7 +30,7 @@ def history(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The versions of a dataset one after the other: losses, flags, signals, verdicts, rows that came and went."""
+    """The versions of a dataset one after the other: losses, suites, flags, signals, verdicts, rows that came, went."""
     found = versions_of(root_given(root), name, last)
     found |= kept_page(Run(root_given(root), found["versions"][-1]["run_id"]), found)
     print_versions(terminal_for(quiet), found)
@@ -83,7 +87,20 @@ def _version(
         "verdict": verdict and verdict["verdict"],
         "accepted": accepted is not None and accepted["run_id"] == run.run_id,
         "against_accepted": deltas,
+        **suites_of(result, base),
     }
+
+
+def suites_of(result: dict[str, Any], accepted: dict[str, Any]) -> dict[str, Any]:
+    """Each suite's scores with how far it is from the accepted run's, and the verdict on shipping; None where a run
+    is older than they are. Suites whose base scores differ were asked other items or another model: not compared."""
+    told = result.get("behaviour")
+    suites = {each["suite"]: {name: each.get(name) for name in SCORES} for each in told} if told else None
+    for name, suite in (suites or {}).items():
+        base, predicted = (accepted.get(f"behaviour.{name}.{side}") for side in ("base", "predicted"))
+        same = base is not None and predicted is not None and math.isclose(base, suite["base"], rel_tol=1e-6)
+        suite["against_accepted"] = suite["predicted"] - predicted if same else None
+    return {"suites": suites, "ship": (result.get("ship") or {}).get("verdict")}
 
 
 def _sample_ids(run: Run) -> Counter[str] | None:
@@ -130,13 +147,33 @@ def print_versions(terminal: Terminal, found: dict[str, Any]) -> None:
             f"held-out loss {base} -> {predicted} predicted, {evaluated} evaluated; "
             f"{version['flagged_rows'] if version['flagged_rows'] is not None else '-'} rows flagged"
         )
+        terminal.hanging("  suites  ", suites_in_words(version["suites"]))
+        terminal.say(f"  ship    {version['ship'] or '-'}")
         if version["signals"]:
             terminal.say(f"  signals: {', '.join(version['signals'])}")
         if version["against_accepted"] and not version["accepted"]:
             changes = (f"{name.replace('_', ' ')} {value:+.3g}" for name, value in version["against_accepted"].items())
             terminal.say(f"  against the accepted {found['accepted']}: {', '.join(changes)}")
+        if moved := suites_against(version["suites"]) if not version["accepted"] else "":
+            terminal.hanging("  suites against the accepted: ", moved)
     if found["page"]:
         terminal.say(found["page"], whole=True)
+
+
+def suites_in_words(suites: dict[str, Any] | None) -> str:
+    """Base, predicted and change of every suite, its verdict where it moved; a dash where none was asked."""
+    told = []
+    for name, each in (suites or {}).items():
+        moved = each["verdict"] if each["verdict"] in ("better", "worse", "changed") else ""
+        scores = f"{measured(each['base'])} -> {measured(each['predicted'])} ({signed(each['change'])})"
+        told.append(" ".join(filter(None, (name.replace("_", " "), scores, moved))))
+    return ", ".join(told) or "-"
+
+
+def suites_against(suites: dict[str, Any] | None) -> str:
+    """How far the predicted score of each suite is from the accepted run's."""
+    compared = {name: each["against_accepted"] for name, each in (suites or {}).items()}
+    return ", ".join(f"{name.replace('_', ' ')} {signed(d)}" for name, d in compared.items() if d is not None)
 
 
 def _changed_rows(version: dict[str, Any]) -> str:

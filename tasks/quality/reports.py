@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 from foretune.storage.display import one_line
+from foretune.storage.junit import JUnitCase, junit_document
 from foretune.tasks.quality.rules import Rule
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {"info": "note", "warn": "warning", "critical": "error"}
-_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MOST_RESULTS = 25_000
 """GitHub takes so many results of one SARIF run."""
 MOST_ANNOTATIONS = 50
@@ -98,26 +97,15 @@ def junit_bytes(findings: pa.Table, dataset: str, settings: QualitySettings, row
     by_rule: dict[str, list[dict[str, Any]]] = {rule: [] for rule in active}
     for finding in findings.to_pylist():
         by_rule[finding["rule"]].append(finding)
-    failed = {rule for rule, found in by_rule.items() if found and active[rule].severity != "info"}
-    counts = {"tests": str(len(by_rule)), "failures": str(len(failed)), "errors": "0"}
-    top = ElementTree.Element("testsuites", {"name": "foretune quality", **counts})
-    suite = ElementTree.SubElement(top, "testsuite", {"name": _xml(dataset), **counts, "skipped": "0"})
-    ElementTree.SubElement(ElementTree.SubElement(suite, "properties"), "property", name="rows", value=str(rows))
-    for rule, found in by_rule.items():
-        case = ElementTree.SubElement(suite, "testcase", classname=f"quality.{active[rule].category}", name=rule)
-        said = "\n".join(message_of(each, active[rule]) for each in found[:20])
-        if rule in failed:
-            failure = ElementTree.SubElement(case, "failure", type=active[rule].severity)
-            failure.set("message", _xml(f"{len(found)} findings: {active[rule].says}"))
-            failure.text = _xml(said)
-        elif found:
-            ElementTree.SubElement(case, "system-out").text = _xml(said)
-    return ElementTree.tostring(top, encoding="utf-8", xml_declaration=True)
-
-
-def _xml(text: str) -> str:
-    """Without what XML 1.0 cannot hold."""
-    return _NOT_XML.sub("?", text)
+    cases = []
+    for name, found in by_rule.items():
+        rule, said = active[name], "\n".join(message_of(each, active[name]) for each in found[:20])
+        failed = found and rule.severity != "info"
+        case = JUnitCase(f"quality.{rule.category}", name, text=said)
+        if failed:
+            case = replace(case, outcome="failure", kind=rule.severity, message=f"{len(found)} findings: {rule.says}")
+        cases.append(case)
+    return junit_document("foretune quality", dataset, cases, {"rows": str(rows)})
 
 
 def annotation_lines(findings: pa.Table, dataset: str, settings: QualitySettings) -> Iterator[str]:

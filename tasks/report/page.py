@@ -33,7 +33,7 @@ from foretune.tasks.report.views import (
 )
 
 
-@content_task(version=5, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=6, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:

@@ -20,6 +20,8 @@ from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
+from foretune.tasks.report.ship_evidence import ship_block, ship_evidence
+from foretune.tasks.report.shipping import decide
 
 
 @prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
@@ -35,8 +37,9 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
     events.flush()  # on S3 the passes' own events may still be gathered here
     record = recorded(run, request, made)
     page = run.store.open(made.get("backtest_report", made["report"])).text("report.html")
-    run.write_report(with_run(page, record, commands(run.run_id, found)))
-    result = result_of(run, request, made, found, record, submitted)
+    decision = decide(ship_evidence(run, made, found.signals))
+    run.write_report(with_run(page, record, commands(run.run_id, found), decision))
+    result = result_of(run, request, made, found, record, submitted) | {"ship": ship_block(decision)}
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
     if "answer_agreement" in made:
@@ -113,8 +116,14 @@ def verdict_markdown(result: dict[str, Any], link: str = "") -> str:
         f"## Should I train? {escape(summary['answer'])}\n\n{reasons}\n\n"
         f"Held-out loss {summary['heldout_loss_base']:.3f} → {summary['heldout_loss_evaluated']:.3f} "
         f"(trusted: {escape(summary['trust'])})\n\n{_axes(result)}"
-        f"Run {escape(result['run_id'])}{link and f' · {link}'}\n"
+        f"{ship_markdown(result)}Run {escape(result['run_id'])}{link and f' · {link}'}\n"
     )
+
+
+def ship_markdown(told: dict[str, Any]) -> str:
+    """Ship or not, with what decided; nothing where it was not asked."""
+    ship = told.get("ship")
+    return f"Ship? **{escape(ship['verdict'])}**: {escape('; '.join(ship['reasons']))}\n\n" if ship else ""
 
 
 def _axes(result: dict[str, Any]) -> str:

@@ -14,22 +14,31 @@ from foretune.tasks.report.standalone import chart_data, page_environment
 
 if TYPE_CHECKING:
     from foretune.tasks.report.run_record import RunRecord
+    from foretune.tasks.report.shipping import Decision
 
 PLACE = re.compile(r"<!--run:([a-z]+)-->")
 
 
-def with_run(page: str, record: RunRecord, commands: Sequence[str]) -> str:
-    """The page with every place filled: `id`, `next`, `invariants`, `cost`, `timeline` and `figures`."""
+def with_run(page: str, record: RunRecord, commands: Sequence[str], ship: Decision | None = None) -> str:
+    """The page with every place filled: `id`, `ship`, `next`, `invariants`, `cost`, `timeline` and `figures`."""
     from foretune.tasks.report.charts.timeline import timeline
     from foretune.tasks.report.graph import BOX_HEIGHT, BOX_WIDTH, drawing
     from foretune.tasks.report.tables import passes
 
     chart = timeline(record.timeline)
     graph = {"drawing": drawing(record.graph), "box_width": BOX_WIDTH, "box_height": BOX_HEIGHT}
-    filled = {"record": record, "commands": commands, "chart": chart, "table": passes(record.timeline), **graph}
+    filled = {
+        "record": record,
+        "commands": commands,
+        "ship": ship,
+        "chart": chart,
+        "table": passes(record.timeline),
+        **graph,
+    }
     module = cast(Any, page_environment().get_template("run.html.jinja").make_module(filled))  # macros as attributes
     parts = {
         "id": str(module.run_id()),
+        "ship": str(module.shipping()),
         "next": str(module.next()),
         "invariants": str(module.invariants()),
         "cost": str(module.cost()),

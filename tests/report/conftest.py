@@ -21,6 +21,7 @@ from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.run_record import Cost, Invariant, RunRecord
 from foretune.tasks.report.run_section import with_run
 from foretune.tasks.report.settings import ReportSettings
+from foretune.tasks.report.shipping import Decision
 from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
@@ -392,9 +393,9 @@ def example_record() -> RunRecord:
     return RunRecord("otter", (*seen, Invariant(INVARIANTS[-1], None)), TIMELINE, ("baseline",), cost, GRAPH)
 
 
-def published(view: ReportView, settings: ReportSettings | None = None) -> str:
+def published(view: ReportView, settings: ReportSettings | None = None, ship: Decision | None = None) -> str:
     """The page as a run's folder holds it."""
-    return with_run(build_report(view, settings), example_record(), COMMANDS)
+    return with_run(build_report(view, settings), example_record(), COMMANDS, ship)
 
 
 SIGNALS = [

@@ -15,14 +15,18 @@ from foretune.flows.commands.serve import served_text
 from foretune.tasks.report.conditions import Condition
 from foretune.tasks.report.row_query import RowReader
 from foretune.tasks.report.rows import rows_view
+from foretune.tasks.report.shipping import decide
+from foretune.tasks.report.versions_page import versions_page
 from foretune.tasks.report.views import ReportView
 from tests.report.browser import CHROMIUM, big_table, chromium, opened, serving
 from tests.report.conftest import published
+from tests.report.test_shipping import EVIDENCE, suite
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")]
 
 MANY = 100_000
+BROKEN = dataclasses.replace(EVIDENCE, suites=[suite(-0.1, -0.2, -0.05)])
 FIRST_PAINT, FILTERED = 1.0, 0.2  # seconds
 
 
@@ -119,13 +123,21 @@ def like_the_demo() -> tuple[Condition, ...]:
 
 def test_verdict_worth_and_loss_path_stand_on_the_first_screen(browser, view, faults, tmp_path):
     place = tmp_path / "report.html"
-    place.write_text(published(dataclasses.replace(view, conditions=like_the_demo())), encoding="utf-8")
+    shown = published(dataclasses.replace(view, conditions=like_the_demo()), ship=decide(BROKEN))
+    place.write_text(shown, encoding="utf-8")
     tab = opened(browser, place.as_uri(), faults)
     tab.wait_for_selector("[data-chart='loss-path'] .main-svg")
-    parts = (".verdict", ".worth-list >> nth=0", "[data-chart='loss-path']")
-    seen = {part: tab.locator(part).bounding_box() for part in parts}
+    seen = {
+        part: tab.locator(part).bounding_box()
+        for part in (".verdict", ".worth .worth-list", "[data-chart='loss-path']")
+    }
     ends = {part: round(box["y"] + box["height"]) for part, box in seen.items()}
     assert max(ends.values()) <= 900, ends
+    assert tab.inner_text(".ship .figure") == "DON'T" and tab.locator(".ship").bounding_box()["height"] < 60
+    assert not tab.is_visible(".ship li li >> nth=0")
+    tab.click(".ship summary")
+    assert "refusal gets worse by 0.1" in tab.inner_text(".ship ul")
+    tab.click(".ship summary")
     lines = [each["height"] for each in (it.bounding_box() for it in tab.locator(".condition.warn").all())]
     assert len(lines) == 6 and max(lines) < 32  # a line each, until it is opened
     tab.click(".condition.warn summary >> nth=0")
@@ -285,3 +297,23 @@ def test_a_browser_that_prints_does_so_itself(browser, address, faults):
     assert tab.evaluate("window.asked") == 0
     assert tab.evaluate("window.drawn") > 20 and tab.evaluate("window.wide") == 0
     assert tab.evaluate("document.documentElement.dataset.printing") is None
+
+
+def test_the_history_draws_losses_and_suites(browser, faults, tmp_path):
+    suites = [{"refusal": {"base": 0.2, "predicted": 0.2 + c, "change": c, "verdict": "worse"}} for c in (-0.1, -0.2)]
+    version = dict.fromkeys(("dataset", "rows", "rows_added", "rows_removed", "rows_kept", "flagged_rows", "verdict"))
+    losses = {f"heldout_loss_{name}": 3.5 for name in ("base", "predicted", "evaluated")}
+    version |= {**losses, "signals": [], "accepted": False, "against_accepted": {}, "ship": None, "suites": None}
+    told = [version | {"run_id": f"run-{n}", "suites": each} for n, each in enumerate([None, *suites])]
+    for each in suites:
+        each["refusal"]["against_accepted"] = None
+    place = tmp_path / "history.html"
+    place.write_text(versions_page({"name": "tickets", "accepted": None, "versions": told}), encoding="utf-8")
+    tab = browser.new_page()
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.goto(place.as_uri())
+    tab.wait_for_selector("[data-chart='versions'] .main-svg")
+    tab.locator("#suites").scroll_into_view_if_needed()
+    tab.wait_for_selector("[data-chart='suites'] .main-svg")
+    assert tab.locator("[data-chart='suites'] .scatterlayer .point").count() == 2  # and a gap where none was asked
+    assert tab.locator("#suites tbody tr").count() == 3

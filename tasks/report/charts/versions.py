@@ -1,4 +1,4 @@
-"""The chart of a dataset's versions: held-out loss before and after training on each of them."""
+"""The charts of a dataset's versions: held-out loss before and after training on each, and what each breaks."""
 
 from __future__ import annotations
 
@@ -76,3 +76,44 @@ def losses_by_version(versions: Sequence[Mapping[str, Any]]) -> Chart | None:
         "Lower is better; a version whose evaluated loss rises above the one before lost something that was there.",
         figure,
     )
+
+
+DASHES = ("solid", "dash", "dot")
+
+
+def suites_by_version(versions: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """The change of every suite by version, a line each; a gap where a version was not asked.
+
+    Args:
+        versions: run_id, ship and suites ({name: base, predicted, change, verdict, against_accepted}, or None).
+    """
+    names = list(dict.fromkeys(name for version in versions for name in version.get("suites") or {}))
+    if not names:
+        return None
+    places = list(range(len(versions)))
+    asked = {name: [(version.get("suites") or {}).get(name) for version in versions] for name in names}
+    traces: list[Any] = [
+        go.Scatter(
+            x=places,
+            y=[each and each["change"] for each in suites],
+            name=label(name.replace("_", " ")),
+            mode="lines+markers",
+            customdata=[hover(_said(version, each)) for version, each in zip(versions, suites, strict=True)],
+            line={"color": SERIES[n % len(SERIES)], "width": 2, "dash": DASHES[n // len(SERIES) % len(DASHES)]},
+            marker={"size": 7},
+            hovertemplate="%{y:+.4f} (%{customdata})",
+        )
+        for n, (name, suites) in enumerate(asked.items())
+    ]
+    figure = plot(traces, x="version, oldest first", y="predicted less base, in the suite's unit", height=420)
+    figure.update_layout(showlegend=True)
+    figure.update_xaxes(tickvals=places, ticktext=[label(version["run_id"], 15) for version in versions])
+    caption = "What training on each version would do to each suite; zero is no change."
+    return Chart("suites", "Behaviour by version", caption, figure)
+
+
+def _said(version: Mapping[str, Any], suite: Mapping[str, Any] | None) -> str:
+    """A point in words."""
+    if suite is None:
+        return version["run_id"]
+    return f"{version['run_id']}: {suite['base']:.3g} to {suite['predicted']:.3g}, {suite['verdict']}"

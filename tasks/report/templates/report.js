@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const figures = {};
-  for (const part of document.querySelectorAll("script.figures"))
+  for (const part of document.querySelectorAll("script.figures, script#figures"))
     Object.assign(figures, JSON.parse(part.textContent.startsWith("{") ? part.textContent : "{}"));
 
   // A figure names its colours as CSS variables: one figure serves both colour schemes.
