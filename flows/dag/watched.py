@@ -1,4 +1,4 @@
-"""Suites that influence is measured on: one that ranks the rows, and those that are watched beside the held-out loss."""
+"""Suites that influence is measured on: one that ranks the rows, and those watched beside the held-out loss."""
 
 from __future__ import annotations
 

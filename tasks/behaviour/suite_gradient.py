@@ -85,7 +85,7 @@ def suite_gradient(
 
 
 def fitting_options(tokenizer: Any, items: SuiteItems, longest: int | None) -> list[tuple[Any, list[Continuation]]]:
-    """Every item with its options as tokens, without those that have more than `longest`. BadInput where none is left."""
+    """Every item with its options as tokens, but those longer than `longest`. BadInput where none is left."""
     from foretune.tasks.behaviour.scoring import options_of
 
     prompted = [item for item in items.items if not isinstance(item, LossItem)]
@@ -104,7 +104,7 @@ def fitting_options(tokenizer: Any, items: SuiteItems, longest: int | None) -> l
 def weighed(
     call: Call, options: Sequence[Continuation], shares: Sequence[float], batch_tokens: int, device: Any
 ) -> Iterator[Any]:
-    """Sums of log-likelihoods, each times its share, one micro-batch at a time; an option without a share is not read."""
+    """Sums of log-likelihoods, each times its share, by micro-batch; an option without a share is not read."""
     import torch
 
     from foretune.tasks.numerics.batches import IGNORED, buckets, collate

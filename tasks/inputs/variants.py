@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Variant:
     """Weights beside the predicted ones."""
 
-    kind: Literal["waypoint", "order"]
+    kind: Literal["waypoint", "order", "without", "control"]
     step: int  # steps taken
     seed: int  # of the order of the rows
     loss: float  # of the evaluated held-out rows: nats per label token, or per pair

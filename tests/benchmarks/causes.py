@@ -69,7 +69,7 @@ def written_request(model: str, root: Path) -> tuple[Path, list[int]]:
         "answers": {"rows": 0},
         "curvature": {"rows": 8},
         "behaviour": {"suites": ["refusal"], "path": {"points": 0, "orders": 1, "nulls": 1}},
-        "diff": {"nulls": {"deltas": 2}},
+        "diff": {"nulls": {"deltas": 0}},
         "runtime": {"root": f"{root}/root"},
     }
     (root / "request.yaml").write_text(json.dumps(request))  # JSON is YAML

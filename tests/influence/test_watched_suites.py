@@ -1,4 +1,4 @@
-"""Suites as targets of influence: their gradients against dense autograd and finite differences, and what is watched."""
+"""Suites as targets of influence: their gradients against dense autograd and finite differences; what is watched."""
 
 from __future__ import annotations
 
