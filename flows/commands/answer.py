@@ -13,6 +13,7 @@ from foretune.storage.display import one_line
 from foretune.storage.runs import Run
 from foretune.tasks.report.behaviour import behaviour_lines
 from foretune.tasks.report.behaviour_path import behaviour_path_lines
+from foretune.tasks.report.causes import causes_command, causes_lines
 from foretune.tasks.report.conditions import Condition, clean_command
 
 CONCEPTS = 5  # of each direction; result.json lists `features.top`
@@ -38,17 +39,21 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
     terminal.hanging("Trusted        ", summary["trust"])
     if summary.get("answers_asked"):
         terminal.hanging("Answers        ", answers_in_words(summary))
+    causes = result.get("causes")
     told = [*behaviour_lines(result.get("behaviour", [])), *behaviour_path_lines(result.get("behaviour_path"))]
     for number, line in enumerate(told):
         terminal.hanging(" " * 15 if number else "Behaviour      ", line)
+    for number, line in enumerate(causes_lines(causes)):
+        terminal.hanging(" " * 15 if number else "Causes         ", line)
     terminal.hanging("Cost           ", cost_in_words(result["cost"]))
     counts = result["tasks"]
     terminal.say(f"Passes         {passes_in_words(counts)}")
     cleaned = clean_command([Condition(**each) for each in summary["conditions"]])
     asks = f'foretune ask {run.run_id} "..."' if summary.get("answers_asked") else ""
-    if cleaned or asks:
+    without = causes_command(causes, run.run_id)
+    if cleaned or without or asks:
         terminal.say("Next")
-    for command in filter(None, (cleaned.replace("{run}", run.run_id), asks)):
+    for command in filter(None, (cleaned.replace("{run}", run.run_id), without, asks)):
         terminal.say(f"  {command}", whole=True)
     terminal.say("Report")
     terminal.say(f"  {(run.place / 'report.html').uri}", whole=True)

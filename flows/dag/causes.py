@@ -7,6 +7,7 @@ from typing import Any
 from foretune.flows.dag.suites import AskedSuites
 from foretune.flows.dag.watched import watched_suites
 from foretune.flows.dag.wiring import Landscape, Wiring
+from foretune.flows.request import Request
 from foretune.tasks.behaviour.cause_effects import cause_effects
 from foretune.tasks.behaviour.path_scores import NoiseSettings, path_scores
 from foretune.tasks.influence.causes import causes
@@ -27,7 +28,7 @@ def cause_passes(wiring: Wiring, train: Landscape, made: dict[str, Any], suites:
     )
     told = {"causes": found}
     asked = [number for number, (suite, _) in enumerate(suites.chosen) if suite.name in watched]
-    if not asked or not replays_without(wiring, made):
+    if not asked or "path" not in made or wiring.row_coordinates("train") is None:
         return told
     moved = wiring.step(
         without_rows,
@@ -56,9 +57,10 @@ def cause_passes(wiring: Wiring, train: Landscape, made: dict[str, Any], suites:
     return told
 
 
-def replays_without(wiring: Wiring, made: dict[str, Any]) -> bool:
-    """Whether the run can be replayed without rows: LoRA, rows kept one by one, and a path to go along."""
-    return "path" in made and wiring.row_coordinates("train") is not None
+def replays_rows(request: Request) -> bool:
+    """Whether a run of this request can be replayed without some rows, if they were kept one by one: LoRA, and a path
+    to go along."""
+    return request.adapter.method == "lora" and request.prediction.rule == "recursion"
 
 
 def _without(wiring: Wiring, made: dict[str, Any], moved: Any, items: Any) -> Any:

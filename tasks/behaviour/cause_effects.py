@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from foretune.storage.refs import ArtifactRef
@@ -34,8 +34,11 @@ def cause_effects(
     told = []
     for suite, *refs in zip(suites, base, predicted, without, strict=True):
         before, after, left_out = (run.store.open(ref).arrow("scores.parquet").to_pylist() for ref in refs)
+        sides = {"base": before, "predicted": after}
+        sides |= {kind: [row for row in left_out if row["kind"] == kind] for kind in losses}
         if losses:
-            told.append(effect_of(suite, before, after, left_out, settings))
+            scores = {kind: {row["digest"]: row["score"] for row in rows} for kind, rows in sides.items()}
+            told.append(effect_of(suite, scores, settings))
     path = run.store.open(prediction).arrow("path.parquet").to_pylist()
     draft.write_json(
         "summary.json",
@@ -48,18 +51,11 @@ def cause_effects(
 
 
 def effect_of(
-    suite: Suite,
-    base: Sequence[Mapping[str, Any]],
-    predicted: Sequence[Mapping[str, Any]],
-    left_out: Sequence[Mapping[str, Any]],
-    settings: ComparisonSettings,
+    suite: Suite, sides: Mapping[str, Mapping[str, float | None]], settings: ComparisonSettings
 ) -> dict[str, Any]:
-    """One suite, over the items that were scored under all weights."""
-    sides = {"base": base, "predicted": predicted}
-    sides |= {kind: [row for row in left_out if row["kind"] == kind] for kind in ("without", "control")}
-    scores = {
-        kind: {row["digest"]: row["score"] for row in rows if row["score"] is not None} for kind, rows in sides.items()
-    }
+    """One suite, over the items that were scored under all weights; `sides` are scores by digest, of the `predicted`
+    model, `without` the rows, and without as many others (`control`)."""
+    scores = {kind: {n: score for n, score in each.items() if score is not None} for kind, each in sides.items()}
     shared = sorted(set.intersection(*(set(each) for each in scores.values())))
     values = {kind: [each[digest] for digest in shared] for kind, each in scores.items()}
     change = paired_change(
@@ -70,7 +66,7 @@ def effect_of(
         "unit": suite.unit,
         "direction": suite.direction,
         "n": len(shared),
-        **{kind: sum(each) / len(each) for kind, each in values.items()},
+        **{kind: sum(each) / max(len(each), 1) for kind, each in values.items()},
         "change": change.change,
         "low": change.low,
         "high": change.high,

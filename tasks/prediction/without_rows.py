@@ -82,6 +82,24 @@ class WithoutRows:
         return random.Random(seed).sample(rest, min(wanted, len(rest) - 1))
 
 
+def replays_without(
+    run: Run,
+    nodes: list[ArtifactRef],
+    path: ArtifactRef,
+    model: ModelHandle,
+    adapter: AdapterSettings,
+    training: TrainingSettings,
+    *,
+    paired: bool,
+    max_relative_change: float,
+) -> WithoutRows:
+    """A run's replays over what it has stored; the model is opened for the shapes and sizes of its weights."""
+    adapted = adapt(model.open(run), adapter, training.seed)
+    return WithoutRows(
+        run, nodes, path, adapted, adapter, training, paired=paired, max_relative_change=max_relative_change
+    )
+
+
 @content_task(version=1)
 def without_rows(
     draft: Any,
@@ -101,10 +119,10 @@ def without_rows(
     loss, and a file of factors each. Nothing is computed where no row is named, or where all are."""
     named = left_out(run.store.open(causes))
     kept: list[Variant] = []
-    adapted = adapt(model.open(run), adapter, training.seed)
-    others = WithoutRows(
-        run, nodes, path, adapted, adapter, training, paired=bool(dpo_beta), max_relative_change=max_relative_change
+    others = replays_without(
+        run, nodes, path, model, adapter, training, paired=bool(dpo_beta), max_relative_change=max_relative_change
     )
+    adapted = others.adapted
     if named and len(set(others.ids) - set(named)) > 1:
         with device_lock(adapted.loaded):
             heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, batch_tokens)

@@ -67,9 +67,10 @@ def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED)
         trust=trust,
         harming=[row for row in ranked if row["verdict"] == "harms"],
         method=method_in_words(opened["influence"].json("solver.json")),
-        rows=_flagged(opened),
+        rows=_flagged(opened) | {"behaviour_poison": _poisoning(read)},
         fading=None if moved is None else suppressed,
         leaked=_leaked(opened),
+        poisoned=[suite["suite"] for suite in _poisoned(read)],
         limits=_limits(opened),
     )
     conditions = conditions_of(evidence)
@@ -183,6 +184,16 @@ def _flagged(opened: Mapping[str, Any]) -> dict[str, list[int]]:
         gains = opened["prompt_gain"].arrow("prompt_gain.parquet", columns=["row", "mismatched"]).to_pylist()
         found["answer_mismatch"] = [row["row"] for row in gains if row["mismatched"]]
     return {flag: sorted(rows) for flag, rows in found.items()}
+
+
+def _poisoned(read: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Watched suites with rows that move them for the worse."""
+    suites = read.get("causes", {}).get("suites", [])
+    return [suite for suite in suites if suite["rows"] and suite["better"] is not None]
+
+
+def _poisoning(read: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    return sorted({row["row"] for suite in _poisoned(read) for row in suite["rows"]})
 
 
 def _leaked(opened: Mapping[str, Any]) -> list[int] | None:
