@@ -25,9 +25,8 @@ def predicted_without(run: Run, rows: list[int] | None, suites: list[str], told:
     """What the run would end as without these rows, and without those that erode these suites: held-out loss and
     scores, beside those with all rows and those without as many others. BadInput where it cannot be replayed."""
     request = parse_request(content_of(run), where=f"run {run.run_id}")
-    numbers = sorted(
-        {*(rows or []), *(row["row"] for name in suites for row in causes_of(run, name, "--without-causes"))}
-    )
+    causing = [causes_of(run, name, "--without-causes") for name in suites]
+    numbers: list[int] = sorted({*(rows or []), *(int(row["row"]) for each in causing for row in each)})
     if not numbers:
         raise BadInput(f"--without-causes: no row of run {run.run_id} stands out on {', '.join(suites)}")
     ids = _ids(run, numbers)

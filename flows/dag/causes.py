@@ -11,7 +11,7 @@ from foretune.flows.request import Request
 from foretune.tasks.behaviour.cause_effects import cause_effects
 from foretune.tasks.behaviour.path_scores import NoiseSettings, path_scores
 from foretune.tasks.influence.causes import causes
-from foretune.tasks.prediction.without_rows import without_rows
+from foretune.tasks.prediction.without_rows import EndSettings, without_rows
 
 
 def cause_passes(wiring: Wiring, train: Landscape, made: dict[str, Any], suites: AskedSuites) -> dict[str, Any]:
@@ -23,7 +23,6 @@ def cause_passes(wiring: Wiring, train: Landscape, made: dict[str, Any], suites:
     found = wiring.step(
         causes,
         influence=made["influence"],
-        behaviour=made.get("behaviour"),
         outlier=wiring.request.influence.outlier,
     )
     told = {"causes": found}
@@ -40,8 +39,10 @@ def cause_passes(wiring: Wiring, train: Landscape, made: dict[str, Any], suites:
         training=wiring.request.training,
         dpo_beta=wiring.dpo_beta,
         evaluation=wiring.evaluation_rows(),
-        max_relative_change=wiring.request.prediction.max_relative_change,
-        batch_tokens=wiring.request.prediction.batch_tokens,
+        settings=EndSettings(
+            max_relative_change=wiring.request.prediction.max_relative_change,
+            batch_tokens=wiring.request.prediction.batch_tokens,
+        ),
     )
     told["cause_effects"] = wiring.step(
         cause_effects,

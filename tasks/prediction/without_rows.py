@@ -9,18 +9,21 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from foretune.storage.contents import Artifact
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
 from foretune.tasks.inputs.adapter_factors import write_factors
 from foretune.tasks.inputs.field import per_row_gradients
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
-from foretune.tasks.inputs.variants import Variant
+from foretune.tasks.inputs.variants import Kind, Variant
 from foretune.tasks.loading import AdapterSettings, lora_scale
 from foretune.tasks.prediction.evaluation import RowsAtWeights
 from foretune.tasks.prediction.gradient_shifts import TRAIN_SHIFT, stored_shift
@@ -31,6 +34,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foretune.tasks.numerics.replay import Factors
+
+
+class EndSettings(BaseModel, frozen=True):
+    """How the end of a replay is bounded, and its held-out loss taken."""
+
+    version: Literal[1] = 1
+    max_relative_change: float
+    batch_tokens: int = Field(json_schema_extra=without_result())
 
 
 @dataclass(frozen=True)
@@ -112,21 +123,31 @@ def without_rows(
     training: TrainingSettings,
     dpo_beta: float | None,
     evaluation: SubsetRows,
-    max_relative_change: float,
-    batch_tokens: int,
+    settings: EndSettings,
 ) -> None:
     """The end without the rows that `causes` names, and without as many others: variants.json with their held-out
     loss, and a file of factors each. Nothing is computed where no row is named, or where all are."""
     named = left_out(run.store.open(causes))
     kept: list[Variant] = []
+    if not named:  # no model is opened
+        draft.write_json("variants.json", {"variants": [], "end": 0})
+        return
     others = replays_without(
-        run, nodes, path, model, adapter, training, paired=bool(dpo_beta), max_relative_change=max_relative_change
+        run,
+        nodes,
+        path,
+        model,
+        adapter,
+        training,
+        paired=dpo_beta is not None,
+        max_relative_change=settings.max_relative_change,
     )
     adapted = others.adapted
-    if named and len(set(others.ids) - set(named)) > 1:
+    if len(set(others.ids) - set(named)) > 1:
         with device_lock(adapted.loaded):
-            heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, batch_tokens)
-            for kind, ids in (("without", named), ("control", others.others(named, training.seed))):
+            heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
+            left: dict[Kind, Sequence[str]] = {"without": named, "control": others.others(named, training.seed)}
+            for kind, ids in left.items():
                 end = others.ending(ids)
                 variant = Variant(kind, end.steps, training.seed, heldout.loss(end.delta))
                 write_factors(draft, end.factors, variant.file)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretune.storage.display import shown
+from foretune.tasks.engine.signals import Signal
 from foretune.tasks.report.conditions import named_rows
 
 SHOWN = 10
@@ -66,6 +67,20 @@ def causes_command(block: Mapping[str, Any] | None, run_id: str) -> str:
     suites = [suite["suite"] for suite in block["suites"] if suite["rows"]] if block else []
     words = " ".join(f"--drop-causes {suite}" for suite in suites)
     return f"foretune clean {run_id} {words} -o clean.jsonl" if suites else ""
+
+
+def poison_signal(causes: Mapping[str, Any], behaviour: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """`behaviour_poison` over all suites of which one way is worse: critical where one of them gets worse on the
+    predicted model, beyond its interval."""
+    caused = [suite for suite in causes["suites"] if suite["rows"] and suite["better"] is not None]
+    if not caused:
+        return None
+    worse = {each["suite"] for each in behaviour["suites"] if each["verdict"] == "worse"} if behaviour else set[str]()
+    told = "; ".join(f"{title_of(suite)}: {rows_in_words(suite)}" for suite in caused)
+    severity = "critical" if any(suite["suite"] in worse for suite in caused) else "warn"
+    advice = f"{told} for the worse beyond noise, and do not help; read them, and leave them out"
+    rows = {row["row"] for suite in caused for row in suite["rows"]}
+    return Signal("behaviour_poison", severity, len(rows), 0, advice).stored()
 
 
 def title_of(suite: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.trust import Trust, horizon_signal, trust_of
 from foretune.tasks.report.behaviour import behaviour_numbers
+from foretune.tasks.report.causes import poison_signal
 from foretune.tasks.report.concepts import moved_concepts, speaking_like
 from foretune.tasks.report.conditions import (
     Condition,
@@ -144,6 +145,8 @@ def _signals(
     signals = [dict(s) for part in read.values() for s in part.get("signals", []) if s["name"] != "beyond_horizon"]
     parted = horizon_signal(trust, read["prediction"].get("path_of", ""))
     signals += [parted] if parted else []
+    poison = poison_signal(read["causes"], read.get("behaviour")) if "causes" in read else None
+    signals += [poison] if poison else []
     for signal in signals:
         if signal["name"] == "assistant_speak":
             signal["advice"] += _talking(opened, strengthened)
