@@ -12,7 +12,7 @@ from foretune.flows.commands.plan import Planned, PlannedTask, total
 from foretune.flows.dag.answers import real_answers
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
-from foretune.flows.dag.suites import asked_suites
+from foretune.flows.dag.suites import scores_of
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
@@ -177,9 +177,9 @@ def behaving_alike(wiring: Wiring, made: dict[str, Any], real: dict[str, Any], s
     return wiring.step(
         suite_agreement,
         suites=[suite for suite, _ in chosen_suites(settings)],
-        base=asked_suites(wiring, None),
-        predicted=asked_suites(wiring, made["checkpoint"]),
-        real=[asked_suites(wiring, weights) for weights in real.values()],
+        base=scores_of(wiring, None),
+        predicted=scores_of(wiring, made["checkpoint"]),
+        real=[scores_of(wiring, weights) for weights in real.values()],
         seeds=seeds,
         settings=settings.comparison,
     )

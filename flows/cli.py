@@ -26,6 +26,8 @@ from foretune.flows.commands.options import (
     RequestFile,
     Root,
     RunName,
+    WithoutCauses,
+    WithoutRows,
     check_inputs,
     finish,
     named_run,
@@ -290,12 +292,25 @@ def whatif(
     run: RunName,
     grid: Grid = None,
     evaluate: Evaluate = None,
+    without: WithoutRows = None,
+    without_causes: WithoutCauses = None,
     root: Root = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict other settings from the gradients that a run has stored."""
+    """Predict other settings, or the run without some rows, from the gradients that it has stored."""
     open_prefect()
+    if without or without_causes:
+        if grid:
+            raise BadInput("whatif: --set and --without are two questions; ask one at a time")
+        from foretune.flows.commands.leaving_out import predicted_without, print_without
+
+        terminal, found = terminal_for(quiet), named_run(run, root)
+        with Counted(terminal) as counted:
+            result = predicted_without(found, whole_numbers("--without", without), without_causes or [], counted)
+        print_without(terminal, result)
+        finish(result, as_json)
+        return
     from foretune.flows.commands.whatif import print_planned, print_whatif
     from foretune.flows.commands.whatif import whatif as tried
 

@@ -13,6 +13,7 @@ from foretune.storage.display import one_line
 from foretune.storage.runs import Run
 from foretune.tasks.report.behaviour import behaviour_lines
 from foretune.tasks.report.behaviour_path import behaviour_path_lines
+from foretune.tasks.report.causes import causes_command, causes_lines
 from foretune.tasks.report.conditions import Condition, clean_command
 
 CONCEPTS = 5  # of each direction; result.json lists `features.top`
@@ -38,9 +39,12 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
     terminal.hanging("Trusted        ", summary["trust"])
     if summary.get("answers_asked"):
         terminal.hanging("Answers        ", answers_in_words(summary))
+    causes = result.get("causes")
     told = [*behaviour_lines(result.get("behaviour", [])), *behaviour_path_lines(result.get("behaviour_path"))]
     for number, line in enumerate(told):
         terminal.hanging(" " * 15 if number else "Behaviour      ", line)
+    for number, line in enumerate(causes_lines(causes)):
+        terminal.hanging(" " * 15 if number else "Causes         ", line)
     if ship := result.get("ship"):
         more = f" (and {len(ship['reasons']) - 1} more)" if len(ship["reasons"]) > 1 else ""
         terminal.hanging("Ship?          ", f"{ship['verdict']}: {ship['reasons'][0]}{more}")
@@ -50,9 +54,10 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
     cleaned = clean_command([Condition(**each) for each in summary["conditions"]])
     asks = f'foretune ask {run.run_id} "..."' if summary.get("answers_asked") else ""
     ships = f"foretune ship {run.run_id}" if result.get("ship") else ""
-    if cleaned or asks or ships:
+    without = causes_command(causes, run.run_id)
+    if cleaned or without or asks or ships:
         terminal.say("Next")
-    for command in filter(None, (cleaned.replace("{run}", run.run_id), asks, ships)):
+    for command in filter(None, (cleaned.replace("{run}", run.run_id), without, asks, ships)):
         terminal.say(f"  {command}", whole=True)
     terminal.say("Report")
     terminal.say(f"  {(run.place / 'report.html').uri}", whole=True)

@@ -16,9 +16,14 @@ MISMATCH = "answer_mismatch"  # of the prompt gain; every other flag is quality'
 
 
 def cleaned_rows(
-    run: Run, drop_worst: int, drop_flagged: list[str], drop_rows: list[int] | None = None
+    run: Run,
+    drop_worst: int,
+    drop_flagged: list[str],
+    drop_rows: list[int] | None = None,
+    drop_causes: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The dataset's rows without the samples of the worst ranks, those that carry a flag and those of given numbers.
+    """The dataset's rows without the samples of the worst ranks, those that carry a flag, those of given numbers and
+    those that erode a watched suite.
 
     Returns the kept rows and the dropped row numbers with the reason. BadInput when the dataset's file is no
     longer the one that the run read, a flag is unknown or a row is none of its training rows.
@@ -46,6 +51,9 @@ def cleaned_rows(
             if row["mismatched"]:
                 dropped.setdefault(row["row"], []).append(f"{MISMATCH}, gain {row['gain']:+.2f} nats")
     _drop_named(run, drop_rows or [], dropped)
+    for suite in drop_causes or []:
+        for row in causes_of(run, suite, "--drop-causes"):
+            dropped.setdefault(row["row"], []).append(f"moves {suite} by {row['score']:+.5f}, z {row['z']:+.1f}")
     rows = read_rows(uri)
     return {
         "kept": [row for number, row in enumerate(rows) if number not in dropped],
@@ -65,6 +73,20 @@ def _drop_named(run: Run, numbers: list[int], dropped: dict[int, list[str]]) -> 
         dropped.setdefault(number, []).append("named")
 
 
+def causes_of(run: Run, suite: str, option: str) -> list[dict[str, Any]]:
+    """The rows that stand out on a watched suite; BadInput for one that the run did not watch."""
+    try:
+        summary = run.store.open(artifact_of(run, "causes")).json("summary.json")
+    except BadInput:
+        raise BadInput(
+            f"{option} {suite}: run {run.run_id} watched no suite; set influence.watch and simulate"
+        ) from None
+    watched = {each["suite"]: each["rows"] for each in summary["suites"]}
+    if suite not in watched:
+        raise BadInput(f"{option} {suite}: run {run.run_id} did not watch it; it watched {', '.join(watched)}")
+    return watched[suite]
+
+
 def _source_digest(inputs: dict[str, Any]) -> Any:
     source = inputs.get("source")
     return source.get("digest") if isinstance(source, dict) else None
@@ -77,12 +99,13 @@ def write_cleaned(
     drop_flagged: list[str],
     force: bool = False,
     drop_rows: list[int] | None = None,
+    drop_causes: list[str] | None = None,
 ) -> dict[str, Any]:
     """`cleaned_rows`, the kept ones written to `output`. BadInput for the dataset itself, under whatever name, and,
     without `force`, for a file that exists or when no row would be left."""
     source = dataset_of(run)
     checked_output(output, source, force)  # before anything is read
-    cleaned = cleaned_rows(run, drop_worst, drop_flagged, drop_rows)
+    cleaned = cleaned_rows(run, drop_worst, drop_flagged, drop_rows, drop_causes)
     if not cleaned["kept"] and not force:
         raise BadInput(f"all {len(cleaned['dropped'])} rows would be dropped; drop fewer, or say --force")
     write_rows(cleaned["kept"], output, source, force)

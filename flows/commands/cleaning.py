@@ -17,6 +17,10 @@ def clean(
     drop_harmful: Annotated[int, typer.Option("--drop-harmful", metavar="N", min=0, hidden=True)] = 0,
     drop_flagged: Annotated[list[str] | None, typer.Option("--drop-flagged", metavar="RULE", help="repeatable")] = None,
     drop_rows: Annotated[str | None, typer.Option("--drop-rows", metavar="N,N", help="rows by their number")] = None,
+    drop_causes: Annotated[
+        list[str] | None,
+        typer.Option("--drop-causes", metavar="SUITE", help="rows that erode a watched suite; repeatable"),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="replace FILE, never the dataset itself; drop all rows")
     ] = False,
@@ -29,7 +33,9 @@ def clean(
 
     found = named_run(run, root)
     numbers = whole_numbers("--drop-rows", drop_rows)
-    cleaned = write_cleaned(found, output, max(drop_worst, drop_harmful), drop_flagged or [], force, numbers)
+    cleaned = write_cleaned(
+        found, output, max(drop_worst, drop_harmful), drop_flagged or [], force, numbers, drop_causes or []
+    )
     if drop_harmful:  # said of what was done: a fault's line stands alone
         write_notice("--drop-harmful is now --drop-worst: it drops the worst ranks, not what reads as harmful")
     print_cleaned(terminal_for(quiet), cleaned, output)

@@ -29,6 +29,11 @@ Grid = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C,D", help
 Evaluate = Annotated[
     bool | None, typer.Option("--evaluate/--no-evaluate", help="forward passes on every setting, or on none")
 ]
+WithoutRows = Annotated[str | None, typer.Option("--without", metavar="N,N", help="predict the run without these rows")]
+WithoutCauses = Annotated[
+    list[str] | None,
+    typer.Option("--without-causes", metavar="SUITE", help="without the rows that erode this suite; repeatable"),
+]
 
 DEFAULT_ROOT = "./.foretune"
 

@@ -70,10 +70,7 @@ def whatif(
     paths = [path for path, _ in grid]
     if len(set(paths)) < len(paths):
         raise BadInput(f"--set {max(paths, key=paths.count)}: given twice; put its values into one list")
-    kept = stored_request(run)
-    along = run.run_id if kept.prediction.along else None  # the path that it went along, whatever runs came after it
-    content = kept.model_dump(mode="json")
-    content["runtime"]["root"], content["prediction"]["along"] = run.root, along
+    content = content_of(run)
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
     trained = len(wiring.rows["train"].index.trained_ids)
@@ -94,6 +91,15 @@ def whatif(
     }
     run.write_whatif(result, _page(result, wiring.lines()))
     return result | {"page": (run.place / "whatif.html").uri}
+
+
+def content_of(run: Run) -> dict[str, Any]:
+    """The run's own request, under the root where it lies, along the path that it went along."""
+    kept = stored_request(run)
+    along = run.run_id if kept.prediction.along else None  # whatever runs came after it
+    content = kept.model_dump(mode="json")
+    content["runtime"]["root"], content["prediction"]["along"] = run.root, along
+    return content
 
 
 def _planned(wiring: Wiring, request: Request, settings: int, evaluate: bool | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foretune.flows.dag.watched import target_suite, watched_gradients
 from foretune.flows.dag.wiring import Landscape, Wiring
 from foretune.storage.errors import BadInput
 from foretune.tasks.influence.derivatives import influence_directions, influence_shard
@@ -110,6 +111,7 @@ def _targets(wiring: Wiring, heldout: Landscape) -> Any:
         adapter=request.adapter,
         seed=request.training.seed,
         dtype=request.model.dtype,
+        **watched_gradients(wiring),
     )
 
 
@@ -123,6 +125,8 @@ def _target_gradient(wiring: Wiring, heldout: Landscape) -> Any:
         return wiring.step(margin_gradient, pairs=pairs, model=wiring.model, targets=request.adapter.targets)
     if target.of == "heldout":
         return heldout.gradient
+    if target.of == "suite":
+        return target_suite(wiring)
     if wiring.sources.sae is None:
         raise BadInput("influence.target.of is feature, but there is no SAE; give sae.path or sae.release")
     return wiring.step(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.flows.dag.answers import answer_passes
+from foretune.flows.dag.causes import cause_passes
 from foretune.flows.dag.comparison import comparison
 from foretune.flows.dag.influence import influence_passes
-from foretune.flows.dag.suites import suite_passes
+from foretune.flows.dag.suites import asked_suites, suite_passes
 from foretune.flows.dag.supervision import supervised
 from foretune.flows.dag.wiring import Wiring
 from foretune.tasks.checkpoint.checkpoint import checkpoint
@@ -20,7 +21,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     1. samples of every role, what is supervised      5. the path, the prediction and its checkpoint
     2. quality per shard, leaks                        6. concepts: features, preference, SAE diff
     3. landscape per shard, train and held-out        7. null deltas and model diff
-    4. prompt gain, curvature and influence           8. behaviour suites, and what both models answer
+    4. prompt gain, curvature and influence           8. behaviour suites, what both models answer, which rows cause it
                                                       9. the report, from all of the above
     """
     step, request, sources = wiring.step, wiring.request, wiring.sources
@@ -47,7 +48,9 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
         made["preference"] = pairs
     made |= comparison(wiring, made)
     made |= answer_passes(wiring, made)
-    made |= suite_passes(wiring, train, made)
+    asked = asked_suites(wiring, made)
+    made |= suite_passes(wiring, train, made, asked)
+    made |= cause_passes(wiring, train, made, asked)
     made["report"] = step(
         report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report
     )

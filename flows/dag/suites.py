@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from foretune.flows.dag.wiring import Landscape, Wiring
 from foretune.tasks.behaviour.behaviour import behaviour
 from foretune.tasks.behaviour.behaviour_path import behaviour_path
-from foretune.tasks.behaviour.items import SuiteItems
+from foretune.tasks.behaviour.items import Suite, SuiteItems
 from foretune.tasks.behaviour.path_scores import NoiseSettings, path_scores
 from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.behaviour.suite_scores import suite_scores
 from foretune.tasks.prediction.variants import variants
 
 
-def suite_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> dict[str, Any]:
-    """`behaviour`, over the scores of each suite, and `behaviour_path`; nothing where the request names none.
+@dataclass(frozen=True)
+class AskedSuites:
+    """The request's suites with their items, and the scores of each under the base and under the predicted model."""
+
+    chosen: list[tuple[Suite, SuiteItems]]
+    base: list[Any]
+    predicted: list[Any]
+
+
+def asked_suites(wiring: Wiring, made: dict[str, Any]) -> AskedSuites:
+    """Every suite that the request names under both models.
 
     The base model's scores wait for nothing and depend on no row: they are there for every later version of a dataset.
     """
-    settings = wiring.request.behaviour
-    chosen = chosen_suites(settings)
+    chosen = chosen_suites(wiring.request.behaviour)
+    return AskedSuites(chosen, scores_of(wiring, None), scores_of(wiring, made["checkpoint"]))
+
+
+def suite_passes(wiring: Wiring, train: Landscape, made: dict[str, Any], asked: AskedSuites) -> dict[str, Any]:
+    """`behaviour`, over the scores of each suite, and `behaviour_path`; nothing where the request names none."""
+    chosen = asked.chosen
     if not chosen:
         return {}
-
-    suites = [suite for suite, _ in chosen]
-    base, predicted = asked_suites(wiring, None), asked_suites(wiring, made["checkpoint"])
-    compared = {"suites": suites, "base": base, "predicted": predicted, "settings": settings.comparison}
+    compared = {
+        "suites": [suite for suite, _ in chosen],
+        "base": asked.base,
+        "predicted": asked.predicted,
+        "settings": wiring.request.behaviour.comparison,
+    }
     told = {"behaviour": wiring.step(behaviour, **compared)}
     moving = variants_of(wiring, train, made)
     if moving is not None:
@@ -36,12 +53,12 @@ def suite_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> dict
     return told
 
 
-def asked_suites(wiring: Wiring, weights: Any) -> list[Any]:
+def scores_of(wiring: Wiring, weights: Any) -> list[Any]:
     """Every suite's scores under the base model, a checkpoint or a weight change, in the suites' order. Of one wiring
     each model is asked once."""
-    if weights not in wiring.asked_suites:
-        wiring.asked_suites[weights] = _scores(wiring, weights)
-    return wiring.asked_suites[weights]
+    if weights not in wiring.suite_scores:
+        wiring.suite_scores[weights] = _scores(wiring, weights)
+    return wiring.suite_scores[weights]
 
 
 def _scores(wiring: Wiring, weights: Any) -> list[Any]:

@@ -82,7 +82,7 @@ class Wiring:
             for role, source in sources.rows.items()
         }
         self.rows = {role: self._rows(role) for role in ("train", "heldout")}
-        self.asked_suites: dict[Any, list[Any]] = {}  # scores of the suites, by the weights that were asked
+        self.suite_scores: dict[Any, list[Any]] = {}  # scores of the suites, by the weights that were asked
         self.dpo_beta = request.training.beta_for(self.rows["train"].index.form)
         folder = self.model.folder(step.run) if sources.model else None
         check_costs(request, self.rows["train"].index, self.rows["heldout"].index, folder)

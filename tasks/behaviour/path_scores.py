@@ -58,6 +58,9 @@ def path_scores(
         for row in run.store.open(prediction).arrow("layers.parquet", columns=["module", "norm"]).to_pylist()
         if row["norm"]
     }
+    if not stored.json("variants.json")["variants"] and not noise.deltas:  # no model is opened
+        draft.write_table("scores.parquet", scores_table([]))
+        return
     loaded, limits, known, rows = model.open(run), token_limits(folder), load_tokenizer(folder), []
     with device_lock(loaded):
         for kind, step, seed, delta in moved_weights(loaded, stored, norms, adapter, noise):

@@ -49,7 +49,7 @@ def score_items(
     prompted = [item for item in items if not isinstance(item, LossItem)]
     known = dict(zip(map(id, prompted), contexts(tokenizer, [item.turns for item in prompted]), strict=True))
     asked = [(item, known.get(id(item))) for item in items]
-    groups = [_options(tokenizer, item, context) for item, context in asked]
+    groups = [options_of(tokenizer, item, context) for item, context in asked]
     prompts = [context_ids(tokenizer, [c])[0] if c and _answers(item) else [] for item, c in asked]
     room = math.inf if longest is None else longest
     fits = [
@@ -76,7 +76,8 @@ def _answers(item: Item) -> bool:
     return isinstance(item, MatchItem | FormatItem) or (isinstance(item, RefusalItem) and item.by == "phrase")
 
 
-def _options(tokenizer: ChatTokenizer, item: Item, context: Context | None) -> list[Continuation]:
+def options_of(tokenizer: ChatTokenizer, item: Item, context: Context | None) -> list[Continuation]:
+    """What an item's likelihoods are taken of, in its order; empty for one that is answered in words."""
     if isinstance(item, LossItem):
         ids = encoded(tokenizer, [item.text], chat=False)[0]
         return [Continuation(ids, 1)] if len(ids) > 1 else []

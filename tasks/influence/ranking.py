@@ -7,6 +7,7 @@ expected step, times the learning rates; `replayed` a linear datamodel over the 
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -49,7 +50,8 @@ def influence(
     settings: RankingSettings,
     replays: ArtifactRef | None = None,
 ) -> None:
-    """influence.parquet: ranked from the most harmful; targets.parquet: every further target's score of each sample."""
+    """influence.parquet: ranked from the most harmful; targets.parquet: every further target's score of each sample;
+    watched.parquet: the same for every watched suite, by `best_method`, where there is one."""
     rows = row_numbers(run, samples)
     described = run.store.open(targets).json("targets.json")
     counts = run.store.open(gradient).json("counts.json")
@@ -61,11 +63,27 @@ def influence(
     errors = score_errors(run, replays, ids, schedule) if method == "replayed" and replays else None
     table = ranked(ids, rows, of_first, method, described[0], settings, errors)
     draft.write_table("influence.parquet", [entry | nearest[entry["sample_id"]] for entry in table])
-    draft.write_table("targets.parquet", target_table(ids, rows, of_every_target, described))
+    first_watched = sum("watched" not in target for target in described)  # they come last
+    asked = described[:first_watched]
+    draft.write_table("targets.parquet", target_table(ids, rows, of_every_target[:, :first_watched], asked))
     draft.write_json("targets.json", described)
     solved = run.store.open(solve)
     draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
     record = solved.json("solver.json") | {"ranked_by": method, "target": described[0]["name"]}
+    if asked != described:
+        watched = []
+        for column in range(first_watched, len(described)):
+            watched += watched_rows(
+                ids,
+                rows,
+                of_every_target[:, column].tolist(),
+                described[column],
+                settings,
+                best_method(scores),
+                score_errors(run, replays, ids, schedule, column) if replays else None,
+            )
+        draft.write_table("watched.parquet", watched)
+        record |= {"watched_by": best_method(scores)}
     record |= {"unit": described[0]["unit"], "spread": spread_of(of_first[method])[1]}
     if replays is not None:
         record |= {f"replays_{name}": value for name, value in run.store.open(replays).json("replays.json").items()}
@@ -95,10 +113,10 @@ def sample_scores(
     return ids, scores
 
 
-def score_errors(run: Run, replays: ArtifactRef, ids: list[str], schedule: Schedule) -> list[float]:
-    """Standard error of each sample's replayed score of the first target; 0 for a row that is in no replay."""
+def score_errors(run: Run, replays: ArtifactRef, ids: list[str], schedule: Schedule, target: int = 0) -> list[float]:
+    """Standard error of each sample's replayed score of a target; 0 for a row that is in no replay."""
     stored = SampleValues.read(run, [replays], "scores.safetensors", "replayed_error")
-    return (stored.spread_over(ids)[:, 0] * schedule.learning_rate).tolist()
+    return (stored.spread_over(ids)[:, target] * schedule.learning_rate).tolist()
 
 
 def spread_of(scores: list[float]) -> tuple[float, float]:
@@ -149,6 +167,38 @@ def ranked(
             }
         )
     return table
+
+
+def watched_rows(
+    ids: list[str],
+    rows: dict[str, int],
+    scores: list[float],
+    target: dict[str, Any],
+    settings: RankingSettings,
+    method: str,
+    errors: list[float] | None,
+) -> list[dict[str, Any]]:
+    """What every row does to one watched suite, as `ranked`; `z` is from the median in robust standard deviations, so
+    that the rows that stand out do not widen what they are held against."""
+    table = ranked(ids, rows, {method: scores}, method, target, settings, errors)
+    middle, spread = robust_spread(scores)
+    kept = ("sample_id", "row", "score", "rank", "verdict", "error", "method")
+    return [
+        {
+            "suite": target["suite"],
+            **{name: entry[name] for name in kept},
+            "z": (entry["score"] - middle) / spread if spread else 0.0,
+        }
+        for entry in table
+    ]
+
+
+def robust_spread(scores: list[float]) -> tuple[float, float]:
+    """Median, and 1.4826 x the median distance from it: the standard deviation of normal scores. Where half of them
+    are equal, the plain one."""
+    middle = median(scores)
+    spread = 1.4826 * median(abs(score - middle) for score in scores)
+    return middle, spread or spread_of(scores)[1]
 
 
 def nearest_rows(scores: Tensor, described: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,16 @@ class InfluenceSettings(BaseModel):
         "rows), else preconditioned",
     )
     target: TargetSettings = Field(default=TargetSettings(), title="Target")
+    watch: list[str] | None = Field(
+        default=None,
+        max_length=100,
+        title="Watched suites",
+        description="each row is scored by what it does to these too; none: the critical ones (refusal), where rows "
+        "were kept one by one; []: no suite",
+    )
+    suite_items: int = Field(
+        default=16, ge=1, le=1_000_000, title="Items of a watched suite", description="at most, its first ones"
+    )
     solver: SolverSettings = Field(default=SolverSettings(), title="LiSSA solver")
     replays: ReplaySettings = Field(default=ReplaySettings(), title="Replays")
     neutral: float = Field(

@@ -1,4 +1,4 @@
-"""What influence is measured on: held-out loss, single held-out rows, groups of them, a margin, or a concept.
+"""What influence is measured on: held-out loss, single held-out rows, groups of them, a margin, a concept or a suite.
 
 Every target is a gradient in adapter coordinates; the first one ranks the samples, the others share its passes.
 """
@@ -28,15 +28,17 @@ class TargetSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Target")
 
     version: Literal[1] = 1
-    of: Literal["heldout", "margin", "feature"] = Field(
+    of: Literal["heldout", "margin", "feature", "suite"] = Field(
         default="heldout",
         title="Target",
         description="heldout: mean held-out loss; margin: of the preference pairs; feature: mean activation of an "
-        "SAE feature on held-out label tokens",
+        "SAE feature on held-out label tokens; suite: mean margin of a behaviour suite",
     )
     feature: Annotated[int, Field(ge=0, le=10**9)] | str | None = Field(
         default=None, title="Feature", description="number, or a label or part of one"
     )
+    suite: str | None = Field(default=None, title="Suite", description="bundled, or one of behaviour.suites")
+    item: str | None = Field(default=None, title="Item", description="of that suite, alone")
     rows: int = Field(
         default=24,
         ge=0,
@@ -49,6 +51,10 @@ class TargetSettings(BaseModel):
     def _feature_is_named(self) -> TargetSettings:
         if (self.of == "feature") != (self.feature is not None):
             raise ValueError("target.of: feature and target.feature go together; give both or neither")
+        if (self.of == "suite") != (self.suite is not None):
+            raise ValueError("target.of: suite and target.suite go together; give both or neither")
+        if self.item is not None and self.suite is None:
+            raise ValueError("target.item is an item of target.suite; give that too")
         return self
 
 
@@ -63,11 +69,12 @@ def influence_targets(
     adapter: AdapterSettings,
     seed: int,
     dtype: str,
+    watched: list[ArtifactRef] | None = None,
 ) -> None:
     """targets.safetensors: {module: [targets, ...]} gradients in adapter coordinates; targets.json: what they are.
 
     `gradient` is the first target's. Held-out rows and groups of them follow where the blocks `nodes` have
-    per-row gradients; `rows` are those that are targets on their own.
+    per-row gradients; `rows` are those that are targets on their own. Last come the suites `watched`.
     """
     import torch
 
@@ -80,11 +87,19 @@ def influence_targets(
     if kept is not None:
         weights, further = _shares(run, samples, rows, kept.ids, kept.tokens)
         described += further
+    suites = [run.store.open(suite) for suite in watched or []]
+    described += [_first_target(suite.json("target.json")) | {"watched": True} for suite in suites]
+    of_suites = [suite.tensor_file("gradients.safetensors") for suite in suites]
     space = space_of({name: tuple(first[name].shape) for name in names}, adapter, seed, getattr(torch, dtype))
+
+    def pulled(full: Tensor, name: str) -> Tensor:
+        return space.pull({name: full.float()})[name].unsqueeze(0)
+
     stacked = {}
     for name in names:
-        main = space.pull({name: first[name].float()})[name].unsqueeze(0)
+        main = pulled(first[name], name)
         further = [] if kept is None else [(weights @ kept.block(name)).view(-1, *main.shape[1:])]
+        further += [pulled(suite.get_tensor(name), name) for suite in of_suites]
         stacked[name] = torch.cat([main, *further]).contiguous()
     draft.write_tensors("targets.safetensors", stacked)
     draft.write_json("targets.json", described)
@@ -94,6 +109,8 @@ def _first_target(record: dict[str, Any]) -> dict[str, Any]:
     """The ranking target: `better` says which way is good, None where neither is."""
     if "name" not in record:
         return {"name": "held-out loss", "kind": "heldout", "unit": "nats per token", "better": "lower"}
+    if record.get("kind") == "suite":
+        return {name: record[name] for name in ("name", "kind", "suite", "unit", "better", "value", "items")}
     of_feature = "feature" in record
     known = {name: record[name] for name in ("name", "unit", "feature") if name in record}
     return {**known, "kind": "feature" if of_feature else "margin", "better": None if of_feature else "higher"}

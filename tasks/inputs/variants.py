@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.replay import Factors
 
 
+Kind = Literal["waypoint", "order", "without", "control"]
+"""Points on the way, other orders of the rows; ends without some rows, and without as many others."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """Weights beside the predicted ones."""
 
-    kind: Literal["waypoint", "order"]
+    kind: Kind
     step: int  # steps taken
     seed: int  # of the order of the rows
     loss: float  # of the evaluated held-out rows: nats per label token, or per pair

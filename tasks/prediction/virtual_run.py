@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -56,6 +57,33 @@ class VirtualRun:
 
         optimizer = self.training.optimizer_settings()
         return replay(gradient, self.adapter, optimizer, self.rates, snapshots=snapshots)
+
+    def without(self, left_out: Collection[int]) -> VirtualRun:
+        """The run without some of its rows, by their numbers in `row_gradients`: the trainer's own batches of the
+        others, and as many steps as these make. Outside the row space of A0, where no row's own gradient is known, it
+        stays that of all rows of a block. ValueError where no row is left or none has a gradient of its own."""
+        known, gone = self.row_gradients, set(left_out)
+        if known is None or len(gone) >= len(known.tokens):
+            raise ValueError("no row is left, or no row has a gradient of its own")
+        kept = [row for row in range(len(known.tokens)) if row not in gone]
+        ends = list(accumulate(self.field.rows))
+        counts = [0] * len(ends)
+        for row in kept:
+            counts[bisect_right(ends, row)] += 1
+        blocks, field = [block for block, count in enumerate(counts) if count], self.field
+        others = replace(
+            field,
+            tokens=tuple(field.tokens[block] for block in blocks),
+            rows=tuple(counts[block] for block in blocks),
+            read=lambda block, name: field.read(blocks[block], name),
+            _means={},
+        )
+        rows = replace(
+            known,
+            tokens=tuple(known.tokens[row] for row in kept),
+            read=lambda row, name: known.read(kept[row], name),
+        )
+        return replace(self, field=others, row_gradients=rows, steps=self.training.steps(len(kept)))
 
     def batches(self) -> VirtualBatches:
         """The gradient of every step's batch: the trainer's own batches where per-row gradients are stored, else

@@ -89,6 +89,7 @@ class Evidence:
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)  # row numbers by flag, and those named by signals
     fading: Sequence[Mapping[str, Any]] | None = None  # suppressed concepts; None without an SAE
     leaked: Sequence[int] | None = None  # training rows that are held-out rows too
+    poisoned: Sequence[str] = ()  # watched suites that some rows move for the worse
     limits: Mapping[str, float] = field(default_factory=dict)  # what the settings let pass, by condition
 
 
@@ -128,6 +129,7 @@ _ASKED = {
         "Is the loss flat enough to train on?", "nats per token per squared unit of weight", "at most {}", always=True
     ),
     "behaviour_regression": _Asked("Does a behaviour get worse?", "suites", "none"),
+    "behaviour_poison": _Asked("Do some rows erode a behaviour?", "rows", "none", ("behaviour_poison",)),
     "delta_clipped": _Asked("Do the weights stay near the base?", "tensors cut", "none", always=True),
 }
 _MEASURED = {"harmful_content": "harmful_rows", "sharp_landscape": "sharpness", "delta_clipped": "clipped_modules"}
@@ -327,6 +329,8 @@ def _of_signal(name: str, signal: Mapping[str, Any] | None, evidence: Evidence) 
         named = () if name == "harmful_content" else tuple(rows[:ROWS_NAMED])
         return Condition(name, asked.question, value, asked.unit, band, "pass", named, len(named) and len(rows))
     drops = " ".join(f"--drop-flagged {flag}" for flag in asked.flags if evidence.rows.get(flag)) if asked.drop else ""
+    if name == "behaviour_poison":
+        drops = " ".join(f"--drop-causes {suite}" for suite in evidence.poisoned)
     return Condition(
         name,
         asked.question,

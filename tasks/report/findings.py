@@ -11,6 +11,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.trust import Trust, horizon_signal, trust_of
 from foretune.tasks.report.behaviour import behaviour_numbers
+from foretune.tasks.report.causes import poison_signal
 from foretune.tasks.report.concepts import moved_concepts, speaking_like
 from foretune.tasks.report.conditions import (
     Condition,
@@ -67,9 +68,10 @@ def collect(run: Run, artifacts: dict[str, ArtifactRef], concepts: int = LISTED)
         trust=trust,
         harming=[row for row in ranked if row["verdict"] == "harms"],
         method=method_in_words(opened["influence"].json("solver.json")),
-        rows=_flagged(opened),
+        rows=_flagged(opened) | {"behaviour_poison": _poisoning(read)},
         fading=None if moved is None else suppressed,
         leaked=_leaked(opened),
+        poisoned=[suite["suite"] for suite in _poisoned(read)],
         limits=_limits(opened),
     )
     conditions = conditions_of(evidence)
@@ -143,6 +145,8 @@ def _signals(
     signals = [dict(s) for part in read.values() for s in part.get("signals", []) if s["name"] != "beyond_horizon"]
     parted = horizon_signal(trust, read["prediction"].get("path_of", ""))
     signals += [parted] if parted else []
+    poison = poison_signal(read["causes"], read.get("behaviour")) if "causes" in read else None
+    signals += [poison] if poison else []
     for signal in signals:
         if signal["name"] == "assistant_speak":
             signal["advice"] += _talking(opened, strengthened)
@@ -186,6 +190,16 @@ def _flagged(opened: Mapping[str, Any]) -> dict[str, list[int]]:
         for each in opened["supervision"].arrow("findings.parquet", columns=["rule", "rows"]).to_pylist():
             found.setdefault(each["rule"], each["rows"])
     return {flag: sorted(rows) for flag, rows in found.items()}
+
+
+def _poisoned(read: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Watched suites with rows that move them for the worse."""
+    suites = read.get("causes", {}).get("suites", [])
+    return [suite for suite in suites if suite["rows"] and suite["better"] is not None]
+
+
+def _poisoning(read: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    return sorted({row["row"] for suite in _poisoned(read) for row in suite["rows"]})
 
 
 def _leaked(opened: Mapping[str, Any]) -> list[int] | None:

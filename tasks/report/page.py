@@ -12,6 +12,7 @@ from foretune.tasks.report.answers import AnswersView, answers_view
 from foretune.tasks.report.behaviour import BehaviourView, behaviour_view
 from foretune.tasks.report.behaviour_path import BehaviourPathView, behaviour_path_view
 from foretune.tasks.report.build import build_report
+from foretune.tasks.report.causes import CausesView, causes_view
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
@@ -179,6 +180,11 @@ def _behaviour(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
     return behaviour_view(opened["behaviour"])
 
 
+def _causes(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> CausesView:
+    effects = opened["cause_effects"].json("summary.json") if "cause_effects" in opened else None
+    return causes_view(opened["causes"].json("summary.json"), effects, texts)
+
+
 def _behaviour_path(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourPathView:
     return behaviour_path_view(opened["behaviour_path"])
 
@@ -202,5 +208,6 @@ SECTIONS = {
     "model_diff": model_diff_view,
     "behaviour": _behaviour,
     "behaviour_path": _behaviour_path,
+    "causes": _causes,
     "answers": _answers,
 }

@@ -17,6 +17,7 @@ from foretune.tasks.report.address import report_link
 from foretune.tasks.report.answers import listed_answers
 from foretune.tasks.report.behaviour import behaviour_block
 from foretune.tasks.report.behaviour_path import behaviour_path_block
+from foretune.tasks.report.causes import causes_block
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
@@ -52,6 +53,9 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
         result["behaviour"] = behaviour_block(run.store.open(made["behaviour"]).json("summary.json"))
     if "behaviour_path" in made:
         result["behaviour_path"] = behaviour_path_block(run.store.open(made["behaviour_path"]).json("summary.json"))
+    if "causes" in made:
+        effects = run.store.open(made["cause_effects"]).json("summary.json") if "cause_effects" in made else None
+        result["causes"] = causes_block(run.store.open(made["causes"]).json("summary.json"), effects)
     if lineage.is_on():
         flagged = run.store.open(made["quality"]).json("summary.json")
         lineage.run_made(run, made, flagged["rows"], flagged["counts"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.tasks.report.answers import AnswersView
 from foretune.tasks.report.behaviour import BehaviourView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
+from foretune.tasks.report.causes import CausesView
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.supervision import SupervisionView
@@ -165,3 +166,4 @@ class ReportView:
     answers: AnswersView | None = None
     behaviour: BehaviourView | None = None
     behaviour_path: BehaviourPathView | None = None
+    causes: CausesView | None = None

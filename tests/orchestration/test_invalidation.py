@@ -16,10 +16,12 @@ from tests.dag import run_dag
 
 pytestmark = pytest.mark.slow
 
-SUITES = 3  # of the tiny request
+SUITES, WATCHED = 3, 1  # of the tiny request
 LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and for the gradient field
 
-BEHAVIOUR = {"behaviour": 1, "behaviour_path": 1, "report": 1}
+BEHAVIOUR = {"behaviour": 1, "behaviour_path": 1, "cause_effects": 1, "report": 1}
+LEFT_OUT = {"without_rows": 1, "path_scores": WATCHED, "cause_effects": 1, "report": 1}
+CAUSES = {"causes": 1, **LEFT_OUT}
 AFTER_PREDICTION = {
     "checkpoint": 1,
     "null_deltas": 1,
@@ -30,44 +32,58 @@ AFTER_PREDICTION = {
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
     "suite_scores": SUITES,  # of the predicted model too
-    "path_scores": SUITES,
+    "path_scores": SUITES + WATCHED,
     **BEHAVIOUR,
 }
 ASKED_AGAIN = {"generations": 2, "answers": 1, "report": 1}
-PREDICTION = {"path": 1, "variants": 1, "prediction": 1, **AFTER_PREDICTION}
-SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, "influence": 1}
-REPLAYED = {"influence_replays": 1, "influence": 1}
+PREDICTION = {"path": 1, "variants": 1, "without_rows": 1, "prediction": 1, **AFTER_PREDICTION}
+RANKED = {"influence": 1, **CAUSES}
+SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, **RANKED}
+REPLAYED = {"influence_replays": 1, **RANKED}
 SCORED_AGAIN = {name: count for name, count in SCORES.items() if name != "influence_directions"}
 INFLUENCE = {"influence_targets": 1, "influence_solve": 1, **SCORES}
+INFLUENCE_ALONE = {name: count for name, count in INFLUENCE.items() if name not in CAUSES}
 LANDSCAPES = {"landscape_shard": NODES + 1, "gradient": 2, "landscape": 2, "prompt_gain": 1}
 ADAPTER = {"sharpness": 1, "curvature_samples": 1, "curvature": 1, **INFLUENCE, **PREDICTION}
-OF_LORA = ("influence_replays", "curvature_samples", "variants", "path_scores", "behaviour_path")
+OF_LORA = (
+    "influence_replays",
+    "curvature_samples",
+    "variants",
+    "path_scores",
+    "behaviour_path",
+    "suite_gradient",
+    "causes",
+    "without_rows",
+    "cause_effects",
+)
 WITHOUT_ROWS = {name: count for name, count in ADAPTER.items() if name not in OF_LORA}
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
 START = {**LANDSCAPES, "preference": 1, **ADAPTER}
 
 SETTINGS = {
-    "training.learning_rate=2e-3": {"influence": 1, **PREDICTION},
+    "training.learning_rate=2e-3": {**RANKED, **PREDICTION},
     "training.epochs=3": {**REPLAYED, **PREDICTION},
     "training.lr_scheduler_type=cosine": {**REPLAYED, **PREDICTION},
     "training.warmup_ratio=0.2": {**REPLAYED, **PREDICTION},
     "training.batch_size=8": {**SCORES, **PREDICTION},
     "training.weight_decay=0.1": PREDICTION,
-    "training.optimizer=sgd": {"influence_directions": 1, "influence_shard": NODES, "influence": 1, **PREDICTION},
+    "training.optimizer=sgd": {"influence_directions": 1, "influence_shard": NODES, **RANKED, **PREDICTION},
     "training.max_grad_norm=0.5": {"landscape": 2, "prompt_gain": 1, **REPLAYED, **PREDICTION},
     "training.dpo_beta=0.2": {"preference": 1, "report": 1},
     "training.seed=7": START,
     "adapter.r=4": START,
     "adapter.lora_alpha=8": ADAPTER,
-    "adapter.target_modules=[q_proj, k_proj]": {**LANDSCAPES, **ADAPTER, "preference": 1},
+    "adapter.target_modules=[q_proj, k_proj]": {**LANDSCAPES, **ADAPTER, "preference": 1, "suite_gradient": 1},
     "adapter.method=full": {**LANDSCAPES, **WITHOUT_ROWS, "preference": 1},
     "thresholds.dead_layer_norm=1e-3": {"landscape": 2, "prompt_gain": 1, "report": 1},
     "thresholds.spike_factor=2": {"landscape": 2, "prompt_gain": 1, "report": 1},
     "supervision.rows=3": {"supervision": 1, "report": 1},
     "quality.min_completion_words=4": {"quality_shard": LEAVES, "quality": 1, "report": 1},
     "prompt_gain.mismatch=3.0": {"prompt_gain": 1, "report": 1},
-    "influence.neutral=0.5": {"influence": 1, "report": 1},
-    "influence.method=preconditioned": {"influence": 1, "report": 1},
+    "influence.neutral=0.5": RANKED,
+    "influence.method=preconditioned": RANKED,
+    "influence.watch=[]": {**INFLUENCE_ALONE, "report": 1},
+    "influence.suite_items=2": {"suite_gradient": 1, **INFLUENCE},
     "influence.replays.runs=16": {**REPLAYED, "report": 1},
     "influence.solver.preset=seed": {**SCORED_AGAIN, "influence_solve": 1, "report": 1},
     "influence.target.rows=3": {**INFLUENCE, "report": 1},
@@ -79,14 +95,20 @@ SETTINGS = {
         for name, count in AFTER_PREDICTION.items()
         if name not in ("feature_scores", "features", "null_deltas", "path_scores")
     },
-    "behaviour.items=5": {"suite_scores": 2 * SUITES, "path_scores": SUITES, **BEHAVIOUR},
-    "behaviour.answer_tokens=5": {"suite_scores": 2 * SUITES, "path_scores": SUITES, **BEHAVIOUR},
+    "behaviour.items=5": {  # fewer than influence.suite_items: the watched suite has another item too
+        "suite_scores": 2 * SUITES,
+        "suite_gradient": 1,
+        **INFLUENCE,
+        **BEHAVIOUR,
+        "path_scores": SUITES + WATCHED,
+    },
+    "behaviour.answer_tokens=5": {"suite_scores": 2 * SUITES, "path_scores": SUITES + WATCHED, **BEHAVIOUR},
     "behaviour.path.items=2": {"path_scores": SUITES, "behaviour_path": 1, "report": 1},
     "behaviour.path.points=2": {"variants": 1, "path_scores": SUITES, "behaviour_path": 1, "report": 1},
     "behaviour.path.nulls=2": {"path_scores": SUITES, "behaviour_path": 1, "report": 1},
-    "behaviour.suites=[refusal]": BEHAVIOUR,
+    "behaviour.suites=[refusal]": {"behaviour": 1, "behaviour_path": 1, "report": 1},
     "behaviour.confidence=0.9": BEHAVIOUR,
-    "behaviour.enabled=false": {"report": 1},
+    "behaviour.enabled=false": {**INFLUENCE_ALONE, "report": 1},  # nothing is watched then
     "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
     "diff.worst_tokens=5": {"model_diff": 1, "report": 1},
     "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
@@ -212,7 +234,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
         "curvature": 1,
         "influence_directions": 1,
         "influence_replays": 1,
-        "influence": 1,
+        **RANKED,
         "preference": 1,
         **PREDICTION,
     }
@@ -227,7 +249,7 @@ def test_the_order_of_the_rows_runs_only_what_prints_row_numbers(warm_request):
         "leaks": 1,
         "landscape": 1,
         "prompt_gain": 1,
-        "influence": 1,
+        **RANKED,  # nobody is asked again where no row stands out
         "report": 1,
     }
 

@@ -16,6 +16,7 @@ from foretune.tasks.report.behaviour import (
     behaviour_view,
 )
 from foretune.tasks.report.build import build_report
+from foretune.tasks.report.causes import causes_view
 from foretune.tasks.report.charts.behaviour import behaviour_changes
 from tests.report.conftest import example_behaviour
 from tests.report.conftest import suite_figures as figures
@@ -33,6 +34,23 @@ def test_the_page_says_what_moved_and_shows_the_items_that_flipped(view, broken)
     assert "25 items flipped" in page and "5 more in items.parquet" in page
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
     assert "about 0.1 would leave their interval by chance" in page
+
+
+def test_the_page_lists_the_rows_that_cause_it_and_their_texts_are_only_text(view):
+    row = {"row": 4, "sample_id": "s4", "score": -0.2, "z": -7.1, "error": 0.01}
+    suite = {"suite": "refusal", "unit": "nats of margin", "better": "higher", "rows": [row] * 12, "helping": 1}
+    effect = {"suite": "refusal", "unit": "probability of a refusal", "measured": True}
+    effect |= {"base": 0.93, "predicted": 0.61, "without": 0.92, "control": 0.6}
+    effects = {"suites": [effect], "loss": None, "rows": 12}
+    causes = causes_view({"suites": [suite]}, effects, {"s4": "How? <script>alert(2)</script> " + "word " * 90})
+    page = build_report(dataclasses.replace(view, causes=causes))
+    assert "Which rows cause it?" in page and "2 more in summary.json" in page
+    assert "Without them the predicted refusal is 0.92 instead of 0.61" in page
+    assert 'data-fact="cause.refusal.4.z">' in page and '<a href="#row-4">' in page
+    assert "<script>alert(2)" not in page and "&lt;script&gt;alert(2)" in page
+    none = causes_view({"suites": [suite | {"rows": []}]}, None, {})
+    assert "No row stands out on refusal." in build_report(dataclasses.replace(view, causes=none))
+    assert 'class="pass absent" id="causes"' in build_report(dataclasses.replace(view, causes=None))
 
 
 def test_a_page_without_suites_says_so(view):

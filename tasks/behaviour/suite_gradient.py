@@ -1,0 +1,124 @@
+"""In which direction the weights move a suite: the gradient of its mean margin at the base weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from foretune.storage.errors import BadInput
+from foretune.storage.runs import Run
+from foretune.tasks.behaviour.contexts import contexts
+from foretune.tasks.behaviour.items import Direction, LossItem, SuiteItems
+from foretune.tasks.behaviour.likelihoods import log_likelihoods
+from foretune.tasks.behaviour.margins import margin_weights, unit_of
+from foretune.tasks.engine.keys import NUMERICS, without_result
+from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
+from foretune.tasks.loading import AdapterTargets, label_caller, target_weights, token_limits
+from foretune.tasks.samples.chat import load_tokenizer
+from foretune.tasks.samples.dataset import TokenizerHandle
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from foretune.tasks.behaviour.contexts import Continuation
+    from foretune.tasks.numerics.objectives import Call
+
+
+class MarginSettings(BaseModel):
+    """What the gradient is of: `name` says it to people, `better` which way is good."""
+
+    version: Literal[1] = 1
+    name: str
+    better: Direction
+    batch_tokens: int = Field(json_schema_extra=without_result())
+
+
+@content_task(version=1, libraries=(*NUMERICS, "tokenizers", "jinja2", "google-re2"))
+def suite_gradient(
+    draft: Any,
+    run: Run,
+    model: ModelHandle,
+    tokenizer: TokenizerHandle,
+    items: SuiteItems,
+    targets: AdapterTargets,
+    settings: MarginSettings,
+) -> None:
+    """Gradient of the mean margin over the items in the full weights; target.json: what it is, its value, its items.
+
+    The likelihoods are taken without a gradient first; then every option's is weighed by the margin's derivative by
+    it, so that options of one item need not be in one graph: exact, and bounded by a micro-batch.
+    """
+    from foretune.tasks.numerics.gradients import value_gradients
+
+    folder = tokenizer.folder(run)
+    loaded, longest = model.open(run), token_limits(folder).positions
+    asked = fitting_options(load_tokenizer(folder), items, longest)
+    weights = target_weights(loaded, targets)
+    call = label_caller(loaded, list(weights))
+    with device_lock(loaded):
+        likelihoods = log_likelihoods(loaded, [group for _, group in asked], settings.batch_tokens)
+        found = [
+            margin_weights(item, nats, [each.tokens for each in group])
+            for (item, group), nats in zip(asked, likelihoods, strict=True)
+        ]
+        options = [each for _, group in asked for each in group]
+        shares = [share / len(asked) for _, own in found for share in own]
+        gradient = value_gradients(weights, weighed(call, options, shares, settings.batch_tokens, loaded.device))
+    draft.write_tensors("gradients.safetensors", {name: g.contiguous() for name, g in gradient.items()})
+    draft.write_json(
+        "target.json",
+        {
+            "kind": "suite",
+            "name": settings.name,
+            "suite": items.suite,
+            "unit": unit_of(asked[0][0]),
+            "better": None if settings.better == "either" else settings.better,
+            "value": sum(margin for margin, _ in found) / len(found),
+            "items": len(asked),
+            "left_out": len(items.items) - len(asked),
+            "modules": list(gradient),
+        },
+    )
+
+
+def fitting_options(tokenizer: Any, items: SuiteItems, longest: int | None) -> list[tuple[Any, list[Continuation]]]:
+    """Every item with its options as tokens, but those longer than `longest`. BadInput where none is left."""
+    from foretune.tasks.behaviour.scoring import options_of
+
+    prompted = [item for item in items.items if not isinstance(item, LossItem)]
+    known = dict(zip(map(id, prompted), contexts(tokenizer, [item.turns for item in prompted]), strict=True))
+    groups = [(item, options_of(tokenizer, item, known.get(id(item)))) for item in items.items]
+    kept = [
+        (item, group)
+        for item, group in groups
+        if group and (longest is None or max(len(each.ids) for each in group) <= longest)
+    ]
+    if not kept:
+        raise BadInput(f"suite {items.suite}: no item fits into the model's {longest} positions; do not watch it")
+    return kept
+
+
+def weighed(
+    call: Call, options: Sequence[Continuation], shares: Sequence[float], batch_tokens: int, device: Any
+) -> Iterator[Any]:
+    """Sums of log-likelihoods, each times its share, by micro-batch; an option without a share is not read."""
+    import torch
+
+    from foretune.tasks.numerics.batches import IGNORED, buckets, collate
+    from foretune.tasks.numerics.losses import sequence_logprobs
+
+    read = [n for n, share in enumerate(shares) if share]
+    lengths = [len(options[n].ids) for n in read]
+    for bucket in buckets(lengths, max([batch_tokens, *lengths])):
+        chosen = [read[n] for n in bucket]
+        pairs = [(each.ids, [IGNORED] * each.start + each.ids[each.start :]) for each in (options[n] for n in chosen)]
+        batch = collate(pairs).to(device)
+        weight = torch.tensor([shares[n] for n in chosen], device=device)
+
+        def total(w: dict[str, Tensor], batch: Any = batch, weight: Tensor = weight) -> Tensor:
+            return (sequence_logprobs(call(w, batch), batch.labels) * weight).sum()
+
+        yield total
