@@ -98,7 +98,8 @@ def _cells(check: Check) -> tuple[str, ...]:
     interval = "" if check.low is None else f"{signed(check.low)} to {signed(check.high)}"
     if check.value is None:
         return said, name, "", "", ""
-    return said, name, signed(check.value), "-" if check.floor is None else measured(check.floor), interval
+    noise = measured(check.floor) if check.floor is not None and check.floor_from else "-"
+    return said, name, signed(check.value), noise, interval
 
 
 def _row(*cells: str) -> str:

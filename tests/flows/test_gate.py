@@ -131,3 +131,10 @@ def test_a_crossed_bound_is_said_with_its_own_number():
     said = [crossed_in_words(crossing) for crossing in verdict.as_dict()["crossings"]]
     assert said[0] == "flagged_rows is 7, above 5"
     assert said[1].startswith("signal harmful_content is ") and said[1].endswith(", at or beyond warn")
+
+
+def test_a_gate_that_says_nothing_of_shipping_is_what_it_was():
+    assert set(Gate().identity) == {"version", "rules", "accepts"}
+    allowing = Gate.model_validate({"ship": {"allow": {"refusal": 0.1}, "ignore": ["identity"], "suites": False}})
+    assert allowing.identity != Gate().identity
+    assert (dict(allowing.ship.rules.allow), allowing.ship.rules.ignore) == ({"refusal": 0.1}, frozenset({"identity"}))
