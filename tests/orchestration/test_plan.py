@@ -312,7 +312,7 @@ def test_planning_imports_no_torch(first_run):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     run, imported = json.loads(done.stdout.splitlines()[-1])
-    assert run == 13
+    assert run == 21
     assert imported == []
 
 
@@ -321,7 +321,7 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
     printed = capsys.readouterr().out
     assert "training.learning_rate 0.001 -> 0.002" in printed
     assert sum(line.split()[:1] == ["landscape_shard"] for line in printed.splitlines()) == 1
-    assert "13 to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
+    assert "21 to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
 
 
 def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):
