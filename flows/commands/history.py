@@ -65,8 +65,9 @@ class History:
         same = [Took.of(manifest) for manifest in stored if manifest.inputs.get("model") == model]
         if same:
             return _expected(same, work, "this root")
-        if here := remembered_rates(task, model):
-            return _expected(here, work, "this machine")
+        here = remembered(task, work, model)
+        if here.basis is not None:
+            return here
         return _expected([Took.of(manifest) for manifest in stored], work, "another model") if stored else Cost()
 
     def reason(
@@ -87,6 +88,12 @@ class History:
         code = code_changes(nearest, policy.version, library_versions(policy.libraries))
         words = f"its code is new: {', '.join(code)}" if code else "stored files are missing or torn"
         return Reason(words, (f"{policy.task}, {words}",), nearest.run_id)
+
+
+def remembered(task: str, work: dict[str, int], model: Any = None) -> Cost:
+    """From what the task took with this model on this machine, under any root."""
+    here = remembered_rates(task, model)
+    return _expected(here, work, "this machine") if here else Cost()
 
 
 def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:

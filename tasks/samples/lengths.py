@@ -89,14 +89,15 @@ def lengths_of(table: pa.Table) -> Lengths:
 
 def _first_labels(masks: Any) -> dict[int, int]:
     """{row: place of its first label}; nothing precedes a row's first token, so that it is none."""
-    import pyarrow as pa
     import pyarrow.compute
 
     pc: Any = pyarrow.compute
     tails = pc.list_slice(masks, 1)
     labels = pc.indices_nonzero(pc.list_flatten(tails))
-    found = pa.table({"row": pc.list_parent_indices(tails).take(labels), "place": labels})
-    firsts = found.group_by("row").aggregate([("place", "min")])
+    rows = pc.run_end_encode(pc.list_parent_indices(tails).take(labels), run_end_type="int64")  # rises: one run a row
+    if not len(labels):
+        return {}
+    # No array is made of Python's numbers: that imports pandas.
+    firsts = [labels[0].as_py(), *labels.take(rows.run_ends.slice(0, len(rows.run_ends) - 1)).to_pylist()]
     before = [0, *accumulate(pc.list_value_length(tails).to_pylist())]
-    rows, places = firsts["row"].to_pylist(), firsts["place_min"].to_pylist()
-    return {row: 1 + place - before[row] for row, place in zip(rows, places, strict=True)}
+    return {row: 1 + place - before[row] for row, place in zip(rows.values.to_pylist(), firsts, strict=True)}

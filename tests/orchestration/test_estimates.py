@@ -9,8 +9,7 @@ import pytest
 from foretune.flows.commands.plan import make_plan
 from foretune.flows.request import load_request
 from foretune.storage.events import read_events
-from tests.conftest import request_beside
-from tests.dag import Simulated, run_dag
+from tests.dag import Simulated
 
 ABOUT = 2
 """An estimate from texts is within this factor."""
