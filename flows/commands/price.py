@@ -117,9 +117,7 @@ def print_prices(terminal: Terminal, planned: dict[str, Any]) -> None:
         )
     columns = ("task", "cached", "run", "forwards", "seconds", "peak MB", "MB")
     terminal.table(columns, [(cells, "") for cells in rows])
-    terminal.hanging(
-        "", "forwards: passes over the training rows, a backward counts as two; (stored); <= at most, ~ about"
-    )
+    terminal.say("forwards over the training rows, a backward is two; (stored), <= bound, ~ about")
 
 
 def _spent(stored: list[dict[str, Any]], tokens: int) -> str:
@@ -152,7 +150,7 @@ def print_real_run(terminal: Terminal, cost: dict[str, Any]) -> None:
     if not real["tokens"]:
         terminal.say("real run: not known before the model is converted, with its tokenizer", whole=True)
         return
-    memory = f", {real['memory_bytes'] / 1e6:,.0f} MB in one step" if real["memory_bytes"] is not None else ""
+    memory = f", {real['memory_bytes'] / 1e6:,.0f} MB at most in a step" if real["memory_bytes"] is not None else ""
     timed = f"about {real['seconds']:.0f} s" if real["seconds"] is not None else "seconds not known"
     terminal.say(f"real run: {real['forward_passes']:.3g} forwards, {timed}{memory}", whole=True)
     rests = f"its seconds rest on {real['seconds_from']}"
