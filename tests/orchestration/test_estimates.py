@@ -71,7 +71,12 @@ def test_every_estimate_of_the_tiny_run_holds(tiny):
     "overrides",
     [
         ("curvature.quotients=exact", "curvature.graph_tokens=0"),
-        ("curvature.curvature=hessian", "curvature.quotients=exact", "influence.solver.damping=0.95"),
+        (
+            "curvature.curvature=hessian",
+            "curvature.quotients=exact",
+            "influence.solver.damping=0.95",
+            "prediction.rayleigh_lambda=9",
+        ),
         ("influence.solver.preset=tuned", "influence.solver.check=true", "influence.tokens_of=0"),
         ("influence.target.of=margin", "landscape.row_gradients=0"),
         ("influence.target.of=feature", "influence.target.feature=3"),
