@@ -125,7 +125,7 @@ def simulate(
 def plan(
     request: RequestFile, overrides: Overrides = None, root: Root = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Run nothing: which tasks are cached, which would run and why, with time, memory and bytes."""
+    """Run nothing: which tasks are cached, which would run and why, what each costs, and what the real run would."""
     open_prefect()
     from foretune.flows.commands.plan import make_plan, print_plan
     from foretune.flows.request import load_request

@@ -17,6 +17,7 @@ from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
 from foretune.flows.interruption import heard_beside_the_engine, when_stopped
+from foretune.flows.priced import Priced
 from foretune.flows.request import Request, to_yaml
 from foretune.storage.errors import BadInput, Damaged, StorageFault, failure_line
 from foretune.storage.events import EventLog
@@ -87,7 +88,10 @@ def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
     """Every pass, run or looked up, on base weights that stay; the published result."""
     run_started(run, sources.named())
     with steps_on(run, request.runtime) as step:
-        made = simulation(Wiring(step, request, sources))
+        priced = Priced(step)
+        wiring = Wiring(priced, request, sources)
+        made = simulation(wiring)
+        priced.write(wiring)
         step.finish()
     return publish(
         run=run,

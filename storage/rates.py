@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ class Took:
     seconds: float
     bytes: int
     work: dict[str, int]  # rows, tokens, parts
+    cost: dict[str, int] = field(default_factory=dict)  # forward_tokens and backward_tokens through a model
 
     @classmethod
     def of(cls, manifest: Manifest) -> Took:
-        return cls(manifest.seconds, manifest.bytes, manifest.work)
+        return cls(manifest.seconds, manifest.bytes, manifest.work, manifest.cost)
 
 
 def remember_rate(manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from foretune.storage.slugs import slug
 REQUEST, RESULT, REPORT, COMPARISON = "request.yaml", "result.json", "report.html", "comparison.json"
 WHATIF_PAGE, WHATIF = "whatif.html", "whatif.json"
 HISTORY_PAGE = "history.html"
-RUN_FILES = (REQUEST, REPORT, COMPARISON, WHATIF_PAGE, WHATIF, HISTORY_PAGE, RESULT)
+PLANNED = "planned.json"
+RUN_FILES = (REQUEST, PLANNED, REPORT, COMPARISON, WHATIF_PAGE, WHATIF, HISTORY_PAGE, RESULT)
 """What a run's folder holds beside its events, in the order in which a deletion takes it: what a run is, is told by
 its result."""
 _ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")
@@ -97,6 +99,17 @@ class Run:
     def write_whatif(self, result: dict[str, Any], html: str) -> None:
         (self.place / WHATIF_PAGE).write_bytes(html.encode())
         (self.place / WHATIF).write_bytes((json_shown(result, _indented) + "\n").encode())
+
+    def write_planned(self, planned: dict[str, Any]) -> None:
+        """What the run's tasks are said to cost, once all are submitted."""
+        (self.place / PLANNED).write_bytes((json_shown(planned, to_json) + "\n").encode())
+
+    def read_planned(self) -> list[dict[str, Any]]:
+        """What its tasks were said to cost; nothing of a run that kept no such file, or a damaged one."""
+        try:
+            return json.loads((self.place / PLANNED).read_bytes())["tasks"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return []
 
     def write_history(self, html: str) -> None:
         """The page of the versions up to this one."""

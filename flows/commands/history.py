@@ -25,6 +25,8 @@ class Cost:
     seconds: float | None = None
     bytes: int | None = None
     basis: Literal["this root", "this machine", "another model"] | None = None
+    forward_tokens: int | None = None  # through a model; None as well where no pass of the kind counted any
+    backward_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class History:
         same = [Took.of(manifest) for manifest in stored if manifest.inputs.get("model") == model]
         if same:
             return _expected(same, work, "this root")
-        if here := remembered_rates(task, model):
-            return _expected(here, work, "this machine")
+        here = remembered(task, work, model)
+        if here.basis is not None:
+            return here
         return _expected([Took.of(manifest) for manifest in stored], work, "another model") if stored else Cost()
 
     def reason(
@@ -87,13 +90,31 @@ class History:
         return Reason(words, (f"{policy.task}, {words}",), nearest.run_id)
 
 
+def remembered(task: str, work: dict[str, int], model: Any = None) -> Cost:
+    """From what the task took with this model on this machine, under any root."""
+    here = remembered_rates(task, model)
+    return _expected(here, work, "this machine") if here else Cost()
+
+
 def _expected(known: list[Took], work: dict[str, int], basis: Any) -> Cost:
     """Seconds: the median rate of what is known times this one's tokens (or rows, or parts); their median where
-    sizes are not known. Bytes: those of the artefact that is nearest in size."""
+    sizes are not known. Bytes: those of the artefact that is nearest in size. Tokens through a model: as seconds."""
     unit = next((unit for unit in ("tokens", "rows", "parts") if work.get(unit)), None)
     sized = [took for took in known if unit and took.work.get(unit)]
     if unit is None or not sized:
-        return Cost(median(took.seconds for took in known), round(median(took.bytes for took in known)), basis)
+        tokens = _median_tokens([(took, 1.0) for took in known], 1)
+        return Cost(median(took.seconds for took in known), round(median(took.bytes for took in known)), basis, *tokens)
     size = work[unit]
     nearest = min(sized, key=lambda took: abs(took.work[unit] - size))
-    return Cost(size * median(took.seconds / took.work[unit] for took in sized), nearest.bytes, basis)
+    tokens = _median_tokens([(took, took.work[unit]) for took in sized], size)
+    return Cost(size * median(took.seconds / took.work[unit] for took in sized), nearest.bytes, basis, *tokens)
+
+
+def _median_tokens(known: list[tuple[Took, float]], size: float) -> tuple[int | None, int | None]:
+    """Forward and backward, of those that counted any."""
+    counted = [(took.cost, of) for took, of in known if took.cost]
+    if not counted:
+        return None, None
+    names = ("forward_tokens", "backward_tokens")
+    forward, backward = (round(size * median(cost.get(name, 0) / of for cost, of in counted)) for name in names)
+    return forward, backward

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
-from foretune.flows.commands.history import History, Reason
+from foretune.flows.commands.history import Cost, History, Reason
 from foretune.flows.commands.nearest import Nearest, nearest_run
+from foretune.flows.commands.price import (
+    FIELD,
+    RealRun,
+    priced,
+    print_prices,
+    print_real_run,
+    real_run,
+    seconds_per_token,
+)
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.costs import checked_sources
+from foretune.flows.dag.estimates import estimate, with_defaults
 from foretune.flows.dag.simulation import simulation
+from foretune.flows.dag.sizes import Sizes, sizes_of
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
 from foretune.storage.errors import BadInput, Damaged
@@ -20,16 +31,15 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.results import artifact_of
 from foretune.storage.roots import root_to_read
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import ContentKey, work_of
+from foretune.tasks.engine.keys import ContentKey, identity, work_of
 from foretune.tasks.inputs.sources import Sources
-from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
-from foretune.tasks.samples.dataset import preview_index
-from foretune.tasks.samples.table import SampleIndex, read_index
+from foretune.tasks.loading.footprint import BYTES, Footprint
+from foretune.tasks.samples.dataset import preview_index, preview_table
+from foretune.tasks.samples.lengths import Lengths, lengths_of, read_lengths
+from foretune.tasks.samples.table import SampleIndex, index_of, read_index
 
 ROWS = "other rows"
 MOST_CAUSES = 6  # that are printed; all of them are in the JSON
-FIELD = "landscape_shard"
-"""The task whose artefacts are the gradient field."""
 
 
 @dataclass
@@ -44,6 +54,10 @@ class PlannedTask:
     seconds: float | None = None  # None: nothing like it was ever run, under this root or on this machine
     bytes: int | None = None
     basis: str | None = None  # where seconds and bytes come from: this root | this machine | another model
+    forward_tokens: int | None = None  # through the model, padding included; None: nothing tells
+    backward_tokens: int | None = None
+    bound: str | None = None  # exact | at most | about | remembered
+    memory_bytes: int | None = None  # held at its peak, by the model's shapes; None: not known, or no model
 
 
 @dataclass
@@ -54,11 +68,13 @@ class Planned:
     history: History
     tasks: list[PlannedTask] = field(default_factory=list)
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every task, by its key
+    lengths: dict[str, Lengths | None] = field(default_factory=dict)  # of every `samples` artefact, by its key
+    remembered: dict[str, Cost] = field(default_factory=dict)  # of the tasks to run, by their keys
     missing: dict[str, tuple[ContentKey, dict[str, Any]]] = field(default_factory=dict)  # what to run declares, by key
 
     def __call__(self, task: Any, **inputs: Any) -> ArtifactRef:
         policy = task.cache_policy
-        declared = policy.inputs_of(_with_defaults(task.fn, inputs))
+        declared = policy.inputs_of(inputs)
         key = policy.key_of_inputs(declared)
         hit = self.run.store.find(policy.task, key)
         shard = getattr(getattr(inputs.get("rows"), "shard", None), "prefix", None)
@@ -67,8 +83,9 @@ class Planned:
             self.missing[key] = policy, declared
             cost = self.history.cost(policy.task, work_of(inputs), declared.get("model"))
             planned.seconds, planned.bytes, planned.basis = cost.seconds, cost.bytes, cost.basis
+            self.remembered[key] = cost
         self.tasks.append(planned)
-        self.inputs[key] = inputs
+        self.inputs[key] = with_defaults(task.fn, inputs)
         return hit or ArtifactRef(task=policy.task, key=key, uri="", sha256="")
 
     def ready(self, artifact: ArtifactRef) -> ArtifactRef:
@@ -78,7 +95,39 @@ class Planned:
         if samples.uri:
             return read_index(self.run, samples)
         inputs = self.inputs[samples.key]
-        return preview_index(self.run, inputs["source"], inputs["tokenizer"], inputs["role"], inputs["settings"])
+        table = self._preview(samples)
+        if table is None:
+            return preview_index(inputs["source"], inputs["role"], inputs["settings"])
+        return index_of(table)
+
+    def lengths_of(self, samples: ArtifactRef) -> Lengths | None:
+        """Of a table's rows; None without a tokenizer yet."""
+        if samples.key not in self.lengths:
+            if samples.uri:
+                self.lengths[samples.key] = read_lengths(self.run, samples)
+            else:
+                self._preview(samples)
+        return self.lengths[samples.key]
+
+    def _preview(self, samples: ArtifactRef) -> Any:
+        inputs = self.inputs[samples.key]
+        table = preview_table(self.run, inputs["source"], inputs["tokenizer"], inputs["role"], inputs["settings"])
+        self.lengths[samples.key] = None if table is None else lengths_of(table)
+        return table
+
+    def measure(self, sizes: Sizes, dtype: str) -> None:
+        """Say of every task what it sends through the model, and what it holds at its peak."""
+        for task in self.tasks:
+            found = estimate(task.task, self.inputs[task.key], sizes)
+            if found is not None:
+                task.forward_tokens, task.backward_tokens, task.bound = found.forward, found.backward, found.bound
+                if sizes.shapes is not None and found.models:
+                    held = found.models, found.graph, found.read, found.gradients
+                    task.memory_bytes = sizes.shapes.pass_bytes(dtype, *held)
+            known = self.remembered.get(task.key, Cost())
+            if known.forward_tokens is not None and (found is None or found.bound == "about"):
+                task.forward_tokens, task.backward_tokens = known.forward_tokens, known.backward_tokens
+                task.bound = "remembered"
 
     def explain(self, nearest: Nearest | None) -> list[Reason]:
         """Say of every task to run why, against the run that this plan is nearest to."""
@@ -90,11 +139,6 @@ class Planned:
         return list(reasons.values())
 
 
-def _with_defaults(function: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(function).bind(run=None, **inputs)
-    return dict(bound.arguments)
-
-
 def make_plan(request: Request) -> dict[str, Any]:
     """Every task with its state and cost, and the totals.
 
@@ -103,7 +147,8 @@ def make_plan(request: Request) -> dict[str, Any]:
     root. No model is loaded to calibrate, so both are None while one of the tasks, named in `unknown`, never ran.
     `field_bytes`, with its terms under `field`, and `memory_bytes` come from the model's shapes; None for a GGUF file
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
-    `memory_bytes` is one pass's; as many as `workers` run at once. `compared_with` is the earlier run that reasons
+    `memory_bytes` is one pass's; as many as `workers` run at once. `cost` holds the simulation against the real run:
+    see `priced`. `compared_with` is the earlier run that reasons
     are given against, and `compared_because` why it is that one.
     """
     run = Run(root_to_read(request.runtime.root).uri, "plan")
@@ -115,10 +160,12 @@ def make_plan(request: Request) -> dict[str, Any]:
     keys = {(task.task, task.key) for task in step.tasks}
     nearest = nearest_run(run.root, keys, request.model_dump(mode="json")) if waiting else None
     reasons = step.explain(nearest)
-    shapes = _footprint(step, sources, request)
+    sizes = sizes_of(wiring, step.lengths_of, _folder(step, sources, request))
+    step.measure(sizes, request.model.dtype)
+    shapes, tasks = sizes.shapes, [vars(task) for task in step.tasks]
     field = shapes and _field(shapes, [step.inputs[task.key] for task in step.tasks if task.task == FIELD])
     return {
-        "tasks": [vars(task) for task in step.tasks],
+        "tasks": tasks,
         "run": len(waiting),
         "cached": len(step.tasks) - len(waiting),
         **_causes(reasons, _changed_rows(wiring, nearest), nearest),
@@ -132,7 +179,14 @@ def make_plan(request: Request) -> dict[str, Any]:
         and field_bytes(**_field(shapes, [step.inputs[task.key] for task in waiting if task.task == FIELD])),
         "workers": request.runtime.max_workers,
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
+        "cost": priced(tasks, _real_run(step, wiring, sizes)),
     }
+
+
+def _real_run(step: Planned, wiring: Wiring, sizes: Sizes) -> RealRun:
+    rows = step.lengths_of(wiring.tables["train"]) or Lengths([], [], [], [], [])
+    timed = seconds_per_token(step.run.root, step.history, identity(wiring.model))
+    return real_run(wiring.request, rows, sizes, timed)
 
 
 def _changed_rows(wiring: Wiring, nearest: Nearest | None) -> str | None:
@@ -180,13 +234,13 @@ def _field(shapes: Footprint, blocks: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def _footprint(step: Planned, sources: Sources, request: Request) -> Footprint | None:
+def _folder(step: Planned, sources: Sources, request: Request) -> Path | None:
+    """The model's; None for a GGUF file that was never converted."""
     converted = [step.run.store.find(task.task, task.key) for task in step.tasks if task.task == "model"]
     stored = next((each for each in converted if each is not None), None)
     if sources.model is None and stored is None:
         return None
-    handle = sources.model_handle(lambda _: cast("ArtifactRef", stored), request.model)
-    return footprint(handle.folder(step.run), request.adapter.targets)
+    return sources.model_handle(lambda _: cast("ArtifactRef", stored), request.model).folder(step.run)
 
 
 def _graph_tokens(request: Request) -> int:
@@ -200,19 +254,11 @@ def total(parts: list[Any]) -> Any:
 
 
 def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
-    """One line per task; shards of a task together."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for task in planned["tasks"]:
-        groups[task["task"]].append(task)
-    rows: list[tuple[Any, ...]] = []
-    for name, tasks in groups.items():
-        waiting = [task for task in tasks if task["state"] == "run"]
-        seconds = total([task["seconds"] for task in waiting])
-        cost = "" if not waiting else "?" if seconds is None else f"{seconds:.1f}"
-        reasons = "; ".join(dict.fromkeys(task["why"] for task in waiting))
-        rows.append((name, len(tasks) - len(waiting), len(waiting), cost, reasons))
-    terminal.table(("task", "cached", "run", "seconds", "why"), [(cells, "") for cells in rows])
-    terminal.say(f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}", whole=True)
+    """One line per task, shards of a task together; then the sums, the real run, and why tasks run."""
+    print_prices(terminal, planned)
+    terminal.gap()
+    terminal.hanging("", f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}")
+    print_real_run(terminal, planned["cost"])
     if planned["causes"]:
         against = f" since run {planned['compared_with']}" if planned["compared_with"] else ""
         against += f" ({planned['compared_because']})" if planned["compared_because"] else ""
@@ -220,9 +266,23 @@ def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
             f"{each['what']} ({each['tasks']} task{'s'[: each['tasks'] > 1]})"
             for each in planned["causes"][:MOST_CAUSES]
         )
-        terminal.say(f"what changed{against}: {causes}", whole=True)
+        terminal.hanging("", f"what changed{against}: {causes}")
     if planned["field"] is not None:
-        terminal.say(f"gradient field {_formula(planned)}", whole=True)
+        terminal.hanging("", f"gradient field {_formula(planned)}")
+    _print_reasons(terminal, planned["tasks"])
+
+
+def _print_reasons(terminal: Terminal, tasks: list[dict[str, Any]]) -> None:
+    """Every reason with the tasks that it is of."""
+    reasons: dict[str, dict[str, None]] = defaultdict(dict)
+    for task in tasks:
+        if task["state"] == "run":
+            reasons[task["why"]][task["task"]] = None
+    if reasons:
+        terminal.gap()
+        terminal.say("why")
+    for why, names in reasons.items():
+        terminal.hanging("  ", f"{', '.join(names)}: {why}")
 
 
 def _tasks(count: int) -> str:

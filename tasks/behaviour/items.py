@@ -46,6 +46,16 @@ class _Item(BaseModel):
     def name(self) -> str:
         return self.id or self.digest[:12]
 
+    @property
+    def texts(self) -> list[str]:
+        """What a model reads, each option after what it shares with the others."""
+        return []
+
+    @property
+    def answered(self) -> bool:
+        """Whether a model writes a short answer."""
+        return False
+
 
 class _Prompted(_Item):
     prompt: Text | Annotated[tuple[Turn, ...], Field(min_length=1, max_length=1000)]
@@ -59,6 +69,10 @@ class _Prompted(_Item):
         return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]
 
     @property
+    def texts(self) -> list[str]:
+        return [turn["content"] for turn in self.turns]
+
+    @property
     def question(self) -> str:
         """What is asked, for people."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content
@@ -70,6 +84,10 @@ class ChoiceItem(_Prompted):
     scorer: Literal["choice"] = "choice"
     options: tuple[Text, ...] = Field(min_length=2, max_length=100)
     answer: int = Field(ge=0)
+
+    @property
+    def texts(self) -> list[str]:
+        return [*super().texts, *self.options]
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> ChoiceItem:
@@ -85,6 +103,10 @@ class TraitItem(_Prompted):
     options: tuple[Text, Text]
     trait: Literal[0, 1]
 
+    @property
+    def texts(self) -> list[str]:
+        return [*super().texts, *self.options]
+
 
 class RefusalItem(_Prompted):
     """A request that may be refused: by how likely refusing openings are, or by a phrase in a short answer."""
@@ -94,6 +116,14 @@ class RefusalItem(_Prompted):
     complying: tuple[Text, ...] = Field(default=COMPLYING, min_length=1, max_length=50)
     by: Literal["likelihood", "phrase"] = "likelihood"
 
+    @property
+    def texts(self) -> list[str]:
+        return [*super().texts, *([] if self.answered else [*self.refusing, *self.complying])]
+
+    @property
+    def answered(self) -> bool:
+        return self.by == "phrase"
+
 
 class MatchItem(_Prompted):
     """A short answer that holds one of the expected texts, or that a pattern (RE2) finds."""
@@ -102,6 +132,10 @@ class MatchItem(_Prompted):
     expected: tuple[Text, ...] = Field(default=(), max_length=100)
     pattern: str | None = Field(default=None, min_length=1, max_length=2000)
     exact: bool = False  # the whole answer, else anywhere in it
+
+    @property
+    def answered(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _something_is_expected(self) -> MatchItem:
@@ -124,6 +158,10 @@ class LossItem(_Item):
     text: Text
 
     @property
+    def texts(self) -> list[str]:
+        return [self.text]
+
+    @property
     def question(self) -> str:
         return self.text
 
@@ -136,6 +174,10 @@ class FormatItem(_Prompted):
     most_words: int | None = Field(default=None, ge=1, le=10_000)
     tool: str | None = Field(default=None, min_length=1, max_length=200)
     arguments: tuple[str, ...] = Field(default=(), max_length=100)
+
+    @property
+    def answered(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _one_form(self) -> FormatItem:
@@ -177,6 +219,16 @@ class SuiteItems(BaseModel, frozen=True):
     def label(self) -> str:
         """What the pass is called for people."""
         return self.suite
+
+    @property
+    def texts(self) -> list[str]:
+        """All that a model reads of them, without a template's marks."""
+        return [text for item in self.items for text in item.texts]
+
+    @property
+    def answers(self) -> int:
+        """Items that are answered in a few tokens."""
+        return sum(item.answered for item in self.items)
 
     @property
     def work(self) -> tuple[int, int]:

@@ -31,6 +31,7 @@ class PromptSet(BaseModel, frozen=True):
     digest: str
     count: int = 0
     tokens: int = 0
+    longest: int = 0  # tokens of the longest prompt
 
     def identity(self) -> dict[str, Any]:
         return {"prompts": self.digest, "tokenizer": self.tokenizer.identity()}
@@ -54,8 +55,9 @@ class PromptSet(BaseModel, frozen=True):
     def of(cls, prompts: ArtifactRef, tokenizer: TokenizerHandle, lengths: dict[str, int]) -> PromptSet:
         """The set of prompts with these ids and numbers of tokens."""
         digest = digest_of(sorted(lengths))
+        tokens, longest = sum(lengths.values()), max(lengths.values(), default=0)
         return cls(
-            prompts=prompts, tokenizer=tokenizer, digest=digest, count=len(lengths), tokens=sum(lengths.values())
+            prompts=prompts, tokenizer=tokenizer, digest=digest, count=len(lengths), tokens=tokens, longest=longest
         )
 
 

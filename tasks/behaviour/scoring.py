@@ -50,7 +50,7 @@ def score_items(
     known = dict(zip(map(id, prompted), contexts(tokenizer, [item.turns for item in prompted]), strict=True))
     asked = [(item, known.get(id(item))) for item in items]
     groups = [options_of(tokenizer, item, context) for item, context in asked]
-    prompts = [context_ids(tokenizer, [c])[0] if c and _answers(item) else [] for item, c in asked]
+    prompts = [context_ids(tokenizer, [c])[0] if c and item.answered else [] for item, c in asked]
     room = math.inf if longest is None else longest
     fits = [
         max([0, *(len(each.ids) for each in group)]) <= room
@@ -72,10 +72,6 @@ def score_items(
     return found
 
 
-def _answers(item: Item) -> bool:
-    return isinstance(item, MatchItem | FormatItem) or (isinstance(item, RefusalItem) and item.by == "phrase")
-
-
 def options_of(tokenizer: ChatTokenizer, item: Item, context: Context | None) -> list[Continuation]:
     """What an item's likelihoods are taken of, in its order; empty for one that is answered in words."""
     if isinstance(item, LossItem):
@@ -84,7 +80,7 @@ def options_of(tokenizer: ChatTokenizer, item: Item, context: Context | None) ->
     assert context is not None
     if isinstance(item, ChoiceItem | TraitItem):
         return continuations(tokenizer, context, item.options)
-    if isinstance(item, RefusalItem) and not _answers(item):
+    if isinstance(item, RefusalItem) and not item.answered:
         return continuations(tokenizer, context, [*item.refusing, *item.complying])
     return []
 

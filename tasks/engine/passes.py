@@ -106,7 +106,7 @@ def _produce(
     if hit is not None:
         return hit
     started = time.perf_counter()
-    label = _label(policy.task, arguments)
+    label = pass_label(policy.task, arguments)
     announce(run, "pass_started", task=policy.task, label=label, key=key)
     try:
         with (
@@ -161,7 +161,7 @@ def _no_training(policy: ContentKey) -> contextlib.AbstractContextManager[bool |
     return no_optimizer_steps() if "torch" in {*policy.libraries, *sys.modules} else contextlib.nullcontext()
 
 
-def _label(task: str, arguments: dict[str, Any]) -> str:
+def pass_label(task: str, arguments: dict[str, Any]) -> str:
     """What the user reads: the task, and the role, suite and shard it worked on."""
     role, shard = arguments.get("role"), getattr(arguments.get("rows"), "shard", None)
     items = getattr(arguments.get("items"), "label", "")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LARGEST_PRODUCTS, TRACE_PROBES = 4, 4  # what `tuned` spends on the eigenvalue and the trace
 TUNED_RESIDUAL = 0.05
+SCALE_PRODUCTS = 4  # of `numerics.lissa`, where the scale is not given; named here for a plan, which imports no torch
 
 
 class SolverSettings(BaseModel):
@@ -51,6 +52,14 @@ class SolverSettings(BaseModel):
     check: bool = Field(
         default=False, title="Check", description="solve by conjugate gradients too and store how far both agree"
     )
+
+
+def most_products(solver: SolverSettings) -> int:
+    """Products with the whole operator that a solve may take."""
+    measured = LARGEST_PRODUCTS + TRACE_PROBES
+    if solver.preset != "tuned":
+        measured = 0 if solver.scale is not None or solver.preset == "seed" else SCALE_PRODUCTS
+    return measured + solver.iterations * (2 if solver.check else 1)
 
 
 @content_task(version=2)

@@ -20,6 +20,7 @@ from foretune.tasks.loading.stored import StoredWeights, stored_names
 if TYPE_CHECKING:
     from torch import Tensor
 
+PROBE_TOKENS = 16  # of the row on which a written checkpoint is tried
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -152,7 +153,9 @@ def _largest_logit(folder: Path, loaded: LoadedModel, probe_ids: list[int] | Non
     import torch
 
     vocabulary = loaded.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
-    ids = torch.tensor([probe_ids or [n * vocabulary // 16 for n in range(16)]], device=loaded.device)
+    ids = torch.tensor(
+        [probe_ids or [n * vocabulary // PROBE_TOKENS for n in range(PROBE_TOKENS)]], device=loaded.device
+    )
     with torch.no_grad():
         logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     if not all_finite(logits):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foretune.storage.errors import BadInput
 from foretune.tasks.loading import model_inputs
+from foretune.tasks.loading.models import count_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,10 +162,25 @@ def _attach(point: HookPoint, see: Callable[[Tensor], None]) -> Any:
     return point.module.register_forward_hook(after)
 
 
+_LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+def share_to_hook(name: str, depth: int) -> float:
+    """Share of a model's layers that a forward to this hook runs; a layer that is begun counts whole."""
+    block = parse_block_hook(name)
+    if block is not None:
+        return min(1.0, (block[0] + (block[1] != "hook_resid_pre")) / depth)
+    number = _LAYER.search(name)
+    if number is not None:
+        return min(1.0, (int(number[1]) + 1) / depth)
+    return 0.0 if "emb" in name or "wte" in name else 1.0
+
+
 def run_to_hook(loaded: LoadedModel, batch: Batch, hook_name: str, weights: dict[str, Tensor] | None = None) -> Tensor:
     """Activations [b, s, d] at the hook; the forward ends there, so that later layers cost nothing.
 
-    `weights` {parameter name: tensor} stand in for the model's own; differentiable in them, both modes.
+    `weights` {parameter name: tensor} stand in for the model's own; differentiable in them, both modes. What ran counts
+    as the share of the layers that it is of.
     Raises BadInput for an unknown hook, or one that the forward does not pass.
     """
     from torch.func import functional_call
@@ -176,6 +192,9 @@ def run_to_hook(loaded: LoadedModel, batch: Batch, hook_name: str, weights: dict
     try:
         functional_call(loaded.model, weights or {}, (), model_inputs(batch))
     except _StopForward as stopped:
+        depth = loaded.config.get_text_config().num_hidden_layers
+        # No hook of the whole model sees a forward that does not end.
+        count_tokens(round(batch.input_ids.numel() * share_to_hook(hook_name, depth)), stopped.tensor)
         return stopped.tensor
     finally:
         handle.remove()

@@ -137,15 +137,19 @@ def _open(folder: Path, settings: ModelSettings) -> LoadedModel:
 
 def count_work(model: Any, args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> None:
     """Forward hook of a whole model: its tokens count as forward work, and as backward work at each backward."""
+    ids = inputs["input_ids"] if "input_ids" in inputs else args[0]
+    count_tokens(ids.numel(), getattr(output, "logits", None))  # a trainer's fused loss gives none
+
+
+def count_tokens(tokens: int, output: Tensor | None) -> None:
+    """So many tokens went forward to `output`, and go backward at each backward from it."""
     import torch
 
-    ids = inputs["input_ids"] if "input_ids" in inputs else args[0]
-    work, tokens = work_here(), ids.numel()
+    work = work_here()
     tangents = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
     work.forward(2 * tokens if tangents else tokens)  # forward mode carries a tangent beside every value
-    logits = getattr(output, "logits", None)  # a trainer's fused loss gives none
-    if not tangents and logits is not None and logits.requires_grad:
-        logits.register_hook(lambda gradient: work.backward(tokens))
+    if not tangents and output is not None and output.requires_grad:
+        output.register_hook(lambda gradient: work.backward(tokens))
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foretune.tasks.numerics.buckets import buckets as buckets
+
 IGNORED = -100
 
 
@@ -55,23 +57,3 @@ def collate(samples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
         attention_mask[row, : len(ids)] = 1
         padded_labels[row, : len(ids)] = torch.as_tensor(labels, dtype=torch.long)
     return Batch(input_ids, attention_mask, padded_labels)
-
-
-def buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices grouped by length, longest first, each group within `max_tokens` (padded); equal lengths stay in order.
-
-    Raises ValueError when a row alone exceeds `max_tokens`.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if order and lengths[order[0]] > max_tokens:
-        raise ValueError(
-            f"a row of {lengths[order[0]]} tokens exceeds max_tokens={max_tokens}: raise max_tokens or truncate rows"
-        )
-    groups: list[list[int]] = []
-    for i in order:
-        # Rows come longest first, so a group's first row sets its padded width.
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups

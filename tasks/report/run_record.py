@@ -15,6 +15,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import INVARIANTS
 from foretune.tasks.report.graph import Graph, graph_of
 from foretune.tasks.report.pace import equivalents, pace_of, seconds_at
+from foretune.tasks.report.spent import PassCost, against_plan, deviations
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Cost:
     real_seconds_to: float | None = None
     timed_parts: int = 0  # of the gradient pass
     timed_in: str = ""  # the run that took it
+    planned_forward_passes: float | None = None  # of what was computed; None: not known of all
+    planned_seconds: float | None = None  # of its passes, one after the other
+    deviations: tuple[str, ...] = ()  # of the plan, the worst ones
+    passes: tuple[PassCost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ def cost_of(
     times = [seconds_at(event) for event in events]
     real = epoch.forward_passes * epoch.tokens * epochs
     several = pace is not None and pace.parts > 1
+    passes = against_plan(events, run.read_planned(), epoch.tokens)
     return Cost(
         seconds=round(max(times) - min(times), 3) if times else 0.0,
         forward_passes=sum(counted) / epoch.tokens if epoch.tokens else None,
@@ -161,7 +167,17 @@ def cost_of(
         real_seconds_to=pace.slowest * real if pace and several else None,
         timed_parts=pace.parts if pace else 0,
         timed_in=timed_in,
+        planned_forward_passes=_total(each.planned_forward_passes for each in passes),
+        planned_seconds=_total(each.planned_seconds for each in passes),
+        deviations=deviations(passes),
+        passes=passes,
     )
+
+
+def _total(parts: Iterable[float | None]) -> float | None:
+    """The sum; None while one part is not known, and without any."""
+    known = list(parts)
+    return None if None in known or not known else sum(each or 0.0 for each in known)
 
 
 def _together(name: str, records: Sequence[Check]) -> Invariant:

@@ -23,7 +23,7 @@ def with_run(page: str, record: RunRecord, commands: Sequence[str], ship: Decisi
     """The page with every place filled: `id`, `ship`, `next`, `invariants`, `cost`, `timeline` and `figures`."""
     from foretune.tasks.report.charts.timeline import timeline
     from foretune.tasks.report.graph import BOX_HEIGHT, BOX_WIDTH, drawing
-    from foretune.tasks.report.tables import passes
+    from foretune.tasks.report.tables import passes, planned_passes
 
     chart = timeline(record.timeline)
     graph = {"drawing": drawing(record.graph), "box_width": BOX_WIDTH, "box_height": BOX_HEIGHT}
@@ -33,6 +33,7 @@ def with_run(page: str, record: RunRecord, commands: Sequence[str], ship: Decisi
         "ship": ship,
         "chart": chart,
         "table": passes(record.timeline),
+        "spent": planned_passes(record.cost.passes),
         **graph,
     }
     module = cast(Any, page_environment().get_template("run.html.jinja").make_module(filled))  # macros as attributes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from foretune.tasks.report.concepts import moving_order
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from foretune.tasks.report.settings import ReportSettings
+    from foretune.tasks.report.spent import PassCost
     from foretune.tasks.report.views import ReportView
 
 
@@ -230,6 +231,19 @@ def passes(timeline: Sequence[Mapping[str, Any]]) -> Table | None:
         Column("forward passes over the training rows", "forward_passes"),
     )
     return _table(f"{len(timeline):,} passes", columns, timeline)
+
+
+def planned_passes(costs: Sequence[PassCost]) -> Table | None:
+    """What the computed passes spent, against what was planned for them."""
+    columns = (
+        Column("task", "task", "code"),
+        Column("forward passes", "forward_passes"),
+        Column("planned", "planned_forward_passes"),
+        Column("told as", "bound", "text"),
+        Column("seconds", "seconds"),
+        Column("seconds planned", "planned_seconds"),
+    )
+    return _table("forward passes and seconds spent, and planned", columns, [asdict(cost) for cost in costs])
 
 
 def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table | None]:

@@ -20,7 +20,7 @@ from foretune.tasks.samples.forms import canonical_rows
 from foretune.tasks.samples.heldout import split
 from foretune.tasks.samples.ids import identify
 from foretune.tasks.samples.rendering import rendering_signals
-from foretune.tasks.samples.table import DatasetSettings, Role, SampleIndex, index_of, parse_probes, read_samples
+from foretune.tasks.samples.table import DatasetSettings, Role, SampleIndex, parse_probes, read_samples
 from foretune.tasks.samples.unread import as_records, unread_columns, unread_signals
 
 if TYPE_CHECKING:
@@ -129,17 +129,19 @@ def row_numbers(run: Run, samples: ArtifactRef) -> dict[str, int]:
     return dict(zip(table["sample_id"].to_pylist(), table["row"].to_pylist(), strict=True))
 
 
-def preview_index(
+def preview_table(
     run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
-) -> SampleIndex:
-    """The index of a role whose `samples` artefact is not stored, made in memory.
+) -> pa.Table | None:
+    """The table of a role whose `samples` artefact is not stored, made in memory; None without a tokenizer yet (a GGUF
+    file that was never converted)."""
+    if isinstance(tokenizer.source, ArtifactRef) and not tokenizer.source.uri:
+        return None
+    return read_samples(role_rows(source.uri, role), load_tokenizer(tokenizer.folder(run)), settings, role)
 
-    Without a tokenizer yet (a GGUF file that was never converted) the tokens are unknown and count as 0.
-    """
-    rows = role_rows(source.uri, role)
-    if not isinstance(tokenizer.source, ArtifactRef) or tokenizer.source.uri:
-        return index_of(read_samples(rows, load_tokenizer(tokenizer.folder(run)), settings, role))
-    identified = identify(canonical_rows(rows, settings.columns))
+
+def preview_index(source: Fingerprint, role: Role, settings: DatasetSettings) -> SampleIndex:
+    """The index of such a role without a tokenizer: tokens are unknown and count as 0."""
+    identified = identify(canonical_rows(role_rows(source.uri, role), settings.columns))
     kept = split(identified, settings.heldout, "train" if role == "train" else "heldout")
     kept = sorted(kept, key=lambda row: row.sample_id)
     ids, numbers = [row.sample_id for row in kept], [row.canonical.row for row in kept]

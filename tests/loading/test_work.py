@@ -43,3 +43,27 @@ def test_a_curvature_product_counts_both_of_its_backwards(loaded, batch):
         assert (work.forward_tokens, work.backward_tokens) == (tokens, tokens)
         graph.product({name: weights[name].detach()})
     assert (work.forward_tokens, work.backward_tokens) == (tokens, 3 * tokens)
+
+
+@pytest.mark.parametrize(
+    ("hook", "share"),
+    [("blocks.0.hook_resid_pre", 0.0), ("blocks.0.hook_resid_post", 0.5), ("blocks.1.attn.hook_z", 1.0)],
+)
+def test_a_forward_that_ends_at_a_hook_counts_as_the_layers_that_ran(loaded, batch, hook, share):
+    from foretune.tasks.loading.hooks import run_to_hook, share_to_hook
+
+    assert share_to_hook(hook, 2) == share
+    with counted_work() as work:
+        run_to_hook(loaded, batch, hook)
+    assert (work.forward_tokens, work.backward_tokens) == (round(share * batch.input_ids.numel()), 0)
+
+
+def test_a_backward_from_a_hook_counts_as_the_layers_below_it(loaded, batch):
+    from foretune.tasks.loading.hooks import run_to_hook
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights = {name: loaded.weight(name).detach().clone().requires_grad_()}
+    with counted_work() as work:
+        run_to_hook(loaded, batch, "model.layers.0", weights).sum().backward()
+    half = round(batch.input_ids.numel() / 2)
+    assert (work.forward_tokens, work.backward_tokens) == (half, half)

@@ -1,0 +1,322 @@
+"""What each pass sends through the model, told before it runs: one function of its declared inputs per task.
+
+A forward counts 1 per token, a backward 2, padding included: what `tasks.numerics.work` counts while a pass runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from foretune.flows.dag.sizes import Sizes, Unknown
+from foretune.tasks.influence import target_gradients, tokens
+from foretune.tasks.influence.solve import most_products
+from foretune.tasks.loading.checkpoints import PROBE_TOKENS
+from foretune.tasks.prediction.trajectory import evaluation_steps
+from foretune.tasks.samples.lengths import Lengths
+
+Bound = Literal["exact", "at most", "about"]
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Tokens forward and backward, and what is held at once while they go."""
+
+    forward: int = 0
+    backward: int = 0
+    bound: Bound = "exact"
+    models: int = 1  # whose weights are open; 0: the pass opens none
+    graph: int = 0  # tokens whose activations are kept for a backward
+    read: int = 0  # tokens of the largest micro-batch that only goes forward
+    gradients: bool = False  # whether full-weight gradients are summed
+
+    @property
+    def equivalents(self) -> int:
+        return self.forward + 2 * self.backward
+
+
+def with_defaults(function: Callable[..., Any], inputs: Inputs) -> dict[str, Any]:
+    """All inputs of a task; those that the wiring leaves out do not enter its key."""
+    bound = inspect.signature(function).bind(run=None, **inputs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def estimate(task: str, inputs: Inputs, sizes: Sizes) -> Estimate | None:
+    """Of a task with these inputs; None where they do not tell, and for a task of another kind that opens a model."""
+    if task not in ESTIMATES:
+        return None if inputs.get("model") is not None else Estimate(models=0)
+    try:
+        return ESTIMATES[task](inputs, sizes)
+    except Unknown:
+        return None
+
+
+def _landscape(inputs: Inputs, sizes: Sizes) -> Estimate:
+    batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
+    read = _sum(batches, inputs["dpo_beta"])
+    return Estimate(read, read, graph=_widest(batches, inputs["dpo_beta"]), gradients=True)
+
+
+def _prompt_gain(inputs: Inputs, sizes: Sizes) -> Estimate:
+    return _forward(sizes.rows(inputs["rows"]).only_answers().batches(inputs["settings"].batch_tokens))
+
+
+def _baseline(inputs: Inputs, sizes: Sizes) -> Estimate:
+    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens, trained_only=False), sizes)
+
+
+def _sae_diff(inputs: Inputs, sizes: Sizes) -> Estimate:
+    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes)
+
+
+def _feature_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """At the base weights and a step to either side of them."""
+    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, times=3)
+
+
+def _feature_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
+    batches = sizes.rows(inputs["rows"]).batches(target_gradients.BATCH_TOKENS)
+    read = _to_hook(batches, sizes).forward
+    return Estimate(read, read, graph=_widest(batches), gradients=True)
+
+
+def _margin_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
+    batches = sizes.table(inputs["pairs"]).batches(target_gradients.BATCH_TOKENS)
+    read = _sum(batches, paired=True)
+    return Estimate(read, read, graph=_widest(batches, paired=True), gradients=True)
+
+
+def _sharpness(inputs: Inputs, sizes: Sizes) -> Estimate:
+    return _products(sizes.rows(inputs["rows"]), inputs["settings"], inputs["settings"].power_iterations, "at most")
+
+
+def _solve(inputs: Inputs, sizes: Sizes) -> Estimate:
+    return _products(sizes.rows(inputs["rows"]), inputs["curvature"], most_products(inputs["solver"]), "at most")
+
+
+def _curvature_samples(inputs: Inputs, sizes: Sizes) -> Estimate:
+    batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
+    read = _sum(batches)
+    return Estimate(read, read * inputs["settings"].quotient_draws, graph=_widest(batches))
+
+
+def _curvature(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """The samples hold all that is asked of them; else one product, half of it for Gauss-Newton, per tensor."""
+    if inputs["samples"] is not None:
+        return Estimate()
+    settings, modules = inputs["settings"], sizes.known(sizes.modules)
+    few = sizes.rows(inputs["rows"]).first(settings.quotient_rows)
+    per_module = 1 if settings.curvature == "gauss_newton" else 2
+    return _products(few, settings, 1, modules=modules, per_module=per_module)
+
+
+def _products(
+    rows: Lengths, settings: Any, products: int, bound: Bound = "exact", modules: int = 0, per_module: int = 0
+) -> Estimate:
+    """Products with the curvature of these rows, two backwards each, or one part of a product per module. Beyond
+    `graph_tokens` a graph is built again for each product; the modules' parts share it."""
+    budget, kept, again = settings.graph_tokens, 0, 0
+    for own, _ in rows.batches(settings.batch_tokens):
+        budget -= own
+        kept, again = (kept + own, again) if budget >= 0 else (kept, again + own)
+    built = kept + again * (1 if modules else products)
+    backwards = modules * per_module if modules else 2 * products
+    return Estimate(
+        built,
+        built + backwards * (kept + again),
+        bound,
+        graph=2 * min(kept + again, max(kept, settings.batch_tokens)),  # of the forward, and of the backward
+    )
+
+
+def _path(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """Evaluations along the frozen path, then blocks of gradients and evaluations at the anchors, all that there may
+    be of them; where gradients at the base suffice, none of the latter."""
+    settings, training, beta = inputs["settings"], inputs["training"], inputs["dpo_beta"]
+    once = sizes.rows(inputs["evaluation"]).batches(settings.batch_tokens)
+    tables = [sizes.rows(rows) for rows in inputs["node_rows"]]
+    batches = [table.batches(settings.batch_tokens) for table in tables if any(table.trained)]
+    evaluated, blocks = _sum(once, beta), sorted((_sum(each, beta) for each in batches), reverse=True)
+    rows = sum(sum(table.trained) for table in tables)
+    steps = training.steps(rows)
+    forward = evaluated * len(evaluation_steps(steps, settings.path_points))
+    anchors, measured = _anchors(settings, rows, steps, training.epochs, len(blocks))
+    whole, rest = divmod(measured, len(blocks))
+    there = whole * sum(blocks) + sum(blocks[:rest]) + evaluated * ((anchors + 1) // 2)
+    references = evaluated + (sum(blocks) if settings.anchors != 1 else 0) if beta is not None else 0
+    return Estimate(
+        forward + there + references,
+        there,
+        "exact" if settings.anchors == 1 else "at most",
+        graph=max(_widest(each, beta) for each in [once, *batches]) if anchors else 0,
+        read=_widest(once, beta),
+        gradients=True,
+    )
+
+
+def _anchors(settings: Any, rows: int, steps: int, epochs: float, blocks: int) -> tuple[int, int]:
+    """Most anchors beside the base, and most blocks that are measured at all of them together."""
+    if settings.anchors == 1:
+        return 0, 0
+    spare = min(int(settings.gradient_budget * rows * epochs) - rows, int(settings.gradient_passes * rows))
+    paid = int(max(0, spare) * blocks / rows)
+    if settings.anchors == "auto":
+        anchors = min(settings.max_anchors - 1, paid, steps)
+        return anchors, paid if anchors else 0
+    anchors = min(settings.anchors - 1, steps)
+    return anchors, max(anchors, paid)
+
+
+def _prediction(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """The run's own path was evaluated when it was measured; the closed form, or an earlier run's path, is here."""
+    if inputs["path"] is not None and not inputs["earlier"]:
+        return Estimate(gradients=True)
+    settings, steps = inputs["settings"], inputs["training"].steps(sizes.trained_rows)
+    evaluations, bound = len(evaluation_steps(steps, settings.path_points)), "exact"
+    if inputs["path"] is not None:
+        evaluations, bound = settings.max_anchors // 2 + 1, "at most"
+    return _evaluated(inputs, sizes, settings.batch_tokens, evaluations, bound)
+
+
+def _variants(inputs: Inputs, sizes: Sizes) -> Estimate:
+    end = inputs["training"].steps(sizes.trained_rows)
+    waypoints = [step for step in evaluation_steps(end, inputs["waypoints"] + 1) if step < end]
+    evaluations = (len(waypoints) if inputs["waypoints"] else 0) + inputs["orders"]
+    return _evaluated(inputs, sizes, inputs["batch_tokens"], evaluations, "exact")
+
+
+def _evaluated(inputs: Inputs, sizes: Sizes, batch_tokens: int, times: int, bound: Bound) -> Estimate:
+    """Losses of the evaluation rows; those of pairs need the base model's own once."""
+    beta = inputs["dpo_beta"]
+    batches = sizes.rows(inputs["evaluation"]).batches(batch_tokens)
+    forward = _sum(batches, beta) * (times + (beta is not None))
+    return Estimate(forward, 0, bound, read=_widest(batches, beta), gradients=True)
+
+
+def _influence_shard(inputs: Inputs, sizes: Sizes) -> Estimate:
+    if inputs["node"] is not None:
+        return Estimate(models=0)
+    if inputs["adapter"].method != "lora":
+        raise Unknown  # forward derivatives, one per target
+    batches, beta = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), inputs["dpo_beta"]
+    read = _sum(batches, beta)
+    return Estimate(read, read, graph=_widest(batches, beta))
+
+
+def _influence_tokens(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """In forward mode, which carries a derivative beside every value."""
+    batches = sizes.rows(inputs["rows"]).batches(tokens.BATCH_TOKENS)
+    return Estimate(2 * _sum(batches), 0, read=2 * _widest(batches))
+
+
+def _preference(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """With an SAE the gradients of both answers in the residual stream, and of the chosen one alone."""
+    batches = sizes.table(inputs["pairs"]).batches(inputs["settings"].batch_tokens)
+    read = _sum(batches, paired=True)
+    if inputs["sae"] is None:
+        return Estimate(read, 0, read=_widest(batches, paired=True))
+    return Estimate(read, read + _sum(batches), graph=_widest(batches, paired=True))
+
+
+def _checkpoint(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """One row of a few tokens, when the written folder is opened again."""
+    return Estimate(PROBE_TOKENS, 0, models=2, read=PROBE_TOKENS)
+
+
+def _null_deltas(inputs: Inputs, sizes: Sizes) -> Estimate:
+    batches = sizes.rows(inputs["rows"]).batches(inputs["compared"].batch_tokens)
+    return _forward(batches, inputs["settings"].deltas + 1)
+
+
+def _model_diff(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """Both models on held-out rows, probes, and both answers of pairs."""
+    most = inputs["settings"].batch_tokens
+    held = sizes.rows(inputs["rows"]).batches(most)
+    probes = [] if inputs["probes"] is None else sizes.table(inputs["probes"]).batches(most)
+    pairs = [] if inputs["pairs"] is None else sizes.table(inputs["pairs"]).batches(most)
+    forward = 2 * (_sum(held) + _sum(probes) + _sum(pairs, paired=True))
+    return Estimate(forward, 0, models=2, read=2 * _widest([*held, *probes, *pairs]))
+
+
+def _suite(inputs: Inputs, sizes: Sizes, models: int = 1) -> Estimate:
+    """From the texts alone: the marks of the chat template and padding are left out, and each option is taken to be
+    read after what it shares with the others."""
+    items, settings = inputs["items"], inputs["settings"]
+    read = models * (sizes.text_tokens(items.texts) + items.answers * settings.answer_tokens)
+    return Estimate(read, 0, "about", read=min(read, settings.batch_tokens))
+
+
+def _path_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
+    return _suite(inputs, sizes, sizes.variants + inputs["noise"].deltas)
+
+
+def _generations(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """Every answer as long as it may be, after the longest prompt, with a cache; then read once more as a whole."""
+    prompts, settings = inputs["prompts"], inputs["settings"]
+    if prompts.count and not prompts.longest:
+        raise Unknown  # no tokenizer yet
+    sizes.asked[prompts.prompts.key] = prompts
+    written = prompts.longest + settings.max_new_tokens
+    forward = prompts.count * (settings.samples + 1) * (2 * written - 1)
+    return Estimate(forward, 0, "at most", read=max(settings.batch_tokens, written))
+
+
+def _answers(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """Both models on the greedy answers of both, each as long as it may be."""
+    prompts = sizes.known(sizes.asked.get(inputs["prompts"].key))
+    written = prompts.longest + inputs["settings"].max_new_tokens
+    read = max(inputs["settings"].batch_tokens, written)
+    return Estimate(4 * prompts.count * written, 0, "at most", models=2, read=2 * read)
+
+
+def _forward(batches: Sequence[tuple[int, int]], times: int = 1) -> Estimate:
+    return Estimate(_sum(batches) * times, 0, read=_widest(batches))
+
+
+def _to_hook(batches: Sequence[tuple[int, int]], sizes: Sizes, times: int = 1) -> Estimate:
+    share = sizes.known(sizes.hook_share)
+    return Estimate(times * sum(round(own * share) for own, _ in batches), 0, read=_widest(batches))
+
+
+def _sum(batches: Sequence[tuple[int, int]], paired: float | bool | None = None) -> int:
+    """Tokens of all micro-batches; with `paired`, or a DPO run's beta, of both answers."""
+    return sum(own + (other if paired is not None else 0) for own, other in batches)
+
+
+def _widest(batches: Sequence[tuple[int, int]], paired: float | bool | None = None) -> int:
+    return max((own + (other if paired is not None else 0) for own, other in batches), default=0)
+
+
+ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
+    "model": lambda inputs, sizes: Estimate(),
+    "baseline_shard": _baseline,
+    "landscape_shard": _landscape,
+    "prompt_gain_shard": _prompt_gain,
+    "sharpness": _sharpness,
+    "curvature_samples": _curvature_samples,
+    "curvature": _curvature,
+    "margin_gradient": _margin_gradient,
+    "feature_gradient": _feature_gradient,
+    "influence_solve": _solve,
+    "influence_shard": _influence_shard,
+    "influence_tokens": _influence_tokens,
+    "path": _path,
+    "prediction": _prediction,
+    "variants": _variants,
+    "checkpoint": _checkpoint,
+    "feature_scores": _feature_scores,
+    "features": lambda inputs, sizes: Estimate(),
+    "sae_base": _sae_diff,
+    "sae_diff": _sae_diff,
+    "preference": _preference,
+    "null_deltas": _null_deltas,
+    "model_diff": _model_diff,
+    "generations": _generations,
+    "answers": _answers,
+    "suite_scores": _suite,
+    "path_scores": _path_scores,
+}

@@ -1,0 +1,90 @@
+"""What the amount of a pass's work follows from beside its own inputs: lengths of rows, and the shape of the model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from foretune.tasks.behaviour.prompt_set import PromptSet
+from foretune.tasks.loading import model_config
+from foretune.tasks.loading.footprint import Footprint, footprint
+from foretune.tasks.loading.hooks import share_to_hook
+from foretune.tasks.samples.chat import load_tokenizer
+from foretune.tasks.samples.lengths import Lengths
+from foretune.tasks.samples.rows import ShardRows, SubsetRows
+
+if TYPE_CHECKING:
+    from foretune.flows.dag.wiring import Wiring
+
+Value = TypeVar("Value")
+
+
+class Unknown(Exception):
+    """Nothing tells how much this is, as the tokens of rows without a tokenizer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Of one wiring."""
+
+    lengths: Callable[[Any], Lengths | None]  # of a `samples` artefact
+    trained_rows: int  # training rows with a label
+    variants: int  # weights on the way, and at the ends of other orders
+    shapes: Footprint | None  # of the model; None for pickles, and for a GGUF file that was never converted
+    hook_share: float | None  # of the layers, up to the SAE's hook
+    tokenizer: Path | None  # its folder
+    asked: dict[str, PromptSet] = field(default_factory=dict)  # what models are asked, by the key of its artefact
+
+    @property
+    def modules(self) -> int | None:
+        """Adapted tensors."""
+        return self.shapes and self.shapes.modules
+
+    def table(self, samples: Any) -> Lengths:
+        return self.known(self.lengths(samples))
+
+    def rows(self, rows: ShardRows | SubsetRows) -> Lengths:
+        return self.table(rows.samples).of(rows)
+
+    @staticmethod
+    def known(value: Value | None) -> Value:
+        if value is None:
+            raise Unknown
+        return value
+
+    def text_tokens(self, texts: Sequence[str]) -> int:
+        """Of plain texts together; from their characters without a tokenizer."""
+        if self.tokenizer is None:
+            return sum(map(len, texts)) // CHARACTERS
+        return _counted(self.tokenizer, tuple(texts))
+
+
+CHARACTERS = 4
+"""About so many make a token."""
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(tokenizer: Path, texts: tuple[str, ...]) -> int:
+    return sum(map(len, _opened(tokenizer).encode_texts(texts)))
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(tokenizer: Path) -> Any:
+    return load_tokenizer(tokenizer)
+
+
+def sizes_of(wiring: Wiring, lengths: Callable[[Any], Lengths | None], folder: Path | None) -> Sizes:
+    """Those of a wiring whose model lies in `folder`, None while that is a GGUF file that was never converted."""
+    request, hook_name = wiring.request, wiring.sources.hook_name
+    depth = model_config(folder).text.depth if folder is not None else None
+    return Sizes(
+        lengths,
+        trained_rows=len(wiring.rows["train"].index.trained_ids),
+        variants=request.behaviour.path.points + request.behaviour.path.orders,
+        shapes=footprint(folder, request.adapter.targets) if folder is not None else None,
+        hook_share=share_to_hook(hook_name, depth) if hook_name is not None and depth else None,
+        tokenizer=folder if folder is not None and (folder / "tokenizer.json").is_file() else None,
+    )
