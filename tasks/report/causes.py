@@ -8,7 +8,7 @@ from typing import Any
 
 from foretune.storage.display import shown
 from foretune.tasks.engine.signals import Signal
-from foretune.tasks.report.conditions import named_rows
+from foretune.tasks.report.numbers import named_rows
 
 SHOWN = 10
 """Rows of a suite on the page."""
