@@ -5,6 +5,7 @@ A forward counts 1 per token, a backward 2, padding included: what `tasks.numeri
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,12 @@ def _variants(inputs: Inputs, sizes: Sizes) -> Estimate:
     end = inputs["training"].steps(sizes.trained_rows)
     waypoints = [step for step in evaluation_steps(end, inputs["waypoints"] + 1) if step < end]
     evaluations = (len(waypoints) if inputs["waypoints"] else 0) + inputs["orders"]
-    return _evaluated(inputs, sizes, inputs["batch_tokens"], evaluations, "exact")
+    return _evaluated(inputs, sizes, inputs["settings"].batch_tokens, evaluations, "exact")
+
+
+def _without_rows(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """The ends without the named rows and without as many others, where any are named."""
+    return _evaluated(inputs, sizes, inputs["settings"].batch_tokens, 2, "at most")
 
 
 def _evaluated(inputs: Inputs, sizes: Sizes, batch_tokens: int, times: int, bound: Bound) -> Estimate:
@@ -251,7 +257,18 @@ def _suite(inputs: Inputs, sizes: Sizes, models: int = 1) -> Estimate:
 
 
 def _path_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
+    if inputs["variants"].task == "without_rows":  # of no row, of two ends at most; a template's marks are in the half
+        asked = _suite(inputs, sizes, 2)
+        return dataclasses.replace(asked, forward=2 * asked.forward, bound="at most")
     return _suite(inputs, sizes, sizes.variants + inputs["noise"].deltas)
+
+
+def _suite_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """Once for the likelihoods, and once more forward and backward with every option after a prompt of its own."""
+    items = inputs["items"]
+    whole = sizes.text_tokens(items.whole_texts)
+    read = min(whole, inputs["settings"].batch_tokens)
+    return Estimate(sizes.text_tokens(items.texts) + whole, whole, "about", graph=read)
 
 
 def _generations(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -319,4 +336,6 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "answers": _answers,
     "suite_scores": _suite,
     "path_scores": _path_scores,
+    "suite_gradient": _suite_gradient,
+    "without_rows": _without_rows,
 }

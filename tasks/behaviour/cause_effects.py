@@ -54,21 +54,24 @@ def effect_of(
     suite: Suite, sides: Mapping[str, Mapping[str, float | None]], settings: ComparisonSettings
 ) -> dict[str, Any]:
     """One suite, over the items that were scored under all weights; `sides` are scores by digest, of the `predicted`
-    model, `without` the rows, and without as many others (`control`)."""
+    model, `without` the rows, and without as many others (`control`). A change is measured that is larger than theirs
+    and whose interval leaves out zero."""
     scores = {kind: {n: score for n, score in each.items() if score is not None} for kind, each in sides.items()}
     shared = sorted(set.intersection(*(set(each) for each in scores.values())))
     values = {kind: [each[digest] for digest in shared] for kind, each in scores.items()}
     change = paired_change(
         values["predicted"], values["without"], settings.confidence, settings.resamples, settings.seed
     )
+    means = {kind: sum(each) / max(len(each), 1) for kind, each in values.items()}
+    by_others = means["control"] - means["predicted"]  # items' intervals know nothing of another order of the rows
     return {
         "suite": suite.name,
         "unit": suite.unit,
         "direction": suite.direction,
         "n": len(shared),
-        **{kind: sum(each) / max(len(each), 1) for kind, each in values.items()},
+        **means,
         "change": change.change,
         "low": change.low,
         "high": change.high,
-        "measured": change.measured,
+        "measured": change.measured and abs(change.change) > abs(by_others),
     }

@@ -47,6 +47,11 @@ class _Item(BaseModel):
         return self.id or self.digest[:12]
 
     @property
+    def options_read(self) -> tuple[str, ...]:
+        """Texts whose likelihood after the prompt is taken."""
+        return ()
+
+    @property
     def texts(self) -> list[str]:
         """What a model reads, each option after what it shares with the others."""
         return []
@@ -70,7 +75,7 @@ class _Prompted(_Item):
 
     @property
     def texts(self) -> list[str]:
-        return [turn["content"] for turn in self.turns]
+        return [*(turn["content"] for turn in self.turns), *self.options_read]
 
     @property
     def question(self) -> str:
@@ -86,8 +91,8 @@ class ChoiceItem(_Prompted):
     answer: int = Field(ge=0)
 
     @property
-    def texts(self) -> list[str]:
-        return [*super().texts, *self.options]
+    def options_read(self) -> tuple[str, ...]:
+        return self.options
 
     @model_validator(mode="after")
     def _answer_is_an_option(self) -> ChoiceItem:
@@ -104,8 +109,8 @@ class TraitItem(_Prompted):
     trait: Literal[0, 1]
 
     @property
-    def texts(self) -> list[str]:
-        return [*super().texts, *self.options]
+    def options_read(self) -> tuple[str, ...]:
+        return self.options
 
 
 class RefusalItem(_Prompted):
@@ -117,8 +122,8 @@ class RefusalItem(_Prompted):
     by: Literal["likelihood", "phrase"] = "likelihood"
 
     @property
-    def texts(self) -> list[str]:
-        return [*super().texts, *([] if self.answered else [*self.refusing, *self.complying])]
+    def options_read(self) -> tuple[str, ...]:
+        return () if self.answered else (*self.refusing, *self.complying)
 
     @property
     def answered(self) -> bool:
@@ -224,6 +229,16 @@ class SuiteItems(BaseModel, frozen=True):
     def texts(self) -> list[str]:
         """All that a model reads of them, without a template's marks."""
         return [text for item in self.items for text in item.texts]
+
+    @property
+    def whole_texts(self) -> list[str]:
+        """The same with every option after a prompt of its own."""
+        found: list[str] = []
+        for item in self.items:
+            options = item.options_read
+            prompt = item.texts[: len(item.texts) - len(options)]
+            found += [text for option in options for text in (*prompt, option)] or prompt
+        return found
 
     @property
     def answers(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from foretune.storage.display import shown
 from foretune.tasks.engine.signals import Signal
-from foretune.tasks.report.conditions import named_rows
+from foretune.tasks.report.numbers import named_rows
 
 SHOWN = 10
 """Rows of a suite on the page."""
@@ -98,7 +98,7 @@ def effect_in_words(suite: Mapping[str, Any]) -> str:
     effect = suite.get("effect")
     if not effect or not suite["rows"]:
         return ""
-    more = "" if effect["measured"] else ", a change within its interval"
+    more = "" if effect["measured"] else ", no more than chance or any rows do"
     return (
         f"without them the predicted {title_of(suite)} is {effect['without']:.3g} instead of {effect['predicted']:.3g} "
         f"({effect['unit']}; base {effect['base']:.3g}, without as many other rows {effect['control']:.3g}){more}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from foretune.tasks.report.numbers import measured, percent
+from foretune.tasks.report.numbers import ROWS_NAMED, measured, named_rows, percent
 from foretune.tasks.report.supervision import words_asked
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ STATUSES: tuple[Status, ...] = ("pass", "unknown", "warn", "fail")
 """From the best to the worst: the verdict is the worst of them. What nobody measured stops nothing."""
 ANSWERS: dict[Status, str] = {"pass": "Yes", "unknown": "Yes", "warn": "Yes, with care", "fail": "Not yet"}
 OF_SEVERITY: dict[str, Status] = {"info": "unknown", "warn": "warn", "critical": "fail"}
-ROWS_NAMED = 5
 HARM_SHARE = 0.01  # of the gain: rows that harm by less than this together are no reason
 FADING = -0.2  # relative change from which a concept fades
 SHARE_OF_GAIN = 0.9
@@ -175,13 +174,6 @@ def conditions_of(evidence: Evidence) -> tuple[Condition, ...]:
         *(_of_signal(name, raised.get(name), evidence) for name in [*listed, *others] if name != "harmful_content"),
         *([] if evidence.fading is None else [_concepts(evidence.fading)]),
     )
-
-
-def named_rows(rows: Sequence[int]) -> str:
-    """The first rows by number and how many more: `row 3`, `rows 3, 7 and 12 more`."""
-    shown = ", ".join(str(row) for row in rows[:ROWS_NAMED])
-    more = f" and {len(rows) - ROWS_NAMED:,} more" if len(rows) > ROWS_NAMED else ""
-    return f"row{'' if len(rows) == 1 else 's'} {shown}{more}"
 
 
 def clean_command(conditions: Sequence[Condition]) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
+
+ROWS_NAMED = 5
+"""Rows that a line names."""
 
 
 def number(value: Any) -> str:
@@ -80,3 +84,10 @@ def spread(scores: dict[str, float] | None) -> str:
         return ""
     low, mean, high = scores["low"], scores["mean"], scores["high"]
     return f"{mean:.3f}" if low == high else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+
+
+def named_rows(rows: Sequence[int]) -> str:
+    """The first rows by number and how many more: `row 3`, `rows 3, 7 and 12 more`."""
+    shown = ", ".join(str(row) for row in rows[:ROWS_NAMED])
+    more = f" and {len(rows) - ROWS_NAMED:,} more" if len(rows) > ROWS_NAMED else ""
+    return f"row{'' if len(rows) == 1 else 's'} {shown}{more}"

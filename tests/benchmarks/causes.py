@@ -88,29 +88,76 @@ def auc(ranks: dict[int, int], planted: list[int]) -> float:
     return sum(pairs) / len(pairs)
 
 
-def measured(model: str, root: Path) -> list[dict[str, Any]]:
-    """How each ranking finds the planted rows."""
-    from tests.dag import run_dag
-
-    request, planted = written_request(model, root)
-    done = run_dag(request)
-    watched = done.table("influence", "watched")
-    rankings = {"refusal, watched": {row["row"]: row["rank"] for row in watched}}
-    rankings["held-out loss"] = {row["row"]: row["rank"] for row in done.table("influence", "influence")}
-    (suite,) = done.summary("behaviour")["suites"]
-    rows: list[dict[str, Any]] = [
-        {
-            "ranking": name,
-            "rows": len(ranks),
-            "planted": len(planted),
-            "recall_worst_5_percent": found(ranks, planted, 0.05),
-            "recall_worst_10_percent": found(ranks, planted, 0.1),
-            "auc": round(auc(ranks, planted), 4),
-        }
-        for name, ranks in rankings.items()
-    ]
-    rows.append({name: suite[name] for name in ("suite", "n", "base", "predicted", "low", "high", "verdict")})
+def ranked(made: dict[str, Any], run: Any, planted: list[int]) -> list[dict[str, Any]]:
+    """How the watched suite and the held-out loss find the planted rows."""
+    stored = run.store.open(made["influence"])
+    watched, by_loss = (stored.arrow(f"{name}.parquet").to_pylist() for name in ("watched", "influence"))
+    rows = []
+    for name, table in (("refusal, watched", watched), ("held-out loss", by_loss)):
+        ranks = {row["row"]: row["rank"] for row in table}
+        rows.append(
+            {
+                "ranking": name,
+                "rows": len(ranks),
+                "planted": len(planted),
+                "recall_worst_5_percent": found(ranks, planted, 0.05),
+                "recall_worst_10_percent": found(ranks, planted, 0.1),
+                "auc": round(auc(ranks, planted), 4),
+                "planted_ranks": sorted(ranks[row] for row in planted),
+            }
+        )
     return rows
+
+
+def left_out(wiring: Any, made: dict[str, Any], train: Any, left: dict[str, list[int]]) -> list[dict[str, Any]]:
+    """Refusals at the end with all rows, without these rows, and without as many drawn ones: the first items alone."""
+    from foretune.flows.dag.watched import watched_suites
+    from foretune.tasks.behaviour.cause_effects import effect_of
+    from foretune.tasks.behaviour.scores_at import scores_at
+    from foretune.tasks.prediction.without_rows import replays_without
+
+    request, run = wiring.request, wiring.step.run
+    ((suite, items),) = watched_suites(wiring)
+    replays = replays_without(
+        run,
+        train.blocks,
+        made["path"],
+        wiring.model,
+        request.adapter,
+        request.training,
+        paired=False,
+        max_relative_change=request.prediction.max_relative_change,
+    )
+    table = run.store.open(wiring.tables["train"]).arrow("samples.parquet", columns=["row", "sample_id"]).to_pylist()
+    ids = {row["row"]: row["sample_id"] for row in table}
+
+    def scores(gone: list[str]) -> dict[str, float | None]:
+        delta = replays.ending(gone).delta
+        return scores_at(run, wiring.model, wiring.tokenizer, items, request.behaviour.scoring, delta)
+
+    predicted, rows = scores([]), []
+    control = scores(replays.others([ids[row] for row in next(iter(left.values()))], request.training.seed))
+    for name, numbers in left.items():
+        sides = {"predicted": predicted, "without": scores([ids[row] for row in numbers]), "control": control}
+        rows.append({"left_out": name, "rows": len(numbers), **effect_of(suite, sides, request.behaviour.comparison)})
+    return rows
+
+
+def measured(model: str, root: Path) -> list[dict[str, Any]]:
+    """How each ranking finds the planted rows, and what leaving rows out does to the suite."""
+    from foretune.flows.dag.influence import influence_passes
+    from foretune.flows.request import load_request
+    from tests.dag import called
+
+    path, planted = written_request(model, root)
+    wiring = called(load_request(str(path)))
+    train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
+    made = influence_passes(wiring, train, heldout)
+    made |= wiring.prediction(train, heldout, wiring.curvature(train))
+    run = wiring.step.run
+    worst = run.store.open(made["influence"]).arrow("watched.parquet").to_pylist()[: len(planted)]
+    left = {"the planted rows": planted, "the worst ranks": [row["row"] for row in worst]}
+    return [*ranked(made, run, planted), *left_out(wiring, made, train, left)]
 
 
 def main() -> None:

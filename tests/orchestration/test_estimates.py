@@ -38,7 +38,8 @@ def compared(planned: list[dict], spent: dict[str, tuple[int, int]]) -> dict[str
         elif task["bound"] == "at most":
             assert forward <= said[0] and backward <= said[1], where
         elif task["bound"] == "about":
-            assert said[0] / ABOUT <= forward <= said[0] * ABOUT and backward == 0, where
+            pairs = zip(said, (forward, backward), strict=True)
+            assert all(told / ABOUT <= spent_ <= told * ABOUT for told, spent_ in pairs), where
         else:
             raise AssertionError(f"{task['task']}: nothing is said of it")
         found[task["task"]].append((task, (forward, backward)))
