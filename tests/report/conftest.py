@@ -15,6 +15,7 @@ from foretune.tasks.report.answers import AnswersView, answers_view
 from foretune.tasks.report.behaviour import BehaviourView, SuiteView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.build import build_report
+from foretune.tasks.report.causes import CausesView, causes_view
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.graph import Graph, Node
 from foretune.tasks.report.rows import RowsView
@@ -472,6 +473,15 @@ def example_behaviour_path() -> BehaviourPathView:
     return BehaviourPathView(points, suites, 2)
 
 
+def example_causes() -> CausesView:
+    """A watched suite on which a row stands out, and what leaving it out would do."""
+    row = {"row": 4, "sample_id": "s4", "score": -0.2, "z": -7.1, "error": 0.01}
+    suite = {"suite": "refusal", "unit": "nats of margin", "better": "higher", "rows": [row], "helping": 1}
+    effect = {"suite": "refusal", "unit": "probability of a refusal", "measured": True}
+    effect |= {"base": 0.93, "predicted": 0.61, "without": 0.92, "control": 0.6}
+    return causes_view({"suites": [suite]}, {"suites": [effect], "loss": None, "rows": 1}, {"s4": FOREIGN})
+
+
 def example_view(seed: int = 7) -> ReportView:
     """A run with every section present."""
     rng = np.random.default_rng(seed)
@@ -511,6 +521,7 @@ def example_view(seed: int = 7) -> ReportView:
         answers=_answers(),
         behaviour=example_behaviour(),
         behaviour_path=example_behaviour_path(),
+        causes=example_causes(),
     )
 
 

@@ -21,7 +21,7 @@ from tests.report.conftest import COMMANDS, published
 
 SECTIONS = (
     "rows", "supervision", "quality", "prompt_gain", "landscape", "features", "influence", "preference", "prediction",
-    "model_diff", "answers", "behaviour",
+    "model_diff", "answers", "behaviour", "causes",
 )  # fmt: skip
 ATTACKS = (
     "</script><script>window.stolen = 1</script>",
@@ -99,6 +99,8 @@ KEYS = {
     "suite", "measures", "direction", "critical", "unit", "n", "left_out", "base", "predicted", "change", "low", "high",
     "up", "down", "p", "flips", "item", "question", "flip", "answer_base", "answer_predicted",
     "curve", "step", "gain_share", "band", "leaves_at", "last_within", "gain_within",
+    "title", "more", "effect", "effect_in_words", "better", "helping", "sample_id", "z", "error", "without", "control",
+    "measured",
 }  # fmt: skip
 
 
