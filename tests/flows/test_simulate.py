@@ -34,7 +34,14 @@ PASSES = {
     "sae_diff",
     "null_deltas",
     "model_diff",
+    "prompts",
+    "base_answers",
+    "predicted_answers",
+    "answers",
     "behaviour",
+    "behaviour_path",
+    "causes",
+    "cause_effects",
     "report",
 }
 
@@ -85,23 +92,7 @@ def test_a_second_run_computes_nothing(finished, request_file):
 @pytest.mark.parametrize(
     ("override", "runs"),
     [
-        (
-            "training.learning_rate=2e-3",
-            {
-                "influence",
-                "path",
-                "prediction",
-                "checkpoint",
-                "feature_scores",
-                "features",
-                "sae_diff",
-                "null_deltas",
-                "model_diff",
-                "suite_scores",
-                "behaviour",
-                "report",
-            },
-        ),
+        ("training.learning_rate=2e-3", set(SETTINGS["training.learning_rate=2e-3"])),
         ("report.top_rows=5", {"report"}),
         ("landscape.batch_tokens=512", set()),
     ],
