@@ -12,6 +12,7 @@ from foretune.flows.simulate import simulate
 from foretune.storage.events import read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from tests.orchestration.test_invalidation import SETTINGS
 
 pytestmark = pytest.mark.slow
 
