@@ -81,14 +81,14 @@ class Terminal:
         """An empty line."""
         self.console.print()
 
-    def table(self, columns: Sequence[object], rows: Iterable[tuple[Sequence[object], str]]) -> None:
-        """A table of cells as text; each row with its style."""
+    def table(self, columns: Sequence[object], rows: Iterable[tuple[Sequence[object], str]], whole: int = 0) -> None:
+        """A table of cells as text; each row with its style. The first `whole` columns are as wide as they need."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, header_style="bold")
-        for column in columns:
-            table.add_column(Text(plain(column)))
+        for number, column in enumerate(columns):
+            table.add_column(Text(plain(column)), no_wrap=number < whole)
         for cells, style in rows:
             table.add_row(*(Text(plain(cell)) for cell in cells), style=style)
         self.console.print(table)

@@ -261,8 +261,9 @@ def print_whatif(terminal: Terminal, result: dict[str, Any]) -> None:
             _movement(outcome),
         )
         rows.append((cells, "bold" if outcome["best"] else ""))
-    names = (path.rsplit(".", 1)[-1] for path in changed)
-    terminal.table(("", *names, "steps", "predicted", "evaluated", "trusted", "from", "largest move"), rows)
+    names = [path.rsplit(".", 1)[-1] for path in changed]
+    headings = ("", *names, "steps", "predicted", "evaluated", "trusted", "from", "largest move")
+    terminal.table(headings, rows, whole=1 + len(names))
     for outcome in outcomes:
         if outcome["why"]:
             terminal.say(f"{setting_in_words(outcome)}: {outcome['predicted_from']}, {outcome['why']}")

@@ -30,6 +30,36 @@ def test_a_table_shows_what_is_there_in_heads_and_cells():
     assert "\x1b" not in text
 
 
+def test_what_one_types_again_is_whole_on_a_narrow_terminal():
+    out = io.StringIO()
+    heads = [
+        "",
+        "learning_rate",
+        "lr_scheduler_type",
+        "steps",
+        "predicted",
+        "evaluated",
+        "trusted",
+        "from",
+        "largest move",
+    ]
+    row = [
+        "best",
+        "0.0002",
+        "cosine_with_restarts",
+        36,
+        "3.624",
+        "3.626",
+        "whole run",
+        "the measured path",
+        "0.031 of it",
+    ]
+    Terminal(width=80, file=out).table(heads, [(row, "")], whole=3)
+    said = out.getvalue()
+    assert all(word in said for word in ("learning_rate", "lr_scheduler_type", "cosine_with_restarts"))
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def test_a_name_of_megabytes_is_cut():
     assert len(said(lambda t: t.say("x" * 5_000_000, whole=True))) < 5000
 
