@@ -155,6 +155,7 @@ def test_on_a_phone_every_section_is_reached_by_its_link(browser, address, fault
     for link in tab.locator("nav li a").all():
         target = str(link.get_attribute("href"))
         link.scroll_into_view_if_needed()
+        tab.wait_for_function(STILL)
         link.tap()
         tab.wait_for_function(
             """(id) => {
@@ -206,6 +207,12 @@ def test_a_hundred_thousand_rows_paint_within_a_second_and_filter_within_a_fifth
         assert max(took.values()) < FILTERED and paint < FIRST_PAINT
 
 
+STILL = """() => {
+  const now = performance.now(), at = `${scrollY} ${document.querySelector("nav").scrollLeft}`;
+  if (window.stillAt !== at) { window.stillAt = at; window.stillSince = now; }
+  return now - window.stillSince > 300;
+}"""
+"""Neither page nor bar has moved for a while: a finger that comes down on what moves stops it, or taps another link."""
 SEEN = """(id) => {
   const link = document.querySelector(`nav li a[href="${id}"]`), box = link.getBoundingClientRect();
   return box.left >= -1 && box.right <= innerWidth + 1;
