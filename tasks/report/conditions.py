@@ -127,6 +127,7 @@ _ASKED = {
     "sharp_landscape": _Asked(
         "Is the loss flat enough to train on?", "nats per token per squared unit of weight", "at most {}", always=True
     ),
+    "heldout_overlap": _Asked("Do held-out rows stand in the training rows?", "share of held-out rows", "none"),
     "behaviour_regression": _Asked("Does a behaviour get worse?", "suites", "none"),
     "behaviour_poison": _Asked("Do some rows erode a behaviour?", "rows", "none", ("behaviour_poison",)),
     "delta_clipped": _Asked("Do the weights stay near the base?", "tensors cut", "none", always=True),
@@ -134,6 +135,7 @@ _ASKED = {
 _MEASURED = {"harmful_content": "harmful_rows", "sharp_landscape": "sharpness", "delta_clipped": "clipped_modules"}
 SHARES = {
     "share of rows": "of the rows",
+    "share of held-out rows": "of the held-out rows",
     "share of words": "of the words are shared by two rows",
     "relative change": "of its activation",
 }

@@ -39,7 +39,7 @@ def written(value: Any) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-SHARES = {"duplicate_rows", "assistant_speak", "low_diversity", "fading_concepts"}
+SHARES = {"heldout_overlap", "duplicate_rows", "assistant_speak", "low_diversity", "fading_concepts"}
 
 
 def condition(name: str, value: float) -> str:
@@ -84,6 +84,8 @@ def judged(stored: Stored) -> dict[str, Any]:
         *(stored.column("influence", "influence.parquet", name) for name in ("score", "verdict")), strict=True
     )
     held = {*stored.column("heldout_landscape", "samples.parquet", "sample_id")}
+    ways = zip(*(stored.column("leaks", "leaks.parquet", name) for name in ("rule", "other_row")), strict=True)
+    leaked = {row for rule, row in ways if rule == "heldout_leak"}
     moved = zip(*(stored.column("sae_diff", "features.parquet", name) for name in ("change", "base", "z")), strict=True)
     fallen = sorted((change, change / base) for change, base, z in moved if change < 0 < base and abs(z) > 3)
     gradients = stored.column("landscape", "layers.parquet", "mean")
@@ -92,6 +94,7 @@ def judged(stored: Stored) -> dict[str, Any]:
         "trust": abs(evaluated[-1] - predicted[-1]),
         "harmful_content": flagged("harmful_content"),
         "harming_rows": sum(score for score, verdict in verdicts if verdict == "harms"),
+        "heldout_overlap": len(leaked) / len(held),
         "leakage": sum(sample in held for sample in table["sample_id"]),
         "duplicate_rows": flagged("exact_duplicate", "near_duplicate") / count,
         "no_trained_tokens": sum(tokens == 0 for tokens in table["trained_tokens"]),
