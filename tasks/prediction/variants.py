@@ -20,6 +20,7 @@ from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inputs.variants import Variant
 from foretune.tasks.loading import AdapterSettings
+from foretune.tasks.prediction.applied import applied_at
 from foretune.tasks.prediction.evaluation import RowsAtWeights
 from foretune.tasks.prediction.gradient_shifts import TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.settings import PathSettings
@@ -49,8 +50,6 @@ def variants(
 ) -> None:
     """Up to `waypoints` evenly spaced steps before the end, and the end of `orders` further orders of the rows, each
     bounded as the prediction is, with its held-out loss: variants.json, and a file of factors each."""
-    from foretune.tasks.numerics.bounds import bounded
-
     adapted = adapt(model.open(run), adapter, training.seed)
     virtual = virtual_run(run, nodes, adapted, training, paired=dpo_beta is not None)
     end, shift = virtual.steps, stored_shift(run.store.open(path), TRAIN_SHIFT, adapted.loaded.device)
@@ -65,10 +64,9 @@ def variants(
             reordered = dataclasses.replace(virtual, training=training.model_copy(update={"seed": seed}))
             replay = reordered.replayed(steps, shift)
             for step in steps:
-                applied = bounded(replay.delta_at(step), adapted.weights, max_relative_change)
+                applied = applied_at(replay, step, adapted.weights, max_relative_change)
                 kind = "waypoint" if seed == training.seed else "order"
                 variant = Variant(kind, step, seed, heldout.loss(applied.delta))
-                factors = {name: (a, b * applied.shares[name]) for name, (a, b) in replay.factors_at(step).items()}
-                write_factors(draft, factors, variant.file)
+                write_factors(draft, applied.factors, variant.file)
                 kept.append(variant)
     draft.write_json("variants.json", {"variants": [asdict(variant) for variant in kept], "end": end})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -25,15 +25,14 @@ from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inputs.variants import Kind, Variant
 from foretune.tasks.loading import AdapterSettings, lora_scale
+from foretune.tasks.prediction.applied import Applied, applied_at
 from foretune.tasks.prediction.evaluation import RowsAtWeights
 from foretune.tasks.prediction.gradient_shifts import TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from foretune.tasks.numerics.replay import Factors
+    pass
 
 
 class EndSettings(BaseModel, frozen=True):
@@ -42,15 +41,6 @@ class EndSettings(BaseModel, frozen=True):
     version: Literal[1] = 1
     max_relative_change: float
     batch_tokens: int = Field(json_schema_extra=without_result())
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Where a virtual run ends: its steps, its weight change as it is applied, and LoRA's factors of that."""
-
-    steps: int
-    delta: dict[str, Tensor]
-    factors: Factors
 
 
 class WithoutRows:
@@ -75,16 +65,12 @@ class WithoutRows:
         self.ids = kept.ids
         self.shift = stored_shift(run.store.open(path), TRAIN_SHIFT, adapted.loaded.device)
 
-    def ending(self, left_out: Collection[str]) -> Ending:
+    def ending(self, left_out: Collection[str]) -> Applied:
         """Without the samples of these ids; of a row without a label nothing changes."""
-        from foretune.tasks.numerics.bounds import bounded
-
         numbers = [number for number, sample_id in enumerate(self.ids) if sample_id in left_out]
         virtual = self.virtual.without(numbers) if numbers else self.virtual
         replay = virtual.replayed([virtual.steps], self.shift)
-        applied = bounded(replay.delta_at(virtual.steps), self.adapted.weights, self.most)
-        factors = {n: (a, b * applied.shares[n]) for n, (a, b) in replay.factors_at(virtual.steps).items()}
-        return Ending(virtual.steps, applied.delta, factors)
+        return applied_at(replay, virtual.steps, self.adapted.weights, self.most)
 
     def others(self, left_out: Collection[str], seed: int) -> list[str]:
         """As many other samples, drawn: what leaving out any rows does."""
