@@ -102,7 +102,8 @@ def sample_scores(
     lissa, first_order = (
         SampleValues.read(run, shards, "derivatives.safetensors", name) for name in ("lissa", "preconditioned")
     )
-    ids, tokens, elapsed_lr = lissa.ids, counts["tokens"], sum(schedule.rates(counts["rows"]))
+    ids, elapsed_lr = lissa.ids, sum(schedule.rates(counts["rows"]))
+    tokens = counts["tokens"] * schedule.whole(counts["rows"]) / counts["rows"]  # a row's share is that of all rows
     scores = {
         "lissa": -lissa.values.unsqueeze(1) / tokens,
         "preconditioned": -elapsed_lr / tokens * first_order.values,

@@ -38,4 +38,20 @@ def row_shares(step: MicroBatches, items: Sequence[float], by_micro_batch: bool 
         sums = [sum(items[row] for row in batch) * len(step) for batch in step]
     else:
         sums = [sum(items[row] for batch in step for row in batch)] * len(step)
-    return {row: 1 / total for batch, total in zip(step, sums, strict=True) for row in batch}
+    shares: dict[int, float] = {}
+    for batch, total in zip(step, sums, strict=True):
+        for row in batch:  # one that stands for others may come twice
+            shares[row] = shares.get(row, 0.0) + 1 / total
+    return shares
+
+
+def stand_ins(rows: int, measured: int, seed: int) -> list[int]:
+    """For each of `rows` the measured row that stands for it, itself for the first `measured`: every measured row for
+    as many others, but for one. Raises ValueError where there is none, or there are more than rows.
+    """
+    if not 1 <= measured <= rows:
+        raise ValueError(f"{measured} measured rows of {rows}: give between 1 and all")
+    generator, found = torch.Generator().manual_seed(seed), list(range(measured))
+    while len(found) < rows:
+        found += torch.randperm(measured, generator=generator).tolist()
+    return found[:rows]

@@ -89,14 +89,18 @@ class VirtualRun:
         """The gradient of every step's batch: the trainer's own batches where per-row gradients are stored, else
         gradient blocks in a seeded order."""
         from foretune.tasks.numerics.field import virtual_batches
-        from foretune.tasks.numerics.orders import row_shares, trainer_steps
+        from foretune.tasks.numerics.orders import row_shares, stand_ins, trainer_steps
 
         training, rows = self.training, self.row_gradients
         batches = virtual_batches(self.field, training.rows_per_step, self.steps, training.seed)
         if rows is None:
             return batches
-        size, accumulated = training.batch_size, training.gradient_accumulation_steps
-        steps = trainer_steps(len(rows.tokens), size, accumulated, self.steps, training.seed)
+        size, accumulated, measured = training.batch_size, training.gradient_accumulation_steps, len(rows.tokens)
+        whole = training.whole(measured)
+        steps = trainer_steps(whole, size, accumulated, self.steps, training.seed)
+        if whole > measured:  # the measured rows are the first ones by id
+            played = stand_ins(whole, measured, training.seed)
+            steps = [tuple(tuple(played[row] for row in batch) for batch in step) for step in steps]
         shares = tuple(row_shares(step, rows.tokens, by_micro_batch=self.paired) for step in steps)
         return replace(batches, row_gradients=rows, shares=shares)
 
