@@ -326,6 +326,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "feature_gradient": _feature_gradient,
     "influence_solve": _solve,
     "influence_shard": _influence_shard,
+    "influence_difference": _losses,
     "influence_tokens": _influence_tokens,
     "path": _path,
     "prediction": _prediction,

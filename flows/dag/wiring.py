@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from foretune.flows.dag.costs import check_costs
@@ -61,6 +61,7 @@ class Landscape:
     blocks: list[Any]
     gradient: Any
     layers: Any
+    read_only: list[Any] = field(default_factory=list)  # losses of the blocks without gradients, where they are read
 
 
 class Wiring:
@@ -127,7 +128,7 @@ class Wiring:
         settings, sae = self.request.baseline, self.sources.sae
         shards = [
             self.step(baseline_shard, rows=leaf, model=self.model, sae=sae, settings=settings)
-            for leaf in self.rows["train"].leaves
+            for leaf in self.rows["train"].first_leaves(self.effort.beside_rows)
         ]
         return self.step(baseline, shards=shards)
 
@@ -147,26 +148,24 @@ class Wiring:
             )
             for node in self.rows[role].nodes
         ]
-        mean = self.step(gradient, shards=blocks)
+        mean, losses = self.step(gradient, shards=blocks), self._read_only(role)
         layers = self.step(
             landscape,
             samples=self.tables[role],
             shards=blocks,
-            **self._read_only(role),
+            **({"read_only": losses} if losses else {}),
             gradient=mean,
             role=role,
             max_grad_norm=request.training.max_grad_norm,
             thresholds=request.thresholds,
         )
-        return Landscape(blocks, mean, layers)
+        return Landscape(blocks, mean, layers, losses)
 
-    def _read_only(self, role: str) -> dict[str, Any]:
+    def _read_only(self, role: str) -> list[Any]:
         """The losses of the rows that are not measured, where the budget pays for a forward over them."""
-        others = self.rows[role].others if role == "train" and self.effort.reads_others else []
-        if not others:
-            return {}
+        others = self.rows[role].first_others(self.effort.read_rows) if role == "train" else []
         shared = {"model": self.model, "dpo_beta": self.dpo_beta, "settings": self.request.landscape.reading}
-        return {"read_only": [self.step(loss_shard, rows=block, **shared) for block in others]}
+        return [self.step(loss_shard, rows=block, **shared) for block in others]
 
     def prompt_gain(self, made: dict[str, Any]) -> Any:
         """How much each answer gains from its prompt; None for a run whose losses are those of pairs."""
@@ -176,7 +175,7 @@ class Wiring:
         forward = AnswerPass(batch_tokens=settings.batch_tokens)
         shards = [
             self.step(prompt_gain_shard, rows=leaf, model=self.model, settings=forward)
-            for leaf in self.rows["train"].leaves
+            for leaf in self.rows["train"].first_leaves(self.effort.beside_rows)
         ]
         return self.step(prompt_gain, shards=shards, landscape=made["landscape"], settings=settings)
 

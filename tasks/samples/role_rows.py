@@ -30,6 +30,13 @@ class RoleRows:
         found, measured = self._shards(self.cut.max_depth), [node.shard.prefix for node in self.nodes]
         return found if not self.others else [leaf for leaf in found if leaf.shard.prefix.startswith(tuple(measured))]
 
+    def first_leaves(self, rows: int | None) -> list[ShardRows]:
+        """The first of them, until they hold so many rows; all without a number."""
+        if rows is None:
+            return self.leaves
+        ends = list(accumulate(leaf.shard.rows for leaf in self.leaves))
+        return self.leaves[: bisect_left(ends, rows) + 1]
+
     @cached_property
     def nodes(self) -> list[ShardRows]:
         """What the gradient field is stored for: the leaves of a tree of bounded depth, or the first of them. More
@@ -40,6 +47,11 @@ class RoleRows:
     def others(self) -> list[ShardRows]:
         """The blocks whose gradients are not measured."""
         return self._blocks[self._measured_blocks :]
+
+    def first_others(self, rows: int) -> list[ShardRows]:
+        """The first of them that together hold no more rows than that, but for the last one's."""
+        before = accumulate((block.shard.rows for block in self.others), initial=0)
+        return [block for block, ahead in zip(self.others, before, strict=False) if ahead < rows]
 
     @cached_property
     def trained_ids(self) -> list[str]:
