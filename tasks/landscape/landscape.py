@@ -59,7 +59,6 @@ class LandscapeSettings(BaseModel):
         json_schema_extra=without_result(),
     )
 
-
     @property
     def reading(self) -> ReadSettings:
         """The part that a forward over rows reads."""

@@ -74,9 +74,7 @@ Part = tuple[Mapping[str, Tensor], float]
 """Gradient sums over some rows, and their label tokens."""
 
 
-def _noise(
-    field: GradientField, blocks: Sequence[int], parts: Sequence[Part], name: str, coefficient: float
-) -> float:
+def _noise(field: GradientField, blocks: Sequence[int], parts: Sequence[Part], name: str, coefficient: float) -> float:
     """Squared error of the mean: of the rows that were measured, from how far their parts lie apart, less what the
     control variate explains of it, which is the part's own deviation at the base weights. None is left where all
     rows are measured, nor known where there is one part."""

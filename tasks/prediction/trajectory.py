@@ -130,10 +130,8 @@ def _measured_at_anchors(
     while isinstance(reached, Anchor):
         events.emit("progress", task="path", done=steps.index(reached.step) + 1, total=len(steps))
         estimate = _measured_mean(field, blocks, reached)
-        import os
-        if os.environ.get("FILTER"):
-            estimate = estimate.after(last)
-            last = estimate.mean
+        estimate = estimate.after(last)
+        last = estimate.mean
         shifts.write(TRAIN_SHIFT, reached.step, {n: mean - field.mean(n) for n, mean in estimate.mean.items()})
         reached = run.send(estimate)
     return reached

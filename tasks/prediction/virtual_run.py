@@ -89,7 +89,7 @@ class VirtualRun:
         """The gradient of every step's batch: the trainer's own batches where per-row gradients are stored, else
         gradient blocks in a seeded order."""
         from foretune.tasks.numerics.field import virtual_batches
-        from foretune.tasks.numerics.orders import row_shares, stand_ins, trainer_steps
+        from foretune.tasks.numerics.orders import row_shares, stand_in_shares, stand_ins, trainer_steps
 
         training, rows = self.training, self.row_gradients
         batches = virtual_batches(self.field, training.rows_per_step, self.steps, training.seed)
@@ -100,21 +100,9 @@ class VirtualRun:
         steps = trainer_steps(whole, size, accumulated, self.steps, training.seed)
         if whole > measured:  # the measured rows are the first ones by id
             played = stand_ins(whole, measured, training.seed)
-            import os
-            if os.environ.get("SIGNS"):
-                signs = [1.0] * measured + [(-1.0) ** (i // measured + int(played[measured + i]) ) for i in range(whole - measured)]
-                shares, means = [], []
-                for step in steps:
-                    total = sum(rows.tokens[played[row]] for batch in step for row in batch)
-                    share, mean = {}, 0.0
-                    for batch in step:
-                        for row in batch:
-                            q = played[row]
-                            share[q] = share.get(q, 0.0) + signs[row] / total
-                            mean += (1 - signs[row]) * rows.tokens[q] / total
-                    shares.append(share); means.append(mean)
-                return replace(batches, row_gradients=rows, shares=tuple(shares), means=tuple(means))
-            steps = [tuple(tuple(played[row] for row in batch) for batch in step) for step in steps]
+            found = [stand_in_shares(step, played, rows.tokens, by_micro_batch=self.paired) for step in steps]
+            shares, means = tuple(each.rows for each in found), tuple(each.mean for each in found)
+            return replace(batches, row_gradients=rows, shares=shares, mean_shares=means)
         shares = tuple(row_shares(step, rows.tokens, by_micro_batch=self.paired) for step in steps)
         return replace(batches, row_gradients=rows, shares=shares)
 
