@@ -33,17 +33,37 @@ class MeanEstimate:
     coefficient: float  # of the control variate: share of a block's deviation at the base weights that is left
     noise: Mapping[str, float] = field(default_factory=dict)  # squared error of the mean by name; empty where unknown
 
-    def after(self, last: Mapping[str, Tensor]) -> MeanEstimate:
-        """The same with what the mean was before held against its noise: of its movement since `last` the share that
-        is not noise is kept, weight by weight (the gain of a Kalman filter whose state's variance is read off the
-        movement itself; with one block the noise is not known, and all of it is kept)."""
+    def after(self, last: Mapping[str, Tensor], *known: Mapping[str, Tensor]) -> MeanEstimate:
+        """The same with its movement since `last` held against its noise, weight by weight.
+
+        Along `last` and the `known` means the movement is taken as it is: how far a gradient has faded is told by few
+        rows. Of the rest the share is kept that is not noise, the gain of a Kalman filter whose state's variance is
+        read off the movement itself. All of it is kept where the noise is not known.
+        """
         mean = {}
         for name, now in self.mean.items():
             moved = now - last[name]
-            square = float(moved.square().sum())
+            along = torch.zeros_like(moved)
+            for direction in _orthonormal([last[name], *(each[name] for each in known)]):
+                along += (moved * direction).sum() * direction
+            rest = moved - along
+            square = float(rest.square().sum())
             kept = max(0.0, 1.0 - self.noise.get(name, 0.0) / square) if square else 0.0
-            mean[name] = last[name] + kept * moved
+            mean[name] = last[name] + along + kept * rest
         return MeanEstimate(mean, self.coefficient, self.noise)
+
+
+def _orthonormal(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """An orthonormal basis of what they span, by Gram and Schmidt; what is nearly spanned already is left out."""
+    basis: list[Tensor] = []
+    for vector in vectors:
+        left = vector.clone()
+        for direction in basis:
+            left -= (left * direction).sum() * direction
+        size = float(left.norm())
+        if size > 1e-3 * float(vector.norm()):
+            basis.append(left / size)
+    return basis
 
 
 def estimate_mean(

@@ -126,12 +126,12 @@ def _measured_at_anchors(
         virtual.batches(), virtual.adapter, optimizer, virtual.rates, plan, seed=virtual.training.seed, snapshots=steps
     )
     reached, field = next(run), virtual.field
-    last = {name: field.mean(name) for name in field.names}
+    base = before = last = {name: field.mean(name) for name in field.names}
     while isinstance(reached, Anchor):
         events.emit("progress", task="path", done=steps.index(reached.step) + 1, total=len(steps))
         estimate = _measured_mean(field, blocks, reached)
-        estimate = estimate.after(last)
-        last = estimate.mean
+        estimate = estimate.after(last, before, base)
+        before, last = last, estimate.mean
         shifts.write(TRAIN_SHIFT, reached.step, {n: mean - field.mean(n) for n, mean in estimate.mean.items()})
         reached = run.send(estimate)
     return reached
