@@ -44,7 +44,7 @@ def influence(
     samples: ArtifactRef,
     shards: list[ArtifactRef],
     gradient: ArtifactRef,
-    solve: ArtifactRef,
+    solve: ArtifactRef | None,
     targets: ArtifactRef,
     schedule: Schedule,
     settings: RankingSettings,
@@ -55,7 +55,7 @@ def influence(
     rows = row_numbers(run, samples)
     described = run.store.open(targets).json("targets.json")
     counts = run.store.open(gradient).json("counts.json")
-    ids, scores = sample_scores(run, shards, replays, counts, schedule)
+    ids, scores = sample_scores(run, shards, replays, counts, schedule, solved=solve is not None)
     method = settings.method if settings.method in scores else best_method(scores)
     of_first = {name: values[:, 0].tolist() for name, values in scores.items()}
     of_every_target = scores[best_method(scores)]
@@ -67,9 +67,11 @@ def influence(
     asked = described[:first_watched]
     draft.write_table("targets.parquet", target_table(ids, rows, of_every_target[:, :first_watched], asked))
     draft.write_json("targets.json", described)
-    solved = run.store.open(solve)
-    draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
-    record = solved.json("solver.json") | {"ranked_by": method, "target": described[0]["name"]}
+    record = {"ranked_by": method, "target": described[0]["name"]}
+    if solve is not None:
+        solved = run.store.open(solve)
+        draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
+        record = solved.json("solver.json") | record
     if asked != described:
         watched = []
         for column in range(first_watched, len(described)):
@@ -96,17 +98,22 @@ def best_method(scores: dict[str, Tensor]) -> str:
 
 
 def sample_scores(
-    run: Run, shards: list[ArtifactRef], replays: ArtifactRef | None, counts: dict[str, Any], schedule: Schedule
+    run: Run,
+    shards: list[ArtifactRef],
+    replays: ArtifactRef | None,
+    counts: dict[str, Any],
+    schedule: Schedule,
+    solved: bool,
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Sample ids, and per method [n, targets] float64 change of every target; `lissa` has the first target alone."""
-    lissa, first_order = (
-        SampleValues.read(run, shards, "derivatives.safetensors", name) for name in ("lissa", "preconditioned")
-    )
-    ids, tokens, elapsed_lr = lissa.ids, counts["tokens"], sum(schedule.rates(counts["rows"]))
-    scores = {
-        "lissa": -lissa.values.unsqueeze(1) / tokens,
-        "preconditioned": -elapsed_lr / tokens * first_order.values,
-    }
+    """Sample ids, and per method [n, targets] float64 change of every target; `lissa`, where there was a solve, has the
+    first target alone."""
+    first_order = SampleValues.read(run, shards, "derivatives.safetensors", "preconditioned")
+    ids, tokens, elapsed_lr = first_order.ids, counts["tokens"], sum(schedule.rates(counts["rows"]))
+    scores = {}
+    if solved:
+        lissa = SampleValues.read(run, shards, "derivatives.safetensors", "lissa")
+        scores["lissa"] = -lissa.values.unsqueeze(1) / tokens
+    scores["preconditioned"] = -elapsed_lr / tokens * first_order.values
     if replays is not None:  # a row without a label is in no replay, and does nothing
         replayed = SampleValues.read(run, [replays], "scores.safetensors", "replayed")
         scores["replayed"] = replayed.spread_over(ids) * schedule.learning_rate

@@ -51,3 +51,8 @@ class InfluenceSettings(BaseModel):
         description="number of a training row whose tokens are scored one by one",
     )
     scoring: ScoringSettings = Field(default=ScoringSettings(), title="Pass over all samples")
+
+    @property
+    def solves(self) -> bool:
+        """Whether the inverse-curvature solve is asked for: where nothing ranks by it, it is the dearest pass of all."""
+        return self.method == "lissa" or self.solver.when == "always"

@@ -242,11 +242,11 @@ def _summary(
         "samples_that_help": verdicts.count("helps"),
         "harmful_rows": read["quality"].get("willing_harm", {}).get("count"),
         "ranked_by": solver.get("ranked_by"),
-        "lissa_residual": solver["residuals"][-1],
-        "lissa_iterations": solver["iterations"],
         "noise_scale_tokens": read["landscape"]["noise_scale_tokens"],
         "dead_layers": len(read["landscape"]["dead_layers"]),
     }
+    if "residuals" in solver:  # the solve was asked for
+        kept |= {"lissa_residual": solver["residuals"][-1], "lissa_iterations": solver["iterations"]}
     for name in ("prediction", "model_diff", "preference", "baseline", "sae_diff"):
         numbers = {k: v for k, v in read.get(name, {}).items() if v is None or isinstance(v, int | float | str)}
         kept |= {k if k not in kept else f"{name}_{k}": v for k, v in numbers.items()}

@@ -127,8 +127,8 @@ def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
         rows=rows.assign(
             text=rows["sample_id"].map(texts), nearest=nearest, verdict=rows["sample_id"].map(shown_verdicts(opened))
         ),
-        residuals=solver["residuals"],
-        status=solver["status"],
+        residuals=solver.get("residuals", []),
+        status=solver.get("status", ""),
         target=solver["target"],
         unit=solver["unit"],
         tokens=tokens,

@@ -84,7 +84,7 @@ class InfluenceView(_Section):
     rows: DataFrame = field(
         metadata=_columns("row", "score", "z", "rank", "verdict", "outlier", "nearest", "text")
     )  # score: in `unit` of `target`, for a loss negative helps; nearest: the held-out rows it moves most, in words
-    residuals: Sequence[float]  # one per LiSSA iteration
+    residuals: Sequence[float]  # one per LiSSA iteration; none where the solve was not asked for
     status: str
     target: str = "held-out loss"
     unit: str = "nats per token"
