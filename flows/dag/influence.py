@@ -1,4 +1,4 @@
-"""Influence in the DAG: targets, a solve where one is asked for, directions, shards, replays, and the ranking over them."""
+"""Influence in the DAG: targets, a solve where one is asked for, directions, shards, replays, and the ranking."""
 
 from __future__ import annotations
 

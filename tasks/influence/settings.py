@@ -54,5 +54,5 @@ class InfluenceSettings(BaseModel):
 
     @property
     def solves(self) -> bool:
-        """Whether the inverse-curvature solve is asked for: where nothing ranks by it, it is the dearest pass of all."""
+        """Whether the inverse-curvature solve is asked for, which costs more than any other pass."""
         return self.method == "lissa" or self.solver.when == "always"
