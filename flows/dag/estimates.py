@@ -264,11 +264,12 @@ def _path_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
 
 
 def _suite_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
-    """Once for the likelihoods, and once more forward and backward with every option after a prompt of its own."""
+    """Forward and backward, the options after what they share; of what has one option the likelihoods are taken first,
+    by a forward of their own."""
     items = inputs["items"]
-    whole = sizes.text_tokens(items.whole_texts)
-    read = min(whole, inputs["settings"].batch_tokens)
-    return Estimate(sizes.text_tokens(items.texts) + whole, whole, "about", graph=read)
+    read = sizes.text_tokens(items.texts)
+    twice = sizes.text_tokens([text for item in items.items if len(item.options_read) < 2 for text in item.texts])
+    return Estimate(read + twice, read, "about", graph=min(read, inputs["settings"].batch_tokens))
 
 
 def _generations(inputs: Inputs, sizes: Sizes) -> Estimate:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.behaviour.contexts import Continuation
 from foretune.tasks.loading import label_caller
+from foretune.tasks.loading.continuation import keeps_all
+from foretune.tasks.numerics.work import work_here
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from foretune.tasks.loading import LoadedModel
+
+    Call = Callable[..., Any]
 
 MIN_SHARED = 8
 """Tokens: a shorter prefix costs as much in a forward of its own as it saves."""
@@ -24,18 +28,26 @@ def log_likelihoods(
     loaded: LoadedModel, groups: Sequence[Sequence[Continuation]], batch_tokens: int
 ) -> list[list[float]]:
     """Nats of every continuation, summed over its tokens; a group is the options of one item."""
+    import torch
+
     found: list[list[float]] = [[0.0] * len(group) for group in groups]
-    shared = [shared_prefix(group) for group in groups]
-    caches = keeps_a_cache(loaded)
-    apart = [n for n, group in enumerate(groups) if not (caches and len(group) > 1 and shared[n] >= MIN_SHARED)]
+    joint, apart = read_together(loaded, groups)
     lone = [(n, option) for n in apart for option in range(len(groups[n]))]
     for (n, option), nats in zip(lone, _whole(loaded, [groups[n][o] for n, o in lone], batch_tokens), strict=True):
         found[n][option] = nats
-    joint = sorted(set(range(len(groups))) - set(apart), key=lambda n: -_width(groups[n]))
-    for part in _parts(joint, groups, batch_tokens):
-        for n, nats in zip(part, _sharing(loaded, [groups[n] for n in part], [shared[n] for n in part]), strict=True):
-            found[n] = nats
+    for part in parts(joint, groups, batch_tokens):
+        with torch.no_grad():
+            nats = sharing(loaded, [groups[n] for n in part], loaded.model).tolist()
+        for n in part:
+            found[n], nats = nats[: len(groups[n])], nats[len(groups[n]) :]
     return found
+
+
+def read_together(loaded: LoadedModel, groups: Sequence[Sequence[Continuation]]) -> tuple[list[int], list[int]]:
+    """The groups whose options are read over what they share, and the others."""
+    caches = keeps_a_cache(loaded)
+    joint = [n for n, group in enumerate(groups) if caches and len(group) > 1 and shared_prefix(group) >= MIN_SHARED]
+    return joint, sorted(set(range(len(groups))) - set(joint))
 
 
 def shared_prefix(group: Sequence[Continuation]) -> int:
@@ -55,20 +67,19 @@ def keeps_a_cache(loaded: LoadedModel) -> bool:
     return not stateful and {"position_ids", "past_key_values"} <= set(inspect.signature(model.forward).parameters)
 
 
-def _width(group: Sequence[Continuation]) -> int:
-    return max(len(each.ids) for each in group)
-
-
-def _parts(order: Sequence[int], groups: Sequence[Sequence[Continuation]], batch_tokens: int) -> Iterator[list[int]]:
-    """Groups of like length together, at least one: all options of a group go through the model at once."""
+def parts(chosen: Sequence[int], groups: Sequence[Sequence[Continuation]], batch_tokens: int) -> Iterator[list[int]]:
+    """The chosen groups, those of like length together, at least one: all options of a group go through the model at
+    once, and so do the prefixes of a part."""
+    shared = {n: shared_prefix(groups[n]) for n in chosen}
     part: list[int] = []
-    rows = 0
-    for n in order:
-        if part and _width(groups[part[0]]) * (rows + len(groups[n])) > batch_tokens:
+    rows = longest = 0
+    for n in sorted(chosen, key=lambda n: (-shared[n], n)):
+        rest = max(len(each.ids) for each in groups[n]) - shared[n]
+        if part and shared[part[0]] * (len(part) + 1) + max(longest, rest) * (rows + len(groups[n])) > batch_tokens:
             yield part
-            part, rows = [], 0
+            part, rows, longest = [], 0, 0
         part.append(n)
-        rows += len(groups[n])
+        rows, longest = rows + len(groups[n]), max(longest, rest)
     if part:
         yield part
 
@@ -92,47 +103,83 @@ def _whole(loaded: LoadedModel, sequences: Sequence[Continuation], batch_tokens:
     return found
 
 
-def _sharing(loaded: LoadedModel, groups: Sequence[Sequence[Continuation]], shared: Sequence[int]) -> list[list[float]]:
-    """Prefixes once, padded on the left; then each option over the keys and values of its item's prefix."""
+def sharing(loaded: LoadedModel, groups: Sequence[Sequence[Continuation]], model: Call) -> Tensor:
+    """Nats [options] of the options of all groups, one after the other; with a graph where gradients are taken.
+
+    What all prompts begin with is read once; then the rest of every prompt, padded on the left; then the options over
+    the keys and values of their prompt, without their last token, which predicts nothing. Options that differ in that
+    token alone are one row. `model` is called in the place of `loaded.model`.
+    """
     import torch
 
+    shared = [shared_prefix(group) for group in groups]
     prefixes = [group[0].ids[:length] for group, length in zip(groups, shared, strict=True)]
-    item = [n for n, group in enumerate(groups) for _ in group]
-    options = [each for group in groups for each in group]
-    rest = [each.ids[shared[n] :] for n, each in zip(item, options, strict=True)]
-    starts = [each.start - shared[n] for n, each in zip(item, options, strict=True)]
-    before, before_mask = padded(prefixes, "left", loaded.device)
-    after, after_mask = padded(rest, "right", loaded.device)
-    with torch.no_grad():
-        with unembedding(loaded, torch.tensor([0]), torch.tensor([0])):
-            read = loaded.model(
-                input_ids=before,
-                attention_mask=before_mask,
-                position_ids=positions(before_mask),
-                use_cache=True,
-            )
-        index = torch.tensor(item, device=loaded.device)
-        cache: Any = read.past_key_values
-        cache.batch_select_indices(index)
-        mask = torch.cat([before_mask[index], after_mask], dim=1)
-        rows = [row for row, ids in enumerate(rest) for _ in ids[starts[row] :]]
-        columns = [at - 1 for row, ids in enumerate(rest) for at in range(starts[row], len(ids))]
-        where = torch.tensor(rows), torch.tensor(columns)
-        with unembedding(loaded, *where):
-            logits = loaded.model(
-                input_ids=after,
-                attention_mask=mask,
-                position_ids=positions(mask)[:, before.shape[1] :],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits.float()
-    labels = torch.tensor([ids[at + 1] for ids, at in zip((rest[r] for r in rows), columns, strict=True)])
-    labels = labels.to(logits.device)
-    nats = logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    sums = torch.zeros(len(rest), dtype=torch.float64)
-    sums.index_add_(0, where[0], nats.double().cpu())
-    values = iter(sums.tolist())
-    return [[next(values) for _ in group] for group in groups]
+    cache, before_mask, before = _read_prefixes(loaded, prefixes, model)
+    rows: dict[tuple[int, tuple[int, ...]], int] = {}
+    item: list[int] = []
+    where: list[tuple[int, int, int, int]] = []  # option, row, column, and the token that is predicted there
+    options = [(n, each) for n, group in enumerate(groups) for each in group]
+    for option, (n, each) in enumerate(options):
+        rest = each.ids[shared[n] :]
+        row = rows.setdefault((n, tuple(rest[:-1])), len(rows))
+        item += [n] if row == len(item) else []
+        where += [(option, row, at - 1, rest[at]) for at in range(each.start - shared[n], len(rest))]
+    after, after_mask = padded([ids for _, ids in rows], "right", loaded.device)
+    index = torch.tensor(item, device=loaded.device)
+    cache.batch_select_indices(index)
+    mask = torch.cat([before_mask[index], after_mask], dim=1)
+    places = torch.tensor(where)
+    with unembedding(loaded, places[:, 1], places[:, 2]):
+        logits = model(
+            input_ids=after,
+            attention_mask=mask,
+            position_ids=positions(mask)[:, before_mask.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+    if logits.requires_grad:  # the prefixes' own logits are in no loss: their backward is counted with the options'
+        work = work_here()
+        logits.register_hook(lambda gradient: work.backward(before))
+    logits = logits.float()
+    labels = places[:, 3:].to(logits.device)
+    nats = logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
+    sums = torch.zeros(len(options), dtype=torch.float64, device=nats.device)
+    return sums.index_add(0, places[:, 0].to(nats.device), nats.double()).cpu()
+
+
+def _read_prefixes(loaded: LoadedModel, prefixes: Sequence[Sequence[int]], model: Call) -> tuple[Any, Tensor, int]:
+    """Keys and values of every prefix, their mask [prefixes, tokens], and how many tokens were read for them."""
+    import torch
+
+    first = torch.tensor([0])
+    begun, begin, cache = torch.zeros(len(prefixes), 0, dtype=torch.long, device=loaded.device), 0, None
+    common = _common(prefixes)
+    with unembedding(loaded, first, first):
+        if common >= MIN_SHARED and len(prefixes) > 1:
+            ids = torch.tensor([prefixes[0][:common]], device=loaded.device)
+            cache = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
+            if keeps_all(cache):
+                cache.batch_select_indices(torch.zeros(len(prefixes), dtype=torch.long, device=loaded.device))
+                begin = common
+                begun = torch.ones(len(prefixes), begin, dtype=torch.long, device=loaded.device)
+            else:  # a window would count the padding that comes after it, a state would take it in
+                cache = None
+        own, own_mask = padded([prefix[begin:] for prefix in prefixes], "left", loaded.device)
+        mask = torch.cat([begun, own_mask], dim=1)
+        read = model(
+            input_ids=own,
+            attention_mask=mask,
+            position_ids=positions(mask)[:, begin:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return read.past_key_values, mask, begin + own.numel()
+
+
+def _common(prefixes: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prefixes begin with; each keeps one of its own."""
+    most = min(map(len, prefixes)) - 1
+    return next((at for at in range(most) if len({prefix[at] for prefix in prefixes}) > 1), most)
 
 
 def padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,14 @@ def end_tokens(loaded: LoadedModel, tokenizer_eos: int | None) -> list[int]:
     return sorted(found)
 
 
+def keeps_all(cache: Any) -> bool:
+    """Whether every layer of a model's cache keeps the keys and values of all tokens: no window, no state."""
+    with building:
+        from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+
 def positions(loaded: LoadedModel) -> int | None:
     """Tokens of prompt and answer together that the model was made for; None where its config does not say."""
     config = loaded.config.get_text_config()
