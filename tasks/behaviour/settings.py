@@ -85,7 +85,7 @@ class AlongPathSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Suites along the path")
 
     version: Literal[1] = 1
-    points: int = Field(default=3, ge=0, le=64, title="Points on the way", description="evenly spaced steps; LoRA only")
+    points: int = Field(default=2, ge=0, le=64, title="Points on the way", description="evenly spaced steps; LoRA only")
     orders: int = Field(
         default=2, ge=0, le=64, title="Other orders", description="of the rows, whose ends are asked as well"
     )
