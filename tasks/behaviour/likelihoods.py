@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.tasks.behaviour.contexts import Continuation
 from foretune.tasks.loading import label_caller
-from foretune.tasks.loading.continuation import keeps_all
+from foretune.tasks.loading.continuation import chosen_rows, keeps_all
 from foretune.tasks.numerics.work import work_here
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MIN_SHARED = 8
 """Tokens: a shorter prefix costs as much in a forward of its own as it saves."""
+
+WORTH = 64
+"""Tokens of padding that a forward of its own is worth."""
 
 
 def log_likelihoods(
@@ -71,16 +74,16 @@ def parts(chosen: Sequence[int], groups: Sequence[Sequence[Continuation]], batch
     """The chosen groups, those of like length together, at least one: all options of a group go through the model at
     once, and so do the prefixes of a part."""
     shared = {n: shared_prefix(groups[n]) for n in chosen}
-    part: list[int] = []
-    rows = longest = 0
-    for n in sorted(chosen, key=lambda n: (-shared[n], n)):
-        rest = max(len(each.ids) for each in groups[n]) - shared[n]
-        if part and shared[part[0]] * (len(part) + 1) + max(longest, rest) * (rows + len(groups[n])) > batch_tokens:
-            yield part
-            part, rows, longest = [], 0, 0
-        part.append(n)
-        rows, longest = rows + len(groups[n]), max(longest, rest)
-    if part:
+    for run in like_lengths([shared[n] for n in chosen]):
+        part: list[int] = []
+        rows = longest = 0
+        for n in (chosen[place] for place in run):
+            rest = max(len(each.ids) for each in groups[n]) - shared[n]
+            if part and shared[part[0]] * (len(part) + 1) + max(longest, rest) * (rows + len(groups[n])) > batch_tokens:
+                yield part
+                part, rows, longest = [], 0, 0
+            part.append(n)
+            rows, longest = rows + len(groups[n]), max(longest, rest)
         yield part
 
 
@@ -93,7 +96,12 @@ def _whole(loaded: LoadedModel, sequences: Sequence[Continuation], batch_tokens:
 
     found, call = [0.0] * len(sequences), label_caller(loaded, [])
     lengths = [len(each.ids) for each in sequences]
-    for bucket in buckets(lengths, max([batch_tokens, *lengths])):
+    each_run = [
+        [run[place] for place in bucket]
+        for run in like_lengths(lengths)
+        for bucket in buckets([lengths[n] for n in run], max([batch_tokens, *lengths]))
+    ]
+    for bucket in each_run:
         pairs = [(s.ids, [IGNORED] * s.start + s.ids[s.start :]) for s in (sequences[n] for n in bucket)]
         batch = collate(pairs).to(loaded.device)
         with torch.no_grad():
@@ -115,36 +123,50 @@ def sharing(loaded: LoadedModel, groups: Sequence[Sequence[Continuation]], model
     shared = [shared_prefix(group) for group in groups]
     prefixes = [group[0].ids[:length] for group, length in zip(groups, shared, strict=True)]
     cache, before_mask, before = _read_prefixes(loaded, prefixes, model)
-    rows: dict[tuple[int, tuple[int, ...]], int] = {}
-    item: list[int] = []
-    where: list[tuple[int, int, int, int]] = []  # option, row, column, and the token that is predicted there
     options = [(n, each) for n, group in enumerate(groups) for each in group]
+    rows: dict[tuple[int, tuple[int, ...]], list[tuple[int, int, int]]] = {}  # option, column, and the token after it
     for option, (n, each) in enumerate(options):
-        rest = each.ids[shared[n] :]
-        row = rows.setdefault((n, tuple(rest[:-1])), len(rows))
-        item += [n] if row == len(item) else []
-        where += [(option, row, at - 1, rest[at]) for at in range(each.start - shared[n], len(rest))]
-    after, after_mask = padded([ids for _, ids in rows], "right", loaded.device)
-    index = torch.tensor(item, device=loaded.device)
-    cache.batch_select_indices(index)
-    mask = torch.cat([before_mask[index], after_mask], dim=1)
-    places = torch.tensor(where)
-    with unembedding(loaded, places[:, 1], places[:, 2]):
-        logits = model(
-            input_ids=after,
-            attention_mask=mask,
-            position_ids=positions(mask)[:, before_mask.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    if logits.requires_grad:  # the prefixes' own logits are in no loss: their backward is counted with the options'
-        work = work_here()
-        logits.register_hook(lambda gradient: work.backward(before))
-    logits = logits.float()
-    labels = places[:, 3:].to(logits.device)
-    nats = logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
-    sums = torch.zeros(len(options), dtype=torch.float64, device=nats.device)
-    return sums.index_add(0, places[:, 0].to(nats.device), nats.double()).cpu()
+        rest, start = each.ids[shared[n] :], each.start - shared[n]
+        predicted = rows.setdefault((n, tuple(rest[:-1])), [])
+        predicted += [(option, at - 1, rest[at]) for at in range(start, len(rest))]
+    read = list(rows)
+    sums = torch.zeros(len(options), dtype=torch.float64, device=loaded.device)
+    runs = like_lengths([len(ids) for _, ids in read])
+    for number, run in enumerate(runs):
+        after, after_mask = padded([read[row][1] for row in run], "right", loaded.device)
+        index = torch.tensor([read[row][0] for row in run], device=loaded.device)
+        mask = torch.cat([before_mask[index], after_mask], dim=1)
+        places = torch.tensor([(at, *each) for at, row in enumerate(run) for each in rows[read[row]]])
+        with unembedding(loaded, places[:, 0], places[:, 2]):
+            logits = model(
+                input_ids=after,
+                attention_mask=mask,
+                position_ids=positions(mask)[:, before_mask.shape[1] :],
+                past_key_values=chosen_rows(cache, index),
+                use_cache=True,
+            ).logits
+        if number == 0 and logits.requires_grad:  # the prefixes' own logits are in no loss: counted here
+            logits.register_hook(_count_backward(before))
+        logits, labels = logits.float(), places[:, 3:].to(logits.device)
+        nats = logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
+        sums = sums.index_add(0, places[:, 1].to(sums.device), nats.double().to(sums.device))
+    return sums.cpu()
+
+
+def _count_backward(tokens: int) -> Callable[[Tensor], None]:
+    work = work_here()
+    return lambda gradient: work.backward(tokens)
+
+
+def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Positions in runs of like length, the longest first: a run begins where that saves `WORTH` tokens of padding."""
+    order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
+    runs: list[list[int]] = []
+    for place, n in enumerate(order):
+        if not runs or (lengths[runs[-1][0]] - lengths[n]) * (len(order) - place) >= WORTH:
+            runs.append([])
+        runs[-1].append(n)
+    return runs
 
 
 def _read_prefixes(loaded: LoadedModel, prefixes: Sequence[Sequence[int]], model: Call) -> tuple[Any, Tensor, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,14 @@ def keeps_all(cache: Any) -> bool:
         from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+
+def chosen_rows(cache: Any, index: Tensor) -> Any:
+    """A cache of these rows of another, which stays as it is."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(index)
+    return chosen
 
 
 def positions(loaded: LoadedModel) -> int | None:
