@@ -86,6 +86,7 @@ SETTINGS = {
     "influence.suite_items=2": {"suite_gradient": 1, **INFLUENCE},
     "influence.replays.runs=16": {**REPLAYED, "report": 1},
     "influence.solver.preset=seed": {**SCORED_AGAIN, "influence_solve": 1, "report": 1},
+    "influence.solver.when=ranking": SCORED_AGAIN,
     "influence.target.rows=3": {**INFLUENCE, "report": 1},
     "influence.tokens_of=5": {"influence_tokens": 1, "report": 1},
     "prediction.sharp=5": {"prediction": 1, **AFTER_PREDICTION},
