@@ -245,7 +245,9 @@ def test_the_seeds_preset_keeps_its_scale(simulated):
 
 
 def test_the_tuned_solve_converges_within_the_iterations_and_agrees_with_conjugate_gradients(simulated):
-    solver = solver_of(simulated(*EXACT, "influence.solver={preset: tuned, check: true}", "curvature.rows=4"))
+    solver = solver_of(
+        simulated(*EXACT, "influence.solver={when: always, preset: tuned, check: true}", "curvature.rows=4")
+    )
     assert solver["status"] == "converged" or solver["residuals"][-1] < 0.1
     assert solver["iterations"] <= solver["budget"] == 10
     assert solver["curvature_rows_needed"] >= 1
@@ -253,7 +255,9 @@ def test_the_tuned_solve_converges_within_the_iterations_and_agrees_with_conjuga
 
 
 def test_a_preconditioned_solve_is_another_solve_of_the_same_target(simulated):
-    plain, tuned = (simulated(*EXACT, f"influence.solver={{preconditioner: {p}}}") for p in ("none", "adam"))
+    plain, tuned = (
+        simulated(*EXACT, f"influence.solver={{when: always, preconditioner: {p}}}") for p in ("none", "adam")
+    )
     assert solver_of(tuned)["preconditioner"] == "adam"
     a, b = (torch.tensor([s for _, s in sorted(scores_of(d, "lissa_score").items())]) for d in (plain, tuned))
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.5
