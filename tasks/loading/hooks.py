@@ -132,16 +132,16 @@ def _places(model: PreTrainedModel, layer: Module) -> dict[str, tuple[Module, Li
 
 
 def block_modules(model: PreTrainedModel, layer: Module) -> dict[str, Module | None]:
-    """By what they do in this block: the attention's last linear module, the MLP, what reads the stream for the MLP, and
-    the norms between attention or MLP and the stream. None for what the architecture lacks, or calls by other names."""
+    """By what they do in this block: the attention's last linear module, the MLP, what reads the stream for the MLP,
+    and the norms between either and the stream. None for what the architecture lacks, or calls by other names."""
     mlp, normalised = _child(layer, _MLP), hasattr(layer, "post_feedforward_layernorm")
     reading = _child(layer, ("pre_feedforward_layernorm",) if normalised else _NORM_BEFORE_MLP)
     return {
         "attention": _child(_child(layer, _ATTENTION), _OUT_PROJECTION),
         "mlp": mlp,
         "before_mlp": reading or (layer if parallel(model) else mlp if normalised else None),
-        "after_attention": getattr(layer, "post_attention_layernorm") if normalised else None,
-        "after_mlp": getattr(layer, "post_feedforward_layernorm") if normalised else None,
+        "after_attention": layer.post_attention_layernorm if normalised else None,
+        "after_mlp": layer.post_feedforward_layernorm if normalised else None,
     }
 
 

@@ -8,8 +8,9 @@ a = 0 it is attribution patching (Nanda 2023), whose terms need not: what is ups
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ class NodeScores:
     """Per node and position [nodes, s] float64, in units of the metric; nodes in `Parts.nodes`' order."""
 
     total: Tensor  # through everything downstream that still computes
-    direct: Tensor  # through the stream's end alone
     edges: Tensor | None = None  # [nodes, nodes + 1], from a row's node into a column's, the last being the end
 
 
@@ -37,22 +37,42 @@ def node_scores(
     through backwards again from every head.
     """
     count = len(parts.nodes())
-    total, direct, between = 0.0, 0.0, 0.0
+    total, between = 0.0, 0.0
     for share, weight in gauss_legendre(points):
         gates = torch.full((1, count), share, dtype=torch.float64, device=values.embedding.device)
         with torch.enable_grad(), patched(parts, values, gates, keep=True) as seen:
             value = metric()
             gradients = _gradients(value, seen)
-            end = gradients["end"]
             total = total + weight * _totals(parts, values, seen, gradients)
-            differences = _differences(parts, values, seen)
-            direct = direct + weight * torch.einsum("nsd,sd->ns", differences, end).double().cpu()
             if edges:
+                differences = _differences(parts, values, seen)
                 read = _readers(parts, seen, gradients, share)
                 between = between + weight * torch.einsum("nsd,rsd->nr", differences, read).double().cpu()
-    assert isinstance(total, Tensor) and isinstance(direct, Tensor)
-    found = between * upstream(parts) if isinstance(between, Tensor) else None
-    return NodeScores(total, direct, found)
+    assert isinstance(total, Tensor)
+    return NodeScores(total, between * upstream(parts) if isinstance(between, Tensor) else None)
+
+
+def direct_scores(
+    parts: Parts, own: NodeValues, other: NodeValues, metric: Callable[[], Tensor], points: int
+) -> Tensor:
+    """[nodes] in units of the metric: what each node's difference between two runs is worth where it stands in the
+    stream's end, nothing computing in between. Integrated from the one end to the other: they add up to what the
+    difference of the ends changes.
+    """
+    gradient, difference, rule = torch.zeros_like(own.end), other.end - own.end, gauss_legendre(max(points, 2))
+    for share, weight in rule:
+        end = (own.end + share * difference).detach().requires_grad_()
+
+        def put(module: nn.Module, args: tuple[Any, ...], output: Any, end: Tensor = end) -> Any:
+            return (end[None], *output[1:]) if isinstance(output, tuple) else end[None]
+
+        handle = parts.blocks[-1].register_forward_hook(put)
+        try:
+            with torch.enable_grad():
+                gradient += weight * torch.autograd.grad(metric(), end)[0]
+        finally:
+            handle.remove()
+    return torch.einsum("nsd,sd->n", _between(parts, own, other, rule), gradient).double().cpu()
 
 
 def upstream(parts: Parts) -> Tensor:
@@ -110,12 +130,31 @@ def _differences(parts: Parts, values: NodeValues, seen: Seen) -> Tensor:
     for layer, module in enumerate(parts.attention):
         own = _terms(seen.own[f"attention {layer}"][0].detach(), module.weight, module.bias, parts.heads)
         other = _terms(values.inputs[layer], values.weights[layer], values.biases[layer], parts.heads)
-        after = None if parts.after_attention is None else parts.after_attention[layer]
-        rows.append(_through(after, seen.said[f"attention {layer}"][0], other.to(own) - own))
+        rows.append(_through(_norm(parts.after_attention, layer), seen.said[f"attention {layer}"][0], other - own))
         difference = (values.mlps[layer] - seen.own[f"mlp {layer}"][0].detach())[None]
-        after = None if parts.after_mlps is None else parts.after_mlps[layer]
-        rows.append(_through(after, seen.said[f"mlp {layer}"][0], difference))
+        rows.append(_through(_norm(parts.after_mlps, layer), seen.said[f"mlp {layer}"][0], difference))
     return torch.cat(rows)
+
+
+def _between(parts: Parts, own: NodeValues, other: NodeValues, rule: Sequence[tuple[float, float]]) -> Tensor:
+    """[nodes, s, d]: what each node adds to the stream in one run more than in another, norms integrated."""
+
+    def added(norms: Sequence[nn.Module] | None, layer: int, start: Tensor, differences: Tensor) -> Tensor:
+        norm, whole = _norm(norms, layer), differences.sum(0)
+        if norm is None:
+            return differences
+        return sum((w * _through(norm, start + a * whole, differences) for a, w in rule), torch.zeros_like(differences))
+
+    rows = [(other.embedding - own.embedding)[None]]
+    for layer in range(len(parts.blocks)):
+        terms, said = (_terms(v.inputs[layer], v.weights[layer], v.biases[layer], parts.heads) for v in (own, other))
+        rows.append(added(parts.after_attention, layer, terms.sum(0), said - terms))
+        rows.append(added(parts.after_mlps, layer, own.mlps[layer], (other.mlps[layer] - own.mlps[layer])[None]))
+    return torch.cat(rows)
+
+
+def _norm(norms: Sequence[nn.Module] | None, layer: int) -> nn.Module | None:
+    return None if norms is None else norms[layer]
 
 
 def _terms(inputs: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Tensor:

@@ -127,7 +127,7 @@ def recorded(parts: Parts) -> Iterator[NodeValues]:
 
 
 def missing(parts: Parts, values: NodeValues) -> float:
-    """Share of the stream's end that the nodes of a run do not add up to: rounding, where `parts` are all that speak."""
+    """Share of the stream's end that the nodes of a run leave open: rounding, where `parts` are all that speak."""
     total = values.embedding.double()
     for layer in range(len(parts.blocks)):
         attention = nn.functional.linear(values.inputs[layer], values.weights[layer], values.biases[layer])

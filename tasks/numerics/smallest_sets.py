@@ -1,4 +1,4 @@
-"""The fewest parts that recover a share of a difference, when they are really put in its place, and what chance does."""
+"""The fewest parts that recover a share of a difference when they are really put in place, and what chance does."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from foretune.tasks.loading.residual_parts import residual_parts
-from foretune.tasks.numerics.node_attribution import node_scores, upstream
+from foretune.tasks.numerics.node_attribution import direct_scores, node_scores, upstream
 from foretune.tasks.numerics.nodes import NodeValues, Parts, missing, patched, recorded
 from foretune.tasks.numerics.quadrature import gauss_legendre
 from foretune.tasks.numerics.smallest_sets import smallest_set
@@ -91,12 +91,12 @@ def test_on_a_linear_network_one_point_is_the_exact_effect_of_each_node(toys) ->
 def test_direct_effects_are_the_differences_read_off(toys) -> None:
     base, parts, values, _ = toys
     own = recorded_run(base, parts, IDS)
-    scores = node_scores(parts, values, lambda: metric_of(base)[0], 1)
-    torch.testing.assert_close(scores.direct.sum(1)[-1], (values.mlps[1] - own.mlps[1])[-1] @ READ)
+    direct = direct_scores(parts, own, values, lambda: metric_of(base)[0], 1)
+    torch.testing.assert_close(direct[-1], (values.mlps[1] - own.mlps[1])[-1] @ READ)
     head = [(each.inputs[1][-1, :3] @ each.weights[1][:, :3].T) for each in (values, own)]
     biases = (values.biases[1] - own.biases[1]) / HEADS  # pyright: ignore[reportOptionalOperand]
     place = parts.place(1)
-    torch.testing.assert_close(scores.direct.sum(1)[place], (head[0] - head[1] + biases) @ READ)
+    torch.testing.assert_close(direct[place], (head[0] - head[1] + biases) @ READ)
 
 
 def test_integrals_are_complete_and_edges_add_up_to_their_node(toys) -> None:
@@ -105,7 +105,6 @@ def test_integrals_are_complete_and_edges_add_up_to_their_node(toys) -> None:
     assert float(scores.total.sum()) == pytest.approx(difference, rel=1e-10)
     assert scores.edges is not None
     torch.testing.assert_close(scores.edges.sum(1), scores.total.sum(1))
-    torch.testing.assert_close(scores.edges[:, -1], scores.direct.sum(1))
     assert not scores.edges[~upstream(parts)].any()
 
 
@@ -172,6 +171,8 @@ def test_integrals_over_a_real_architecture(folder_of, family) -> None:
     assert everything == pytest.approx(after, abs=1e-4) and nothing == pytest.approx(before, abs=1e-5)
     scores = node_scores(parts, values, lambda: metric(base.model)[0], 32)
     assert float(scores.total.sum()) == pytest.approx(after - before, rel=2e-3, abs=1e-4)
+    direct = direct_scores(parts, recorded_run(base.model, parts, ids), values, lambda: metric(base.model)[0], 32)
+    assert float(direct.sum()) == pytest.approx(after - before, rel=2e-3, abs=1e-4)
     few = node_scores(parts, values, lambda: metric(base.model)[0], 2, edges=True)
     assert few.edges is not None
     torch.testing.assert_close(few.edges.sum(1), few.total.sum(1), atol=1e-4, rtol=1e-3)
