@@ -290,6 +290,22 @@ def _answers(inputs: Inputs, sizes: Sizes) -> Estimate:
     return Estimate(4 * prompts.count * written, 0, "at most", models=2, read=2 * read)
 
 
+def _circuits(inputs: Inputs, sizes: Sizes) -> Estimate:
+    """Each prompt with the answers' common beginning, as long as both may be."""
+    prompts, settings = sizes.known(sizes.asked.get(inputs["prompts"].key)), inputs["settings"]
+    written = prompts.longest + inputs["max_new_tokens"]
+    count = min(settings.prompts, prompts.count)
+    return Estimate(
+        count * written * settings.trace.forwards,
+        count * written * settings.trace.backwards,
+        "at most",
+        models=2,
+        graph=written,
+        read=max(settings.batch_tokens, written),
+        gradients=True,
+    )
+
+
 def _forward(batches: Sequence[tuple[int, int]], times: int = 1) -> Estimate:
     return Estimate(_sum(batches) * times, 0, read=_widest(batches))
 
@@ -334,6 +350,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "model_diff": _model_diff,
     "generations": _generations,
     "answers": _answers,
+    "circuits": _circuits,
     "suite_scores": _suite,
     "path_scores": _path_scores,
     "suite_gradient": _suite_gradient,

@@ -38,8 +38,13 @@ class TraceSettings(BaseModel):
 
     @property
     def forwards(self) -> int:
-        """Most forward passes over a prompt; `points` backward passes for nodes and as many for weights come on top."""
-        return 8 + 3 * self.points + 3 * self.largest + 2 * self.draws
+        """Most forward passes over a prompt."""
+        return 5 + self.backwards + 3 * self.largest + 2 * self.draws
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes: through nodes, through the stream's end, and to the weights."""
+        return 2 * self.points + max(self.points, 2)
 
 
 class CircuitSettings(TraceSettings):
@@ -52,7 +57,7 @@ class CircuitSettings(TraceSettings):
         ge=0,
         le=20,
         title="Prompts traced",
-        description="those whose answers changed most; each costs about 130 passes over it; 0: none",
+        description="those whose answers changed most; each costs about 150 passes over it; 0: none",
     )
 
     @property

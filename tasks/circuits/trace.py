@@ -62,7 +62,11 @@ def trace(traced: Traced, back: bool = True, edges: int | None = 0) -> dict[str,
             "rounding; nothing carries it: name another --target, or another prompt"
         )
     told = {"metric": traced.metric.words, "base": before, "predicted": after, "difference": difference}
-    return {**told, **_activations(traced, difference, back, edges), **_weights(traced, difference)}
+    return {
+        **told,
+        **_activations(traced, before, difference, back, edges),
+        **_weights(traced, before, difference),
+    }
 
 
 def _recorded(traced: Traced, loaded: LoadedModel) -> tuple[Parts, NodeValues]:
@@ -83,7 +87,7 @@ def _recorded(traced: Traced, loaded: LoadedModel) -> tuple[Parts, NodeValues]:
     return parts, values
 
 
-def _activations(traced: Traced, difference: float, back: bool, edges: int | None) -> dict[str, Any]:
+def _activations(traced: Traced, before: float, difference: float, back: bool, edges: int | None) -> dict[str, Any]:
     import torch
 
     from foretune.tasks.numerics.node_attribution import direct_scores, edge_bytes, node_scores
@@ -113,7 +117,6 @@ def _activations(traced: Traced, difference: float, back: bool, edges: int | Non
         for part in gates.split(max(1, traced.settings.batch_tokens // len(traced.ids))):
             with torch.no_grad(), patched(parts, values, part):
                 found += traced.value(traced.base, len(part)).tolist()
-        before = float(_base_value(traced))
         return [value - before for value in found]
 
     (everything,) = effect([range(len(nodes))])
@@ -138,13 +141,6 @@ def _activations(traced: Traced, difference: float, back: bool, edges: int | Non
         "edges": _largest_edges(scores.edges, kept, difference),
         "edges_left_out": edges is None and not kept,
     }
-
-
-def _base_value(traced: Traced) -> Tensor:
-    import torch
-
-    with torch.no_grad():
-        return traced.value(traced.base)[0]
 
 
 def _smallest(
@@ -183,7 +179,7 @@ def _largest_edges(edges: Tensor | None, kept: int, difference: float) -> list[d
     return found
 
 
-def _weights(traced: Traced, difference: float) -> dict[str, Any]:
+def _weights(traced: Traced, before: float, difference: float) -> dict[str, Any]:
     """Shares of the weights that differ, the effect of the largest by themselves, and the smallest set of them."""
     import torch
 
@@ -200,7 +196,7 @@ def _weights(traced: Traced, difference: float) -> dict[str, Any]:
         return traced.value(traced.base, weights=weights)[0]
 
     scores = weight_scores(base, moved, metric, traced.settings.points)
-    names, before = list(scores), float(_base_value(traced))
+    names = list(scores)
 
     def effect(sets: Sequence[Sequence[int]]) -> list[float]:
         with torch.no_grad():
