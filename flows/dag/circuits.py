@@ -1,4 +1,4 @@
-"""Circuits in the DAG: what carries the change, for the prompts whose answers changed most."""
+"""Circuits in the DAG: what carries the change of an answer, and which concepts carry the change of the loss."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from foretune.flows.dag.wiring import Wiring
 from foretune.tasks.circuits.circuits import circuits
+from foretune.tasks.circuits.concept_causes import concept_causes
 
 
 def circuit_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
@@ -26,3 +27,20 @@ def circuit_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
         settings=request.circuits,
     )
     return {"circuits": traced}
+
+
+def concept_cause_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
+    """`concept_causes`; nothing without an SAE, and where the request tries no concept."""
+    settings = wiring.request.concept_causes
+    if not settings.features or "sae_diff" not in made:
+        return {}
+    tried = wiring.step(
+        concept_causes,
+        model=wiring.model,
+        checkpoint=made["checkpoint"],
+        sae=wiring.sources.sae,
+        sae_diff=made["sae_diff"],
+        rows=wiring.rows["heldout"].subset(settings.rows, "diff"),
+        settings=settings,
+    )
+    return {"concept_causes": tried}

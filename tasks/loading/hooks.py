@@ -242,3 +242,27 @@ def captured_residuals(loaded: LoadedModel, hook_name: str | None) -> Iterator[C
         yield taken
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def replaced_residuals(loaded: LoadedModel, hook_name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block, every forward goes on with `change` of its activations [b, s, d] at the hook."""
+    point = hook_point(loaded.model, hook_name)
+    if point.kind == "input":
+
+        def before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+        handle = point.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+
+        def after(module: Module, args: tuple[Any, ...], output: Any) -> Any:
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        handle = point.module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -14,6 +14,7 @@ from foretune.tasks.report.behaviour_path import BehaviourPathView, behaviour_pa
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.causes import CausesView, causes_view
 from foretune.tasks.report.circuits import TracedPrompt, circuits_view
+from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
@@ -190,6 +191,12 @@ def _behaviour_path(opened: dict[str, Any], texts: dict[str, str], lines: Reques
     return behaviour_path_view(opened["behaviour_path"])
 
 
+def _concept_causes(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptCausesView:
+    held, named = opened["concept_causes"], opened["features"].arrow("features.parquet", columns=["feature", "label"])
+    labels = {row["feature"]: row["label"] for row in named.to_pylist()}
+    return concept_causes_view(held.arrow("causes.parquet").to_pylist(), labels, held.json("summary.json"))
+
+
 def _circuits(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> list[TracedPrompt]:
     held = opened["circuits"]
     nodes, modules = (held.arrow(f"{name}.parquet").to_pylist() for name in ("nodes", "modules"))
@@ -218,4 +225,5 @@ SECTIONS = {
     "causes": _causes,
     "answers": _answers,
     "circuits": _circuits,
+    "concept_causes": _concept_causes,
 }

@@ -11,6 +11,7 @@ from foretune.tasks.report.behaviour import BehaviourView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.causes import CausesView
 from foretune.tasks.report.circuits import TracedPrompt
+from foretune.tasks.report.concept_causes import ConceptCausesView
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.supervision import SupervisionView
@@ -169,3 +170,4 @@ class ReportView:
     behaviour_path: BehaviourPathView | None = None
     causes: CausesView | None = None
     circuits: Sequence[TracedPrompt] = ()
+    concept_causes: ConceptCausesView | None = None

@@ -28,6 +28,7 @@ AFTER_PREDICTION = {
     "feature_scores": 1,
     "features": 1,
     "sae_diff": 1,
+    "concept_causes": 1,
     "model_diff": 1,
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
@@ -115,6 +116,7 @@ SETTINGS = {
     "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
     "answers.max_new_tokens=8": ASKED_AGAIN,
     "answers.samples=1": ASKED_AGAIN,
+    "concept_causes.features=2": {"concept_causes": 1, "report": 1},
     "circuits.points=3": {"circuits": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
@@ -137,6 +139,7 @@ NO_RESULT = [
     "answers.batch_tokens=64",
     "answers.temperature=2",
     "circuits.batch_tokens=64",
+    "concept_causes.batch_tokens=64",
     "answers.seed=3",
     "model.device=cpu",
     "runtime.max_workers=1",
@@ -194,6 +197,7 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "preference": 1,
         "sae_base": 1,
         "sae_diff": 1,
+        "concept_causes": 1,
         "report": 1,
     }
 

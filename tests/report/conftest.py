@@ -17,6 +17,7 @@ from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.causes import CausesView, causes_view
 from foretune.tasks.report.circuits import TracedPrompt, circuits_view
+from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.graph import Graph, Node
 from foretune.tasks.report.rows import RowsView
@@ -495,6 +496,13 @@ def example_circuits() -> list[TracedPrompt]:
     return circuits_view([{**asked, "target": FOREIGN[:20], **figures}, refused], nodes, modules)
 
 
+def example_concept_causes() -> ConceptCausesView:
+    row = {"change": 0.5, "z": 4.0, "low": 0.01, "high": 0.03, "share": 0.21, "random": 0.002}
+    rows = [{"feature": at, "effect": 0.02, "verdict": said, **row} for at, said in enumerate(("gain", "nothing"))]
+    summary = {"features": 2, "to": "base", "rows": 16, "carrying": 1, "controls": 2}
+    return concept_causes_view(rows, {0: FOREIGN}, summary | {"loss_base": 3.8, "loss_predicted": 3.6})
+
+
 PARTS = (*(("head", head) for head in range(3)), ("mlp", -1))
 
 
@@ -548,6 +556,7 @@ def example_view(seed: int = 7) -> ReportView:
         behaviour_path=example_behaviour_path(),
         causes=example_causes(),
         circuits=example_circuits(),
+        concept_causes=example_concept_causes(),
     )
 
 

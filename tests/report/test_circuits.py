@@ -39,3 +39,14 @@ def test_the_page_says_what_was_patched_and_nothing_where_nothing_was_traced(vie
     bare = build_report(dataclasses.replace(view, circuits=()))
     assert "What carries the change?" not in bare and "foretune circuit <!--run:id--> --prompt" in bare
     assert example_circuits()[0].nodes[0]["name"] == "embedding -1 -1"
+
+
+def test_a_concept_that_carries_nothing_is_said_to_carry_nothing(view) -> None:
+    page = build_report(view)
+    section = page[page.index("Do they carry the change?") :]
+    table = section[: section.index("</table>")]
+    assert "1 of 2 concepts that moved most carries any of it." in table
+    assert table.index("lowers the loss") < table.index("carries nothing") and "21 %" in table and "#1" in table
+    assert "<script>alert" not in table
+    none = dataclasses.replace(view.concept_causes, rows=(), figures={"carrying": 0})
+    assert none.line == "No concept moved beyond its noise: none was taken back."
