@@ -151,11 +151,11 @@ def _print_set(terminal: Terminal, chosen: Mapping[str, Any], names: Sequence[st
     if not chosen["size"]:
         terminal.hanging("  ", "No part goes along with the change.")
         return
-    size, random = chosen["size"], chosen["random"]
+    size, random, members = chosen["size"], chosen["random"], ", ".join(str(names[at]) for at in chosen["members"])
     begun = f"The {what} of {size} of {len(names)} parts, really put into the base, bring {chosen['recovered']:.0%}"
     chance = f"; {size} random ones {sum(random) / len(random):.0%}, at most {max(random):.0%}" if random else ""
     short = "" if chosen["reached"] else f" (fewer than the {chosen['wanted']:.0%} asked for; raise --largest)"
-    terminal.hanging("  ", f"{begun}{chance}{short}: {', '.join(names[at] for at in chosen['members'])}.")
+    terminal.hanging("  ", f"{begun}{chance}{short}: {members}.")
 
 
 def _print_edges(terminal: Terminal, found: Mapping[str, Any]) -> None:

@@ -40,8 +40,8 @@ def concept_causes(
 ) -> None:
     """causes.parquet: per feature that moved most the held-out loss without its move, the share of the loss's change,
     what controls do, and a verdict; summary.json."""
-    moved = run.store.open(sae_diff).table("features.parquet", columns=["feature", "change", "z"])
-    chosen = most_moved(moved.to_dict("records"), settings.features)
+    moved = run.store.open(sae_diff).arrow("features.parquet", columns=["feature", "change", "z"])
+    chosen = most_moved(moved.to_pylist(), settings.features)
     told: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"features": len(chosen), "to": settings.to, "rows": 0, "carrying": 0}
     if chosen:

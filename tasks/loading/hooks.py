@@ -140,8 +140,8 @@ def block_modules(model: PreTrainedModel, layer: Module) -> dict[str, Module | N
         "attention": _child(_child(layer, _ATTENTION), _OUT_PROJECTION),
         "mlp": mlp,
         "before_mlp": reading or (layer if parallel(model) else mlp if normalised else None),
-        "after_attention": layer.post_attention_layernorm if normalised else None,
-        "after_mlp": layer.post_feedforward_layernorm if normalised else None,
+        "after_attention": _child(layer, ("post_attention_layernorm",)) if normalised else None,
+        "after_mlp": _child(layer, ("post_feedforward_layernorm",)),
     }
 
 

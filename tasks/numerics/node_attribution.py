@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foretune.tasks.numerics.nodes import NodeValues, Parts, Seen, patched
+from foretune.tasks.numerics.nodes import NodeValues, Parts, Seen, bias_of, patched
 from foretune.tasks.numerics.quadrature import gauss_legendre
 
 
@@ -116,8 +116,9 @@ def _totals(parts: Parts, values: NodeValues, seen: Seen, gradients: dict[str, T
         other, weight, bias = values.inputs[layer], values.weights[layer], values.biases[layer]
         at_heads = (gradient @ weight.to(gradient)) * other.to(gradient) - (gradient @ module.weight) * own
         terms = _by_head(at_heads, parts.heads).sum(-1)  # [s, heads]
-        if bias is not None and module.bias is not None:
-            terms = terms + (gradient @ (bias.to(gradient) - module.bias))[:, None] / parts.heads
+        own_bias = bias_of(module)
+        if bias is not None and own_bias is not None:
+            terms = terms + (gradient @ (bias.to(gradient) - own_bias))[:, None] / parts.heads
         rows.append(terms.T)
         difference = values.mlps[layer] - seen.own[f"mlp {layer}"][0].detach()
         rows.append((gradients[f"mlp {layer}"] * difference).sum(-1)[None])

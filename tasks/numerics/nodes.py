@@ -8,7 +8,7 @@ differs from another's by its weights there too; a bias of that module is shared
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,11 @@ class Seen:
     read: dict[str, Tensor] = field(default_factory=dict)  # the stream where a part reads it
 
 
+def bias_of(module: nn.Linear) -> Tensor | None:
+    """[d], None for a module without one."""
+    return module.bias
+
+
 def _stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
@@ -97,7 +102,7 @@ def _with_first(output: Any, value: Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def recorded(parts: Parts) -> Iterator[NodeValues]:
+def recorded(parts: Parts) -> Generator[NodeValues]:
     """Filled by the forward pass inside the block."""
     values = NodeValues(torch.empty(0), [], [], [], [], torch.empty(0))
 
@@ -107,7 +112,7 @@ def recorded(parts: Parts) -> Iterator[NodeValues]:
     def attention(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
         values.inputs.append(args[0][0].detach())
         values.weights.append(module.weight.detach())
-        values.biases.append(None if module.bias is None else module.bias.detach())
+        values.biases.append(None if (bias := bias_of(module)) is None else bias.detach())
 
     def mlp(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         values.mlps.append(_first(output)[0].detach())
@@ -137,7 +142,7 @@ def missing(parts: Parts, values: NodeValues) -> float:
 
 
 @contextlib.contextmanager
-def patched(parts: Parts, values: NodeValues, gates: Tensor, keep: bool = False) -> Iterator[Seen]:
+def patched(parts: Parts, values: NodeValues, gates: Tensor, keep: bool = False) -> Generator[Seen]:
     """Forwards inside the block in which node n of row b says (1 - g) times its own and g times `values`', g = `gates`
     [b, nodes]. Where nothing is patched upstream, its own is the network's; else it is what the patched stream makes
     of it. With `keep` the tensors are kept, and the embedding requires a gradient, so that all do.
@@ -186,9 +191,9 @@ def _attention(values: NodeValues, layer: int, gates: Tensor, seen: Seen, keep: 
         wide = gates.to(own).repeat_interleave(width, dim=1)[:, None, :]  # [b, 1, heads x width]
         linear = nn.functional.linear
         said = output + linear(wide * other, values.weights[layer].to(own)) - linear(wide * own, module.weight)
-        bias = values.biases[layer]
-        if bias is not None and module.bias is not None:
-            said = said + gates.to(own).mean(1)[:, None, None] * (bias.to(own) - module.bias)
+        bias, own_bias = values.biases[layer], bias_of(module)
+        if bias is not None and own_bias is not None:
+            said = said + gates.to(own).mean(1)[:, None, None] * (bias.to(own) - own_bias)
         if keep:
             seen.own[f"attention {layer}"], seen.said[f"attention {layer}"] = own, said
         return said
