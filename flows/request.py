@@ -23,6 +23,8 @@ from foretune.storage.runs import Run
 from foretune.tasks.behaviour.answer_settings import AnswerSettings
 from foretune.tasks.behaviour.settings import BehaviourSettings
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
+from foretune.tasks.circuits.cause_settings import ConceptCauseSettings
+from foretune.tasks.circuits.settings import CircuitSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.features import FeatureSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
@@ -151,6 +153,8 @@ class Request(BaseModel):
     diff: ModelDiffSettings = Field(default=ModelDiffSettings(), title="Base and predicted model")
     answers: AnswerSettings = AnswerSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
+    circuits: CircuitSettings = CircuitSettings()
+    concept_causes: ConceptCauseSettings = ConceptCauseSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

@@ -7,36 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from foretune.flows.dag.circuit_estimates import circuits, concept_causes
+from foretune.flows.dag.estimate import Bound, Estimate, Inputs
 from foretune.flows.dag.sizes import Sizes, Unknown
 from foretune.tasks.influence import target_gradients, tokens
 from foretune.tasks.influence.solve import most_products
 from foretune.tasks.loading.checkpoints import PROBE_TOKENS
 from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.samples.lengths import Lengths
-
-Bound = Literal["exact", "at most", "about"]
-Inputs = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Tokens forward and backward, and what is held at once while they go."""
-
-    forward: int = 0
-    backward: int = 0
-    bound: Bound = "exact"
-    models: int = 1  # whose weights are open; 0: the pass opens none
-    graph: int = 0  # tokens whose activations are kept for a backward
-    read: int = 0  # tokens of the largest micro-batch that only goes forward
-    gradients: bool = False  # whether full-weight gradients are summed
-
-    @property
-    def equivalents(self) -> int:
-        return self.forward + 2 * self.backward
 
 
 def with_defaults(function: Callable[..., Any], inputs: Inputs) -> dict[str, Any]:
@@ -335,6 +316,8 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "model_diff": _model_diff,
     "generations": _generations,
     "answers": _answers,
+    "circuits": circuits,
+    "concept_causes": concept_causes,
     "suite_scores": _suite,
     "path_scores": _path_scores,
     "suite_gradient": _suite_gradient,

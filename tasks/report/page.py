@@ -13,6 +13,8 @@ from foretune.tasks.report.behaviour import BehaviourView, behaviour_view
 from foretune.tasks.report.behaviour_path import BehaviourPathView, behaviour_path_view
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.causes import CausesView, causes_view
+from foretune.tasks.report.circuits import TracedPrompt, circuits_view
+from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
@@ -34,7 +36,7 @@ from foretune.tasks.report.views import (
 )
 
 
-@content_task(version=6, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=7, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -189,6 +191,18 @@ def _behaviour_path(opened: dict[str, Any], texts: dict[str, str], lines: Reques
     return behaviour_path_view(opened["behaviour_path"])
 
 
+def _concept_causes(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptCausesView:
+    held, named = opened["concept_causes"], opened["features"].arrow("features.parquet", columns=["feature", "label"])
+    labels = {row["feature"]: row["label"] for row in named.to_pylist()}
+    return concept_causes_view(held.arrow("causes.parquet").to_pylist(), labels, held.json("summary.json"))
+
+
+def _circuits(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> list[TracedPrompt]:
+    held = opened["circuits"]
+    nodes, modules = (held.arrow(f"{name}.parquet").to_pylist() for name in ("nodes", "modules"))
+    return circuits_view(held.json("summary.json")["prompts"], nodes, modules)
+
+
 def _answers(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> AnswersView:
     found = opened["answers"]
     return answers_view(found.arrow("answers.parquet").to_pylist(), found.json("summary.json"))
@@ -210,4 +224,6 @@ SECTIONS = {
     "behaviour_path": _behaviour_path,
     "causes": _causes,
     "answers": _answers,
+    "circuits": _circuits,
+    "concept_causes": _concept_causes,
 }

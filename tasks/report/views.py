@@ -10,6 +10,8 @@ from foretune.tasks.report.answers import AnswersView
 from foretune.tasks.report.behaviour import BehaviourView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.causes import CausesView
+from foretune.tasks.report.circuits import TracedPrompt
+from foretune.tasks.report.concept_causes import ConceptCausesView
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.supervision import SupervisionView
@@ -167,3 +169,5 @@ class ReportView:
     behaviour: BehaviourView | None = None
     behaviour_path: BehaviourPathView | None = None
     causes: CausesView | None = None
+    circuits: Sequence[TracedPrompt] = ()
+    concept_causes: ConceptCausesView | None = None

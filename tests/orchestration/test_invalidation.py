@@ -28,14 +28,16 @@ AFTER_PREDICTION = {
     "feature_scores": 1,
     "features": 1,
     "sae_diff": 1,
+    "concept_causes": 1,
     "model_diff": 1,
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
+    "circuits": 1,
     "suite_scores": SUITES,  # of the predicted model too
     "path_scores": SUITES + WATCHED,
     **BEHAVIOUR,
 }
-ASKED_AGAIN = {"generations": 2, "answers": 1, "report": 1}
+ASKED_AGAIN = {"generations": 2, "answers": 1, "circuits": 1, "report": 1}
 PREDICTION = {"path": 1, "variants": 1, "without_rows": 1, "prediction": 1, **AFTER_PREDICTION}
 RANKED = {"influence": 1, **CAUSES}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, **RANKED}
@@ -115,6 +117,8 @@ SETTINGS = {
     "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
     "answers.max_new_tokens=8": ASKED_AGAIN,
     "answers.samples=1": ASKED_AGAIN,
+    "concept_causes.features=2": {"concept_causes": 1, "report": 1},
+    "circuits.points=3": {"circuits": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
 }
@@ -135,6 +139,8 @@ NO_RESULT = [
     "behaviour.batch_tokens=64",
     "answers.batch_tokens=64",
     "answers.temperature=2",
+    "circuits.batch_tokens=64",
+    "concept_causes.batch_tokens=64",
     "answers.seed=3",
     "model.device=cpu",
     "runtime.max_workers=1",
@@ -192,6 +198,7 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "preference": 1,
         "sae_base": 1,
         "sae_diff": 1,
+        "concept_causes": 1,
         "report": 1,
     }
 
@@ -264,6 +271,7 @@ def test_other_pairs_and_probes_run_what_reads_them(warm_request):
         "model_diff": 1,
         "prompts": 1,  # the same ones: no model is asked again
         "answers": 1,
+        "circuits": 1,
         "report": 1,
     }
 
