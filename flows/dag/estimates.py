@@ -263,6 +263,10 @@ def _path_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
     return _suite(inputs, sizes, sizes.variants + inputs["noise"].deltas)
 
 
+def _harness(inputs: Inputs, sizes: Sizes) -> Estimate:
+    raise Unknown  # its items are known when lm-evaluation-harness has built them
+
+
 def _suite_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
     """Once for the likelihoods, and once more forward and backward with every option after a prompt of its own."""
     items = inputs["items"]
@@ -336,6 +340,8 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "answers": _answers,
     "suite_scores": _suite,
     "path_scores": _path_scores,
+    "harness_scores": _harness,
+    "harness_path_scores": _harness,
     "suite_gradient": _suite_gradient,
     "without_rows": _without_rows,
 }
