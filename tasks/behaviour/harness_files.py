@@ -19,6 +19,7 @@ import yaml
 
 from foretune.storage.digests import digest_of, file_digest
 from foretune.storage.errors import BadInput
+from foretune.storage.places import Place
 from foretune.tasks.loading.foreign import reading
 
 WHERE = "behaviour.lm_eval"
@@ -108,7 +109,7 @@ def _index() -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     with reading(f"{WHERE}: {path}", "give a task's YAML"):
-        content = yaml.load(path.read_bytes(), Loader=_Loader)
+        content = yaml.load(Place(path).read_bytes(), Loader=_Loader)
         if not isinstance(content, dict):
             raise ValueError("no mapping")
     return content
