@@ -32,12 +32,14 @@ def harness_rows(
         from lm_eval import evaluator  # pyright: ignore[reportMissingImports] - optional
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
         from transformers import AutoTokenizer
+
+        model: Any = HFLM
     with _told(task), _quiet():
         with building:
             words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
-            asked = HFLM(pretrained=loaded.model, tokenizer=words, batch_size=max(1, batch_tokens // ROW_TOKENS))
+            asked = model(pretrained=loaded.model, tokenizer=words, batch_size=max(1, batch_tokens // ROW_TOKENS))
         known = _loaded_task(task)
-        results = evaluator.evaluate(
+        results: Any = evaluator.evaluate(
             asked,
             {"tasks": {task.task: known}, "groups": {}, "group_map": {}},
             limit=limit,
@@ -64,15 +66,13 @@ def _loaded_task(task: HarnessTask) -> Any:
 
 def harness_row(task: HarnessTask, number: int, sample: Mapping[str, Any]) -> dict[str, Any]:
     """One logged sample as a row. BadInput for a metric that is of all items together."""
-    score = sample.get(task.metric)
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        if not isinstance(score, bool) and not hasattr(score, "item"):
-            own = [name for name in sample["metrics"] if isinstance(sample[name], int | float)]
-            raise BadInput(
-                f"{WHERE}: {task.task}: {task.metric} has no value of a single item; name another metric"
-                + (f": {', '.join(own)}" if own else "")
-            )
-        score = float(score)
+    score: Any = sample.get(task.metric)
+    if not isinstance(score, int | float) and not hasattr(score, "item"):  # a number of Python's or of numpy's
+        own = [name for name in sample["metrics"] if isinstance(sample[name], int | float)]
+        raise BadInput(
+            f"{WHERE}: {task.task}: {task.metric} has no value of a single item; name another metric"
+            + (f": {', '.join(own)}" if own else "")
+        )
     nats = _likelihoods(sample)
     target = sample["target"]
     marked = task.metric in ("acc", "acc_norm") and isinstance(target, int) and 0 <= target < len(nats) > 1
@@ -146,7 +146,7 @@ def _quiet() -> Iterator[None]:
     from tqdm import tqdm
 
     for module in (models, tasks, huggingface):  # bars have no other switch
-        module.tqdm = lambda *args, **own: tqdm(*args, **own | {"disable": True})
+        vars(module)["tqdm"] = lambda *args, **own: tqdm(*args, **own | {"disable": True})
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     bars = told.is_progress_bar_enabled()
