@@ -244,6 +244,10 @@ def _path_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
     return _suite(inputs, sizes, sizes.variants + inputs["noise"].deltas)
 
 
+def _harness(inputs: Inputs, sizes: Sizes) -> Estimate:
+    raise Unknown  # its items are known when lm-evaluation-harness has built them
+
+
 def _suite_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
     """Forward and backward, the options after what they share; of what has one option the likelihoods are taken first,
     by a forward of their own."""
@@ -320,6 +324,8 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "concept_causes": concept_causes,
     "suite_scores": _suite,
     "path_scores": _path_scores,
+    "harness_scores": _harness,
+    "harness_path_scores": _harness,
     "suite_gradient": _suite_gradient,
     "without_rows": _without_rows,
 }
