@@ -74,6 +74,17 @@ def _sae_diff(inputs: Inputs, sizes: Sizes) -> Estimate:
     return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes)
 
 
+def _sae_nulls(inputs: Inputs, sizes: Sizes) -> Estimate:
+    batches = sizes.rows(inputs["rows"]).batches(inputs["compared"].batch_tokens)
+    return dataclasses.replace(_to_hook(batches, sizes, inputs["settings"].draws), bound="at most")  # not of all rows
+
+
+def _firings(inputs: Inputs, sizes: Sizes) -> Estimate:
+    trained, held = (_baseline({**inputs, "rows": inputs[name]}, sizes) for name in ("rows", "heldout"))
+    most = max(trained.read, held.read)
+    return Estimate(trained.forward + held.forward, bound="at most", read=most)  # long rows are cut
+
+
 def _feature_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
     """At the base weights and a step to either side of them."""
     return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, times=3)
@@ -327,7 +338,9 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "checkpoint": _checkpoint,
     "feature_scores": _feature_scores,
     "features": lambda inputs, sizes: Estimate(),
+    "firings": _firings,
     "sae_base": _sae_diff,
+    "sae_nulls": _sae_nulls,
     "sae_diff": _sae_diff,
     "preference": _preference,
     "null_deltas": _null_deltas,
