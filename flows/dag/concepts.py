@@ -32,7 +32,7 @@ def concept_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> di
         sae=sae,
         rows=wiring.rows["train"].subset(settings.naming.rows, "concepts"),
         heldout=compared,
-        settings=settings.naming,
+        settings=settings.naming.read,
     )
     named = step(
         features,

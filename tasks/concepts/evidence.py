@@ -19,6 +19,7 @@ class Contexts:
 
     shown: np.ndarray[Any, Any]  # token indices that a name is made from
     weights: np.ndarray[Any, Any]  # their activations
+    unlike: np.ndarray[Any, Any]  # tokens of the same texts around which it does not fire
     tested: np.ndarray[Any, Any]  # token indices in the other texts, none with a context that was shown
     silent: np.ndarray[Any, Any]  # tokens of those texts around which it does not fire
 
@@ -38,7 +39,7 @@ class Evidence:
         self._feature, self._token = feature[order], firings["token"].to_numpy()[order]
         self._activation = firings["activation"].to_numpy()[order]
         drawn = np.random.default_rng(0).permutation(np.flatnonzero(self.position > 0))
-        self._drawn = drawn[self.text[drawn] % 2 == 1]
+        self._drawn = [drawn[self.text[drawn] % 2 == half] for half in (0, 1)]
         self._sampled = drawn[:2000]
 
     def firings(self, feature: int) -> tuple[Any, Any]:
@@ -55,14 +56,17 @@ class Evidence:
         shown, weights = tokens[even][:most], activations[even][:most]
         seen = {self._content(token) for token in shown}
         tested = self._unseen(tokens[~even], seen, most)
-        return Contexts(shown, weights, tested, self._silent(set(tokens.tolist()), most))
+        fired = np.zeros(len(self.ids) + 1, dtype=np.int64)
+        fired[tokens + 1] = 1
+        unlike, silent = (self._silent(fired.cumsum(), drawn[: 4 * most], most) for drawn in self._drawn)
+        return Contexts(shown, weights, unlike, tested, silent)
 
-    def _silent(self, fired: set[int], most: int) -> Any:
+    def _silent(self, before: Any, drawn: Any, most: int) -> Any:
         """Tokens around which nothing fires; of a feature that fires nearly everywhere those on which it does not."""
-        drawn = self._drawn[: 4 * most]
-        around = [token for token in drawn if fired.isdisjoint(range(*self.window(token)))]
-        itself = [token for token in drawn if token not in fired]
-        return np.array((around if len(around) >= most else itself)[:most], dtype=int)
+        first, last = self.windows(drawn)
+        around = drawn[before[last] == before[first]]
+        itself = drawn[before[drawn + 1] == before[drawn]]
+        return (around if len(around) >= most else itself)[:most]
 
     def _unseen(self, tokens: Any, seen: set[bytes], most: int) -> Any:
         kept: list[int] = []
@@ -78,6 +82,11 @@ class Evidence:
     def window(self, token: int) -> tuple[int, int]:
         """First and last token index around a token, the second excluded; a text's first token is left out."""
         return max(self._start[token] + 1, token - LEFT), min(self._end[token], token + RIGHT + 1)
+
+    def windows(self, tokens: Any) -> tuple[Any, Any]:
+        """`window` of many tokens."""
+        first = np.maximum(self._start[tokens] + 1, tokens - LEFT)
+        return first, np.minimum(self._end[tokens], tokens + RIGHT + 1)
 
     def _content(self, token: int) -> bytes:
         return self.ids[slice(*self.window(token))].tobytes()

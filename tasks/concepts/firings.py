@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.concepts import NamingSettings
+from foretune.tasks.inputs.concepts import FiringSettings
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading.hooks import run_to_hook
 from foretune.tasks.samples.minibatches import minibatches, token_masks
@@ -28,7 +28,7 @@ def firings(
     sae: SaeHandle,
     rows: SubsetRows,
     heldout: SubsetRows,
-    settings: NamingSettings,
+    settings: FiringSettings,
 ) -> None:
     """tokens.parquet: the tokens of all rows, in order; firings.parquet: token (its line there), feature, activation.
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from foretune.tasks.concepts.evidence import LINE_BREAK, NUMBER, SPACE, Contexts, Evidence
+import numpy as np
+
+from foretune.tasks.concepts.evidence import LEFT, LINE_BREAK, NUMBER, RIGHT, SPACE, Contexts, Evidence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,7 @@ FEWEST = 4  # contexts on either side, below which evidence is thin
 FIRED, NEAR = 4, 2  # words of a name at most
 SHARE_FIRED = 0.07  # of the activation that a word must carry to be named
 SHARE_NEAR = 0.25  # of the contexts by which a word stands beside the feature more often than beside any token
+COMMON = 0.2  # of all contexts: a word of more of them says nothing beside a feature
 UNCLEAR = "unclear"
 NAMED = {LINE_BREAK, SPACE, NUMBER}
 
@@ -37,19 +40,19 @@ class Name:
     terms: tuple[str, ...] = field(default=())
 
 
-def evidence_name(evidence: Evidence, contexts: Contexts) -> tuple[str, tuple[str, ...]] | None:
-    """(name, its words) from the contexts that are shown; None where these are too few or share nothing."""
+def candidates(evidence: Evidence, contexts: Contexts) -> list[tuple[str, tuple[str, ...]]]:
+    """(name, its words) that the contexts shown suggest, the shorter first; none where these are too few."""
     if len(contexts.shown) < FEWEST:
-        return None
+        return []
     weight: dict[str, float] = defaultdict(float)
     for token, activation in zip(contexts.shown, contexts.weights, strict=True):
         weight[evidence.words[token]] += float(activation)
     ranked = sorted(weight, key=lambda word: (-weight[word], word))
     fired = [word for word in ranked if weight[word] >= SHARE_FIRED * sum(weight.values())][:FIRED]
     near = _near(evidence, contexts, fired)
-    if not fired and not near:
-        return None
-    return _phrase(fired, near), (*fired, *near)
+    parts = [(fired[:count], near[:beside]) for count in range(len(fired) + 1) for beside in range(len(near) + 1)]
+    parts = sorted((each for each in parts if each[0] or each[1]), key=lambda each: len(each[0]) + len(each[1]))
+    return [(_phrase(*each), (*each[0], *each[1])) for each in parts]
 
 
 def _near(evidence: Evidence, contexts: Contexts, fired: list[str]) -> list[str]:
@@ -61,9 +64,9 @@ def _near(evidence: Evidence, contexts: Contexts, fired: list[str]) -> list[str]
     more = {
         word: times / len(contexts.shown) - evidence.common.get(word, 0.0)
         for word, times in beside.items()
-        if times >= 2 and word not in fired and word[:1].isalnum()
+        if times >= 2 and word not in fired and word[:1].isalnum() and word not in NAMED
     }
-    often = [word for word, share in more.items() if share >= SHARE_NEAR]
+    often = [w for w, share in more.items() if share >= SHARE_NEAR and evidence.common.get(w, 0.0) <= COMMON]
     return sorted(often, key=lambda word: (-more[word], word))[:NEAR]
 
 
@@ -95,28 +98,35 @@ class Detector:
 
     def confidence(self, terms: tuple[str, ...], contexts: Contexts) -> tuple[float | None, int]:
         """AUROC of tested contexts against silent ones, and how many of the fewer there are; None below `FEWEST`."""
-        import torch
-
-        from foretune.tasks.numerics.detection import auroc
-
         tested = min(len(contexts.tested), len(contexts.silent))
         if tested < FEWEST or not terms:
             return None, tested
-        words = [self._of(word) for word in terms]
-        rarity = torch.tensor([max(self.evidence.rarity(word), 0.1) for word in terms])
-        scores = [
-            torch.tensor([self._score(words, rarity, token) for token in tokens])
-            for tokens in (contexts.tested, contexts.silent)
-        ]
-        return auroc(*scores), tested
+        return self.separation(terms, contexts.tested, contexts.silent), tested
 
-    def _score(self, words: list[Tensor], rarity: Tensor, token: int) -> float:
-        """Mean over the words, weighted by rarity, of the cosine with the nearest token of the context."""
+    def best(self, names: list[tuple[str, tuple[str, ...]]], contexts: Contexts) -> tuple[str, tuple[str, ...]]:
+        """The name that tells the contexts shown best from others of their texts; of equals the shortest."""
+        if len(contexts.unlike) < FEWEST:
+            return names[-1]
+        return max(names, key=lambda name: round(self.separation(name[1], contexts.shown, contexts.unlike), 2))
+
+    def separation(self, terms: tuple[str, ...], fired: Any, silent: Any) -> float:
+        """AUROC of these words between two lists of tokens."""
+        from foretune.tasks.numerics.detection import auroc
+
+        return auroc(self._scores(terms, fired), self._scores(terms, silent))
+
+    def _scores(self, terms: tuple[str, ...], tokens: Any) -> Tensor:
+        """Per token the mean over the words, weighted by rarity, of the cosine with the nearest token around it."""
         import torch
 
-        around = self._table[self.evidence.ids[slice(*self.evidence.window(token))].tolist()].T
-        nearest = torch.stack([(pieces @ around).amax(1).mean() for pieces in words])
-        return float((nearest * rarity).sum() / rarity.sum())
+        first, last = self.evidence.windows(tokens)
+        places = first[:, None] + np.arange(LEFT + RIGHT + 1)
+        around = self._table[torch.as_tensor(self.evidence.ids[np.minimum(places, last[:, None] - 1)])]
+        total, weight = torch.zeros(len(tokens)), 0.0
+        for word in terms:
+            rarity = max(self.evidence.rarity(word), 0.1)
+            total, weight = total + rarity * (around @ self._of(word).T).amax(1).mean(1), weight + rarity
+        return total / weight
 
     def _of(self, word: str) -> Tensor:
         """[pieces, d] of a word as it stands inside a text."""
@@ -136,13 +146,14 @@ def name_of(
     detector: Detector,
     settings: NamingSettings,
 ) -> Name:
-    """The file's label where there is one; else what its contexts show, as far as a test bears it out; else the lens."""
+    """The file's label where there is one; else what its contexts show, if a test bears it out; else the lens."""
     contexts = evidence.contexts(feature, settings.contexts)
     if given is not None:
         terms = terms_of(given)
         return Name(given, "file", *detector.confidence(terms, contexts), terms)
-    found = evidence_name(evidence, contexts)
-    if found is not None:
+    suggested = candidates(evidence, contexts)
+    if suggested:
+        found = detector.best(suggested, contexts)
         confidence, tested = detector.confidence(found[1], contexts)
         if confidence is not None:
             label = found[0] if confidence >= settings.clear else UNCLEAR

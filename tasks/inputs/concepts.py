@@ -32,22 +32,34 @@ class FeatureNullSettings(BaseModel):
         return value
 
 
-class NamingSettings(BaseModel):
+class FiringSettings(BaseModel):
+    """From what text features without a label in the file are named."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Text that names are made from")
+
+    version: Literal[1] = 1
+    rows: int = Field(default=192, ge=1, le=100_000, title="Training rows read", description="beside those compared")
+    batch_tokens: int = Field(
+        default=4096, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
+
+
+class NamingSettings(FiringSettings):
     """From what text features without a label in the file are named, and how every label is tested."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Names of the concepts")
 
-    version: Literal[1] = 1
-    rows: int = Field(default=192, ge=1, le=100_000, title="Training rows read", description="beside those compared")
     contexts: int = Field(
         default=20, ge=4, le=1000, title="Contexts per label", description="that it has to tell from as many others"
     )
     clear: float = Field(
         default=0.6, ge=0.5, le=1, title="Clear from", description="AUROC of the test, below which a name is unclear"
     )
-    batch_tokens: int = Field(
-        default=4096, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
-    )
+
+    @property
+    def read(self) -> FiringSettings:
+        """The part that says what is read: nothing else reads it again."""
+        return FiringSettings(**self.model_dump(include=set(FiringSettings.model_fields)))
 
 
 class FamilySettings(BaseModel):
@@ -58,5 +70,5 @@ class FamilySettings(BaseModel):
     version: Literal[1] = 1
     cosine: float = Field(default=0.5, ge=0, le=1, title="Same direction from", description="cosine of decoder rows")
     cofiring: float = Field(
-        default=0.5, ge=0, le=1, title="Same tokens from", description="tokens of both, as a share of the rarer one's"
+        default=0.3, ge=0, le=1, title="Same tokens from", description="tokens of both, as a share of either's"
     )

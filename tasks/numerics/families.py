@@ -7,13 +7,16 @@ from torch import Tensor
 
 
 def cofiring(tokens: list[Tensor]) -> Tensor:
-    """[k, k] share of the rarer feature's tokens that the other fires on too; `tokens` hold each one's tokens."""
+    """[k, k] Jaccard index: tokens on which both fire, as a share of those on which either does.
+
+    A share of the rarer one's would make everything a fragment of a feature that fires nearly everywhere.
+    """
     sets = [set(each.tolist()) for each in tokens]
     shared = torch.zeros(len(sets), len(sets))
     for i, first in enumerate(sets):
         for j, second in enumerate(sets[: i + 1]):
-            fewer = min(len(first), len(second))
-            shared[i, j] = shared[j, i] = len(first & second) / fewer if fewer else 0.0
+            both = len(first & second)
+            shared[i, j] = shared[j, i] = both / (len(first) + len(second) - both) if both else 0.0
     return shared
 
 

@@ -11,7 +11,8 @@ from foretune.tasks.concepts.evidence import Evidence
 from foretune.tasks.concepts.naming import UNCLEAR, Detector, name_of
 from foretune.tasks.inputs.concepts import NamingSettings
 
-WORDS = ["<s>", *"please restart the router now or call us about your invoice and we send it today".split()]
+TEXT = "please restart the router now or call us about your invoice and we send it today"
+WORDS = ["<s>", *TEXT.split()]
 NUMBER = {word: number for number, word in enumerate(WORDS)}
 ROUTER, RARE = 0, 1
 

@@ -10,9 +10,9 @@ from foretune.tasks.numerics.detection import auroc
 from foretune.tasks.numerics.families import cofiring, families
 
 
-def test_cofiring_is_the_share_of_the_rarer_one_s_tokens():
+def test_cofiring_is_the_share_of_the_tokens_of_either():
     shared = cofiring([torch.tensor(each) for each in ([1, 2, 3, 4], [3, 4], [9], [])])
-    assert shared[0, 1] == shared[1, 0] == 1.0 and shared[0, 2] == 0.0 and shared[3, 3] == 0.0
+    assert shared[0, 1] == shared[1, 0] == 0.5 and shared[2, 2] == 1.0 and shared[0, 2] == 0.0 and shared[3, 3] == 0.0
 
 
 def test_features_of_one_direction_or_of_the_same_tokens_are_one_family_if_they_move_alike():
