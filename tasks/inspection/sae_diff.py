@@ -17,6 +17,8 @@ from foretune.tasks.samples.rows import SubsetRows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from foretune.tasks.numerics.activations import Halves
+
 NOISE = 3.0
 """Standard errors that a change must exceed to be called one: thousands of features are compared, and at two a
 twentieth of those that stand still would be named."""
@@ -39,14 +41,13 @@ def sae_diff(
     import pyarrow as pa
 
     from foretune.tasks.numerics.activations import paired_change, split_half
-    from foretune.tasks.numerics.agreement import spearman
 
     autoencoder, table = sae.open(), rows.read(run)
     stored = run.store.open(base)
     before, explained = stored.tensors("sums.safetensors"), stored.json("summary.json")["explained_variance"]
     after = sample_activations(model.moved_to(checkpoint).open(run), autoencoder, table, settings)
     result = paired_change(before["sums"], after.sums, after.tokens)
-    halves, total = split_half(before["sums"], after.sums, after.tokens), float(after.tokens.sum())
+    total = float(after.tokens.sum())
     z_null, noise = against_nulls(run, nulls, result.change)
     beyond = beyond_noise(result.z, z_null)
     columns = {
@@ -62,16 +63,8 @@ def sae_diff(
     }
     if z_null is not None:
         columns["z_null"] = z_null.numpy()
-    stability = {}
-    if halves is not None:
-        columns |= {"change_first_half": halves.first.numpy(), "change_second_half": halves.second.numpy()}
-        columns["stable"] = halves.same_sign.numpy()
-        either = (halves.first != 0) | (halves.second != 0)
-        stability = {
-            "half_spearman": _finite(spearman(halves.first[either], halves.second[either])),
-            "moved_stable": int((halves.same_sign & beyond).sum()),
-        }
-    draft.write_table("features.parquet", pa.table(columns))
+    halved, stability = stable_halves(split_half(before["sums"], after.sums, after.tokens), beyond)
+    draft.write_table("features.parquet", pa.table(columns | halved))
     draft.write_json(
         "summary.json",
         {
@@ -95,6 +88,21 @@ def against_nulls(run: Run, nulls: ArtifactRef | None, change: Tensor) -> tuple[
     stored = run.store.open(nulls).tensors("nulls.safetensors")
     pooled = pooled_nulls(stored["change"], stored["error"])
     return pooled.z(change), {"null_deltas": pooled.draws, "null_freedom": _finite(pooled.freedom)}
+
+
+def stable_halves(halves: Halves | None, beyond: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of the two halves of the rows and what is told of them; nothing where a half has no token."""
+    if halves is None:
+        return {}, {}
+    from foretune.tasks.numerics.agreement import spearman
+
+    either = (halves.first != 0) | (halves.second != 0)
+    columns = {"change_first_half": halves.first.numpy(), "change_second_half": halves.second.numpy()}
+    told = {
+        "half_spearman": _finite(spearman(halves.first[either], halves.second[either])),
+        "moved_stable": int((halves.same_sign & beyond).sum()),
+    }
+    return columns | {"stable": halves.same_sign.numpy()}, told
 
 
 def beyond_noise(z: Tensor, z_null: Tensor | None) -> Tensor:
