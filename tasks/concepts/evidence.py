@@ -100,7 +100,7 @@ class Evidence:
         return set(self.tokenizer.all_special_ids)
 
     @cached_property
-    def words(self) -> np.ndarray[Any, Any]:
+    def words(self) -> Any:
         """Per token the word that it is part of, in small letters; marks, spaces and numbers by their name."""
         found: list[str] = [""] * len(self.ids)
         start = 0
