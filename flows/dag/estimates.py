@@ -51,13 +51,18 @@ def _baseline(inputs: Inputs, sizes: Sizes) -> Estimate:
     return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens, trained_only=False), sizes)
 
 
-def _sae_diff(inputs: Inputs, sizes: Sizes) -> Estimate:
-    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes)
+def _sae_diff(inputs: Inputs, sizes: Sizes, times: int = 1) -> Estimate:
+    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, times)
 
 
-def _feature_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
-    """At the base weights and a step to either side of them."""
-    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, times=3)
+def _sae_nulls(inputs: Inputs, sizes: Sizes) -> Estimate:
+    read = _sae_diff({**inputs, "settings": inputs["compared"]}, sizes, inputs["settings"].draws)
+    return dataclasses.replace(read, bound="at most")  # of many rows only a part
+
+
+def _firings(inputs: Inputs, sizes: Sizes) -> Estimate:
+    trained, held = (_baseline({**inputs, "rows": inputs[name]}, sizes) for name in ("rows", "heldout"))
+    return dataclasses.replace(trained, forward=trained.forward + held.forward, bound="at most")  # long rows are cut
 
 
 def _feature_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -311,9 +316,12 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "prediction": _prediction,
     "variants": _variants,
     "checkpoint": _checkpoint,
-    "feature_scores": _feature_scores,
+    # At the base weights and a step to either side of them.
+    "feature_scores": lambda inputs, sizes: _sae_diff(inputs, sizes, times=3),
     "features": lambda inputs, sizes: Estimate(),
+    "firings": _firings,
     "sae_base": _sae_diff,
+    "sae_nulls": _sae_nulls,
     "sae_diff": _sae_diff,
     "preference": _preference,
     "null_deltas": _null_deltas,

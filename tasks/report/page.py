@@ -23,6 +23,7 @@ from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
+    ConceptsView,
     FeaturesView,
     Header,
     InfluenceView,
@@ -115,7 +116,7 @@ def _landscape(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
 
 
 def _features(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> FeaturesView:
-    measured = opened["sae_diff"].table("features.parquet", columns=["feature", "change", "z"])
+    measured = opened["sae_diff"].table("features.parquet", columns=["feature", "change", "z", "beyond_noise"])
     return FeaturesView(opened["features"].table("features.parquet").merge(measured, on="feature"))
 
 
@@ -178,6 +179,10 @@ def _sae_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines
     return SaeDiffView(moved, flat(opened["sae_diff"].json("summary.json")))
 
 
+def _concepts(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptsView:
+    return ConceptsView(opened["concepts"].table("concepts.parquet"), flat(opened["concepts"].json("summary.json")))
+
+
 def _behaviour(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourView:
     return behaviour_view(opened["behaviour"])
 
@@ -219,6 +224,7 @@ SECTIONS = {
     "preference": _preference,
     "prediction": _prediction,
     "sae_diff": _sae_diff,
+    "concepts": _concepts,
     "model_diff": model_diff_view,
     "behaviour": _behaviour,
     "behaviour_path": _behaviour_path,

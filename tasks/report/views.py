@@ -76,7 +76,7 @@ class LandscapeView(_Section):
 @dataclass(frozen=True)
 class FeaturesView(_Section):
     features: DataFrame = field(
-        metadata=_columns("feature", "label", "base_act", "score", "predicted_change", "direction", "dormant")
+        metadata=_columns("feature", "label", "base_act", "score", "predicted_change", "dormant")
     )
     summary: Mapping[str, Any] = field(default_factory=dict)
 
@@ -123,7 +123,18 @@ class PredictionView(_Section):
 
 @dataclass(frozen=True)
 class SaeDiffView(_Section):
-    features: DataFrame = field(metadata=_columns("feature", "label", "base", "new", "change", "z"))
+    features: DataFrame = field(metadata=_columns("feature", "label", "base", "new", "change", "z", "beyond_noise"))
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConceptsView(_Section):
+    rows: DataFrame = field(
+        metadata=_columns(
+            "feature", "label", "label_source", "confidence", "tested", "verdict", "change", "error", "z", "fires_base",
+            "fires_new", "beyond_noise", "family", "members", "score", "predicted_change",
+        )
+    )  # fmt: skip
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -164,6 +175,7 @@ class ReportView:
     preference: PreferenceView | None = None
     prediction: PredictionView | None = None
     sae_diff: SaeDiffView | None = None
+    concepts: ConceptsView | None = None
     model_diff: ModelDiffView | None = None
     answers: AnswersView | None = None
     behaviour: BehaviourView | None = None

@@ -27,8 +27,10 @@ AFTER_PREDICTION = {
     "null_deltas": 1,
     "feature_scores": 1,
     "features": 1,
+    "sae_nulls": 1,
     "sae_diff": 1,
     "concept_causes": 1,
+    "concepts": 1,
     "model_diff": 1,
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
@@ -96,7 +98,7 @@ SETTINGS = {
     "checkpoint.max_shard_size=1GB": {
         name: count
         for name, count in AFTER_PREDICTION.items()
-        if name not in ("feature_scores", "features", "null_deltas", "path_scores")
+        if name not in ("feature_scores", "features", "sae_nulls", "null_deltas", "path_scores")
     },
     "behaviour.items=5": {  # fewer than influence.suite_items: the watched suite has another item too
         "suite_scores": 2 * SUITES,
@@ -112,6 +114,9 @@ SETTINGS = {
     "behaviour.suites=[refusal]": {"behaviour": 1, "behaviour_path": 1, "report": 1},
     "behaviour.confidence=0.9": BEHAVIOUR,
     "behaviour.enabled=false": {**INFLUENCE_ALONE, "report": 1},  # nothing is watched then
+    "features.nulls.draws=4": {"sae_nulls": 1, "sae_diff": 1, "concepts": 1, "report": 1},
+    "features.naming.clear=0.9": {"features": 1, "concepts": 1, "report": 1},
+    "features.families.cosine=0.9": {"concepts": 1, "report": 1},
     "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
     "diff.worst_tokens=5": {"model_diff": 1, "report": 1},
     "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
@@ -180,7 +185,7 @@ def test_settings_that_change_no_result_run_nothing(warm_request):
 def test_sae_labels_run_the_naming_and_the_report(warm_request):
     labels = warm_request.parent / "labels.json"
     labels.write_text(json.dumps({"0": "rivers", "1": "pumps"}))
-    assert executed(warm_request, f"sae.labels={labels}") == {"features": 1, "report": 1}
+    assert executed(warm_request, f"sae.labels={labels}") == {"features": 1, "concepts": 1, "report": 1}
 
 
 def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tiny_sae):
@@ -196,9 +201,12 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "feature_scores": 1,
         "features": 1,
         "preference": 1,
+        "firings": 1,
         "sae_base": 1,
+        "sae_nulls": 1,
         "sae_diff": 1,
         "concept_causes": 1,
+        "concepts": 1,
         "report": 1,
     }
 
@@ -212,6 +220,7 @@ def test_another_held_out_set_leaves_the_training_landscape_and_the_curvature(wa
         "gradient": 1,
         "landscape": 1,
         "sae_base": 1,
+        "firings": 1,
         **INFLUENCE,
         **PREDICTION,
         "prompts": 1,
@@ -244,6 +253,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
         "influence_replays": 1,
         **RANKED,
         "preference": 1,
+        "firings": 1,
         **PREDICTION,
     }
 

@@ -28,6 +28,7 @@ from foretune.tasks.report.shipping import Decision
 from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
+    ConceptsView,
     FeaturesView,
     Header,
     InfluenceView,
@@ -141,7 +142,7 @@ def _labels() -> list[str]:
     return [CONCEPTS[number % len(CONCEPTS)] for number in range(FEATURES)]
 
 
-def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, SaeDiffView]:
+def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, SaeDiffView, ConceptsView]:
     rates = np.where(rng.random(FEATURES) < 0.09, rng.lognormal(-4, 1.5, FEATURES).clip(1e-5, 1), 0.0)
     base = rates * rng.uniform(0.5, 2, FEATURES)
     touched = (rates > 0) | (rng.random(FEATURES) < 0.01)
@@ -152,14 +153,27 @@ def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, Sae
         base_act=base,
         score=predicted * 8,
         predicted_change=predicted,
-        direction=np.where(predicted > 0, "strengthened", "suppressed"),
         dormant=rates == 0,
     )
-    measured = named.assign(base=base, new=base + change, change=change, z=change / 0.02)
+    beyond = np.abs(change / 0.02) > 3
+    measured = named.assign(base=base, new=base + change, change=change, z=change / 0.02, beyond_noise=beyond)
+    told = measured.drop(columns=["label"]).merge(moved.drop(columns=["base_act"]), on="feature")
+    told = told.assign(
+        label_source="evidence", confidence=np.where(rates > 0, 0.83, np.nan), tested=20, error=0.02,
+        z_null=change / 0.03,
+        verdict=np.where(~beyond, "not beyond noise", np.where(change > 0, "strengthened", "faded")),
+        fires_base=rates, fires_new=rates * 1.1, stable=beyond, family=range(FEATURES), members=1,
+    )  # fmt: skip
+    agreed = {
+        "concepts_strengthened": int((beyond & (change > 0)).sum()),
+        "tangent_spearman": 0.97,
+        "score_signs": 0.68,
+    }
     return (
         BaselineView(named.assign(firing_rate=rates), int((rates > 0).sum()), {"tokens": 9_312}),
         FeaturesView(moved, {}),
         SaeDiffView(measured, {"explained_variance_base": 0.812, "explained_variance_new": 0.797}),
+        ConceptsView(told, agreed),
     )
 
 
@@ -519,7 +533,7 @@ def example_view(seed: int = 7) -> ReportView:
     """A run with every section present."""
     rng = np.random.default_rng(seed)
     texts = _texts(rng)
-    baseline, features, sae_diff = _concepts(rng)
+    baseline, features, sae_diff, concepts = _concepts(rng)
     quality, influence = _quality(texts), _influence(rng, texts)
     return ReportView(
         header=Header(
@@ -550,6 +564,7 @@ def example_view(seed: int = 7) -> ReportView:
         preference=_preference(rng),
         prediction=_prediction(rng),
         sae_diff=sae_diff,
+        concepts=concepts,
         model_diff=_model_diff(rng),
         answers=_answers(),
         behaviour=example_behaviour(),
