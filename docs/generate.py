@@ -35,6 +35,7 @@ ROOMS = {
     "tasks/backtest": "the truth: real runs, and the scores of a simulation against them",
     "tasks/behaviour": "what the base and the predicted model answer, and what suites of items say of it",
     "tasks/checkpoint": "the predicted model, written and verified",
+    "tasks/circuits": "which layers, heads and MLPs carry a predicted change, and whether they really do",
     "tasks/concepts": "SAE features at the base weights, and what pairs say about them",
     "tasks/engine": "how a pass runs: keys, invariants, announcements, memory, time limits",
     "tasks/influence": "which samples help and which harm",

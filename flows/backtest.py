@@ -12,7 +12,7 @@ from foretune.flows.commands.plan import Planned, PlannedTask, total
 from foretune.flows.dag.answers import real_answers
 from foretune.flows.dag.costs import checked_sources
 from foretune.flows.dag.simulation import simulation
-from foretune.flows.dag.suites import scores_of
+from foretune.flows.dag.suites import scores_of, suites_of
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.engines.threads import steps_on
 from foretune.flows.failures import ending_in_one_line
@@ -24,7 +24,6 @@ from foretune.tasks.backtest.answers import answer_agreement
 from foretune.tasks.backtest.axes import MIN_HALVES
 from foretune.tasks.backtest.passes import agreement, real_run, trainer_of
 from foretune.tasks.backtest.suites import suite_agreement
-from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.engine.keys import identity, work_of
 from foretune.tasks.engine.lineage import run_started
 from foretune.tasks.inputs.sources import Sources
@@ -176,7 +175,7 @@ def behaving_alike(wiring: Wiring, made: dict[str, Any], real: dict[str, Any], s
     settings = wiring.request.behaviour
     return wiring.step(
         suite_agreement,
-        suites=[suite for suite, _ in chosen_suites(settings)],
+        suites=[suite for suite, _ in suites_of(settings)],
         base=scores_of(wiring, None),
         predicted=scores_of(wiring, made["checkpoint"]),
         real=[scores_of(wiring, weights) for weights in real.values()],

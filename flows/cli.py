@@ -9,6 +9,7 @@ import typer
 
 from foretune.flows.commands.ask import ask
 from foretune.flows.commands.changes import diff
+from foretune.flows.commands.circuit import circuit
 from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.collection import gc
 from foretune.flows.commands.counted import Counted
@@ -139,6 +140,7 @@ def plan(
 
 app.command()(export)
 app.command()(ask)
+app.command()(circuit)
 
 
 @app.command()

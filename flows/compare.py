@@ -24,6 +24,7 @@ from foretune.tasks.report.comparison import (
     flips_line,
     with_comparison,
 )
+from foretune.tasks.report.concepts import NOISE
 from foretune.tasks.report.facts import method_in_words
 
 NUMBERS = (
@@ -212,7 +213,8 @@ def _quality(a: Run, b: Run) -> dict[str, dict[str, int]]:
 
 
 def _features(a: Run, b: Run) -> list[dict[str, Any]]:
-    """Features whose measured change differs most for its standard error, with what was measured in either run."""
+    """Features whose measured change differs most for its standard error, with what was measured in either run, and
+    whether they differ beyond noise; those that do come first."""
     before, after = (_rows(run, "sae_diff", "features.parquet") for run in (a, b))
     labels = {row["feature"]: row["label"] for row in _rows(b, "features", "features.parquet")}
     found = []
@@ -232,6 +234,7 @@ def _features(a: Run, b: Run) -> list[dict[str, Any]]:
                 "error_a": errors[0],
                 "error_b": errors[1],
                 "z": (y["change"] - x["change"]) / spread if spread else None,
+                "beyond_noise": bool(spread) and abs(y["change"] - x["change"]) > NOISE * spread,
             }
         )
     return sorted(found, key=lambda row: -abs(row["z"] or 0.0))[:LISTED]

@@ -24,9 +24,11 @@ from foretune.storage.runs import Run
 from foretune.tasks.behaviour.answer_settings import AnswerSettings
 from foretune.tasks.behaviour.settings import BehaviourSettings
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
+from foretune.tasks.circuits.cause_settings import ConceptCauseSettings
+from foretune.tasks.circuits.settings import CircuitSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
-from foretune.tasks.concepts.features import FeatureSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
+from foretune.tasks.concepts.settings import ConceptSettings
 from foretune.tasks.engine.keys import without_result
 from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
@@ -143,7 +145,7 @@ class Request(BaseModel):
     baseline: BaselineSettings = BaselineSettings()
     landscape: LandscapeSettings = LandscapeSettings()
     thresholds: SignalThresholds = Field(default=SignalThresholds(), title="Signals of the landscape")
-    features: FeatureSettings = FeatureSettings()
+    features: ConceptSettings = ConceptSettings()
     prompt_gain: PromptGainSettings = PromptGainSettings()
     curvature: CurvatureSettings = CurvatureSettings()
     influence: InfluenceSettings = InfluenceSettings()
@@ -153,6 +155,8 @@ class Request(BaseModel):
     diff: ModelDiffSettings = Field(default=ModelDiffSettings(), title="Base and predicted model")
     answers: AnswerSettings = AnswerSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
+    circuits: CircuitSettings = CircuitSettings()
+    concept_causes: ConceptCauseSettings = ConceptCauseSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

@@ -216,6 +216,7 @@ def write_tiny_request(tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[st
             "sae": {"path": str(tiny_sae)},
             "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
             "training": {"learning_rate": 1e-3, "epochs": 2, "batch_size": 4},
+            "influence": {"solver": {"when": "always"}},  # nothing ranks by it
             "shards": {"max_rows": 6},
             "behaviour": {
                 "suites": ["refusal", "arithmetic", "instruction_format"],
@@ -223,6 +224,7 @@ def write_tiny_request(tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[st
                 "answer_tokens": 4,
                 "path": {"points": 1, "orders": 1, "nulls": 1},
             },
+            "circuits": {"prompts": 2, "points": 2, "largest": 3, "draws": 2},
             "runtime": {"root": str(folder / "root")},
         }
         (folder / "request.yaml").write_text(yaml.safe_dump(request))

@@ -102,17 +102,31 @@ def _print_rows(terminal: Terminal, summary: dict[str, Any]) -> None:
 
 
 def _print_concepts(terminal: Terminal, summary: dict[str, Any]) -> None:
-    """By measured change; the estimate made at the base weights stands beside it."""
-    for title, sign in (("strengthened", "+"), ("suppressed", "-")):
-        if summary[title]:
-            _heading(terminal, f"Concepts {title}", "change on held-out text, z; score at the base weights")
-        for concept in summary[title][:CONCEPTS]:
-            share = "   new" if concept["relative"] is None else f"{concept['relative']:+6.0%}"
-            line = (
-                f"  {sign} {concept['feature']:<6} {concept['change']:+.4f} {share}  z {concept['z']:+5.1f}  "
-                f"({concept['score']:+.1e})  {one_line(concept['label'] or 'unnamed', 120)}"
-            )
-            terminal.say(_cut(terminal, line))
+    """By measured change beyond noise; a line is a family. What the estimates said stands in result.json."""
+    for title, name, sign in (("strengthened", "strengthened", "+"), ("faded", "suppressed", "-")):
+        if summary[name]:
+            units = "change on held-out text ± standard error; z over rows, among null deltas; tokens it fires on"
+            _heading(terminal, f"Concepts {title}", units)
+        for concept in summary[name][:CONCEPTS]:
+            terminal.say(_cut(terminal, f"  {sign} {concept_line(concept)}"))
+    within = summary.get("features_within_noise")
+    if within is not None:
+        terminal.say(f"  {within:,} features that fire are not beyond noise: nothing is said of them.")
+
+
+def concept_line(concept: dict[str, Any]) -> str:
+    """Number, change, how sure, where it fires, and the name; of runs of before version 2 what they have."""
+    relative = "   new" if concept["relative"] is None else f"{concept['relative']:+6.0%}"
+    error = f" ± {concept['error']:.4f}" if concept.get("error") is not None else ""
+    null = f", {concept['z_null']:+.1f}" if concept.get("z_null") is not None else ""
+    alike = f" and {concept['members'] - 1:,} like it" if (concept.get("members") or 1) > 1 else ""
+    fires = ""
+    if concept.get("fires_new") is not None:
+        fires = f"  {concept['fires_new']:.1%}, was {concept['fires_base']:.1%}"
+    tested = f" ({concept['label_source']} {concept['confidence']:.2f})" if concept.get("confidence") else ""
+    name = f"{one_line(concept['label'] or 'unnamed', 120)}{tested}{alike}"
+    moved = f"{concept['feature']:<6} {concept['change']:+.4f}{error} {relative}  z {concept['z']:+.1f}{null}"
+    return f"{moved}{fires}  {name}"
 
 
 def _cut(terminal: Terminal, line: str) -> str:

@@ -9,7 +9,8 @@ from foretune.flows.dag.watched import watched_suites
 from foretune.flows.dag.wiring import Landscape, Wiring
 from foretune.flows.request import Request
 from foretune.tasks.behaviour.cause_effects import cause_effects
-from foretune.tasks.behaviour.path_scores import NoiseSettings, path_scores
+from foretune.tasks.behaviour.moved_weights import NoiseSettings
+from foretune.tasks.behaviour.path_scores import path_scores
 from foretune.tasks.influence.causes import causes
 from foretune.tasks.prediction.without_rows import EndSettings, without_rows
 

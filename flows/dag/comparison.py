@@ -13,24 +13,27 @@ def comparison(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
     """The model diff, and the null deltas where the request asks for some."""
     request, step = wiring.request, wiring.step
     paired = wiring.rows["heldout"].index.form == "preference"
-    shared = {"model": wiring.model, "rows": wiring.compared_rows()}
+    compared = wiring.compared_rows()
     nulls: dict[str, Any] = {}
     if request.diff.nulls.deltas:
+        few = request.diff.nulls.rows_of(compared.subset.rows)
         nulls["null_deltas"] = step(
             null_deltas,
+            model=wiring.model,
+            rows=wiring.rows["heldout"].subset(few, "diff"),  # the first of those that are compared
             prediction=made["prediction"],
             adapter=request.adapter,
             compared=request.diff.compared,
             settings=request.diff.nulls,
-            **shared,
         )
     diff = step(
         model_diff,
+        model=wiring.model,
+        rows=compared,
         checkpoint=made["checkpoint"],
         probes=wiring.tables.get("probes"),
         pairs=wiring.tables.get("preferences", wiring.tables["heldout"] if paired else None),
         nulls=nulls.get("null_deltas"),
         settings=request.diff,
-        **shared,
     )
     return {**nulls, "model_diff": diff}

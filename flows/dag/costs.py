@@ -10,6 +10,7 @@ from pathlib import Path
 from foretune.flows.request import Request
 from foretune.storage.datasets import dataset_bytes
 from foretune.storage.errors import BadInput
+from foretune.tasks.behaviour.harness_tasks import harness_suites
 from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.inputs.sources import Sources, benchmark_files, prompt_file, resolve_sources
 from foretune.tasks.inputs.training import TrainingSettings
@@ -35,6 +36,7 @@ def checked_sources(request: Request) -> Sources:
                 "rows, or raise that setting"
             )
     chosen_suites(request.behaviour)  # whose files are read again when their passes are wired
+    harness_suites(request.behaviour)
     sources = resolve_sources(dataset, request.model, request.sae, request.adapter.targets)
     prompts = prompt_file(request.answers.prompts)
     return replace(sources, benchmarks=benchmark_files(benchmarks), prompts=prompts)

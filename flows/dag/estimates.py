@@ -7,36 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from foretune.flows.dag.circuit_estimates import circuits, concept_causes
+from foretune.flows.dag.estimate import Bound, Estimate, Inputs
 from foretune.flows.dag.sizes import Sizes, Unknown
 from foretune.tasks.influence import target_gradients, tokens
 from foretune.tasks.influence.solve import most_products
 from foretune.tasks.loading.checkpoints import PROBE_TOKENS
 from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.samples.lengths import Lengths
-
-Bound = Literal["exact", "at most", "about"]
-Inputs = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Tokens forward and backward, and what is held at once while they go."""
-
-    forward: int = 0
-    backward: int = 0
-    bound: Bound = "exact"
-    models: int = 1  # whose weights are open; 0: the pass opens none
-    graph: int = 0  # tokens whose activations are kept for a backward
-    read: int = 0  # tokens of the largest micro-batch that only goes forward
-    gradients: bool = False  # whether full-weight gradients are summed
-
-    @property
-    def equivalents(self) -> int:
-        return self.forward + 2 * self.backward
 
 
 def with_defaults(function: Callable[..., Any], inputs: Inputs) -> dict[str, Any]:
@@ -75,13 +56,18 @@ def _baseline(inputs: Inputs, sizes: Sizes) -> Estimate:
     return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens, trained_only=False), sizes)
 
 
-def _sae_diff(inputs: Inputs, sizes: Sizes) -> Estimate:
-    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes)
+def _sae_diff(inputs: Inputs, sizes: Sizes, times: int = 1) -> Estimate:
+    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, times)
 
 
-def _feature_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
-    """At the base weights and a step to either side of them."""
-    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, times=3)
+def _sae_nulls(inputs: Inputs, sizes: Sizes) -> Estimate:
+    read = _sae_diff({**inputs, "settings": inputs["compared"]}, sizes, inputs["settings"].draws)
+    return dataclasses.replace(read, bound="at most")  # of many rows only a part
+
+
+def _firings(inputs: Inputs, sizes: Sizes) -> Estimate:
+    trained, held = (_baseline({**inputs, "rows": inputs[name]}, sizes) for name in ("rows", "heldout"))
+    return dataclasses.replace(trained, forward=trained.forward + held.forward, bound="at most")  # long rows are cut
 
 
 def _feature_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -268,12 +254,17 @@ def _path_scores(inputs: Inputs, sizes: Sizes) -> Estimate:
     return _suite(inputs, sizes, sizes.variants + inputs["noise"].deltas)
 
 
+def _harness(inputs: Inputs, sizes: Sizes) -> Estimate:
+    raise Unknown  # its items are known when lm-evaluation-harness has built them
+
+
 def _suite_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
-    """Once for the likelihoods, and once more forward and backward with every option after a prompt of its own."""
+    """Forward and backward, the options after what they share; of what has one option the likelihoods are taken first,
+    by a forward of their own."""
     items = inputs["items"]
-    whole = sizes.text_tokens(items.whole_texts)
-    read = min(whole, inputs["settings"].batch_tokens)
-    return Estimate(sizes.text_tokens(items.texts) + whole, whole, "about", graph=read)
+    read = sizes.text_tokens(items.texts)
+    twice = sizes.text_tokens([text for item in items.items if len(item.options_read) < 2 for text in item.texts])
+    return Estimate(read + twice, read, "about", graph=min(read, inputs["settings"].batch_tokens))
 
 
 def _generations(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -332,17 +323,24 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "prediction": _prediction,
     "variants": _variants,
     "checkpoint": _checkpoint,
-    "feature_scores": _feature_scores,
+    # At the base weights and a step to either side of them.
+    "feature_scores": lambda inputs, sizes: _sae_diff(inputs, sizes, times=3),
     "features": lambda inputs, sizes: Estimate(),
+    "firings": _firings,
     "sae_base": _sae_diff,
+    "sae_nulls": _sae_nulls,
     "sae_diff": _sae_diff,
     "preference": _preference,
     "null_deltas": _null_deltas,
     "model_diff": _model_diff,
     "generations": _generations,
     "answers": _answers,
+    "circuits": circuits,
+    "concept_causes": concept_causes,
     "suite_scores": _suite,
     "path_scores": _path_scores,
+    "harness_scores": _harness,
+    "harness_path_scores": _harness,
     "suite_gradient": _suite_gradient,
     "without_rows": _without_rows,
 }

@@ -1,4 +1,4 @@
-"""Influence in the DAG: targets, one solve, directions, shards, replays, and the ranking over them."""
+"""Influence in the DAG: targets, a solve where one is asked for, directions, shards, replays, and the ranking."""
 
 from __future__ import annotations
 
@@ -166,7 +166,10 @@ def _target_gradient(wiring: Wiring, heldout: Landscape) -> Any:
 
 
 def _solve(wiring: Wiring, train: Landscape, targets: Any) -> Any:
+    """LiSSA's solve; None where nothing asks for it."""
     request, solver = wiring.request, wiring.request.influence.solver
+    if not request.influence.solves:
+        return None
     own = {}
     if solver.preconditioner == "adam":
         own = {"nodes": train.blocks, "rows_per_step": request.training.rows_per_step}

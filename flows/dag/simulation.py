@@ -6,7 +6,9 @@ from typing import Any
 
 from foretune.flows.dag.answers import answer_passes
 from foretune.flows.dag.causes import cause_passes
+from foretune.flows.dag.circuits import circuit_passes, concept_cause_passes
 from foretune.flows.dag.comparison import comparison
+from foretune.flows.dag.concepts import concept_passes
 from foretune.flows.dag.influence import influence_passes
 from foretune.flows.dag.suites import asked_suites, suite_passes
 from foretune.flows.dag.supervision import supervised
@@ -19,9 +21,9 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     """Wire every pass of one simulation and return its artefacts by name.
 
     1. samples of every role, what is supervised      5. the path, the prediction and its checkpoint
-    2. quality per shard, leaks                        6. concepts: features, preference, SAE diff
+    2. quality per shard, leaks                        6. concepts: features, preference, SAE diff, causes
     3. landscape per shard, train and held-out        7. null deltas and model diff
-    4. prompt gain, curvature and influence           8. behaviour suites, what both models answer, which rows cause it
+    4. prompt gain, curvature and influence           8. what both models answer, circuits, suites, which rows cause it
                                                       9. the report, from all of the above
     """
     step, request, sources = wiring.step, wiring.request, wiring.sources
@@ -42,12 +44,14 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
         checkpoint, model=wiring.model, prediction=made["prediction"], settings=request.checkpoint
     )
     if sources.sae is not None:
-        made |= wiring.concepts(train, made)
+        made |= concept_passes(wiring, train, made)
+        made |= concept_cause_passes(wiring, made)
     pairs = wiring.preference(train, made)
     if pairs is not None:
         made["preference"] = pairs
     made |= comparison(wiring, made)
     made |= answer_passes(wiring, made)
+    made |= circuit_passes(wiring, made)
     asked = asked_suites(wiring, made)
     made |= suite_passes(wiring, train, made, asked)
     made |= cause_passes(wiring, train, made, asked)

@@ -8,8 +8,13 @@ from typing import Any
 from foretune.flows.dag.wiring import Landscape, Wiring
 from foretune.tasks.behaviour.behaviour import behaviour
 from foretune.tasks.behaviour.behaviour_path import behaviour_path
+from foretune.tasks.behaviour.harness_path_scores import harness_path_scores
+from foretune.tasks.behaviour.harness_scores import harness_scores
+from foretune.tasks.behaviour.harness_tasks import HarnessTask, harness_suites
 from foretune.tasks.behaviour.items import Suite, SuiteItems
-from foretune.tasks.behaviour.path_scores import NoiseSettings, path_scores
+from foretune.tasks.behaviour.moved_weights import NoiseSettings
+from foretune.tasks.behaviour.path_scores import path_scores
+from foretune.tasks.behaviour.settings import BehaviourSettings
 from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.behaviour.suite_scores import suite_scores
 from foretune.tasks.prediction.variants import variants
@@ -19,9 +24,14 @@ from foretune.tasks.prediction.variants import variants
 class AskedSuites:
     """The request's suites with their items, and the scores of each under the base and under the predicted model."""
 
-    chosen: list[tuple[Suite, SuiteItems]]
+    chosen: list[tuple[Suite, SuiteItems | HarnessTask]]
     base: list[Any]
     predicted: list[Any]
+
+
+def suites_of(settings: BehaviourSettings) -> list[tuple[Suite, SuiteItems | HarnessTask]]:
+    """Every suite of a request: its own items, and then the tasks of lm-evaluation-harness."""
+    return [*chosen_suites(settings), *harness_suites(settings)]
 
 
 def asked_suites(wiring: Wiring, made: dict[str, Any]) -> AskedSuites:
@@ -29,7 +39,7 @@ def asked_suites(wiring: Wiring, made: dict[str, Any]) -> AskedSuites:
 
     The base model's scores wait for nothing and depend on no row: they are there for every later version of a dataset.
     """
-    chosen = chosen_suites(wiring.request.behaviour)
+    chosen = suites_of(wiring.request.behaviour)
     return AskedSuites(chosen, scores_of(wiring, None), scores_of(wiring, made["checkpoint"]))
 
 
@@ -62,18 +72,13 @@ def scores_of(wiring: Wiring, weights: Any) -> list[Any]:
 
 
 def _scores(wiring: Wiring, weights: Any) -> list[Any]:
-    settings = wiring.request.behaviour
-    return [
-        wiring.step(
-            suite_scores,
-            model=wiring.model,
-            weights=weights,
-            tokenizer=wiring.tokenizer,
-            items=items,
-            settings=settings.scoring,
-        )
-        for _, items in chosen_suites(settings)
-    ]
+    settings, asked = wiring.request.behaviour, {"model": wiring.model, "tokenizer": wiring.tokenizer}
+    found = []
+    for _, items in suites_of(settings):
+        harness = isinstance(items, HarnessTask)
+        scores, own = (harness_scores, settings.harness) if harness else (suite_scores, settings.scoring)
+        found.append(wiring.step(scores, weights=weights, items=items, settings=own, **asked))
+    return found
 
 
 def variants_of(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> Any:
@@ -98,18 +103,19 @@ def variants_of(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> Any:
     )
 
 
-def _along(wiring: Wiring, made: dict[str, Any], moving: Any, items: SuiteItems) -> Any:
-    """One suite at all of these weights, and under random deltas."""
-    request, settings = wiring.request, wiring.request.behaviour
-    few = items.model_copy(update={"items": items.items[: settings.path.items]})
-    return wiring.step(
-        path_scores,
-        model=wiring.model,
-        adapter=request.adapter,
-        variants=moving,
-        prediction=made["prediction"],
-        tokenizer=wiring.tokenizer,
-        items=few,
-        noise=NoiseSettings(deltas=settings.path.nulls, seed=settings.seed),
-        settings=settings.scoring,
-    )
+def _along(wiring: Wiring, made: dict[str, Any], moving: Any, items: SuiteItems | HarnessTask) -> Any:
+    """One suite at all of these weights, and under random deltas: its first items."""
+    request, settings, most = wiring.request, wiring.request.behaviour, wiring.request.behaviour.path.items
+    asked = {
+        "model": wiring.model,
+        "adapter": request.adapter,
+        "variants": moving,
+        "prediction": made["prediction"],
+        "tokenizer": wiring.tokenizer,
+        "noise": NoiseSettings(deltas=settings.path.nulls, seed=settings.seed),
+    }
+    if isinstance(items, HarnessTask):
+        few = items.model_copy(update={"limit": min(items.limit, most)})
+        return wiring.step(harness_path_scores, items=few, settings=settings.harness, **asked)
+    few = items.model_copy(update={"items": items.items[:most]})
+    return wiring.step(path_scores, items=few, settings=settings.scoring, **asked)

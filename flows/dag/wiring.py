@@ -12,14 +12,11 @@ from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.concepts.baseline import baseline, baseline_shard
-from foretune.tasks.concepts.features import feature_scores, features
 from foretune.tasks.concepts.preference import preference
 from foretune.tasks.inputs.field import RowCoordinates
 from foretune.tasks.inputs.handles import model
 from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.inputs.training import TrainingSettings
-from foretune.tasks.inspection.sae_base import sae_base
-from foretune.tasks.inspection.sae_diff import sae_diff
 from foretune.tasks.landscape.curvature import curvature
 from foretune.tasks.landscape.curvature_samples import curvature_samples
 from foretune.tasks.landscape.gradient import gradient
@@ -249,26 +246,6 @@ class Wiring:
     def compared_rows(self) -> SubsetRows:
         """The held-out rows on which base and predicted checkpoint are compared."""
         return self.rows["heldout"].subset(self.request.diff.rows, "diff")
-
-    def concepts(self, train: Landscape, made: dict[str, Any]) -> dict[str, Any]:
-        """What reads the SAE after the prediction: features and SAE diff."""
-        request, sae, concepts = self.request, self.sources.sae, {}
-        compared = self.compared_rows()
-        scores = self.step(
-            feature_scores,
-            gradient=train.gradient,
-            baseline=made["baseline"],
-            prediction=made["prediction"],
-            rows=compared,
-            model=self.model,
-            sae=sae,
-            settings=request.features,
-        )
-        concepts["features"] = self.step(features, scores=scores, model=self.model, sae=sae, labels=self.sources.labels)
-        sides = {"model": self.model, "sae": sae, "rows": compared, "settings": request.diff.compared}
-        base = self.step(sae_base, **sides)
-        concepts["sae_diff"] = self.step(sae_diff, checkpoint=made["checkpoint"], base=base, **sides)
-        return concepts
 
     def preference(self, train: Landscape, made: dict[str, Any]) -> Any:
         """The pairs of the preference file, or the training rows where these are pairs; None without pairs."""

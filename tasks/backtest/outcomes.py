@@ -53,8 +53,8 @@ class HeldOut:
         base = self.adapted.weights
         weights = {name: base[name] + change.to(base[name]) for name, change in delta.items()}
         loaded = self.adapted.loaded
-        sums, tokens, _ = sample_activations(loaded, self.autoencoder, self.compared, self.settings, weights)
-        return sums.sum(0) / tokens.sum()
+        found = sample_activations(loaded, self.autoencoder, self.compared, self.settings, weights)
+        return found.sums.sum(0) / found.tokens.sum()
 
 
 def first_step_extrapolated(

@@ -51,9 +51,7 @@ def answers_to(
     The prompt is rendered as the training rows of `samples` are. BadInput for a prompt without text or too long for
     the model, and for a system text where rows are plain text.
     """
-    moved = model.moved_to(checkpoint)
-    tokenizer = load_tokenizer(moved.folder(run))
-    asked = _asked(question, tokenizer, as_conversation(read_table(run, samples).slice(0, 1), tokenizer))
+    asked, tokenizer = asked_prompt(run, model, checkpoint, samples, question)
     base, predicted = asked_model(run, model, None), asked_model(run, model, checkpoint)
     _check_length(asked, positions(base.loaded), question.generation.max_new_tokens)
     sides: dict[str, tuple[AskedModel, AskedModel | None]] = {"base": (base, None), "predicted": (predicted, None)}
@@ -74,6 +72,14 @@ def answers_to(
         "equal_share": diff.equal_share,
         "answers": [vars(each) for each in found],
     }
+
+
+def asked_prompt(
+    run: Run, model: ModelHandle, checkpoint: ArtifactRef, samples: ArtifactRef, question: Question
+) -> tuple[Asked, ChatTokenizer]:
+    """A question as tokens, rendered as the training rows of `samples` are, and what made tokens of it."""
+    tokenizer = load_tokenizer(model.moved_to(checkpoint).folder(run))
+    return _asked(question, tokenizer, as_conversation(read_table(run, samples).slice(0, 1), tokenizer)), tokenizer
 
 
 def _asked(question: Question, tokenizer: ChatTokenizer, conversation: bool) -> Asked:

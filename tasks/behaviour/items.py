@@ -231,16 +231,6 @@ class SuiteItems(BaseModel, frozen=True):
         return [text for item in self.items for text in item.texts]
 
     @property
-    def whole_texts(self) -> list[str]:
-        """The same with every option after a prompt of its own."""
-        found: list[str] = []
-        for item in self.items:
-            options = item.options_read
-            prompt = item.texts[: len(item.texts) - len(options)]
-            found += [text for option in options for text in (*prompt, option)] or prompt
-        return found
-
-    @property
     def answers(self) -> int:
         """Items that are answered in a few tokens."""
         return sum(item.answered for item in self.items)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from foretune.tasks.behaviour.harness_settings import HarnessChoice, HarnessSettings
 from foretune.tasks.behaviour.items import Direction, Scorer
 from foretune.tasks.engine.keys import without_result
 
@@ -85,7 +86,7 @@ class AlongPathSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Suites along the path")
 
     version: Literal[1] = 1
-    points: int = Field(default=3, ge=0, le=64, title="Points on the way", description="evenly spaced steps; LoRA only")
+    points: int = Field(default=2, ge=0, le=64, title="Points on the way", description="evenly spaced steps; LoRA only")
     orders: int = Field(
         default=2, ge=0, le=64, title="Other orders", description="of the rows, whose ends are asked as well"
     )
@@ -114,6 +115,12 @@ class BehaviourSettings(BaseModel):
         max_length=100,
         title="Suites",
         description="names of bundled ones, files of items, or a mapping of names to paths; none: no model is asked",
+    )
+    lm_eval: list[str | HarnessChoice] = Field(
+        default=[],
+        max_length=100,
+        title="Tasks of lm-evaluation-harness",
+        description="names or paths of YAML files, each a suite more; needs foretune[lm-eval]",
     )
     items: int = Field(
         default=40, ge=1, le=1_000_000, title="Items per suite", description="at most; chosen by what they say"
@@ -153,6 +160,10 @@ class BehaviourSettings(BaseModel):
     @property
     def scoring(self) -> ScoringSettings:
         return ScoringSettings(answer_tokens=self.answer_tokens, batch_tokens=self.batch_tokens)
+
+    @property
+    def harness(self) -> HarnessSettings:
+        return HarnessSettings(batch_tokens=self.batch_tokens)
 
     @property
     def comparison(self) -> ComparisonSettings:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -11,7 +12,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
 from foretune.tasks.behaviour.contexts import contexts
 from foretune.tasks.behaviour.items import Direction, LossItem, SuiteItems
-from foretune.tasks.behaviour.likelihoods import log_likelihoods
+from foretune.tasks.behaviour.likelihoods import log_likelihoods, parts, read_together, sharing
 from foretune.tasks.behaviour.margins import margin_weights, unit_of
 from foretune.tasks.engine.keys import NUMERICS, without_result
 from foretune.tasks.engine.passes import content_task
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foretune.tasks.behaviour.contexts import Continuation
+    from foretune.tasks.loading import LoadedModel
     from foretune.tasks.numerics.objectives import Call
+
+    Value = Callable[[dict[str, Tensor]], Tensor]
 
 
 class MarginSettings(BaseModel):
@@ -48,25 +52,17 @@ def suite_gradient(
 ) -> None:
     """Gradient of the mean margin over the items in the full weights; target.json: what it is, its value, its items.
 
-    The likelihoods are taken without a gradient first; then every option's is weighed by the margin's derivative by
-    it, so that options of one item need not be in one graph: exact, and bounded by a micro-batch.
+    Every option's log-likelihood is weighed by the margin's derivative by it. Options that are read over what they
+    share are in one graph, of a micro-batch; of others the likelihoods are taken without a gradient first.
     """
     from foretune.tasks.numerics.gradients import value_gradients
 
     folder = tokenizer.folder(run)
     loaded, longest = model.open(run), token_limits(folder).positions
     asked = fitting_options(load_tokenizer(folder), items, longest)
-    weights = target_weights(loaded, targets)
-    call = label_caller(loaded, list(weights))
+    weights, margins = target_weights(loaded, targets), []
     with device_lock(loaded):
-        likelihoods = log_likelihoods(loaded, [group for _, group in asked], settings.batch_tokens)
-        found = [
-            margin_weights(item, nats, [each.tokens for each in group])
-            for (item, group), nats in zip(asked, likelihoods, strict=True)
-        ]
-        options = [each for _, group in asked for each in group]
-        shares = [share / len(asked) for _, own in found for share in own]
-        gradient = value_gradients(weights, weighed(call, options, shares, settings.batch_tokens, loaded.device))
+        gradient = value_gradients(weights, weighed(loaded, list(weights), asked, margins, settings.batch_tokens))
     draft.write_tensors("gradients.safetensors", {name: g.contiguous() for name, g in gradient.items()})
     draft.write_json(
         "target.json",
@@ -76,7 +72,7 @@ def suite_gradient(
             "suite": items.suite,
             "unit": unit_of(asked[0][0]),
             "better": None if settings.better == "either" else settings.better,
-            "value": sum(margin for margin, _ in found) / len(found),
+            "value": sum(margins) / len(margins),
             "items": len(asked),
             "left_out": len(items.items) - len(asked),
             "modules": list(gradient),
@@ -102,8 +98,54 @@ def fitting_options(tokenizer: Any, items: SuiteItems, longest: int | None) -> l
 
 
 def weighed(
+    loaded: LoadedModel,
+    names: Sequence[str],
+    asked: Sequence[tuple[Any, list[Continuation]]],
+    margins: list[float],
+    batch_tokens: int,
+) -> Iterator[Value]:
+    """Functions of the weights that sum to the mean margin as far as its gradient is concerned; `margins` gets those of
+    the items as they are called."""
+    groups = [group for _, group in asked]
+    joint, apart = read_together(loaded, groups)
+    for part in parts(joint, groups, batch_tokens):
+        yield functools.partial(_shared, loaded, [asked[n] for n in part], margins, 1 / len(asked))
+    likelihoods = log_likelihoods(loaded, [groups[n] for n in apart], batch_tokens)
+    options, shares = [], []
+    for n, nats in zip(apart, likelihoods, strict=True):
+        margin, own = margin_weights(asked[n][0], nats, [each.tokens for each in groups[n]])
+        margins.append(margin)
+        options += groups[n]
+        shares += [share / len(asked) for share in own]
+    yield from _alone(label_caller(loaded, names), options, shares, batch_tokens, loaded.device)
+
+
+def _shared(
+    loaded: LoadedModel,
+    asked: Sequence[tuple[Any, list[Continuation]]],
+    margins: list[float],
+    share: float,
+    weights: dict[str, Tensor],
+) -> Tensor:
+    """Sum over the items of a part of their margins' share, by what the margin is at these weights."""
+    import torch
+    from torch.func import functional_call
+
+    def model(**inputs: Any) -> Any:
+        return functional_call(loaded.model, weights, (), inputs)
+
+    nats, shares = sharing(loaded, [group for _, group in asked], model), []
+    values = iter(nats.tolist())
+    for item, group in asked:
+        margin, own = margin_weights(item, [next(values) for _ in group], [each.tokens for each in group])
+        margins.append(margin)
+        shares += [each * share for each in own]
+    return (nats * torch.tensor(shares, dtype=nats.dtype)).sum()
+
+
+def _alone(
     call: Call, options: Sequence[Continuation], shares: Sequence[float], batch_tokens: int, device: Any
-) -> Iterator[Any]:
+) -> Iterator[Value]:
     """Sums of log-likelihoods, each times its share, by micro-batch; an option without a share is not read."""
     import torch
 

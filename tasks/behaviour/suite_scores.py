@@ -9,6 +9,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.behaviour.asked_model import placed
 from foretune.tasks.behaviour.items import SuiteItems
+from foretune.tasks.behaviour.score_table import table_of
 from foretune.tasks.behaviour.settings import ScoringSettings
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
@@ -45,39 +46,3 @@ def suite_scores(
     draft.write_json(
         "summary.json", {"items": len(kept), "left_out": len(scored) - len(kept), "mean": sum(kept) / len(kept)}
     )
-
-
-def table_of(items: SuiteItems, scored: list[Any]) -> Any:
-    """The items' table, in their order."""
-    import pyarrow as pa
-
-    schema = pa.schema(
-        {
-            "item": pa.string(),
-            "digest": pa.string(),
-            "scorer": pa.string(),
-            "question": pa.string(),
-            "score": pa.float64(),
-            "margin": pa.float64(),
-            "right_by_sum": pa.bool_(),
-            "log_likelihoods": pa.list_(pa.float64()),
-            "tokens": pa.list_(pa.int64()),
-            "answer": pa.string(),
-        }
-    )
-    rows = [
-        {
-            "item": item.name,
-            "digest": item.digest,
-            "scorer": item.scorer,
-            "question": item.question,
-            "score": each and each.score,
-            "margin": each and each.margin,
-            "right_by_sum": each and each.right_by_sum,
-            "log_likelihoods": list(each.log_likelihoods) if each else [],
-            "tokens": list(each.tokens) if each else [],
-            "answer": each and each.answer,
-        }
-        for item, each in zip(items.items, scored, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,4 +1,4 @@
-"""Which named concepts the data would strengthen or suppress: landscape x baseline, and the predicted change.
+"""Two estimates of how features change, made before anything is measured, and a name for every feature.
 
 `score` is first order in an infinitesimal descent step and needs no model pass. `predicted_change` follows the
 predicted weight delta: the residual stream's derivative along it, read by the SAE's own encoder, so that a
@@ -7,42 +7,22 @@ feature that is silent in the base model can appear ("dormant but moving").
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.tasks.engine.keys import NUMERICS, Fingerprint, without_result
+from foretune.tasks.concepts.settings import FeatureSettings
+from foretune.tasks.engine.keys import NUMERICS, Fingerprint
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.concepts import NamingSettings
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading.hooks import run_to_hook
-from foretune.tasks.saes import feature_labels
+from foretune.tasks.saes import clearly_promoted, given_labels
 from foretune.tasks.samples.minibatches import minibatches, token_masks
 from foretune.tasks.samples.rows import SubsetRows
 
 
-class FeatureSettings(BaseModel):
-    """How features are scored and named."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Features")
-
-    version: Literal[1] = 1
-    top: int = Field(
-        default=20,
-        ge=1,
-        le=100_000,
-        title="Features listed",
-        description="in result.json, per direction",
-        json_schema_extra=without_result(),
-    )
-    step: float = Field(default=0.02, gt=0, le=1, title="Difference step", description="share of the predicted delta")
-    batch_tokens: int = Field(
-        default=2048, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
-    )
-
-
-@content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
+@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
 def feature_scores(
     draft: Any,
     run: Run,
@@ -67,7 +47,6 @@ def feature_scores(
     table = rows.read(run)
     with device_lock(loaded):
         predicted = tangent_changes(loaded, autoencoder, delta, table, settings)
-    direction = ["strengthened" if s > 0 else "suppressed" if s < 0 else "unchanged" for s in scores.score.tolist()]
     draft.write_table(
         "features.parquet",
         pa.table(
@@ -76,7 +55,6 @@ def feature_scores(
                 "base_act": base_acts.numpy(),
                 "score": scores.score.numpy(),
                 "predicted_change": predicted.numpy(),
-                "direction": direction,
                 "dormant": scores.dormant.numpy(),
                 "agrees": ((scores.score * predicted) >= 0).numpy(),
             }
@@ -84,19 +62,41 @@ def feature_scores(
     )
 
 
-@content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
+@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
 def features(
     draft: Any,
     run: Run,
     scores: ArtifactRef,
+    firings: ArtifactRef,
     model: ModelHandle,
     sae: SaeHandle,
     labels: Fingerprint | None,
+    settings: NamingSettings,
 ) -> None:
-    """The scores with a name for every feature; other names change no number."""
-    named = feature_labels(sae.settings, sae.open(), model.open(run), labels.uri if labels else None)
-    table = run.store.open(scores).arrow("features.parquet")
-    draft.write_table("features.parquet", table.add_column(1, "label", [named]))
+    """The scores with a name for every feature, its source and how well it tells the feature's contexts from others;
+    other names change no number."""
+    import pyarrow as pa
+
+    from foretune.tasks.concepts.evidence import Evidence
+    from foretune.tasks.concepts.naming import Detector, name_of
+
+    loaded, autoencoder, stored = model.open(run), sae.open(), run.store.open(firings)
+    evidence = Evidence(stored.arrow("tokens.parquet"), stored.arrow("firings.parquet"), loaded.tokenizer)
+    detector = Detector(evidence, loaded.model.get_input_embeddings().weight.cpu())  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+    given = given_labels(sae.settings, autoencoder, labels.uri) if labels else {}
+    promoted = clearly_promoted(autoencoder, loaded)
+    named = [
+        name_of(number, given.get(number), promoted.get(number), evidence, detector, settings)
+        for number in range(autoencoder.d_sae)
+    ]
+    table = run.store.open(scores).arrow("features.parquet").add_column(1, "label", [[each.label for each in named]])
+    for column, values, kind in (
+        ("label_source", [each.source for each in named], pa.string()),
+        ("confidence", [each.confidence for each in named], pa.float64()),
+        ("tested", [each.tested for each in named], pa.int64()),
+    ):
+        table = table.append_column(column, pa.array(values, kind))
+    draft.write_table("features.parquet", table)
 
 
 def tangent_changes(loaded: Any, autoencoder: Any, delta: dict[str, Any], table: Any, settings: FeatureSettings) -> Any:

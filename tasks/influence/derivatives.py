@@ -90,7 +90,7 @@ def influence_shard(
     draft: Any,
     run: Run,
     rows: ShardRows,
-    solve: ArtifactRef,
+    solve: ArtifactRef | None,
     directions: ArtifactRef,
     adapter: AdapterSettings,
     seed: int,
@@ -99,7 +99,8 @@ def influence_shard(
     node: ArtifactRef | None = None,
     model: ModelHandle | None = None,
 ) -> None:
-    """derivatives.safetensors: of every sample's summed loss, `lissa` [n] and `preconditioned` [n, targets].
+    """derivatives.safetensors: of every sample's summed loss, `lissa` [n], where there is a solve, and `preconditioned`
+    [n, targets].
 
     From the per-row gradients of the block `node`; without one, by a forward and backward pass of `model`.
     """
@@ -107,7 +108,7 @@ def influence_shard(
 
     table = rows.read(run)
     ids = table["sample_id"].to_pylist()
-    solved, stored = run.store.open(solve), run.store.open(directions)
+    solved, stored = solve and run.store.open(solve), run.store.open(directions)
     if node is not None:
         derivatives = _of_stored_rows(run, node, ids, solved, stored, lora_scale(adapter))
     else:
@@ -117,32 +118,37 @@ def influence_shard(
         with device_lock(adapted.loaded):
             for minibatch in minibatches(table, settings.batch_tokens, adapted.loaded.device):
                 derivatives[list(minibatch.rows)] = directional(adapted, columns, minibatch, dpo_beta).cpu()
+    of_solve = {"lissa": derivatives[:, 0].contiguous()} if solved else {}
     draft.write_tensors(
-        "derivatives.safetensors",
-        {"lissa": derivatives[:, 0].contiguous(), "preconditioned": derivatives[:, 1:].contiguous()},
+        "derivatives.safetensors", of_solve | {"preconditioned": derivatives[:, len(of_solve) :].contiguous()}
     )
     draft.write_json("samples.json", ids)
 
 
 def _of_stored_rows(run: Run, node: ArtifactRef, ids: list[str], solved: Any, stored: Any, scale: float) -> Tensor:
-    """[n, 1 + targets] float64; 0 for a row without a label, whose gradient was not kept."""
+    """[n, targets] float64, after LiSSA's where there is a solve; 0 for a row without a label, whose gradient was not
+    kept."""
     import torch
 
     kept = per_row_gradients(run, [node], scale)
     assert kept is not None  # of one block at least
-    solution, directions = (a.tensor_file("directions.safetensors") for a in (solved, stored))
+    directions = stored.tensor_file("directions.safetensors")
+    solution = solved and solved.tensor_file("directions.safetensors")
     found: Any = 0.0
     for name in kept.names:
-        columns = torch.cat([solution.get_tensor(name).unsqueeze(0), directions.get_tensor(name)])
+        columns = directions.get_tensor(name)
+        if solution:
+            columns = torch.cat([solution.get_tensor(name).unsqueeze(0), columns])
         found = found + (kept.block(name) @ columns.flatten(1).T).double()
     return SampleValues(kept.ids, found).spread_over(ids)
 
 
 def _columns(adapted: AdaptedModel, solved: Any, stored: Any) -> list[dict[str, Tensor]]:
-    """Weight directions: LiSSA's first, then one per target."""
-    solution, directions = (a.tensors("directions.safetensors") for a in (solved, stored))
+    """Weight directions: LiSSA's first, where there is a solve, then one per target."""
+    directions = stored.tensors("directions.safetensors")
+    solution = [solved.tensors("directions.safetensors")] if solved else []
     targets = len(next(iter(directions.values())))
-    thetas = [solution, *({name: d[target] for name, d in directions.items()} for target in range(targets))]
+    thetas = [*solution, *({name: d[target] for name, d in directions.items()} for target in range(targets))]
     placed = [{name: theta[name].to(w.device) for name, w in adapted.weights.items()} for theta in thetas]
     return [adapted.space.lift(theta) for theta in placed]
 

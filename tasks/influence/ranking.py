@@ -46,7 +46,7 @@ def influence(
     samples: ArtifactRef,
     shards: list[ArtifactRef],
     gradient: ArtifactRef,
-    solve: ArtifactRef,
+    solve: ArtifactRef | None,
     targets: ArtifactRef,
     schedule: Schedule,
     settings: RankingSettings,
@@ -59,7 +59,7 @@ def influence(
     rows = row_numbers(run, samples)
     described = run.store.open(targets).json("targets.json")
     counts = run.store.open(gradient).json("counts.json")
-    ids, scores = sample_scores(run, shards, replays, counts, schedule)
+    ids, scores = sample_scores(run, shards, replays, counts, schedule, solved=solve is not None)
     method = settings.method if settings.method in scores else best_method(scores)
     of_first = {name: values[:, 0].tolist() for name, values in scores.items()}
     of_every_target = scores[best_method(scores)]
@@ -76,9 +76,11 @@ def influence(
     asked = described[:first_watched]
     draft.write_table("targets.parquet", target_table(ids, rows, of_every_target[:, :first_watched], asked))
     draft.write_json("targets.json", described)
-    solved = run.store.open(solve)
-    draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
-    record = solved.json("solver.json") | {"ranked_by": method, "target": described[0]["name"]}
+    record = {"ranked_by": method, "target": described[0]["name"]}
+    if solve is not None:
+        solved = run.store.open(solve)
+        draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
+        record = solved.json("solver.json") | record
     if others:
         record["estimated"] = [
             {"by": part.by, "rows": len(part.ids), "error": part.error, "explained": part.explained} for part in others
@@ -109,18 +111,23 @@ def best_method(scores: dict[str, Tensor]) -> str:
 
 
 def sample_scores(
-    run: Run, shards: list[ArtifactRef], replays: ArtifactRef | None, counts: dict[str, Any], schedule: Schedule
+    run: Run,
+    shards: list[ArtifactRef],
+    replays: ArtifactRef | None,
+    counts: dict[str, Any],
+    schedule: Schedule,
+    solved: bool,
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Sample ids, and per method [n, targets] float64 change of every target; `lissa` has the first target alone."""
-    lissa, first_order = (
-        SampleValues.read(run, shards, "derivatives.safetensors", name) for name in ("lissa", "preconditioned")
-    )
-    ids, elapsed_lr = lissa.ids, sum(schedule.rates(counts["rows"]))
+    """Sample ids, and per method [n, targets] float64 change of every target; `lissa`, where there was a solve, has the
+    first target alone."""
+    first_order = SampleValues.read(run, shards, "derivatives.safetensors", "preconditioned")
+    ids, elapsed_lr = first_order.ids, sum(schedule.rates(counts["rows"]))
     tokens = counts["tokens"] * schedule.whole(counts["rows"]) / counts["rows"]  # a row's share is that of all rows
-    scores = {
-        "lissa": -lissa.values.unsqueeze(1) / tokens,
-        "preconditioned": -elapsed_lr / tokens * first_order.values,
-    }
+    scores = {}
+    if solved:
+        lissa = SampleValues.read(run, shards, "derivatives.safetensors", "lissa")
+        scores["lissa"] = -lissa.values.unsqueeze(1) / tokens
+    scores["preconditioned"] = -elapsed_lr / tokens * first_order.values
     if replays is not None:  # a row without a label is in no replay, and does nothing
         replayed = SampleValues.read(run, [replays], "scores.safetensors", "replayed")
         scores["replayed"] = replayed.spread_over(ids) * schedule.learning_rate

@@ -51,3 +51,8 @@ class InfluenceSettings(BaseModel):
         description="number of a training row whose tokens are scored one by one",
     )
     scoring: ScoringSettings = Field(default=ScoringSettings(), title="Pass over all samples")
+
+    @property
+    def solves(self) -> bool:
+        """Whether the inverse-curvature solve is asked for, which costs more than any other pass."""
+        return self.method == "lissa" or self.solver.when == "always"

@@ -11,6 +11,7 @@ from foretune.storage.events import EventLog
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import LISSA_WITHIN_BUDGET, BrokenInvariant
+from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
@@ -36,6 +37,12 @@ class SolverSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="LiSSA")
 
     version: Literal[1] = 1
+    when: Literal["ranking", "always"] = Field(
+        default="ranking",
+        title="When",
+        description="ranking: where influence.method is lissa; always: its scores stand beside those that rank",
+        json_schema_extra=without_result(),
+    )
     preset: Literal["automatic", "seed", "tuned"] = Field(
         default="automatic",
         title="Preset",

@@ -44,7 +44,11 @@ class CurvatureSettings(BaseModel):
         "other rows or another mean gradient cost no pass; exact: one product per tensor; auto: sampled for LoRA",
     )
     quotient_draws: int = Field(
-        default=16, ge=2, le=100_000, title="Draws of the sampled K_ii", description="per row of the sample"
+        default=8,
+        ge=2,
+        le=100_000,
+        title="Draws of the sampled K_ii",
+        description="per row of the sample; its relative error is about sqrt(2 / (draws x rows))",
     )
     quotient_rows: int = Field(
         default=4, ge=1, le=100_000, title="Rows of the exact K_ii", description="out of the curvature sample"

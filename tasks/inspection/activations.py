@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foretune.tasks.inspection.settings import DiffSettings
@@ -16,14 +17,24 @@ if TYPE_CHECKING:
     from foretune.tasks.saes import LoadedSae
 
 
+@dataclass(frozen=True)
+class SampleActivations:
+    """What every sample's label tokens make of the features; divide by `tokens` once."""
+
+    sums: Tensor  # [n, d_sae] float64
+    tokens: Tensor  # [n] label tokens, float64
+    fired: Tensor  # [d_sae] label tokens with a positive activation, float64
+    explained: float  # variance that the SAE reproduces there
+
+
 def sample_activations(
     loaded: LoadedModel,
     autoencoder: LoadedSae,
     table: pa.Table,
     settings: DiffSettings,
     weights: dict[str, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, float]:
-    """Activation sums per sample [n, d_sae], label tokens per sample [n], explained variance on them.
+) -> SampleActivations:
+    """Every sample's activation sums on its label tokens.
 
     `weights` {parameter name: tensor} stand in for the model's own.
     """
@@ -33,6 +44,7 @@ def sample_activations(
 
     sums = torch.zeros(len(table), autoencoder.d_sae, dtype=torch.float64)
     tokens = torch.zeros(len(table), dtype=torch.float64)
+    fired = torch.zeros(autoencoder.d_sae, dtype=torch.float64)
     quality = ReconstructionSums()
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
         _, trained = token_masks(minibatch.batch)
@@ -43,5 +55,6 @@ def sample_activations(
                 acts = autoencoder.encode(chosen)
                 sums[row] = acts.sum(dim=0, dtype=torch.float64).cpu()
                 tokens[row] = chosen.shape[0]
+                fired += (acts > 0).sum(dim=0).cpu()
                 quality.add(autoencoder.target(chosen), autoencoder.decode(acts))
-    return sums, tokens, quality.explained_variance
+    return SampleActivations(sums, tokens, fired, quality.explained_variance)

@@ -13,11 +13,12 @@ from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.samples.rows import SubsetRows
 
 
-@content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
+@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
 def sae_base(
     draft: Any, run: Run, model: ModelHandle, sae: SaeHandle, rows: SubsetRows, settings: DiffSettings
 ) -> None:
-    """sums.safetensors: per sample its activation sums [n, d_sae] and label tokens [n]; summary.json."""
-    sums, tokens, explained = sample_activations(model.open(run), sae.open(), rows.read(run), settings)
-    draft.write_tensors("sums.safetensors", {"sums": sums, "tokens": tokens})
-    draft.write_json("summary.json", {"explained_variance": explained})
+    """sums.safetensors: per sample its activation sums [n, d_sae] and label tokens [n], and on how many of these each
+    feature fires [d_sae]; summary.json."""
+    found = sample_activations(model.open(run), sae.open(), rows.read(run), settings)
+    draft.write_tensors("sums.safetensors", {"sums": found.sums, "tokens": found.tokens, "fired": found.fired})
+    draft.write_json("summary.json", {"explained_variance": found.explained})

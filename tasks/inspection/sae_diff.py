@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -13,48 +14,101 @@ from foretune.tasks.inspection.activations import sample_activations
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.samples.rows import SubsetRows
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
+    from foretune.tasks.numerics.activations import Halves
+
+NOISE = 3.0
+"""Standard errors that a change must exceed to be called one: thousands of features are compared, and at two a
+twentieth of those that stand still would be named."""
+
+
+@content_task(version=3, libraries=(*NUMERICS, "sae-lens"))
 def sae_diff(
     draft: Any,
     run: Run,
     model: ModelHandle,
     checkpoint: ArtifactRef,
     base: ArtifactRef,
+    nulls: ArtifactRef | None,
     sae: SaeHandle,
     rows: SubsetRows,
     settings: DiffSettings,
 ) -> None:
-    """Per feature: mean activation under both models on held-out label tokens, change and its z-score."""
+    """Per feature: mean activation under both models on held-out label tokens, the change with its standard error over
+    rows, how far it stands out from null deltas, on which share of tokens it fires, and the change on either half."""
     import pyarrow as pa
 
-    from foretune.tasks.numerics.activations import paired_change
+    from foretune.tasks.numerics.activations import paired_change, split_half
 
     autoencoder, table = sae.open(), rows.read(run)
     stored = run.store.open(base)
     before, explained = stored.tensors("sums.safetensors"), stored.json("summary.json")["explained_variance"]
-    new = model.moved_to(checkpoint).open(run)
-    sums, tokens, explained_new = sample_activations(new, autoencoder, table, settings)
-    result = paired_change(before["sums"], sums, tokens)
-    draft.write_table(
-        "features.parquet",
-        pa.table(
-            {
-                "feature": list(range(autoencoder.d_sae)),
-                "base": result.base.numpy(),
-                "new": result.new.numpy(),
-                "change": result.change.numpy(),
-                "z": result.z.numpy(),
-            }
-        ),
-    )
+    after = sample_activations(model.moved_to(checkpoint).open(run), autoencoder, table, settings)
+    result = paired_change(before["sums"], after.sums, after.tokens)
+    total = float(after.tokens.sum())
+    z_null, noise = against_nulls(run, nulls, result.change)
+    beyond = beyond_noise(result.z, z_null)
+    columns = {
+        "feature": list(range(autoencoder.d_sae)),
+        "base": result.base.numpy(),
+        "new": result.new.numpy(),
+        "change": result.change.numpy(),
+        "error": result.error.numpy(),
+        "z": result.z.numpy(),
+        "fires_base": (before["fired"] / total).numpy(),
+        "fires_new": (after.fired / total).numpy(),
+        "beyond_noise": beyond.numpy(),
+    }
+    if z_null is not None:
+        columns["z_null"] = z_null.numpy()
+    halved, stability = stable_halves(split_half(before["sums"], after.sums, after.tokens), beyond)
+    draft.write_table("features.parquet", pa.table(columns | halved))
     draft.write_json(
         "summary.json",
         {
             "rows": len(table),
-            "tokens": float(tokens.sum()),
+            "tokens": total,
             "explained_variance_base": explained,
-            "explained_variance_new": explained_new,
-            "features_moved": int((result.z.abs() > 3).sum()),
+            "explained_variance_new": after.explained,
+            "features_moved": int(beyond.sum()),
+            **stability,
+            **noise,
         },
     )
+
+
+def against_nulls(run: Run, nulls: ArtifactRef | None, change: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
+    """z [d_sae] of each change against the null deltas', and what is told of these; (None, {}) without nulls."""
+    if nulls is None:
+        return None, {}
+    from foretune.tasks.numerics.feature_nulls import pooled_nulls
+
+    stored = run.store.open(nulls).tensors("nulls.safetensors")
+    pooled = pooled_nulls(stored["change"], stored["error"])
+    return pooled.z(change), {"null_deltas": pooled.draws, "null_freedom": _finite(pooled.freedom)}
+
+
+def stable_halves(halves: Halves | None, beyond: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of the two halves of the rows and what is told of them; nothing where a half has no token."""
+    if halves is None:
+        return {}, {}
+    from foretune.tasks.numerics.agreement import spearman
+
+    either = (halves.first != 0) | (halves.second != 0)
+    columns = {"change_first_half": halves.first.numpy(), "change_second_half": halves.second.numpy()}
+    told = {
+        "half_spearman": _finite(spearman(halves.first[either], halves.second[either])),
+        "moved_stable": int((halves.same_sign & beyond).sum()),
+    }
+    return columns | {"stable": halves.same_sign.numpy()}, told
+
+
+def beyond_noise(z: Tensor, z_null: Tensor | None) -> Tensor:
+    """[d] bool: more than `NOISE` standard errors over rows, and as far from what null deltas do."""
+    return (z.abs() > NOISE) & (True if z_null is None else z_null.abs() > NOISE)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

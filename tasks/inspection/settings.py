@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -10,6 +11,10 @@ from foretune.tasks.engine.keys import without_result
 
 FEWEST_NULLS = 4
 """Below, the spread of the draws is as uncertain as it is large."""
+
+
+FEWEST_ROWS = 8
+"""Held-out rows of the null deltas, where as many are compared."""
 
 
 class DiffSettings(BaseModel):
@@ -39,9 +44,21 @@ class NullSettings(BaseModel):
 
     version: Literal[1] = 1
     deltas: int = Field(
-        default=6, ge=0, le=64, title="Null deltas", description="each costs a forward pass over diff.rows; 0: none"
+        default=6, ge=0, le=64, title="Null deltas", description="each costs a forward pass over their rows; 0: none"
+    )
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        title="Share of the compared rows",
+        description="that the null deltas are taken on, at least 8 rows: noise is no larger on more rows",
+        json_schema_extra=without_result(),  # the rows are an input by themselves
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed of the null deltas")
+
+    def rows_of(self, compared: int) -> int:
+        """How many of the compared rows they are taken on."""
+        return min(compared, max(FEWEST_ROWS, math.ceil(self.share * compared)))
 
     @field_validator("deltas")
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -13,8 +14,11 @@ from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows
 
+if TYPE_CHECKING:
+    from foretune.tasks.numerics.quotients import RayleighQuotients
 
-@content_task(version=3)
+
+@content_task(version=4)
 def curvature(
     draft: Any,
     run: Run,
@@ -51,4 +55,13 @@ def curvature(
         ],
     )
     measured = run.store.open(sharpness).json("sharpness.json")
-    draft.write_json("summary.json", {**measured, "quotients": quotients.mode})
+    draft.write_json(
+        "summary.json", {**measured, "quotients": quotients.mode, "quotients_error": middle_error(quotients)}
+    )
+
+
+def middle_error(quotients: RayleighQuotients) -> float | None:
+    """Median over the tensors of the standard error of K_ii over K_ii; None where it is exact."""
+    errors = quotients.standard_errors or {}
+    relative = [error / quotients.values[name] for name, error in errors.items() if quotients.values[name] > 0]
+    return median(relative) if relative else None

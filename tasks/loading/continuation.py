@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,22 @@ def end_tokens(loaded: LoadedModel, tokenizer_eos: int | None) -> list[int]:
         eos = getattr(each, "eos_token_id", None)
         found |= set(eos) if isinstance(eos, list) else set() if eos is None else {eos}
     return sorted(found)
+
+
+def keeps_all(cache: Any) -> bool:
+    """Whether every layer of a model's cache keeps the keys and values of all tokens: no window, no state."""
+    with building:
+        from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+
+def chosen_rows(cache: Any, index: Tensor) -> Any:
+    """A cache of these rows of another, which stays as it is."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(index)
+    return chosen
 
 
 def positions(loaded: LoadedModel) -> int | None:

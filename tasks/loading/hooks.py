@@ -118,7 +118,7 @@ def _places(model: PreTrainedModel, layer: Module) -> dict[str, tuple[Module, Li
         attention_writes, mlp_writes = layer.post_attention_layernorm, layer.post_feedforward_layernorm
     else:
         before_mlp, attention_writes, mlp_writes = _child(layer, _NORM_BEFORE_MLP), attention, mlp
-    if _parallel(model):
+    if parallel(model):
         before_mlp = None
     found = {
         "hook_resid_pre": (layer, "input"),
@@ -131,11 +131,25 @@ def _places(model: PreTrainedModel, layer: Module) -> dict[str, tuple[Module, Li
     return {hook: place for hook, place in found.items() if place[0] is not None}
 
 
+def block_modules(model: PreTrainedModel, layer: Module) -> dict[str, Module | None]:
+    """By what they do in this block: the attention's last linear module, the MLP, what reads the stream for the MLP,
+    and the norms between either and the stream. None for what the architecture lacks, or calls by other names."""
+    mlp, normalised = _child(layer, _MLP), hasattr(layer, "post_feedforward_layernorm")
+    reading = _child(layer, ("pre_feedforward_layernorm",) if normalised else _NORM_BEFORE_MLP)
+    return {
+        "attention": _child(_child(layer, _ATTENTION), _OUT_PROJECTION),
+        "mlp": mlp,
+        "before_mlp": reading or (layer if parallel(model) else mlp if normalised else None),
+        "after_attention": _child(layer, ("post_attention_layernorm",)) if normalised else None,
+        "after_mlp": _child(layer, ("post_feedforward_layernorm",)),
+    }
+
+
 def _child(module: Module | None, names: tuple[str, ...]) -> Module | None:
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
-def _parallel(model: PreTrainedModel) -> bool:
+def parallel(model: PreTrainedModel) -> bool:
     """Whether attention and MLP read the same residual stream, so that there is none between them."""
     config = model.config
     return bool(getattr(config, "use_parallel_residual", False) or getattr(config, "parallel_attn", False))
@@ -226,5 +240,29 @@ def captured_residuals(loaded: LoadedModel, hook_name: str | None) -> Iterator[C
     handle = _attach(hook_point(loaded.model, hook_name), keep)
     try:
         yield taken
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def replaced_residuals(loaded: LoadedModel, hook_name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block, every forward goes on with `change` of its activations [b, s, d] at the hook."""
+    point = hook_point(loaded.model, hook_name)
+    if point.kind == "input":
+
+        def before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+        handle = point.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+
+        def after(module: Module, args: tuple[Any, ...], output: Any) -> Any:
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        handle = point.module.register_forward_hook(after)
+    try:
+        yield
     finally:
         handle.remove()

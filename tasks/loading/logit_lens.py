@@ -30,6 +30,11 @@ def _final_norm(model: PreTrainedModel) -> Any:
     return next((getattr(decoder, name) for name in _FINAL_NORMS if hasattr(decoder, name)), None)
 
 
+def final_gains(loaded: LoadedModel) -> Tensor | None:
+    """The final norm's weight [d], or None."""
+    return getattr(_final_norm(loaded.model), "weight", None)
+
+
 def shown_tokens(loaded: LoadedModel, ids: Sequence[int], most: int) -> list[str]:
     """The first `most` of these tokens as words: without those that are no text, or differ from another in case."""
     words: list[str] = []

@@ -74,7 +74,8 @@ class PairedChange:
     base: Tensor  # [d] token-weighted mean under the base model
     new: Tensor  # [d] the same under the new model
     change: Tensor  # [d] new - base
-    z: Tensor  # [d] change over its standard error from paired samples; 0 where nothing varies
+    error: Tensor  # [d] its standard error over paired samples
+    z: Tensor  # [d] change over its standard error; 0 where nothing varies
 
 
 def paired_change(base_sums: Tensor, new_sums: Tensor, tokens: Tensor) -> PairedChange:
@@ -90,4 +91,22 @@ def paired_change(base_sums: Tensor, new_sums: Tensor, tokens: Tensor) -> Paired
     spread = (new_sums - base_sums - tokens[:, None] * change).square().sum(0)
     error = (spread * n / max(n - 1, 1)).sqrt() / total
     z = torch.where(error > 0, change / error.clamp_min(1e-30), torch.zeros_like(change))
-    return PairedChange(base, new, change, z)
+    return PairedChange(base, new, change, error, z)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The same change measured on either half of the samples, of which neither sees the other's."""
+
+    first: Tensor  # [d] change on every other sample
+    second: Tensor  # [d] on those between
+    same_sign: Tensor  # [d] bool, both halves move, to the same side
+
+
+def split_half(base_sums: Tensor, new_sums: Tensor, tokens: Tensor) -> Halves | None:
+    """Per-sample activation sums [n, d] under both models, tokens [n]; None where a half has no token."""
+    halves = [(new_sums[at::2] - base_sums[at::2], tokens[at::2].sum()) for at in (0, 1)]
+    if any(float(total) == 0 for _, total in halves):
+        return None
+    first, second = (sums.sum(0) / total for sums, total in halves)
+    return Halves(first, second, first * second > 0)

@@ -40,7 +40,8 @@ def _charts(view: ReportView, settings: ReportSettings) -> Iterator[Chart | None
         yield layers.layer_norms(view.landscape.layers)
     if view.features:
         measured = view.sae_diff.features if view.sae_diff else None
-        yield features.concept_changes(view.features.features, measured, top)
+        leading = set(view.concepts.rows["family"]) if view.concepts else None
+        yield features.concept_changes(view.features.features, measured, top, leading)
     if view.prompt_gain:
         yield samples.prompt_gains(view.prompt_gain.rows["gain"], view.prompt_gain.threshold)
     if view.influence:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from foretune.tasks.report.concepts import NOISE, WITHIN_NOISE
 from foretune.tasks.report.numbers import signed
 from foretune.tasks.report.standalone import page_environment
 
@@ -120,8 +121,8 @@ def comparison_tables(compared: dict[str, Any]) -> list[ComparisonTable]:
             [(rule, pair["a"], pair["b"]) for rule, pair in compared["quality"].items()],
         ),
         ComparisonTable(
-            "Concepts whose measured change of activation differs most, on held-out text (below |z| 2: chance)",
-            ["feature", "base", "change before", "error", "change after", "error", "z of the difference", "label"],
+            "Concepts whose measured change of activation differs most, on held-out text",
+            ["feature", "base", "change before", "error", "change after", "error", "z of the difference", "", "label"],
             [_concept(row) for row in compared["features"]],
         ),
         ComparisonTable(
@@ -143,7 +144,8 @@ def change(pair: dict[str, Any]) -> str:
 
 def _concept(row: dict[str, Any]) -> tuple[Any, ...]:
     values = (row[name] for name in ("base_b", "change_a", "error_a", "change_b", "error_b", "z"))
-    return (row["feature"], *values, row["label"] or "unnamed")
+    verdict = "differs" if row.get("beyond_noise", abs(row["z"] or 0.0) > NOISE) else WITHIN_NOISE
+    return (row["feature"], *values, verdict, row["label"] or "unnamed")
 
 
 def _value(value: Any) -> str:

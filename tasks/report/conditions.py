@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from foretune.tasks.report.concepts import fading_words
 from foretune.tasks.report.numbers import ROWS_NAMED, measured, named_rows, percent
 from foretune.tasks.report.supervision import words_asked
 
@@ -86,7 +87,7 @@ class Evidence:
     harming: Sequence[Mapping[str, Any]] = ()  # every row with the verdict `harms`, worst first: row, score
     method: str = "influence"  # that ranked, in words
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)  # row numbers by flag, and those named by signals
-    fading: Sequence[Mapping[str, Any]] | None = None  # suppressed concepts; None without an SAE
+    fading: Sequence[Mapping[str, Any]] | None = None  # concepts that fade beyond noise; None without an SAE
     leaked: Sequence[int] | None = None  # training rows that are held-out rows too
     poisoned: Sequence[str] = ()  # watched suites that some rows move for the worse
     limits: Mapping[str, float] = field(default_factory=dict)  # what the settings let pass, by condition
@@ -296,11 +297,6 @@ def _leakage(evidence: Evidence) -> Condition:
 
 def _concepts(fading: Sequence[Mapping[str, Any]]) -> Condition:
     falls = [c for c in fading if c["relative"] is not None and c["relative"] < FADING]
-    reason = ""
-    if falls:
-        label = f'"{falls[0]["label"]}" (feature {falls[0]["feature"]})' if falls[0]["label"] else ""
-        more = f" and {len(falls) - 1:,} more concepts" if len(falls) > 1 else ""
-        reason = f"{label or 'feature ' + str(falls[0]['feature'])} fades by {-falls[0]['relative']:.0%}{more}"
     return Condition(
         "fading_concepts",
         "Does a concept fade?",
@@ -308,7 +304,7 @@ def _concepts(fading: Sequence[Mapping[str, Any]]) -> Condition:
         "relative change",
         f"none by more than {percent(-FADING)} %",
         "warn" if falls else "pass",
-        reason=reason,
+        reason=fading_words(falls) if falls else "",
     )
 
 

@@ -12,7 +12,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.inputs.trust import Trust, horizon_signal, trust_of
 from foretune.tasks.report.behaviour import behaviour_numbers
 from foretune.tasks.report.causes import poison_signal
-from foretune.tasks.report.concepts import moved_concepts, speaking_like
+from foretune.tasks.report.concepts import joined_concepts, moved_concepts, speaking_like
 from foretune.tasks.report.conditions import (
     Condition,
     Evidence,
@@ -128,11 +128,17 @@ def row_texts(samples: Any, wanted: set[str] | None = None) -> dict[str, str]:
 
 
 def _concepts(opened: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
-    """Strengthened and suppressed concepts; None without an SAE."""
+    """Strengthened and faded concepts; None without an SAE."""
     if "features" not in opened:
         return None
-    scored, measured = (opened[name].arrow("features.parquet").to_pylist() for name in ("features", "sae_diff"))
-    return moved_concepts(scored, measured)
+    return moved_concepts(concept_rows(opened))
+
+
+def concept_rows(opened: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every feature with its measured change, what was estimated, and its family."""
+    if "concepts" in opened:
+        return opened["concepts"].arrow("concepts.parquet").to_pylist()
+    return joined_concepts(*(opened[name].arrow("features.parquet").to_pylist() for name in ("features", "sae_diff")))
 
 
 def _signals(
@@ -242,12 +248,12 @@ def _summary(
         "samples_that_help": verdicts.count("helps"),
         "harmful_rows": read["quality"].get("willing_harm", {}).get("count"),
         "ranked_by": solver.get("ranked_by"),
-        "lissa_residual": solver["residuals"][-1],
-        "lissa_iterations": solver["iterations"],
         "noise_scale_tokens": read["landscape"]["noise_scale_tokens"],
         "dead_layers": len(read["landscape"]["dead_layers"]),
     }
-    for name in ("prediction", "model_diff", "preference", "baseline", "sae_diff"):
+    if "residuals" in solver:  # the solve was asked for
+        kept |= {"lissa_residual": solver["residuals"][-1], "lissa_iterations": solver["iterations"]}
+    for name in ("prediction", "model_diff", "preference", "baseline", "sae_diff", "concepts"):
         numbers = {k: v for k, v in read.get(name, {}).items() if v is None or isinstance(v, int | float | str)}
         kept |= {k if k not in kept else f"{name}_{k}": v for k, v in numbers.items()}
     kept |= behaviour_numbers(read.get("behaviour"))

@@ -13,6 +13,8 @@ from foretune.tasks.report.behaviour import BehaviourView, behaviour_view
 from foretune.tasks.report.behaviour_path import BehaviourPathView, behaviour_path_view
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.causes import CausesView, causes_view
+from foretune.tasks.report.circuits import TracedPrompt, circuits_view
+from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
@@ -21,6 +23,7 @@ from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
+    ConceptsView,
     FeaturesView,
     Header,
     InfluenceView,
@@ -34,7 +37,7 @@ from foretune.tasks.report.views import (
 )
 
 
-@content_task(version=6, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=7, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -113,7 +116,7 @@ def _landscape(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
 
 
 def _features(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> FeaturesView:
-    measured = opened["sae_diff"].table("features.parquet", columns=["feature", "change", "z"])
+    measured = opened["sae_diff"].table("features.parquet", columns=["feature", "change", "z", "beyond_noise"])
     return FeaturesView(opened["features"].table("features.parquet").merge(measured, on="feature"))
 
 
@@ -127,8 +130,8 @@ def _influence(opened: dict[str, Any], texts: dict[str, str], lines: RequestLine
         rows=rows.assign(
             text=rows["sample_id"].map(texts), nearest=nearest, verdict=rows["sample_id"].map(shown_verdicts(opened))
         ),
-        residuals=solver["residuals"],
-        status=solver["status"],
+        residuals=solver.get("residuals", []),
+        status=solver.get("status", ""),
         target=solver["target"],
         unit=solver["unit"],
         tokens=tokens,
@@ -176,6 +179,10 @@ def _sae_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines
     return SaeDiffView(moved, flat(opened["sae_diff"].json("summary.json")))
 
 
+def _concepts(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptsView:
+    return ConceptsView(opened["concepts"].table("concepts.parquet"), flat(opened["concepts"].json("summary.json")))
+
+
 def _behaviour(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourView:
     return behaviour_view(opened["behaviour"])
 
@@ -187,6 +194,18 @@ def _causes(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) 
 
 def _behaviour_path(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourPathView:
     return behaviour_path_view(opened["behaviour_path"])
+
+
+def _concept_causes(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptCausesView:
+    held, named = opened["concept_causes"], opened["features"].arrow("features.parquet", columns=["feature", "label"])
+    labels = {row["feature"]: row["label"] for row in named.to_pylist()}
+    return concept_causes_view(held.arrow("causes.parquet").to_pylist(), labels, held.json("summary.json"))
+
+
+def _circuits(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> list[TracedPrompt]:
+    held = opened["circuits"]
+    nodes, modules = (held.arrow(f"{name}.parquet").to_pylist() for name in ("nodes", "modules"))
+    return circuits_view(held.json("summary.json")["prompts"], nodes, modules)
 
 
 def _answers(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> AnswersView:
@@ -205,9 +224,12 @@ SECTIONS = {
     "preference": _preference,
     "prediction": _prediction,
     "sae_diff": _sae_diff,
+    "concepts": _concepts,
     "model_diff": model_diff_view,
     "behaviour": _behaviour,
     "behaviour_path": _behaviour_path,
     "causes": _causes,
     "answers": _answers,
+    "circuits": _circuits,
+    "concept_causes": _concept_causes,
 }

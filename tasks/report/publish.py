@@ -47,6 +47,8 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
         result["backtest"]["answers"] = run.store.open(made["answer_agreement"]).json("answers.json")
     if "suite_agreement" in made:
         result["backtest"]["suites"] = run.store.open(made["suite_agreement"]).json("suites.json")
+    if "concepts" in made:
+        result["concepts"] = run.store.open(made["concepts"]).json("summary.json")
     if "answers" in made:
         result["answers"] = listed_answers(run.store.open(made["answers"]).arrow("answers.parquet").to_pylist())
     if "behaviour" in made:

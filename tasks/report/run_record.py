@@ -12,7 +12,7 @@ from foretune.storage.contents import Artifact
 from foretune.storage.events import read_events
 from foretune.storage.manifest import Manifest, artefacts_in
 from foretune.storage.runs import Run
-from foretune.tasks.engine.invariants import INVARIANTS
+from foretune.tasks.engine.invariants import INVARIANTS, LISSA_WITHIN_BUDGET
 from foretune.tasks.report.graph import Graph, graph_of
 from foretune.tasks.report.pace import equivalents, pace_of, seconds_at
 from foretune.tasks.report.spent import PassCost, against_plan, deviations
@@ -112,12 +112,15 @@ def run_record(
 
 def invariants_of(run: Run, manifests: Mapping[str, Manifest], events: list[dict[str, Any]]) -> tuple[Invariant, ...]:
     """Every invariant with its records: those of the artefacts' manifests, of this run's events, and where this run
-    opened no model, those of the runs that computed what it gives."""
+    opened no model, those of the runs that computed what it gives. LiSSA's only where its solve was asked for."""
     records = [check for manifest in manifests.values() for check in manifest.checks]
     records += _checks_in(events, run.run_id)
     for name in _makers(run, manifests):
         records += _checks_in(read_events(Run(run.root, name)), name)
-    return tuple(_together(name, [record for record in records if record.name == name]) for name in INVARIANTS)
+    ranked = manifests.get("influence")
+    unasked = {LISSA_WITHIN_BUDGET} if ranked and ranked.inputs.get("solve", 0) is None else set()
+    names = [name for name in INVARIANTS if name not in unasked]
+    return tuple(_together(name, [record for record in records if record.name == name]) for name in names)
 
 
 def timeline_of(events: Iterable[Mapping[str, Any]], tokens: int) -> list[dict[str, Any]]:

@@ -6,18 +6,20 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from foretune.tasks.report.concepts import moving_order
+from foretune.tasks.report.concepts import UNCLEAR, moving_order, name_test, share
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from foretune.tasks.report.settings import ReportSettings
     from foretune.tasks.report.spent import PassCost
-    from foretune.tasks.report.views import ReportView
+    from foretune.tasks.report.views import ConceptsView, ReportView
 
 
 CHANGED = 500
 """Tensors of the table of changed weights, which a reader sorts."""
+WITHIN = 3
+"""Features within noise that are shown: those that the estimates would have had move most."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,6 @@ def _table(caption: str, columns: Sequence[Column], records: Sequence[Mapping[An
     return Table(caption, columns, rows)
 
 
-def _moved(features: DataFrame, column: str, top: int) -> list[dict[Hashable, Any]]:
-    """The `top` features that rise and that fall most, largest first, in the order of terminal and result.json."""
-    rising, falling = moving_order(features[column].tolist(), features["z"].tolist() if "z" in features else None)
-    return features.iloc[[*rising[:top], *reversed(falling[:top])]].to_dict("records")
-
-
 def scored_tokens(tokens: DataFrame) -> Table | None:
     """The label tokens of one sample with their share of its score, in order."""
     columns = (
@@ -67,22 +63,45 @@ def scored_tokens(tokens: DataFrame) -> Table | None:
     return _table(f"{len(labels):,} tokens of the chosen row", columns, labels.to_dict("records"))
 
 
-def concepts(features: DataFrame, measured: DataFrame | None, top: int) -> Table | None:
-    """Both ends of the feature changes: measured on the predicted model, else predicted."""
+def concepts(view: ConceptsView, top: int) -> Table | None:
+    """A line per family that moves beyond its noise, then what the estimates would have had move and noise explains."""
     columns = (
-        Column("feature", "feature", "code"),
         Column("concept", "label", "text"),
-        Column("now (activation)", "base_act"),
-        Column("predicted change (activation)", "predicted_change", "signed"),
-        Column("measured change (activation)", "change", "signed"),
-        Column("measured (standard errors)", "z", "signed"),
-        Column("score along the gradient", "score", "signed"),
-        Column("dormant", "dormant", "code"),
+        Column("feature", "feature", "code"),
+        Column("measured", "verdict", "text"),
+        Column("change (activation)", "change", "signed"),
+        Column("standard error", "error"),
+        Column("z over rows", "z", "signed"),
+        Column("z among null deltas", "z_null", "signed"),
+        Column("fires on (share of tokens)", "fires", "text"),
+        Column("halves of the rows agree", "stable", "code"),
+        Column("features like it", "alike"),
+        Column("name from", "named", "text"),
+        Column("estimated: tangent", "predicted_change", "signed"),
+        Column("estimated: score", "score", "signed"),
     )
-    alone = features.drop(columns=["change", "z"], errors="ignore")
-    joined = alone if measured is None else alone.merge(measured[["feature", "change", "z"]], on="feature")
-    records = _moved(joined, "predicted_change" if measured is None else "change", top)
-    return _table(f"{len(records):,} features of {len(features):,}, the most strengthened first", columns, records)
+    rows = view.rows
+    leaders = rows[(rows["feature"] == rows["family"]) & rows["beyond_noise"]].to_dict("records")
+    rising, falling = moving_order([row["change"] for row in leaders])
+    chosen = [leaders[n] for n in (*rising[:top], *reversed(falling[:top]))]
+    within = rows[~rows["beyond_noise"]]
+    order = within["predicted_change"].abs().sort_values(ascending=False, kind="stable").index
+    chosen += within.loc[order].head(WITHIN).to_dict("records")
+    records = [_concept(row) for row in chosen]
+    caption = f"{len(leaders):,} concepts move beyond noise, of {len(rows):,} features; the most strengthened first"
+    return _table(caption, columns, records)
+
+
+def _concept(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    plain = {str(name): value for name, value in row.items()}
+    return {
+        **plain,
+        "label": plain["label"] or UNCLEAR,
+        "fires": f"{share(plain['fires_new'])}, was {share(plain['fires_base'])}",
+        "stable": bool(plain["stable"]) if "stable" in plain else None,
+        "alike": plain["members"] - 1 if plain["members"] > 1 else None,
+        "named": name_test(plain),
+    }
 
 
 def preference_pairs(pairs: DataFrame, top: int) -> Table | None:
@@ -252,9 +271,8 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
     diff = view.model_diff
     probes = diff.probes if diff else None
     tokens = view.influence.tokens if view.influence else None
-    measured = view.sae_diff.features if view.sae_diff else None
     return {
-        "concepts": view.features and concepts(view.features.features, measured, top_features),
+        "concepts": view.concepts and concepts(view.concepts, top_features),
         "scored-tokens": scored_tokens(tokens) if tokens is not None else None,
         "preference-pairs": view.preference and preference_pairs(view.preference.pairs, long),
         "moved-modules": view.prediction and moved_modules(view.prediction.layers, long),

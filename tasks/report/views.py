@@ -10,6 +10,8 @@ from foretune.tasks.report.answers import AnswersView
 from foretune.tasks.report.behaviour import BehaviourView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.causes import CausesView
+from foretune.tasks.report.circuits import TracedPrompt
+from foretune.tasks.report.concept_causes import ConceptCausesView
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.supervision import SupervisionView
@@ -74,7 +76,7 @@ class LandscapeView(_Section):
 @dataclass(frozen=True)
 class FeaturesView(_Section):
     features: DataFrame = field(
-        metadata=_columns("feature", "label", "base_act", "score", "predicted_change", "direction", "dormant")
+        metadata=_columns("feature", "label", "base_act", "score", "predicted_change", "dormant")
     )
     summary: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,7 +86,7 @@ class InfluenceView(_Section):
     rows: DataFrame = field(
         metadata=_columns("row", "score", "z", "rank", "verdict", "outlier", "nearest", "text")
     )  # score: in `unit` of `target`, for a loss negative helps; nearest: the held-out rows it moves most, in words
-    residuals: Sequence[float]  # one per LiSSA iteration
+    residuals: Sequence[float]  # one per LiSSA iteration; none where the solve was not asked for
     status: str
     target: str = "held-out loss"
     unit: str = "nats per token"
@@ -121,7 +123,18 @@ class PredictionView(_Section):
 
 @dataclass(frozen=True)
 class SaeDiffView(_Section):
-    features: DataFrame = field(metadata=_columns("feature", "label", "base", "new", "change", "z"))
+    features: DataFrame = field(metadata=_columns("feature", "label", "base", "new", "change", "z", "beyond_noise"))
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConceptsView(_Section):
+    rows: DataFrame = field(
+        metadata=_columns(
+            "feature", "label", "label_source", "confidence", "tested", "verdict", "change", "error", "z", "fires_base",
+            "fires_new", "beyond_noise", "family", "members", "score", "predicted_change",
+        )
+    )  # fmt: skip
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -162,8 +175,11 @@ class ReportView:
     preference: PreferenceView | None = None
     prediction: PredictionView | None = None
     sae_diff: SaeDiffView | None = None
+    concepts: ConceptsView | None = None
     model_diff: ModelDiffView | None = None
     answers: AnswersView | None = None
     behaviour: BehaviourView | None = None
     behaviour_path: BehaviourPathView | None = None
     causes: CausesView | None = None
+    circuits: Sequence[TracedPrompt] = ()
+    concept_causes: ConceptCausesView | None = None

@@ -1,7 +1,7 @@
 """All that knows sae-lens and sparsify: where SAEs come from, the SAE itself, names of its features."""
 
 from foretune.tasks.saes.autoencoders import LoadedSae, load_sae
-from foretune.tasks.saes.labels import feature_labels, read_labels
+from foretune.tasks.saes.labels import clearly_promoted, feature_labels, given_labels, read_labels
 from foretune.tasks.saes.settings import SaeSettings
 from foretune.tasks.saes.sources import (
     SaeConfig,
@@ -18,7 +18,9 @@ __all__ = [
     "SaeSettings",
     "check_fit",
     "check_weights",
+    "clearly_promoted",
     "feature_labels",
+    "given_labels",
     "load_sae",
     "read_labels",
     "read_sae_config",

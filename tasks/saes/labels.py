@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from foretune.storage.datasets import read_rows
 from foretune.storage.documents import json_value
 from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
-from foretune.tasks.loading.logit_lens import shown_tokens, unembedded
+from foretune.tasks.loading.logit_lens import final_gains, shown_tokens, unembedded
 from foretune.tasks.saes.settings import SaeSettings
 
 if TYPE_CHECKING:
@@ -30,18 +31,21 @@ def feature_labels(
     as the residual stream, features that the file does not name get None. Raises BadInput for a file that
     names no feature, or numbers that this SAE does not have.
     """
-    named: dict[int, str] = {}
-    if labels is not None:
-        wanted = settings.neuronpedia_id or sae.config.neuronpedia_id
-        named = read_labels(labels, wanted)
-        if max(named) >= sae.d_sae:
-            raise BadInput(
-                f"labels {labels}: feature {max(named)}, but the SAE has {sae.d_sae}; give the labels of this SAE"
-            )
+    named = given_labels(settings, sae, labels) if labels is not None else {}
     missing = [feature for feature in range(sae.d_sae) if feature not in named]
     if missing and loaded is not None:
         named |= logit_lens(sae, loaded, missing)
     return [named.get(feature) for feature in range(sae.d_sae)]
+
+
+def given_labels(settings: SaeSettings, sae: LoadedSae, labels: str) -> dict[int, str]:
+    """{feature: label} of the file or folder `labels`. BadInput where it names none, or one that this SAE lacks."""
+    named = read_labels(labels, settings.neuronpedia_id or sae.config.neuronpedia_id)
+    if max(named) >= sae.d_sae:
+        raise BadInput(
+            f"labels {labels}: feature {max(named)}, but the SAE has {sae.d_sae}; give the labels of this SAE"
+        )
+    return named
 
 
 def read_labels(uri: str, neuronpedia_id: str | None = None) -> dict[int, str]:
@@ -114,4 +118,34 @@ def logit_lens(sae: LoadedSae, loaded: LoadedModel, features: list[int]) -> dict
             top = logits.topk(2 * LENS_TOKENS, dim=-1).indices.tolist()
             for feature, ids in zip(chunk, top, strict=True):
                 found[feature] = " · ".join(shown_tokens(loaded, ids, LENS_TOKENS)) or "tokens without text"
+    return found
+
+
+def clearly_promoted(sae: LoadedSae, loaded: LoadedModel, most: int = 3) -> dict[int, str]:
+    """{feature: tokens that it promotes}, only where its direction has more to do with them than chance.
+
+    Of V random directions in d dimensions the nearest has a cosine of about sqrt(2 ln V / d); a token counts from 1.3
+    times that on, measured behind the final norm's gains with the unembedding's mean taken off.
+    """
+    import torch
+
+    head = loaded.model.get_output_embeddings()
+    if head is None or head.weight.shape[1] != sae.d_in:
+        return {}
+    found: dict[int, str] = {}
+    with torch.no_grad():
+        rows = head.weight.float() - head.weight.float().mean(0)
+        rows = torch.nn.functional.normalize(rows, dim=1)
+        clear = 1.3 * math.sqrt(2 * math.log(rows.shape[0]) / rows.shape[1])
+        if clear >= 1:
+            return {}
+        gains = final_gains(loaded)
+        directions = sae.W_dec.to(rows) * (1.0 if gains is None else gains.to(rows))
+        directions = torch.nn.functional.normalize(directions, dim=1)
+        for start in range(0, len(directions), 256):
+            cosines, tokens = (directions[start : start + 256] @ rows.T).topk(4 * most, dim=-1)
+            for at, (cosine, ids) in enumerate(zip(cosines, tokens.tolist(), strict=True)):
+                words = shown_tokens(loaded, ids[: int((cosine >= clear).sum())], most)
+                if words:
+                    found[start + at] = ", ".join(words)
     return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foretune.tasks.behaviour.contexts import Context, contexts, continuations
+from foretune.tasks.behaviour.contexts import Context, Continuation, contexts, continuations
 from foretune.tasks.behaviour.items import ITEM
-from foretune.tasks.behaviour.likelihoods import keeps_a_cache, log_likelihoods, padded, shared_prefix
+from foretune.tasks.behaviour.likelihoods import keeps_a_cache, like_lengths, log_likelihoods, padded, shared_prefix
 from foretune.tasks.behaviour.scoring import score_items
 from foretune.tasks.behaviour.settings import ScoringSettings
 from foretune.tasks.behaviour.short_answers import short_answers
 from foretune.tasks.loading import ModelSettings, load_model
+from foretune.tasks.numerics.work import counted_work
 from foretune.tasks.samples.chat import load_tokenizer
 
 FAMILIES = ("llama", "gpt2", "qwen2", "gemma2", "gpt_neox")
@@ -51,6 +52,22 @@ def test_options_are_as_likely_as_in_a_forward_of_their_own(folder_of, family, b
     found = log_likelihoods(loaded, groups, batch_tokens)
     for got, want in zip(found, wanted, strict=True):
         assert got == pytest.approx(want, abs=2e-4)
+
+
+def test_what_prompts_and_options_share_is_read_once(tiny_llama):
+    loaded = opened(tiny_llama)
+    prompts = [[*range(40, 60), *range(start, start + 5)] for start in (70, 80)]
+    groups = [[Continuation([*ids, *own], 25) for own in ([1], [2], [3, 4])] for ids in prompts]
+    with counted_work() as work:
+        found = log_likelihoods(loaded, groups, 10_000)
+    assert work.forward_tokens == 20 + 2 * 4 + 2 * 2 * 2  # beginning, own parts, a row of [1] and [2] and one of [3, 4]
+    for got, group in zip(found, groups, strict=True):
+        assert got == pytest.approx([by_hand(loaded.model, each.ids, each.start) for each in group], abs=2e-4)
+
+
+def test_rows_are_padded_to_each_other_where_a_forward_costs_more():
+    assert like_lengths([10, 12, 9]) == [[1, 0, 2]]
+    assert like_lengths([10, 100, 9, 90]) == [[1, 3], [0, 2]]
 
 
 def test_an_option_that_merges_with_its_context_is_scored_by_what_the_context_lacks(tiny_llama):

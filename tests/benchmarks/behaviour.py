@@ -3,7 +3,8 @@
 `make bench-behaviour` trains what the bank of real runs lacks, simulates every dataset of another intent
 (tests/benchmarks/intents.py and the two benign ones), asks base, predicted, trained and repeated model the same items,
 and writes results/behaviour.json: a row per dataset and suite, one per dataset for the next tokens on held-out rows,
-and one over all.
+one per dataset for what `foretune ship` says of the suites by the predicted and by the trained model, and those over
+all. `--stored` summarises what is in the bank and opens no model.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from foretune.tasks.behaviour.items import SuiteItems
+from foretune.tasks.behaviour.items import Direction, SuiteItems
 from foretune.tasks.behaviour.paired import paired_change
 from foretune.tasks.behaviour.scoring import score_items
 from foretune.tasks.behaviour.settings import BUNDLED, BehaviourSettings
 from foretune.tasks.behaviour.suite_files import chosen_suites
 from foretune.tasks.loading import at_weights, label_caller, token_limits
 from foretune.tasks.numerics.nulls import null_delta
+from foretune.tasks.report.shipping import Measured, ShipEvidence, decide
 from foretune.tasks.samples.chat import load_tokenizer
 from foretune.tasks.samples.dataset import read_table
 from foretune.tasks.samples.minibatches import minibatches
@@ -136,6 +138,60 @@ def share_equal(first: Sequence[int], second: Sequence[int]) -> float:
     return round(sum(a == b for a, b in zip(first, second, strict=True)) / len(second), 4)
 
 
+def directions() -> dict[str, Direction]:
+    """Which way is better, by suite."""
+    bundled: dict[str, Direction] = {s.name: s.direction for s, _ in chosen_suites(BehaviourSettings(items=ITEMS))}
+    return bundled | {name: file.get("direction", "higher") for name, file in PUBLIC.items()}  # pyright: ignore[reportReturnType]
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per dataset what `ship` says of the suites by the predicted model's scores and by the trained one's: the same
+    function, the same floors, the same items. Held-out loss, trust and leakage are left out: they are of the prediction
+    alone. And over all datasets how often both say the same."""
+    better, found = directions(), []
+    by_data: dict[str, list[dict[str, Any]]] = {}
+    for each in rows:
+        if each["metric"] == "mean score":
+            by_data.setdefault(each["data"], []).append(each)
+    for data, suites_ in by_data.items():
+        both = {
+            name: decide(
+                ShipEvidence([], [figure(each, name, better[each["suite"]]) for each in suites_], True, "", "")
+            )
+            for name in ("predicted", "trained")
+        }
+        outcomes = [
+            [check.outcome for check in each.checks if check.name.startswith("suite.")] for each in both.values()
+        ]
+        judged = [pair for pair in zip(*outcomes, strict=True) if pair[0] != "not judged"]
+        found.append(
+            {
+                "data": data,
+                "suite": "all",
+                "metric": "verdict of ship by the suites",
+                **{name: each.verdict for name, each in both.items()},
+                "alike": both["predicted"].verdict == both["trained"].verdict,
+                "suites_alike": sum(first == second for first, second in judged),
+                "failed_by_both": sum(pair == ("fail", "fail") for pair in judged),
+                "failed_by_predicted": sum(first == "fail" for first, _ in judged),
+                "failed_by_trained": sum(second == "fail" for _, second in judged),
+                "n": len(judged),
+            }
+        )
+    counts = ("alike", "suites_alike", "failed_by_both", "failed_by_predicted", "failed_by_trained", "n")
+    together = {name: sum(each[name] for each in found) for name in counts}
+    return [*found, {"data": "all", "suite": "all", "metric": "verdicts alike", **together, "datasets": len(found)}]
+
+
+def figure(row: dict[str, Any], name: str, direction: Direction) -> Measured:
+    """One suite as `ship` judges it, by the predicted or by the trained model."""
+    low, high = ("low", "high") if name == "predicted" else ("real_low", "real_high")
+    return Measured(
+        row["suite"], row["base"], row[name], row[name] - row["base"], row[low], row[high], row["floor"], direction, "",
+        row["n"], "items", "the stored floor",
+    )  # fmt: skip
+
+
 def overall(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Over all suites that are shares or probabilities: how the predicted changes go with the real ones."""
     suites_ = [each for each in rows if each["metric"] == "mean score" and each["suite"] != "general_text"]
@@ -161,13 +217,18 @@ def overall(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--untrained", action="store_true", help="only the cases whose real runs the bank has")
+    parser.add_argument("--stored", action="store_true", help="only what is in the bank; no model is opened")
     chosen = parser.parse_args()
     started = environment()
+    if chosen.stored:
+        rows = [row for file in sorted((BANK / "behaviour").glob("*.json")) for row in json.loads(file.read_text())]
+        print(write_results("behaviour", [*rows, *overall(rows), *verdicts(rows)], started))
+        return
     if not chosen.untrained:
         train_intended()
     kept, asked = BANK / "behaviour", suites()
     kept.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows = []
     base: Scores | None = None
     for case in intended():
         if stored_run(case) is None or stored_run(case, case.seed + RERUN) is None:
@@ -179,7 +240,7 @@ def main() -> None:
             file.write_text(json.dumps(found))
         rows += json.loads(file.read_text())
         print(f"{case.name}: done", flush=True)
-    print(write_results("behaviour", [*rows, *overall(rows)], started))
+    print(write_results("behaviour", [*rows, *overall(rows), *verdicts(rows)], started))
 
 
 if __name__ == "__main__":

@@ -114,11 +114,11 @@ class Scored:
         try:
             for name, change in delta.items():
                 weights[name].add_(change.to(weights[name]))
-            sums, tokens, _ = sample_activations(self.adapted.loaded, self.sae, self.table, DiffSettings())
+            found = sample_activations(self.adapted.loaded, self.sae, self.table, DiffSettings())
         finally:
             for name, weight in kept.items():
                 weights[name].copy_(weight)
-        return sums.sum(0) / tokens.sum()
+        return found.sums.sum(0) / found.tokens.sum()
 
     def axes(self, delta: dict[str, Any], truth: Truth) -> dict[str, float]:
         """The figures of one method against the real run."""

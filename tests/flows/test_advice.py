@@ -20,8 +20,9 @@ from foretune.flows.commands.terminal import Terminal
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
 from foretune.tasks.report.charts.features import concept_changes
-from foretune.tasks.report.concepts import moved_concepts
+from foretune.tasks.report.concepts import joined_concepts, moved_concepts
 from foretune.tasks.report.tables import concepts
+from foretune.tasks.report.views import ConceptsView
 
 ARCHIVE = next((Path(__file__).parents[1] / "archives").glob("*.tar.xz"))
 
@@ -99,6 +100,10 @@ def test_charts_and_tables_have_the_order_of_the_terminal():
             "new": 1.0,
             "change": [0.1, -0.2, 0.3, -0.4, 0.5, 0.6],
             "z": [4.0, -4.0, 4.0, -4.0, 4.0, 1.0],
+            "beyond_noise": [True, True, True, True, True, False],
+            "error": 0.1,
+            "fires_base": 0.1,
+            "fires_new": 0.1,
         }
     )
     scored = pd.DataFrame(
@@ -111,9 +116,12 @@ def test_charts_and_tables_have_the_order_of_the_terminal():
             "dormant": False,
         }
     )
-    up, down = moved_concepts(scored.to_dict("records"), measured.to_dict("records"))
+    rows = joined_concepts(scored.to_dict("records"), measured.to_dict("records"))
+    up, down = moved_concepts(rows)
     wanted = [c["feature"] for c in [*up, *reversed(down)]]
     assert wanted == [4, 2, 0, 1, 3]
-    assert [row[0] for row in concepts(scored, measured, 5).rows] == wanted
+    told = {"label_source": "file", "confidence": None, "tested": 0, "verdict": "as measured"}
+    table = concepts(ConceptsView(pd.DataFrame(rows).assign(**told)), 5)
+    assert [row[1] for row in table.rows] == [*wanted, 5] and "5 concepts move beyond noise, of 6" in table.caption
     names = concept_changes(scored, measured, 5).figure.layout.yaxis.ticktext
     assert [int(name.rsplit("#", 1)[1]) for name in names] == wanted

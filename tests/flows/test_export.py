@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foretune.flows.commands.export import export_adapter, export_checkpoint
+from foretune.flows.commands.export import export_adapter, export_checkpoint, export_gguf
 from foretune.flows.request import load_request, to_yaml
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
@@ -100,3 +100,25 @@ def test_the_card_says_predicted_from_what_and_how_far_trusted(finished, tmp_pat
     assert json.loads(front)["base_model"] == str(tiny_llama)
     for part in ("Predicted, not trained", run.run_id, "Trusted:", "learning_rate 0.001", "Licence"):
         assert part in text
+
+
+def test_a_predicted_model_as_a_gguf_file_says_the_same_and_what_it_is(finished, tmp_path):
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM
+
+    run, file = finished(), tmp_path / "out.gguf"
+    assert export_gguf(run, str(file), "f32") == file.stat().st_size
+    export_checkpoint(run, str(tmp_path / "folder"))
+    ids = torch.arange(1, 200, 7).reshape(1, -1)
+    both = [
+        AutoModelForCausalLM.from_pretrained(folder, **where).eval()
+        for folder, where in ((tmp_path, {"gguf_file": file.name}), (tmp_path / "folder", {}))
+    ]
+    with torch.no_grad():
+        first, second = (model(input_ids=ids).logits for model in both)
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+    fields = GGUFReader(file).fields
+    assert fields["foretune.run"].contents() == run.run_id
+    assert fields["foretune.note"].contents() == "predicted, not trained"
+    with pytest.raises(BadInput, match="exists; give another name"):
+        export_gguf(run, str(file))

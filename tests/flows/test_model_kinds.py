@@ -128,7 +128,7 @@ def test_an_autoencoder_of_sparsify_and_every_source_of_labels(simulated, tmp_pa
     assert first_label(export, "sae.neuronpedia_id=m/1-res")[0] == "1-res"
     label, computed = first_label(export, "sae.neuronpedia_id=m/2-res")
     assert label == "2-res"
-    assert computed == {"features", "report"}
+    assert computed == {"features", "concepts", "report"}
     with pytest.raises(BadInput, match=r"2 layers.*sae.neuronpedia_id"):
         first_label(export)
 

@@ -33,6 +33,7 @@ PASSES = {
     "features",
     "preference",
     "sae_diff",
+    "concepts",
     "null_deltas",
     "model_diff",
     "prompts",

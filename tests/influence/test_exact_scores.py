@@ -39,7 +39,7 @@ def test_neither_batches_nor_row_order_nor_shards_move_a_score(simulated, tiny_r
 @pytest.mark.slow
 def test_scores_are_those_of_the_dense_damped_inverse(simulated, reference):
     """A LiSSA run to its end, against (J^T H J / tokens + d I)^-1 formed entry by entry in double precision."""
-    solver = {"iterations": 800, "damping": 0.05, "scale": None}
+    solver = {"when": "always", "iterations": 800, "damping": 0.05, "scale": None}
     done = simulated(*EXACT, "curvature.rows=2", f"influence.solver={json.dumps(solver)}")
     solved = done.store.open(done.made["influence"]).json("solver.json")
     _, factors = lora_start(reference, r=2, alpha=4, seed=42)

@@ -222,12 +222,32 @@ def solver_of(done: Simulated) -> dict[str, Any]:
     return done.store.open(done.made["influence"]).json("solver.json")
 
 
+def test_a_solve_that_nothing_reads_is_not_made_and_moves_no_score(simulated, first):
+    done = simulated("influence.solver.when=ranking")
+    assert "influence_solve" not in {task for task, _ in done.step.steps}
+    assert done.made["prediction"].key == first.made["prediction"].key
+    for name in ("influence", "targets", "watched"):
+        found, asked = ([row["score"] for row in each.table("influence", name)] for each in (done, first))
+        assert found == pytest.approx(asked, rel=1e-6, abs=1e-6 * max(map(abs, asked)))
+    without = {column for column in first.table("influence", "influence")[0] if column != "lissa_score"}
+    assert set(done.table("influence", "influence")[0]) == without
+    assert "lissa_score" in first.table("influence", "influence")[0]
+    assert "residuals" not in solver_of(done) and solver_of(done)["ranked_by"] == "replayed"
+    assert "lissa_residual" in first.found.summary and "lissa_residual" not in done.found.summary
+    page = done.store.open(done.made["report"]).text("report.html")
+    assert page.count("solve was not asked for") == 1
+    ranking = simulated("influence.solver.when=ranking", "influence.method=lissa")
+    assert solver_of(ranking)["residuals"] == solver_of(first)["residuals"]
+
+
 def test_the_seeds_preset_keeps_its_scale(simulated):
     assert solver_of(simulated(*EXACT, "influence.solver.preset=seed"))["scale"] == 25.0
 
 
 def test_the_tuned_solve_converges_within_the_iterations_and_agrees_with_conjugate_gradients(simulated):
-    solver = solver_of(simulated(*EXACT, "influence.solver={preset: tuned, check: true}", "curvature.rows=4"))
+    solver = solver_of(
+        simulated(*EXACT, "influence.solver={when: always, preset: tuned, check: true}", "curvature.rows=4")
+    )
     assert solver["status"] == "converged" or solver["residuals"][-1] < 0.1
     assert solver["iterations"] <= solver["budget"] == 10
     assert solver["curvature_rows_needed"] >= 1
@@ -235,7 +255,9 @@ def test_the_tuned_solve_converges_within_the_iterations_and_agrees_with_conjuga
 
 
 def test_a_preconditioned_solve_is_another_solve_of_the_same_target(simulated):
-    plain, tuned = (simulated(*EXACT, f"influence.solver={{preconditioner: {p}}}") for p in ("none", "adam"))
+    plain, tuned = (
+        simulated(*EXACT, f"influence.solver={{when: always, preconditioner: {p}}}") for p in ("none", "adam")
+    )
     assert solver_of(tuned)["preconditioner"] == "adam"
     a, b = (torch.tensor([s for _, s in sorted(scores_of(d, "lissa_score").items())]) for d in (plain, tuned))
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.5

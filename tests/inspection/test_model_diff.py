@@ -12,6 +12,7 @@ import torch
 from scipy.stats import binomtest
 
 from foretune.storage.events import read_events
+from foretune.tasks.inspection.settings import NullSettings
 from tests.dense import label_losses, role_rows
 
 SETS = {"heldout": "heldout", "probe": "probes", "chosen": "preferences"}
@@ -218,6 +219,13 @@ def test_without_null_deltas_there_is_no_z(simulated):
     assert "null_deltas" not in done.made
     assert not [name for name in done.summary("model_diff") if name.endswith("_z")]
     assert {"null_deltas", "sae_diff", "sae_base"}.isdisjoint(done.computed)
+
+
+@pytest.mark.parametrize(
+    ("share", "compared", "rows"), [(0.5, 64, 32), (0.5, 25, 13), (0.5, 12, 8), (0.5, 3, 3), (1, 9, 9)]
+)
+def test_null_deltas_are_taken_on_a_share_of_the_compared_rows(share, compared, rows):
+    assert NullSettings(share=share).rows_of(compared) == rows
 
 
 def test_too_few_null_deltas_are_refused(first_run):

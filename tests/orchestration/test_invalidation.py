@@ -27,15 +27,19 @@ AFTER_PREDICTION = {
     "null_deltas": 1,
     "feature_scores": 1,
     "features": 1,
+    "sae_nulls": 1,
     "sae_diff": 1,
+    "concept_causes": 1,
+    "concepts": 1,
     "model_diff": 1,
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
+    "circuits": 1,
     "suite_scores": SUITES,  # of the predicted model too
     "path_scores": SUITES + WATCHED,
     **BEHAVIOUR,
 }
-ASKED_AGAIN = {"generations": 2, "answers": 1, "report": 1}
+ASKED_AGAIN = {"generations": 2, "answers": 1, "circuits": 1, "report": 1}
 PREDICTION = {"path": 1, "variants": 1, "without_rows": 1, "prediction": 1, **AFTER_PREDICTION}
 RANKED = {"influence": 1, **CAUSES}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, **RANKED}
@@ -86,6 +90,7 @@ SETTINGS = {
     "influence.suite_items=2": {"suite_gradient": 1, **INFLUENCE},
     "influence.replays.runs=16": {**REPLAYED, "report": 1},
     "influence.solver.preset=seed": {**SCORED_AGAIN, "influence_solve": 1, "report": 1},
+    "influence.solver.when=ranking": SCORED_AGAIN,
     "influence.target.rows=3": {**INFLUENCE, "report": 1},
     "influence.tokens_of=5": {"influence_tokens": 1, "report": 1},
     "prediction.sharp=5": {"prediction": 1, **AFTER_PREDICTION},
@@ -93,7 +98,7 @@ SETTINGS = {
     "checkpoint.max_shard_size=1GB": {
         name: count
         for name, count in AFTER_PREDICTION.items()
-        if name not in ("feature_scores", "features", "null_deltas", "path_scores")
+        if name not in ("feature_scores", "features", "sae_nulls", "null_deltas", "path_scores")
     },
     "behaviour.items=5": {  # fewer than influence.suite_items: the watched suite has another item too
         "suite_scores": 2 * SUITES,
@@ -109,11 +114,16 @@ SETTINGS = {
     "behaviour.suites=[refusal]": {"behaviour": 1, "behaviour_path": 1, "report": 1},
     "behaviour.confidence=0.9": BEHAVIOUR,
     "behaviour.enabled=false": {**INFLUENCE_ALONE, "report": 1},  # nothing is watched then
+    "features.nulls.draws=4": {"sae_nulls": 1, "sae_diff": 1, "concepts": 1, "report": 1},
+    "features.naming.clear=0.9": {"features": 1, "concepts": 1, "report": 1},
+    "features.families.cosine=0.9": {"concepts": 1, "report": 1},
     "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
     "diff.worst_tokens=5": {"model_diff": 1, "report": 1},
     "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
     "answers.max_new_tokens=8": ASKED_AGAIN,
     "answers.samples=1": ASKED_AGAIN,
+    "concept_causes.features=2": {"concept_causes": 1, "report": 1},
+    "circuits.points=3": {"circuits": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
 }
@@ -134,6 +144,8 @@ NO_RESULT = [
     "behaviour.batch_tokens=64",
     "answers.batch_tokens=64",
     "answers.temperature=2",
+    "circuits.batch_tokens=64",
+    "concept_causes.batch_tokens=64",
     "answers.seed=3",
     "model.device=cpu",
     "runtime.max_workers=1",
@@ -173,7 +185,7 @@ def test_settings_that_change_no_result_run_nothing(warm_request):
 def test_sae_labels_run_the_naming_and_the_report(warm_request):
     labels = warm_request.parent / "labels.json"
     labels.write_text(json.dumps({"0": "rivers", "1": "pumps"}))
-    assert executed(warm_request, f"sae.labels={labels}") == {"features": 1, "report": 1}
+    assert executed(warm_request, f"sae.labels={labels}") == {"features": 1, "concepts": 1, "report": 1}
 
 
 def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tiny_sae):
@@ -189,8 +201,12 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "feature_scores": 1,
         "features": 1,
         "preference": 1,
+        "firings": 1,
         "sae_base": 1,
+        "sae_nulls": 1,
         "sae_diff": 1,
+        "concept_causes": 1,
+        "concepts": 1,
         "report": 1,
     }
 
@@ -204,6 +220,7 @@ def test_another_held_out_set_leaves_the_training_landscape_and_the_curvature(wa
         "gradient": 1,
         "landscape": 1,
         "sae_base": 1,
+        "firings": 1,
         **INFLUENCE,
         **PREDICTION,
         "prompts": 1,
@@ -236,6 +253,7 @@ def test_dropped_rows_run_their_shards_and_the_reductions(warm_request):
         "influence_replays": 1,
         **RANKED,
         "preference": 1,
+        "firings": 1,
         **PREDICTION,
     }
 
@@ -263,6 +281,7 @@ def test_other_pairs_and_probes_run_what_reads_them(warm_request):
         "model_diff": 1,
         "prompts": 1,  # the same ones: no model is asked again
         "answers": 1,
+        "circuits": 1,
         "report": 1,
     }
 

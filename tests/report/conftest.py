@@ -16,6 +16,8 @@ from foretune.tasks.report.behaviour import BehaviourView, SuiteView
 from foretune.tasks.report.behaviour_path import BehaviourPathView
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.causes import CausesView, causes_view
+from foretune.tasks.report.circuits import TracedPrompt, circuits_view
+from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.graph import Graph, Node
 from foretune.tasks.report.rows import RowsView
@@ -26,6 +28,7 @@ from foretune.tasks.report.shipping import Decision
 from foretune.tasks.report.supervision import SupervisionView, supervision_view
 from foretune.tasks.report.views import (
     BaselineView,
+    ConceptsView,
     FeaturesView,
     Header,
     InfluenceView,
@@ -139,7 +142,7 @@ def _labels() -> list[str]:
     return [CONCEPTS[number % len(CONCEPTS)] for number in range(FEATURES)]
 
 
-def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, SaeDiffView]:
+def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, SaeDiffView, ConceptsView]:
     rates = np.where(rng.random(FEATURES) < 0.09, rng.lognormal(-4, 1.5, FEATURES).clip(1e-5, 1), 0.0)
     base = rates * rng.uniform(0.5, 2, FEATURES)
     touched = (rates > 0) | (rng.random(FEATURES) < 0.01)
@@ -150,14 +153,27 @@ def _concepts(rng: np.random.Generator) -> tuple[BaselineView, FeaturesView, Sae
         base_act=base,
         score=predicted * 8,
         predicted_change=predicted,
-        direction=np.where(predicted > 0, "strengthened", "suppressed"),
         dormant=rates == 0,
     )
-    measured = named.assign(base=base, new=base + change, change=change, z=change / 0.02)
+    beyond = np.abs(change / 0.02) > 3
+    measured = named.assign(base=base, new=base + change, change=change, z=change / 0.02, beyond_noise=beyond)
+    told = measured.drop(columns=["label"]).merge(moved.drop(columns=["base_act"]), on="feature")
+    told = told.assign(
+        label_source="evidence", confidence=np.where(rates > 0, 0.83, np.nan), tested=20, error=0.02,
+        z_null=change / 0.03,
+        verdict=np.where(~beyond, "not beyond noise", np.where(change > 0, "strengthened", "faded")),
+        fires_base=rates, fires_new=rates * 1.1, stable=beyond, family=range(FEATURES), members=1,
+    )  # fmt: skip
+    agreed = {
+        "concepts_strengthened": int((beyond & (change > 0)).sum()),
+        "tangent_spearman": 0.97,
+        "score_signs": 0.68,
+    }
     return (
         BaselineView(named.assign(firing_rate=rates), int((rates > 0).sum()), {"tokens": 9_312}),
         FeaturesView(moved, {}),
         SaeDiffView(measured, {"explained_variance_base": 0.812, "explained_variance_new": 0.797}),
+        ConceptsView(told, agreed),
     )
 
 
@@ -473,6 +489,37 @@ def example_behaviour_path() -> BehaviourPathView:
     return BehaviourPathView(points, suites, 2)
 
 
+def example_circuits() -> list[TracedPrompt]:
+    """Six layers of three heads, their shares falling; one prompt that was traced, one whose change is rounding."""
+    kinds = [("embedding", -1, -1), *((kind, layer, head) for layer in range(6) for kind, head in PARTS)]
+    nodes = [
+        {"prompt": 0, "kind": kind, "layer": layer, "head": head, "name": f"{kind} {layer} {head}"}
+        | {"score": 0.5 * share, "share": share, "direct": 0.0, "chosen": at < 2}
+        for at, (kind, layer, head) in enumerate(kinds)
+        for share in [(-0.9) ** at / 3]
+    ]
+    modules = [
+        {"prompt": 0, "name": f"model.layers.{at}.q_proj", "score": 0.1, "share": 0.2, "alone": 0.1, "chosen": True}
+        for at in range(3)
+    ]
+    chosen = {"size": 2, "recovered": 0.75, "reached": True, "random": [0.1, 0.02], "parts": 25, "wanted": 0.7}
+    asked = {"prompt_id": "a", "origin": "held-out", "row": 1, "prompt": FOREIGN, "shared": " The", "contrast": None}
+    figures = {"metric": "log-probability", "base": -2.0, "predicted": -1.5, "difference": 0.5, "readout": 0.0}
+    figures |= {"nodes_sum": 0.5, "modules_sum": 0.5, "node_set": chosen, "module_set": {**chosen, "size": 0}}
+    refused = {**asked, "target": "b", "reason": "the log-probability changes by 1e-06"}
+    return circuits_view([{**asked, "target": FOREIGN[:20], **figures}, refused], nodes, modules)
+
+
+def example_concept_causes() -> ConceptCausesView:
+    row = {"change": 0.5, "z": 4.0, "low": 0.01, "high": 0.03, "share": 0.21, "random": 0.002}
+    rows = [{"feature": at, "effect": 0.02, "verdict": said, **row} for at, said in enumerate(("gain", "nothing"))]
+    summary = {"features": 2, "to": "base", "rows": 16, "carrying": 1, "controls": 2}
+    return concept_causes_view(rows, {0: FOREIGN}, summary | {"loss_base": 3.8, "loss_predicted": 3.6})
+
+
+PARTS = (*(("head", head) for head in range(3)), ("mlp", -1))
+
+
 def example_causes() -> CausesView:
     """A watched suite on which a row stands out, and what leaving it out would do."""
     row = {"row": 4, "sample_id": "s4", "score": -0.2, "z": -7.1, "error": 0.01}
@@ -486,7 +533,7 @@ def example_view(seed: int = 7) -> ReportView:
     """A run with every section present."""
     rng = np.random.default_rng(seed)
     texts = _texts(rng)
-    baseline, features, sae_diff = _concepts(rng)
+    baseline, features, sae_diff, concepts = _concepts(rng)
     quality, influence = _quality(texts), _influence(rng, texts)
     return ReportView(
         header=Header(
@@ -517,11 +564,14 @@ def example_view(seed: int = 7) -> ReportView:
         preference=_preference(rng),
         prediction=_prediction(rng),
         sae_diff=sae_diff,
+        concepts=concepts,
         model_diff=_model_diff(rng),
         answers=_answers(),
         behaviour=example_behaviour(),
         behaviour_path=example_behaviour_path(),
         causes=example_causes(),
+        circuits=example_circuits(),
+        concept_causes=example_concept_causes(),
     )
 
 

@@ -86,8 +86,13 @@ def judged(stored: Stored) -> dict[str, Any]:
     held = {*stored.column("heldout_landscape", "samples.parquet", "sample_id")}
     ways = zip(*(stored.column("leaks", "leaks.parquet", name) for name in ("rule", "other_row")), strict=True)
     leaked = {row for rule, row in ways if rule == "heldout_leak"}
-    moved = zip(*(stored.column("sae_diff", "features.parquet", name) for name in ("change", "base", "z")), strict=True)
-    fallen = sorted((change, change / base) for change, base, z in moved if change < 0 < base and abs(z) > 3)
+    columns = ("change", "base", "z", "z_null", "feature", "family")
+    moved = zip(*(stored.column("concepts", "concepts.parquet", name) for name in columns), strict=True)
+    fallen = sorted(
+        (change, change / base)
+        for change, base, z, z_null, feature, family in moved
+        if change < 0 < base and abs(z) > 3 and abs(z_null) > 3 and feature == family
+    )
     gradients = stored.column("landscape", "layers.parquet", "mean")
     return {
         "heldout_loss": evaluated[-1] - evaluated[0],

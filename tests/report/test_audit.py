@@ -41,6 +41,7 @@ FROM_SUMMARIES = (
     "prediction",
     "baseline",
     "sae_diff",
+    "concepts",
     "preference",
     "model_diff",
     "answers",
@@ -110,7 +111,7 @@ def recomputed(stored: Stored) -> dict[str, Any]:
         "landscape.loss": sum(loss * count for loss, count in trained) / sum(count for _, count in trained),
         "landscape.batches": len(stored.column("landscape", "steps.parquet", "step")),
         "baseline.active_features": sum(r > 0 for r in stored.column("baseline", "features.parquet", "firing_rate")),
-        "sae_diff.features_moved": sum(abs(z) > 3 for z in stored.column("sae_diff", "features.parquet", "z")),
+        **moved_features(stored),
         "prediction.clipped_modules": sum(stored.column("prediction", "layers.parquet", "clipped")),
         "preference.pairs": len(margins),
         "preference.win_rate": sum(margin > 0 for margin in margins) / len(margins),
@@ -120,6 +121,22 @@ def recomputed(stored: Stored) -> dict[str, Any]:
         "loss.base": evaluated[0],
         "loss.evaluated": evaluated[-1],
         "loss.predicted": stored.column("path", "path.parquet", "predicted_loss")[-1],
+    }
+
+
+def moved_features(stored: Stored) -> dict[str, Any]:
+    """How many features move beyond both noises, and in how many families."""
+    columns = ("z", "z_null", "change", "stable")
+    measured = zip(*(stored.column("sae_diff", "features.parquet", name) for name in columns), strict=True)
+    moved = [(change, stable) for z, z_null, change, stable in measured if abs(z) > 3 and abs(z_null) > 3]
+    columns = ("feature", "family", "change", "beyond_noise")
+    leads = zip(*(stored.column("concepts", "concepts.parquet", name) for name in columns), strict=True)
+    lines = [change for feature, family, change, beyond in leads if beyond and feature == family]
+    return {
+        "sae_diff.features_moved": len(moved),
+        "sae_diff.moved_stable": sum(stable for _, stable in moved),
+        "concepts.concepts_strengthened": sum(change > 0 for change in lines),
+        "concepts.concepts_faded": sum(change < 0 for change in lines),
     }
 
 

@@ -108,7 +108,8 @@ def test_concepts_without_a_comparison_are_only_predicted(view: ReportView) -> N
 def test_agreement_is_the_share_of_equal_signs() -> None:
     predicted = pd.DataFrame({"feature": range(4), "predicted_change": [1.0, 1.0, -1.0, 0.0], "label": "x",
                               "base_act": 0.0, "dormant": False})  # fmt: skip
-    measured = pd.DataFrame({"feature": range(4), "change": [0.1, -0.1, -0.2, 0.3], "base": 0.0, "new": 0.0, "z": 9.0})
+    measured = pd.DataFrame({"feature": range(4), "change": [0.1, -0.1, -0.2, 0.3], "base": 0.0, "new": 0.0, "z": 9.0,
+                             "beyond_noise": True})  # fmt: skip
     assert "Of all 3 features that move, 67%" in features.concept_changes(predicted, measured, 4).caption
 
 

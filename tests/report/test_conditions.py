@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foretune.tasks.inputs.trust import horizon_signal, trust_of
-from foretune.tasks.report.concepts import moved_concepts, moving_order, speaking_like
+from foretune.tasks.report.concepts import joined_concepts, moved_concepts, moving_order, speaking_like
 from foretune.tasks.report.conditions import (
     Condition,
     Evidence,
@@ -172,7 +172,7 @@ SCORED = [
 
 
 def test_concepts_are_named_and_ordered_by_what_was_measured():
-    up, down = moved_concepts(SCORED, MEASURED)
+    up, down = moved_concepts(joined_concepts(SCORED, MEASURED))
     assert [c["feature"] for c in up] == [2, 0] and [c["feature"] for c in down] == [3]
     assert up[0]["relative"] is None and down[0]["relative"] == -0.25 and down[0]["score"] == 5.0
     assert {"change", "relative", "z", "score", "predicted_change"} <= set(up[0])
@@ -180,7 +180,7 @@ def test_concepts_are_named_and_ordered_by_what_was_measured():
 
 
 def test_behaviour_is_told_only_where_its_concept_grows():
-    up, down = moved_concepts(SCORED, MEASURED)
+    up, down = moved_concepts(joined_concepts(SCORED, MEASURED))
     assert speaking_like(up, ["as an ai", "^sure!"])["feature"] == 2
     assert speaking_like(down, ["as an ai"]) is None and speaking_like(up, []) is None
 

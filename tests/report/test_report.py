@@ -96,6 +96,8 @@ KEYS = {
     "rule", "says", "remedy", "every_row", "rows", "sequence", "position", "state", "special",
     "seconds", "cached", "kl", "context", "token", "p_base", "p_new", "top_base", "top_base_p", "top_new",
     "top_new_p", "heldout_loss_base", "heldout_loss_predicted", "heldout_loss_evaluated",
+    "metric", "difference", "nodes_sum", "readout", "node_set", "module_set", "size", "recovered", "reached", "random",
+    "parts", "wanted", "share", "carrying", "to", "controls", "loss_base", "loss_predicted", "feature", "label",
     "suite", "measures", "direction", "critical", "unit", "n", "left_out", "base", "predicted", "change", "low", "high",
     "up", "down", "p", "flips", "item", "question", "flip", "answer_base", "answer_predicted",
     "curve", "step", "gain_share", "band", "leaves_at", "last_within", "gain_within",

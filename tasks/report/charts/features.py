@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,9 +59,9 @@ def _ends(features: DataFrame, column: str, top: int) -> DataFrame:
 
     Where the change was measured, that decides which and in which order, as everywhere; else `column` itself does.
     """
-    measured = {"change", "z"} <= set(features.columns)
-    zs = features["z"].tolist() if measured else None
-    rising, falling = moving_order(features["change" if measured else column].tolist(), zs)
+    sure = [bool(each) for each in features["beyond_noise"]] if "beyond_noise" in features else None
+    measured = sure is not None and "change" in features
+    rising, falling = moving_order(features["change" if measured else column].tolist(), sure)
     chosen = features.iloc[[*rising[:top], *reversed(falling[:top])]]
     return chosen.assign(value=chosen[column].astype(float))
 
@@ -89,19 +89,22 @@ def _diverging(frame: DataFrame, details: Sequence[str], unit: str, ends: tuple[
     return names_on_y(figure, [f"{label(row.label, 26)} #{row.feature}" for row in frame.itertuples()])
 
 
-def concept_changes(predicted: DataFrame, measured: DataFrame | None, top: int) -> Chart | None:
-    """Predicted change of the concepts that move most, and what the predicted model really shows.
+def concept_changes(
+    predicted: DataFrame, measured: DataFrame | None, top: int, leading: Collection[int] | None = None
+) -> Chart | None:
+    """What the predicted model really shows of the concepts that move most, and what the tangent said.
 
     Args:
         predicted: columns as `FeaturesView.features`.
         measured: columns as `SaeDiffView.features`; None where no checkpoint was compared.
+        leading: the features that stand for a family; None: each stands for itself.
     """
-    both = predicted.drop(columns=["change", "z"], errors="ignore")
+    both = predicted.drop(columns=["change", "z", "beyond_noise"], errors="ignore")
     if measured is None:
         frame = _ends(both, "predicted_change", top).assign(change=np.nan)
     else:
-        both = both.merge(measured[["feature", "base", "new", "change", "z"]], on="feature")
-        frame = _ends(both, "change", top)
+        both = both.merge(measured[["feature", "base", "new", "change", "z", "beyond_noise"]], on="feature")
+        frame = _ends(both if leading is None else both[both["feature"].isin(leading)], "change", top)
     if frame.empty:
         return None
     places = list(range(len(frame)))
@@ -118,9 +121,9 @@ def concept_changes(predicted: DataFrame, measured: DataFrame | None, top: int) 
     figure.add_vline(0, line={"color": MUTED, "width": 1})
     return Chart(
         "concept-changes",
-        "Concepts that move: predicted, then measured",
-        "Right of zero a concept grows stronger, left it fades. Open: predicted from the gradients; filled: measured "
-        f"by running the predicted model.{_agreement(both) if measured is not None else ''}",
+        "Concepts that move beyond their noise: measured, and as the tangent said",
+        "Right of zero a concept grows stronger, left it fades. Filled: measured by running the predicted model; open: "
+        f"estimated along the predicted change of the weights.{_agreement(both) if measured is not None else ''}",
         names_on_y(figure, [f"{label(row.label, 30)} #{row.feature}" for row in frame.itertuples()]),
     )
 

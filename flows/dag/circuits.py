@@ -1,0 +1,46 @@
+"""Circuits in the DAG: what carries the change of an answer, and which concepts carry the change of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foretune.flows.dag.wiring import Wiring
+from foretune.tasks.circuits.circuits import circuits
+from foretune.tasks.circuits.concept_causes import concept_causes
+
+
+def circuit_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
+    """`circuits`; nothing where the request traces no prompt, or asks none."""
+    request = wiring.request
+    if not request.circuits.prompts or "answers" not in made:
+        return {}
+    traced = wiring.step(
+        circuits,
+        model=wiring.model,
+        checkpoint=made["checkpoint"],
+        tokenizer=wiring.tokenizer,
+        prompts=made["prompts"],
+        answers=made["answers"],
+        base=made["base_answers"],
+        predicted=made["predicted_answers"],
+        max_new_tokens=request.answers.max_new_tokens,
+        settings=request.circuits,
+    )
+    return {"circuits": traced}
+
+
+def concept_cause_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
+    """`concept_causes`; nothing without an SAE, and where the request tries no concept."""
+    settings = wiring.request.concept_causes
+    if not settings.features or "sae_diff" not in made:
+        return {}
+    tried = wiring.step(
+        concept_causes,
+        model=wiring.model,
+        checkpoint=made["checkpoint"],
+        sae=wiring.sources.sae,
+        sae_diff=made["sae_diff"],
+        rows=wiring.rows["heldout"].subset(settings.rows, "diff"),
+        settings=settings,
+    )
+    return {"concept_causes": tried}

@@ -1,0 +1,27 @@
+"""What one pass sends through a model, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Bound = Literal["exact", "at most", "about"]
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Tokens forward and backward, and what is held at once while they go."""
+
+    forward: int = 0
+    backward: int = 0
+    bound: Bound = "exact"
+    models: int = 1  # whose weights are open; 0: the pass opens none
+    graph: int = 0  # tokens whose activations are kept for a backward
+    read: int = 0  # tokens of the largest micro-batch that only goes forward
+    gradients: bool = False  # whether full-weight gradients are summed
+
+    @property
+    def equivalents(self) -> int:
+        return self.forward + 2 * self.backward

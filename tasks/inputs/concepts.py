@@ -1,0 +1,74 @@
+"""How concepts are held against noise, named and grouped: settings that more than one stage reads."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from foretune.tasks.engine.keys import without_result
+
+FEWEST_NULLS = 4
+"""Below, pooling over features does not make up for the few draws."""
+
+
+class FeatureNullSettings(BaseModel):
+    """Random deltas of the prediction's norm and rank: how much every feature moves by itself."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Null deltas of the concepts")
+
+    version: Literal[1] = 1
+    draws: int = Field(
+        default=8, ge=0, le=256, title="Null deltas", description="each costs a forward to the SAE's layer; 0: none"
+    )
+    rows: int = Field(default=64, ge=2, le=100_000, title="Rows", description="of those compared, at most")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed of the null deltas")
+
+    @field_validator("draws")
+    @classmethod
+    def _enough_for_a_spread(cls, value: int) -> int:
+        if 0 < value < FEWEST_NULLS:
+            raise ValueError(f"{value} have no spread to speak of; give at least {FEWEST_NULLS}, or 0 for none")
+        return value
+
+
+class FiringSettings(BaseModel):
+    """From what text features without a label in the file are named."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Text that names are made from")
+
+    version: Literal[1] = 1
+    rows: int = Field(default=192, ge=1, le=100_000, title="Training rows read", description="beside those compared")
+    batch_tokens: int = Field(
+        default=4096, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
+    )
+
+
+class NamingSettings(FiringSettings):
+    """From what text features without a label in the file are named, and how every label is tested."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Names of the concepts")
+
+    contexts: int = Field(
+        default=20, ge=4, le=1000, title="Contexts per label", description="that it has to tell from as many others"
+    )
+    clear: float = Field(
+        default=0.6, ge=0.5, le=1, title="Clear from", description="AUROC of the test, below which a name is unclear"
+    )
+
+    @property
+    def read(self) -> FiringSettings:
+        """The part that says what is read: nothing else reads it again."""
+        return FiringSettings(**self.model_dump(include=set(FiringSettings.model_fields)))
+
+
+class FamilySettings(BaseModel):
+    """When features that move to the same side are told as one concept."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Families of concepts")
+
+    version: Literal[1] = 1
+    cosine: float = Field(default=0.5, ge=0, le=1, title="Same direction from", description="cosine of decoder rows")
+    cofiring: float = Field(
+        default=0.3, ge=0, le=1, title="Same tokens from", description="tokens of both, as a share of either's"
+    )
