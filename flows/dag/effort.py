@@ -35,6 +35,20 @@ class Effort:
     differences: bool = False  # whether these are read once more, beside the base weights
     gradient_passes: float | None = None  # over the measured rows, along the path; None: as the request says
 
+    def line(self, measured: int, rows: int) -> str | None:
+        """What was looked at of the training rows, in words; None without a budget."""
+        if self.gradient_passes is None:
+            return None
+        again = round(self.gradient_passes * measured)
+        words = [f"gradients of {measured:,} of {rows:,} rows", f"of at most {again:,} again along the path"]
+        if measured < rows:
+            words.append(
+                f"{min(self.read_rows, rows - measured):,} others {'read twice' if self.differences else 'read'}"
+            )
+        if self.beside_rows:
+            words.append(f"{self.beside_rows} without their prompts")
+        return "on a budget: " + ", ".join(words)
+
     def of(self, request: Request) -> Request:
         """The request as it is spent."""
         if self.gradient_passes is None:

@@ -105,6 +105,7 @@ class Wiring:
             adapter=request.adapter_line(),
             training=request.training.line(len(self.rows["train"].index.trained_ids)),
             max_length=request.dataset.max_length,
+            effort=self.effort.line(self.rows["train"].measured_rows, rows),
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )
 

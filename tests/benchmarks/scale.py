@@ -13,7 +13,6 @@ import os
 import random
 import resource
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
