@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foretune.flows.dag.fixed import fixed_tokens, within
 from foretune.flows.request import Request
 from foretune.tasks.inputs.training import SampledTraining, TrainingSettings
 from foretune.tasks.samples.table import SampleIndex
@@ -17,7 +18,7 @@ FEWEST_ROWS = 128
 conversations with that of all: 185 rows 0.90, 300 0.94, 400 0.965, 600 0.98."""
 GRADIENT = 3  # forwards: one, and a backward
 BESIDE_ROWS, BESIDE = 128, 0.7  # rows whose prompts are taken away and whose features are counted; forwards of each
-FIXED = 0.15  # of the budget: what does not grow with the rows, behaviour and curvature among it
+FIXED = 0.3  # of the budget at most: what does not grow with the rows, behaviour and curvature among it
 HELD_OUT = 0.04  # of the budget: gradients of held-out rows
 ALONG, MOST_ALONG = 0.2, 512  # of what is left: gradients along the path, of so many rows at most
 READ = 0.3  # of what is left: rows without gradients, once, and where all are read, once more beside the base weights
@@ -34,6 +35,7 @@ class Effort:
     read_rows: int = 0  # of the others, which are read once
     differences: bool = False  # whether these are read once more, beside the base weights
     gradient_passes: float | None = None  # over the measured rows, along the path; None: as the request says
+    fixed: float = 1.0  # share of what does not grow with the rows
 
     def line(self, measured: int, rows: int) -> str | None:
         """What was looked at of the training rows, in words; None without a budget."""
@@ -56,7 +58,7 @@ class Effort:
         prediction = request.prediction.model_copy(
             update={"gradient_passes": self.gradient_passes, "gradient_budget": 1e6}
         )
-        return request.model_copy(update={"prediction": prediction})
+        return within(request.model_copy(update={"prediction": prediction}), self.fixed)
 
 
 def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Effort:
@@ -68,7 +70,9 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
     mean, held_mean = _mean(train), _mean(heldout)
     rows, real = len(train.trained_ids), GRADIENT * request.training.epochs * sum(train.tokens)
     held = _few(HELD_OUT * share * real / held_mean, len(heldout.trained_ids))
-    left = (1 - HELD_OUT - FIXED) * share * real / mean - BESIDE * min(BESIDE_ROWS, rows)
+    all_fixed = fixed_tokens(request, held_mean)
+    fixed = min(1.0, FIXED * share * real / all_fixed)
+    left = ((1 - HELD_OUT) * share * real - fixed * all_fixed) / mean - BESIDE * min(BESIDE_ROWS, rows)
     along = max(FEWEST_ROWS // 2, min(MOST_ALONG, int(ALONG * left / GRADIENT)))
     measured = max(FEWEST_ROWS, int(((1 - READ) * left - GRADIENT * along) / GRADIENT))
     if measured >= rows:  # what is left over goes along the path
@@ -82,6 +86,7 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
         read_rows=min(read, rows - measured),
         differences=read >= 2 * (rows - measured),
         gradient_passes=round(min(2.0, along / measured), 3),
+        fixed=round(fixed, 3),
     )
 
 

@@ -202,8 +202,9 @@ def order_in_words(virtual: VirtualRun) -> str:
     """Whose order the replayed rows have."""
     if virtual.row_gradients is None:
         return "by shards"
-    sampled = virtual.training.whole(len(virtual.row_gradients.tokens)) > len(virtual.row_gradients.tokens)
-    return "the trainer's, rows that were not measured played by those that were" if sampled else "the trainer's"
+    return (
+        "the trainer's, rows that were not measured played by those that were" if virtual.sampled else "the trainer's"
+    )
 
 
 def write_prediction(

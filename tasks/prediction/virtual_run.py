@@ -41,6 +41,12 @@ class VirtualRun:
         return self.training.rates(sum(self.field.rows))
 
     @property
+    def sampled(self) -> bool:
+        """Whether the measured rows stand for more."""
+        measured = sum(self.field.rows)
+        return self.training.whole(measured) > measured
+
+    @property
     def elapsed_lr(self) -> list[float]:
         """The cumulative learning rate before every step, and after the last."""
         return [0.0, *accumulate(self.rates)]

@@ -164,7 +164,7 @@ def test_the_control_variate_leaves_out_noise_that_blocks_lost():
 
 
 class Noisy:
-    """16 blocks of eight rows; a row keeps a share of its own deviation, and elsewhere the rest of it is another one."""
+    """16 blocks of eight rows: a row keeps a share of its deviation; elsewhere the rest of it is another one."""
 
     ROWS, WIDTH, KEPT = 8, 500, 0.5
 
