@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
 FULL = 8
 """A group of an eighth of the most tokens is large enough: a processor multiplies it as fast as a larger one."""
 ALIKE = 0.8
@@ -14,7 +13,8 @@ ALIKE = 0.8
 def buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices grouped by length, longest first, each group within `max_tokens` (padded); equal lengths stay in order.
 
-    A group that is large enough takes no row that is much shorter. Raises ValueError when a row alone exceeds `max_tokens`.
+    A group that is large enough takes no row that is much shorter. Raises ValueError when a row alone exceeds
+    `max_tokens`.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if order and lengths[order[0]] > max_tokens:
