@@ -116,7 +116,7 @@ def against_training(
     step, request, train = wiring.step, wiring.request, wiring.rows["train"]
     rows = len(train.index.trained_ids)
     halves = range(retrain if retrain >= MIN_HALVES else 0)
-    half_rows = [train.subset(max(1, rows // 2), f"half {half}") for half in halves]
+    half_rows = [train.of_all(max(1, rows // 2), f"half {half}") for half in halves]
     lines = wiring.lines()
 
     def trained(role: str, rows: Any, order: int) -> Any:
@@ -126,7 +126,7 @@ def against_training(
             rows=rows,
             model=wiring.model,
             adapter=request.adapter,
-            training=request.training,
+            training=wiring.asked.training,
             dpo_beta=wiring.dpo_beta,
             order=order,
             trainer=trainer,

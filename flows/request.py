@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from foretune.flows.effort import EffortSettings
 from foretune.flows.form import folded, in_declared_order
 from foretune.flows.settings_files import first_fault, read_settings
 from foretune.storage.documents import yaml_mapping, yaml_value
@@ -137,6 +138,7 @@ class Request(BaseModel):
     sae: SaeSettings | None = Field(default=None, title="Sparse autoencoder", description="none: no concepts are named")
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
+    effort: EffortSettings = EffortSettings()
     shards: ShardSettings = ShardSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     quality: QualitySettings = QualitySettings()

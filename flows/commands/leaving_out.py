@@ -36,6 +36,7 @@ def predicted_without(run: Run, rows: list[int] | None, suites: list[str], told:
             "(landscape.row_gradients), can be replayed without some"
         )
     wiring, stored = stored_gradients(run, request)
+    request = wiring.request
     if stored.row_gradients is None:
         raise BadInput(f"run {run.run_id}: its rows were not kept one by one; raise landscape.row_gradients, simulate")
     endings, loss = _endings(run, wiring, request, ids)

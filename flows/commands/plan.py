@@ -179,6 +179,7 @@ def make_plan(request: Request) -> dict[str, Any]:
         and field_bytes(**_field(shapes, [step.inputs[task.key] for task in waiting if task.task == FIELD])),
         "workers": request.runtime.max_workers,
         "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
+        "effort": wiring.lines().effort,
         "cost": priced(tasks, _real_run(step, wiring, sizes)),
     }
 
@@ -258,6 +259,8 @@ def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
     print_prices(terminal, planned)
     terminal.gap()
     terminal.hanging("", f"{planned['run']} to run, {planned['cached']} cached; {_costs(planned)}")
+    if planned["effort"]:
+        terminal.hanging("", planned["effort"])
     print_real_run(terminal, planned["cost"])
     if planned["causes"]:
         against = f" since run {planned['compared_with']}" if planned["compared_with"] else ""

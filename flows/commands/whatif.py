@@ -73,8 +73,9 @@ def whatif(
     content = content_of(run)
     request = parse_request(content, where=f"run {run.run_id}")
     wiring, stored = stored_gradients(run, request)
+    request = wiring.request
     trained = len(wiring.rows["train"].index.trained_ids)
-    settings = [_setting(content, dict(zip(paths, values, strict=True))) for values in _combinations(grid)]
+    settings = [_setting(content, dict(zip(paths, values, strict=True)), wiring) for values in _combinations(grid)]
     for setting in settings:
         check_steps(request, setting.training, trained)
     measured = None if evaluate is False else _evaluator(wiring, request)
@@ -178,12 +179,12 @@ def _combinations(grid: list[tuple[str, list[str]]]) -> list[tuple[str, ...]]:
     return list(itertools.product(*(values for _, values in grid)))
 
 
-def _setting(content: dict[str, Any], chosen: dict[str, str]) -> Setting:
+def _setting(content: dict[str, Any], chosen: dict[str, str], wiring: Wiring) -> Setting:
     changed = copy.deepcopy(content)
     for path, value in chosen.items():
         apply_override(changed, f"{path}={value}")
     request = parse_request(changed, where="--set")
-    return Setting(chosen, request.adapter, request.training)
+    return Setting(chosen, request.adapter, wiring.whole_run(request.training))
 
 
 def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradients]:
@@ -207,7 +208,7 @@ def stored_gradients(run: Run, request: Request) -> tuple[Wiring, StoredGradient
         prediction,
         path,
         request.adapter,
-        request.training,
+        wiring.request.training,
         request.prediction.tolerance,
         request.model.dtype,
         wiring.dpo_beta is not None,

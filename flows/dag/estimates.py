@@ -43,6 +43,11 @@ def _landscape(inputs: Inputs, sizes: Sizes) -> Estimate:
     return Estimate(read, read, graph=_widest(batches, inputs["dpo_beta"]), gradients=True)
 
 
+def _losses(inputs: Inputs, sizes: Sizes) -> Estimate:
+    batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
+    return Estimate(_sum(batches, inputs["dpo_beta"]), read=_widest(batches, inputs["dpo_beta"]))
+
+
 def _prompt_gain(inputs: Inputs, sizes: Sizes) -> Estimate:
     return _forward(sizes.rows(inputs["rows"]).only_answers().batches(inputs["settings"].batch_tokens))
 
@@ -303,6 +308,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "model": lambda inputs, sizes: Estimate(),
     "baseline_shard": _baseline,
     "landscape_shard": _landscape,
+    "loss_shard": _losses,
     "prompt_gain_shard": _prompt_gain,
     "sharpness": _sharpness,
     "curvature_samples": _curvature_samples,
@@ -311,6 +317,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "feature_gradient": _feature_gradient,
     "influence_solve": _solve,
     "influence_shard": _influence_shard,
+    "influence_difference": _losses,
     "influence_tokens": _influence_tokens,
     "path": _path,
     "prediction": _prediction,

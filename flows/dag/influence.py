@@ -8,6 +8,7 @@ from foretune.flows.dag.watched import target_suite, watched_gradients
 from foretune.flows.dag.wiring import Landscape, Wiring
 from foretune.storage.errors import BadInput
 from foretune.tasks.influence.derivatives import influence_directions, influence_shard
+from foretune.tasks.influence.differences import influence_difference
 from foretune.tasks.influence.ranking import RankingSettings, influence
 from foretune.tasks.influence.replays import influence_replays
 from foretune.tasks.influence.solve import influence_solve
@@ -40,6 +41,7 @@ def influence_passes(wiring: Wiring, train: Landscape, heldout: Landscape) -> di
     )
     shards = _shards(wiring, train, solve, directions)
     replays = _replays(wiring, train, targets, shards)
+    further = _others(wiring, train, targets, directions)
     made = {
         "influence": wiring.step(
             influence,
@@ -51,6 +53,7 @@ def influence_passes(wiring: Wiring, train: Landscape, heldout: Landscape) -> di
             schedule=training.schedule,
             settings=RankingSettings(**settings.model_dump(include=set(RankingSettings.model_fields))),
             replays=replays,
+            **further,
         )
     }
     if settings.tokens_of is not None:
@@ -63,6 +66,28 @@ def influence_passes(wiring: Wiring, train: Landscape, heldout: Landscape) -> di
             seed=seed,
         )
     return made
+
+
+def _others(wiring: Wiring, train: Landscape, targets: Any, directions: Any) -> dict[str, Any]:
+    """What the rows without gradients are scored by: their losses a step along the direction, where the budget pays
+    for it, else what the landscape tells of them. Nothing where every row has a gradient."""
+    request, others = wiring.request, wiring.rows["train"].others
+    if not others:
+        return {}
+    if not wiring.effort.differences:
+        return {"landscape": train.layers}
+    shared = {
+        "directions": directions,
+        "targets": targets,
+        "model": wiring.model,
+        "adapter": request.adapter,
+        "seed": request.training.seed,
+        "dpo_beta": wiring.dpo_beta,
+        "settings": request.landscape.reading,
+    }
+    read = zip(others, train.read_only, strict=True)  # all of them are read
+    taken = [wiring.step(influence_difference, rows=rows, losses=losses, **shared) for rows, losses in read]
+    return {"landscape": train.layers, "differences": taken}
 
 
 def _shards(wiring: Wiring, train: Landscape, solve: Any, directions: Any) -> list[Any]:

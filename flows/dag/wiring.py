@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from foretune.flows.dag.costs import check_costs
 from foretune.flows.dag.earlier import Reuse, reused_path
+from foretune.flows.dag.effort import effort_of, trained_on_all
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -15,10 +16,12 @@ from foretune.tasks.concepts.preference import preference
 from foretune.tasks.inputs.field import RowCoordinates
 from foretune.tasks.inputs.handles import model
 from foretune.tasks.inputs.sources import Sources
+from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.landscape.curvature import curvature
 from foretune.tasks.landscape.curvature_samples import curvature_samples
 from foretune.tasks.landscape.gradient import gradient
 from foretune.tasks.landscape.landscape import landscape, landscape_shard
+from foretune.tasks.landscape.losses import loss_shard
 from foretune.tasks.landscape.prompt_gain import AnswerPass, prompt_gain, prompt_gain_shard
 from foretune.tasks.landscape.sharpness import sharpness
 from foretune.tasks.prediction.delta import prediction
@@ -29,7 +32,7 @@ from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.samples.dataset import TokenizerHandle, encoding_of, role_settings, samples
 from foretune.tasks.samples.role_rows import RoleRows
 from foretune.tasks.samples.rows import SubsetRows
-from foretune.tasks.samples.table import Role
+from foretune.tasks.samples.table import Role, SampleIndex
 
 
 class Step(Protocol):
@@ -55,13 +58,14 @@ class Landscape:
     blocks: list[Any]
     gradient: Any
     layers: Any
+    read_only: list[Any] = field(default_factory=list)  # losses of the blocks without gradients, where they are read
 
 
 class Wiring:
     """The inputs that several passes share, and one method per pass that needs more than one call."""
 
     def __init__(self, step: Step, request: Request, sources: Sources) -> None:
-        self.step, self.request, self.sources = step, request, sources
+        self.step, self.asked, self.sources = step, request, sources  # `request` is the one that the budget pays for
         self.model = sources.model_handle(
             lambda gguf: step.ready(step(model, gguf=gguf, dtype=request.model.dtype)), request.model
         )
@@ -78,7 +82,13 @@ class Wiring:
             )
             for role, source in sources.rows.items()
         }
-        self.rows = {role: self._rows(role) for role in ("train", "heldout")}
+        index = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
+        self.effort = effort_of(request, index["train"], index["heldout"])
+        self.request = request = self.effort.of(request)
+        wanted = {"train": self.effort.train_rows, "heldout": self.effort.heldout_rows}
+        self.rows = {role: self._rows(cast("Role", role), index[role], wanted[role]) for role in index}
+        if self.rows["train"].others:
+            self.request = request = request.model_copy(update={"training": self.whole_run(request.training)})
         self.suite_scores: dict[Any, list[Any]] = {}  # scores of the suites, by the weights that were asked
         self.dpo_beta = request.training.beta_for(self.rows["train"].index.form)
         folder = self.model.folder(step.run) if sources.model else None
@@ -95,6 +105,7 @@ class Wiring:
             adapter=request.adapter_line(),
             training=request.training.line(len(self.rows["train"].index.trained_ids)),
             max_length=request.dataset.max_length,
+            effort=self.effort.line(self.rows["train"].measured_rows, rows),
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )
 
@@ -115,7 +126,7 @@ class Wiring:
         settings, sae = self.request.baseline, self.sources.sae
         shards = [
             self.step(baseline_shard, rows=leaf, model=self.model, sae=sae, settings=settings)
-            for leaf in self.rows["train"].leaves
+            for leaf in self.rows["train"].first_leaves(self.effort.beside_rows)
         ]
         return self.step(baseline, shards=shards)
 
@@ -135,17 +146,24 @@ class Wiring:
             )
             for node in self.rows[role].nodes
         ]
-        mean = self.step(gradient, shards=blocks)
+        mean, losses = self.step(gradient, shards=blocks), self._read_only(role)
         layers = self.step(
             landscape,
             samples=self.tables[role],
             shards=blocks,
+            **({"read_only": losses} if losses else {}),
             gradient=mean,
             role=role,
             max_grad_norm=request.training.max_grad_norm,
             thresholds=request.thresholds,
         )
-        return Landscape(blocks, mean, layers)
+        return Landscape(blocks, mean, layers, losses)
+
+    def _read_only(self, role: str) -> list[Any]:
+        """The losses of the rows that are not measured, where the budget pays for a forward over them."""
+        others = self.rows[role].first_others(self.effort.read_rows) if role == "train" else []
+        shared = {"model": self.model, "dpo_beta": self.dpo_beta, "settings": self.request.landscape.reading}
+        return [self.step(loss_shard, rows=block, **shared) for block in others]
 
     def prompt_gain(self, made: dict[str, Any]) -> Any:
         """How much each answer gains from its prompt; None for a run whose losses are those of pairs."""
@@ -155,7 +173,7 @@ class Wiring:
         forward = AnswerPass(batch_tokens=settings.batch_tokens)
         shards = [
             self.step(prompt_gain_shard, rows=leaf, model=self.model, settings=forward)
-            for leaf in self.rows["train"].leaves
+            for leaf in self.rows["train"].first_leaves(self.effort.beside_rows)
         ]
         return self.step(prompt_gain, shards=shards, landscape=made["landscape"], settings=settings)
 
@@ -250,14 +268,18 @@ class Wiring:
         """The table of preference pairs, or None."""
         return self.tables.get("preferences", self.tables["train"] if self.dpo_beta is not None else None)
 
-    def _rows(self, role: Role) -> RoleRows:
-        table = self.tables[role]
+    def _rows(self, role: Role, index: SampleIndex, wanted: int | None) -> RoleRows:
         encoding = encoding_of(self.tokenizer, self.request.dataset, role)
-        return RoleRows(table, self.step.index(table), encoding, self.request.shards)
+        return RoleRows(self.tables[role], index, encoding, self.request.shards, wanted)
+
+    def whole_run(self, training: TrainingSettings) -> TrainingSettings:
+        """A run of these settings over all training rows, however many of them are measured."""
+        rows = self.rows["train"]
+        return trained_on_all(training, len(rows.index.trained_ids)) if rows.others else training
 
     def row_coordinates(self, role: str) -> RowCoordinates | None:
         """The coordinates of per-row gradients; None for a full fine-tune, or above `landscape.row_gradients` rows."""
-        request, rows = self.request, len(self.rows[role].index.ids)
+        request, rows = self.request, self.rows[role].measured_rows
         if request.adapter.method != "lora" or rows > request.landscape.row_gradients:
             return None
         return RowCoordinates(r=request.adapter.r, seed=request.training.seed)

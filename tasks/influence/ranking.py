@@ -7,6 +7,7 @@ expected step, times the learning rates; `replayed` a linear datamodel over the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import LISSA_WITHIN_BUDGET
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.influence.estimated import Estimated, estimated
 from foretune.tasks.inputs.sample_values import SampleValues
 from foretune.tasks.inputs.training import Schedule
 from foretune.tasks.samples.dataset import row_numbers
@@ -49,6 +51,8 @@ def influence(
     schedule: Schedule,
     settings: RankingSettings,
     replays: ArtifactRef | None = None,
+    landscape: ArtifactRef | None = None,
+    differences: list[ArtifactRef] | None = None,
 ) -> None:
     """influence.parquet: ranked from the most harmful; targets.parquet: every further target's score of each sample;
     watched.parquet: the same for every watched suite, by `best_method`, where there is one."""
@@ -61,8 +65,13 @@ def influence(
     of_every_target = scores[best_method(scores)]
     nearest = dict(zip(ids, nearest_rows(of_every_target, described), strict=True))
     errors = score_errors(run, replays, ids, schedule) if method == "replayed" and replays else None
-    table = ranked(ids, rows, of_first, method, described[0], settings, errors)
-    draft.write_table("influence.parquet", [entry | nearest[entry["sample_id"]] for entry in table])
+    others: list[Estimated] = []
+    if len(rows) > len(ids) and landscape is not None:
+        chosen, first = scores[method][:, 0], scores["preconditioned"][:, 0]
+        others = estimated(run, ids, chosen, first, samples, landscape, differences or [])
+    table = ranked(ids, rows, of_first, method, described[0], settings, errors, others)
+    none = {"nearest_rows": [], "nearest_scores": []}
+    draft.write_table("influence.parquet", [entry | nearest.get(entry["sample_id"], none) for entry in table])
     first_watched = sum("watched" not in target for target in described)  # they come last
     asked = described[:first_watched]
     draft.write_table("targets.parquet", target_table(ids, rows, of_every_target[:, :first_watched], asked))
@@ -72,6 +81,10 @@ def influence(
         solved = run.store.open(solve)
         draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
         record = solved.json("solver.json") | record
+    if others:
+        record["estimated"] = [
+            {"by": part.by, "rows": len(part.ids), "error": part.error, "explained": part.explained} for part in others
+        ]
     if asked != described:
         watched = []
         for column in range(first_watched, len(described)):
@@ -108,7 +121,8 @@ def sample_scores(
     """Sample ids, and per method [n, targets] float64 change of every target; `lissa`, where there was a solve, has the
     first target alone."""
     first_order = SampleValues.read(run, shards, "derivatives.safetensors", "preconditioned")
-    ids, tokens, elapsed_lr = first_order.ids, counts["tokens"], sum(schedule.rates(counts["rows"]))
+    ids, elapsed_lr = first_order.ids, sum(schedule.rates(counts["rows"]))
+    tokens = counts["tokens"] * schedule.whole(counts["rows"]) / counts["rows"]  # a row's share is that of all rows
     scores = {}
     if solved:
         lissa = SampleValues.read(run, shards, "derivatives.safetensors", "lissa")
@@ -132,6 +146,24 @@ def spread_of(scores: list[float]) -> tuple[float, float]:
     return mean, (sum((s - mean) ** 2 for s in scores) / max(len(scores) - 1, 1)) ** 0.5
 
 
+def with_estimated(
+    ids: list[str],
+    scores: dict[str, list[float]],
+    method: str,
+    errors: list[float] | None,
+    others: Sequence[Estimated],
+) -> tuple[list[str], dict[str, list[Any]], list[Any]]:
+    """Ids, scores by method and errors of the measured rows, and behind them those of the others by `method` alone."""
+    everyone, by, known = list(ids), {name: list(values) for name, values in scores.items()}, list(errors or [])
+    known = known or [None] * len(ids)
+    for part in others:
+        everyone += part.ids
+        known += [part.error] * len(part.ids)
+        for name, values in by.items():
+            values += part.scores if name == method else [None] * len(part.ids)
+    return everyone, by, known
+
+
 def ranked(
     ids: list[str],
     rows: dict[str, int],
@@ -140,15 +172,18 @@ def ranked(
     target: dict[str, Any],
     settings: RankingSettings,
     errors: list[float] | None = None,
+    others: Sequence[Estimated] = (),
 ) -> list[dict[str, Any]]:
     """Rank 1 does most harm to the target, or raises a concept most.
 
     `z` is the score's distance from the mean in standard deviations, `outlier` says whether it lies beyond
     `settings.outlier`. Verdict `neutral` when |score| is at most `settings.neutral` standard deviations, or, with the
     scores' own standard `errors`, when its 95 % interval holds zero; else `harms` or `helps`, and for a concept, where
-    neither is better, `raises` or `lowers`.
+    neither is better, `raises` or `lowers`. `others` are rows whose scores were estimated from these.
     """
-    chosen = scores[method]
+    measured = len(ids)
+    ids, by_method, known = with_estimated(ids, scores, method, errors, others)
+    chosen = by_method[method]
     mean, spread = spread_of(chosen)
     sign = -1.0 if target["better"] == "higher" else 1.0  # a positive sign * score does harm
     above, below = ("raises", "lowers") if target["better"] is None else ("harms", "helps")
@@ -156,7 +191,7 @@ def ranked(
     table = []
     for rank, i in enumerate(order, start=1):
         z = (chosen[i] - mean) / spread if spread else 0.0
-        error = None if errors is None else errors[i]
+        error = known[i]
         neutral = abs(chosen[i]) <= max(settings.neutral * spread, INTERVAL * (error or 0.0))
         direction = above if sign * chosen[i] > 0 else below
         table.append(
@@ -169,8 +204,8 @@ def ranked(
                 "z": z,
                 "error": error,
                 "outlier": abs(z) > settings.outlier,
-                "method": method,
-                **{f"{name}_score": values[i] for name, values in scores.items()},
+                "method": method if i < measured else "estimated",
+                **{f"{name}_score": values[i] for name, values in by_method.items()},
             }
         )
     return table

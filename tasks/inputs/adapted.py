@@ -34,6 +34,11 @@ class AdaptedModel:
             return None
         return {name: self.loaded.model.get_submodule(name.removesuffix(".weight")) for name in self.weights}
 
+    def moved_by(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The base weights plus a change of some of them; those that do not change are the base's own."""
+        base = self.weights
+        return base | {name: base[name] + change.to(base[name]) for name, change in delta.items()}
+
 
 def adapt(loaded: LoadedModel, adapter: AdapterSettings, seed: int) -> AdaptedModel:
     """The adapter at its initialisation: for LoRA B = 0 and A as peft draws it under `seed`."""

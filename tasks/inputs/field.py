@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,17 +96,21 @@ def stored_rows(
     opened = [run.store.open(node) for node in nodes]
     if not all(FILE in node.names() for node in opened):
         return None
-    rows, tokens = [], []
-    for node in opened:
-        file = node.tensor_file(FILE)
+    rows, tokens, files = [], [], [node.tensor_file(FILE) for node in opened]
+    for number, node in enumerate(opened):
         counts = node.arrow("samples.parquet", columns=["tokens"])["tokens"].to_pylist()
-        rows += [(file, position) for position, count in enumerate(counts) if count]
+        rows += [(number, position) for position, count in enumerate(counts) if count]
         tokens += [count for count in counts if count]
-    return RowGradients(
-        factors=factors,
-        tokens=tuple(tokens),
-        read=lambda row, name: rows[row][0].get_slice(name)[rows[row][1]].to(device),
-    )
+
+    @functools.cache  # a view of the file's pages: to open a slice anew takes longer than to read the row
+    def rows_of(number: int, name: str) -> Tensor:
+        return files[number].get_tensor(name)
+
+    def read(row: int, name: str) -> Tensor:
+        number, position = rows[row]
+        return rows_of(number, name)[position].to(device)
+
+    return RowGradients(factors=factors, tokens=tuple(tokens), read=read)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,10 @@ class Schedule(BaseModel):
         """Rows that one optimizer step averages over."""
         return self.batch_size * self.gradient_accumulation_steps
 
+    def whole(self, measured: int) -> int:
+        """Rows of the run, `measured` of which have gradients: here all of them."""
+        return measured
+
     def steps(self, rows: int) -> int:
         """Optimizer steps of the whole run, counted as transformers' Trainer counts them."""
         batches = math.ceil(rows / self.batch_size)
@@ -172,3 +176,23 @@ class TrainingSettings(Schedule):
             nesterov=self.nesterov,
             max_grad_norm=self.max_grad_norm,
         )
+
+
+class SampledSchedule(Schedule):
+    """The schedule of a run whose rows are not all measured: it counts the steps of all `rows`."""
+
+    rows: int = Field(ge=1)
+
+    def steps(self, rows: int) -> int:
+        return super().steps(max(rows, self.rows))
+
+    def whole(self, measured: int) -> int:
+        return max(measured, self.rows)
+
+
+class SampledTraining(SampledSchedule, TrainingSettings):
+    """A run whose gradients are measured on some of its `rows`: they stand for all, over all steps."""
+
+    @property
+    def schedule(self) -> SampledSchedule:
+        return SampledSchedule(**self.model_dump(include=set(SampledSchedule.model_fields)))

@@ -18,6 +18,7 @@ from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.field import PerRowGradients, RowCoordinates
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
+from foretune.tasks.landscape.row_losses import row_losses
 from foretune.tasks.landscape.signals import (
     SignalThresholds,
     landscape_signals,
@@ -28,7 +29,7 @@ from foretune.tasks.loading import AdapterTargets, label_caller, recomputed, tar
 from foretune.tasks.loading.hooks import captured_residuals
 from foretune.tasks.samples.dataset import row_numbers
 from foretune.tasks.samples.minibatches import minibatches
-from foretune.tasks.samples.rows import ShardRows
+from foretune.tasks.samples.rows import ReadSettings, ShardRows
 
 
 class LandscapeSettings(BaseModel):
@@ -57,6 +58,11 @@ class LandscapeSettings(BaseModel):
         "prediction follows the trainer's own order of the rows; above, it draws from shards",
         json_schema_extra=without_result(),
     )
+
+    @property
+    def reading(self) -> ReadSettings:
+        """The part that a forward over rows reads."""
+        return ReadSettings(batch_tokens=self.batch_tokens)
 
 
 @content_task(version=2)
@@ -114,16 +120,8 @@ def landscape_shard(
     residual = {} if total.residual_sum is None else {"resid_grad_sum": total.residual_sum}
     draft.write_tensors("residual.safetensors", residual)
     draft.write_table("steps.parquet", steps)
-    draft.write_table("samples.parquet", _row_losses(table["sample_id"].to_pylist(), losses))
+    draft.write_table("samples.parquet", row_losses(table["sample_id"].to_pylist(), losses))
     draft.write_json("shard.json", {"rows": len(losses), "tokens": total.tokens, "modules": list(weights)})
-
-
-def _row_losses(ids: list[str], losses: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
-    """Summed loss and label tokens of every row; zero for a row without labels."""
-    return [
-        {"sample_id": sample_id, "loss_sum": loss_sum, "tokens": tokens}
-        for sample_id, (loss_sum, tokens) in ((each, losses.get(row, (0.0, 0.0))) for row, each in enumerate(ids))
-    ]
 
 
 @content_task(version=1, libraries=())
@@ -136,8 +134,12 @@ def landscape(
     role: str,
     max_grad_norm: float,
     thresholds: SignalThresholds,
+    read_only: list[ArtifactRef] | None = None,
 ) -> None:
-    """One landscape from its shards: mean gradient, steps, layers, per-sample losses, signals."""
+    """One landscape from its shards: mean gradient, steps, layers, per-sample losses, signals.
+
+    `read_only` are the losses of rows whose gradients were not measured.
+    """
     opened = [run.store.open(shard) for shard in shards]
     reduced = run.store.open(gradient)
     draft.link("gradients.safetensors", reduced.path("gradients.safetensors"))
@@ -146,7 +148,8 @@ def landscape(
     draft.write_table("steps.parquet", [{"step": number, **row} for number, row in enumerate(steps, start=1)])
     layers = layer_table(counts["modules"], steps, counts["norms"], thresholds.dead_layer_norm)
     draft.write_table("layers.parquet", layers)
-    draft.write_table("samples.parquet", _sample_losses(run, samples, opened))
+    others = [run.store.open(shard) for shard in read_only or []]
+    draft.write_table("samples.parquet", _sample_losses(run, samples, [*opened, *others]))
     summary = landscape_summary(steps, layers, counts)
     summary["signals"] = landscape_signals(role, layers, steps, max_grad_norm, thresholds)
     draft.write_json("summary.json", summary)

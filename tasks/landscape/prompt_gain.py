@@ -109,7 +109,8 @@ def prompt_gain(
     parts = [run.store.open(shard).arrow("losses.parquet").to_pylist() for shard in shards]
     alone = {row["sample_id"]: row["loss_alone"] for part in parts for row in part}
     own = run.store.open(landscape).arrow("samples.parquet").to_pylist()
-    rows = sorted((_gain(row, alone[row["sample_id"]], settings) for row in own), key=_least_gain_first)
+    measured = [row for row in own if row["sample_id"] in alone]  # the others' prompts were not taken away
+    rows = sorted((_gain(row, alone[row["sample_id"]], settings) for row in measured), key=_least_gain_first)
     flagged = [row for row in rows if row["mismatched"]]
     gains = [row["gain"] for row in rows if row["gain"] is not None]
     draft.write_table("prompt_gain.parquet", rows)

@@ -74,7 +74,9 @@ class VirtualBatches:
     batch_rows: int  # rows per optimiser step: batch size times accumulated micro-batches
     row_gradients: RowGradients | None = None  # per-row gradients of a LoRA adapter, where they are stored
     shares: tuple[Mapping[int, float], ...] = ()  # of each step's rows, for `row_gradients`; see orders.row_shares
+    mean_shares: tuple[float, ...] = ()  # of the field's mean beside them, where rows stand for others
     keep_bytes: int = 2**31  # for gradients kept for later rounds and replays, an equal share per weight
+    _pulled: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _kept: dict[tuple[tuple[int, ...], str], Tensor] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
@@ -87,7 +89,18 @@ class VirtualBatches:
         gradient = self._of_blocks(self.groups[step], name)
         if self.row_gradients is None:
             return gradient
-        return self.row_gradients.with_row_space_replaced(gradient, self.shares[step], name)
+        replaced = self.row_gradients.with_row_space_replaced
+        if not self.mean_shares:
+            return replaced(gradient, self.shares[step], name)
+        return replaced(gradient, self.shares[step], name, self._mean_rows(name).mul(self.mean_shares[step]))
+
+    def _mean_rows(self, name: str) -> Tensor:
+        """The field's mean in A0's coordinates, [out, r]."""
+        assert self.row_gradients is not None
+        if name not in self._pulled:
+            mean = self.field.mean(name)
+            self._pulled[name] = mean @ self.row_gradients.factors[name].to(mean).T
+        return self._pulled[name]
 
     def _of_blocks(self, blocks: tuple[int, ...], name: str) -> Tensor:
         if (blocks, name) in self._kept:

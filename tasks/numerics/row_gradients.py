@@ -73,8 +73,11 @@ class RowGradients:
     read: Callable[[int, str], Tensor] = field(repr=False)
     _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def with_row_space_replaced(self, gradient: Tensor, shares: Mapping[int, float], name: str) -> Tensor:
-        """G (I - P) + sum_i s_i G_i P with P = A0^+ A0 the projection on the row space of A0, [out, in].
+    def with_row_space_replaced(
+        self, gradient: Tensor, shares: Mapping[int, float], name: str, beside: Tensor | None = None
+    ) -> Tensor:
+        """G (I - P) + sum_i s_i G_i P with P = A0^+ A0 the projection on the row space of A0, [out, in]; `beside`, in
+        A0's coordinates [out, r], is added to the sum.
 
         G is `gradient`, the s_i are `shares`, by row. Inside the row space this is exactly the gradient of a batch of
         those rows. Outside it only `gradient` is known, that of a batch of the same size but of other rows; an
@@ -82,6 +85,8 @@ class RowGradients:
         """
         down = self.factors[name].to(gradient)
         change = (gradient @ down.T).neg_()
+        if beside is not None:
+            change.add_(beside)
         for row, share in shares.items():
             change.add_(self.read(row, name).to(change), alpha=share)
         return gradient.addmm(change, self._lift(name, down))

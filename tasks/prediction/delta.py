@@ -189,13 +189,22 @@ def prediction_summary(
         "clipped_modules": len(applied.clipped),
         "anchors": len(trajectory.anchor_steps),
         "anchor_steps": trajectory.anchor_steps,
-        "order_of_rows": "the trainer's" if virtual.row_gradients else "by shards",
+        "order_of_rows": order_in_words(virtual),
         "gradient_samples_used": rows + trajectory.measured_rows,
-        "gradient_samples_real": round(rows * virtual.training.epochs),
+        "gradient_samples_real": round(virtual.training.whole(rows) * virtual.training.epochs),
         **sharpness_summary(curvature, settings.sharp),
     }
     trust = trust_of(trajectory.points, settings.tolerance)
     return {**summary, "signals": prediction_signals(summary, trust, settings)}
+
+
+def order_in_words(virtual: VirtualRun) -> str:
+    """Whose order the replayed rows have."""
+    if virtual.row_gradients is None:
+        return "by shards"
+    return (
+        "the trainer's, rows that were not measured played by those that were" if virtual.sampled else "the trainer's"
+    )
 
 
 def write_prediction(

@@ -105,7 +105,8 @@ def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings)
         return None
     field, rows = virtual.field, sum(virtual.field.rows)
     budget, passes = settings.gradient_budget, settings.gradient_passes
-    spare = max(0, min(int(budget * rows * virtual.training.epochs) - rows, int(passes * rows)))
+    real = virtual.training.whole(rows) * virtual.training.epochs
+    spare = max(0, min(int(budget * real) - rows, int(passes * rows)))
     if settings.anchors == "auto":
         errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in frozen.points}
         trusted = trusted_share(errors, virtual.rates, settings.tolerance)

@@ -41,6 +41,12 @@ class VirtualRun:
         return self.training.rates(sum(self.field.rows))
 
     @property
+    def sampled(self) -> bool:
+        """Whether the measured rows stand for more."""
+        measured = sum(self.field.rows)
+        return self.training.whole(measured) > measured
+
+    @property
     def elapsed_lr(self) -> list[float]:
         """The cumulative learning rate before every step, and after the last."""
         return [0.0, *accumulate(self.rates)]
@@ -89,14 +95,20 @@ class VirtualRun:
         """The gradient of every step's batch: the trainer's own batches where per-row gradients are stored, else
         gradient blocks in a seeded order."""
         from foretune.tasks.numerics.field import virtual_batches
-        from foretune.tasks.numerics.orders import row_shares, trainer_steps
+        from foretune.tasks.numerics.orders import row_shares, stand_in_shares, stand_ins, trainer_steps
 
         training, rows = self.training, self.row_gradients
         batches = virtual_batches(self.field, training.rows_per_step, self.steps, training.seed)
         if rows is None:
             return batches
-        size, accumulated = training.batch_size, training.gradient_accumulation_steps
-        steps = trainer_steps(len(rows.tokens), size, accumulated, self.steps, training.seed)
+        size, accumulated, measured = training.batch_size, training.gradient_accumulation_steps, len(rows.tokens)
+        whole = training.whole(measured)
+        steps = trainer_steps(whole, size, accumulated, self.steps, training.seed)
+        if whole > measured:  # the measured rows are the first ones by id
+            played = stand_ins(whole, measured, training.seed)
+            found = [stand_in_shares(step, played, rows.tokens, by_micro_batch=self.paired) for step in steps]
+            shares, means = tuple(each.rows for each in found), tuple(each.mean for each in found)
+            return replace(batches, row_gradients=rows, shares=shares, mean_shares=means)
         shares = tuple(row_shares(step, rows.tokens, by_micro_batch=self.paired) for step in steps)
         return replace(batches, row_gradients=rows, shares=shares)
 

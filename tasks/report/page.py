@@ -76,6 +76,7 @@ def _header(opened: dict[str, Any], lines: RequestLines) -> Header:
         model=lines.model,
         adapter=lines.adapter,
         training=lines.training,
+        effort=lines.effort,
         created=f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
     )
 

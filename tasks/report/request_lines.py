@@ -16,3 +16,4 @@ class RequestLines(BaseModel, frozen=True):
     training: str
     max_length: int | None
     spike_norm: float | None
+    effort: str | None = None  # what was looked at, where a budget bounds it

@@ -28,6 +28,7 @@ class Header:
     adapter: str  # "LoRA r=8 on q_proj, v_proj"
     training: str  # "AdamW 2e-4, 3 epochs = 36 steps"
     created: str
+    effort: str | None = None  # what was looked at, where a budget bounds it
 
 
 def _columns(*names: str) -> dict[str, tuple[str, ...]]:

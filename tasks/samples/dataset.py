@@ -123,6 +123,12 @@ def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
     return run.store.open(samples).arrow("samples.parquet")
 
 
+def label_tokens(run: Run, samples: ArtifactRef) -> dict[str, int]:
+    """Tokens with a loss of every sample, by id: nothing precedes a row's first one."""
+    table = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "loss_mask"])
+    return {i: sum(mask[1:]) for i, mask in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)}
+
+
 def row_numbers(run: Run, samples: ArtifactRef) -> dict[str, int]:
     """{sample id: position of the row in its file}. Shards do not know it: they are stored by what their rows say."""
     table = run.store.open(samples).arrow("samples.parquet", columns=["sample_id", "row"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from foretune.storage.refs import ArtifactRef
 from foretune.tasks.samples.rows import ShardRows, SubsetRows
@@ -19,16 +22,63 @@ class RoleRows:
     index: SampleIndex
     encoding: str  # digest of the tokenizer and of the rules that made tokens and labels
     cut: ShardSettings
+    wanted: int | None = None  # rows to measure, in whole gradient blocks; None: all
 
     @cached_property
     def leaves(self) -> list[ShardRows]:
-        """What the passes over every row map over."""
-        return self._shards(self.cut.max_depth)
+        """What the passes over every measured row map over."""
+        found, measured = self._shards(self.cut.max_depth), [node.shard.prefix for node in self.nodes]
+        return found if not self.others else [leaf for leaf in found if leaf.shard.prefix.startswith(tuple(measured))]
+
+    def first_leaves(self, rows: int | None) -> list[ShardRows]:
+        """The first of them, until they hold so many rows; all without a number."""
+        if rows is None:
+            return self.leaves
+        ends = list(accumulate(leaf.shard.rows for leaf in self.leaves))
+        return self.leaves[: bisect_left(ends, rows) + 1]
 
     @cached_property
     def nodes(self) -> list[ShardRows]:
-        """What the gradient field is stored for: the leaves of a tree of bounded depth."""
+        """What the gradient field is stored for: the leaves of a tree of bounded depth, or the first of them. More
+        rows to measure keep those that fewer have; an id is a digest, so that the first rows are drawn at random."""
+        return self._blocks[: self._measured_blocks]
+
+    @cached_property
+    def others(self) -> list[ShardRows]:
+        """The blocks whose gradients are not measured."""
+        return self._blocks[self._measured_blocks :]
+
+    def first_others(self, rows: int) -> list[ShardRows]:
+        """The first of them that together hold no more rows than that, but for the last one's."""
+        before = accumulate((block.shard.rows for block in self.others), initial=0)
+        return [block for block, ahead in zip(self.others, before, strict=False) if ahead < rows]
+
+    @cached_property
+    def trained_ids(self) -> list[str]:
+        """Ids of the measured samples that have a loss: what every subset is chosen from."""
+        return self._measured(self.index.trained_ids)
+
+    @cached_property
+    def measured_rows(self) -> int:
+        return sum(node.shard.rows for node in self.nodes)
+
+    @cached_property
+    def _blocks(self) -> list[ShardRows]:
         return self._shards(min(self.cut.node_depth, self.cut.max_depth))
+
+    @cached_property
+    def _measured_blocks(self) -> int:
+        if self.wanted is None:
+            return len(self._blocks)
+        ends = list(accumulate(block.shard.rows for block in self._blocks))
+        return min(bisect_left(ends, self.wanted) + 1, len(ends))
+
+    def _measured(self, ids: Sequence[str]) -> list[str]:
+        """Those of the sorted `ids` that lie in measured blocks, which are the first ones by id."""
+        if not self.others:
+            return list(ids)
+        beyond, _ = self.others[0].shard.bounds()
+        return list(ids[: bisect_left(ids, beyond)])
 
     def whole(self) -> ShardRows:
         """All rows as one shard."""
@@ -36,11 +86,16 @@ class RoleRows:
 
     def subset(self, rows: int, salt: str) -> SubsetRows:
         """At most `rows` rows with a label."""
+        return self._chosen(subset_of(self.trained_ids, rows, salt))
+
+    def of_all(self, rows: int, salt: str) -> SubsetRows:
+        """The same of all rows, measured or not."""
         return self._chosen(subset_of(self.index.trained_ids, rows, salt))
 
     def short_subset(self, rows: int, salt: str, max_tokens: int) -> SubsetRows:
         """At most `rows` rows with a label, none above `max_tokens` tokens where there are such."""
-        return self._chosen(subset_of(self.index.short_ids(max_tokens), rows, salt))
+        short = self._measured(self.index.short_ids(max_tokens)) or self.trained_ids
+        return self._chosen(subset_of(short, rows, salt))
 
     def one(self, row: int) -> SubsetRows:
         """The row at this position of its file. BadInput where there is none, or none with a label."""

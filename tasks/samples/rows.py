@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.engine.keys import without_result
 from foretune.tasks.samples.shards import Shard, Subset, read_shard, read_subset
 
 if TYPE_CHECKING:
@@ -57,3 +58,9 @@ class SubsetRows(BaseModel, frozen=True):
     def read(self, run: Run) -> pa.Table:
         """The rows, sorted by sample_id."""
         return read_subset(run, self.samples, self.subset)
+
+
+class ReadSettings(BaseModel, frozen=True):
+    """How a pass that only goes forward takes its rows."""
+
+    batch_tokens: int = Field(json_schema_extra=without_result())

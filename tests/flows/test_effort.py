@@ -1,0 +1,120 @@
+"""A budget: what it pays for, that more of it keeps what less has made, and that every row is still told of."""
+
+from __future__ import annotations
+
+import pytest
+
+from foretune.flows.dag.effort import FEWEST_ROWS, effort_of
+from foretune.flows.effort import EffortSettings
+from foretune.flows.request import load_request
+from foretune.tasks.inputs.field import per_row_gradients
+from foretune.tasks.samples.table import SampleIndex
+from tests.samples.test_role_rows import index_of_rows
+
+
+@pytest.fixture
+def request_with(tiny_request):
+    def made(**effort):
+        asked = load_request(str(tiny_request))
+        return asked.model_copy(update={"effort": EffortSettings(**effort)})
+
+    return made
+
+
+def spent(effort, train: SampleIndex) -> float:
+    """Tokens through the model that grow with the rows, a backward counted twice."""
+    tokens, rows = sum(train.tokens), len(train.trained_ids)
+    share = 1.0 if effort.train_rows is None else effort.train_rows / rows
+    gradients = tokens * share * 3 * (1 + (effort.gradient_passes or 0))
+    return gradients + tokens * effort.read_rows / rows * (2 if effort.differences else 1)
+
+
+@pytest.mark.parametrize("rows", [1_000, 4_000, 100_000])
+@pytest.mark.parametrize(("epochs", "share"), [(3, 0.15), (3, 0.33), (1, 0.33), (3, 0.66)])
+def test_what_grows_with_the_rows_stays_within_the_budget(request_with, rows, epochs, share):
+    request, train = request_with(budget=share), index_of_rows(rows, tokens=40)
+    request = request.model_copy(update={"training": request.training.model_copy(update={"epochs": epochs})})
+    effort = effort_of(request, train, index_of_rows(200, tokens=40))
+    assert effort.train_rows is None or effort.train_rows >= FEWEST_ROWS
+    assert spent(effort, train) <= share * 3 * epochs * sum(train.tokens)
+
+
+def test_without_a_budget_nothing_is_bounded(request_with):
+    request, few = request_with(), index_of_rows(20, tokens=9)
+    effort = effort_of(request, few, few)
+    assert effort.train_rows is None and effort.of(request) is request
+
+
+def test_a_budget_that_pays_for_every_row_measures_every_row(request_with):
+    effort = effort_of(request_with(budget=0.66), index_of_rows(100, tokens=40), index_of_rows(10, tokens=40))
+    assert effort.train_rows is None and effort.gradient_passes
+
+
+def test_a_larger_budget_measures_the_smaller_ones_rows_and_more(request_with):
+    train, held = index_of_rows(5_000, tokens=40), index_of_rows(200, tokens=40)
+    wanted = [effort_of(request_with(preset=preset), train, held).train_rows for preset in ("quick", "standard")]
+    assert wanted[0] < wanted[1] < 5_000
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """The tiny request has 18 rows: some of them have to be enough."""
+    monkeypatch.setattr("foretune.flows.dag.effort.FEWEST_ROWS", 6)
+
+
+def test_a_run_on_a_budget_measures_some_rows_and_tells_of_all(simulated, few_rows):
+    run = simulated("effort.budget=0.33", "shards.max_rows=3")
+    summary, landscape = run.summary("prediction"), run.table("landscape", "samples")
+    assert summary["steps"] == 10 and summary["gradient_samples_real"] == 36  # of all 18 rows, in batches of 4
+    measured = [row for row in run.table("influence", "influence") if row["method"] != "estimated"]
+    assert 6 <= len(measured) < len(landscape) < 18  # the others are read as far as the budget goes
+    ranked = run.table("influence", "influence")
+    assert len(ranked) == 18 and sorted(row["rank"] for row in ranked) == list(range(1, 19))
+    told = run.store.open(run.made["influence"]).json("solver.json")["estimated"]
+    assert sum(part["rows"] for part in told) == 18 - len(measured)
+    assert {part["by"] for part in told} == {"the loss and the length", "the length"}
+
+
+def test_a_larger_budget_takes_only_what_a_smaller_one_left(simulated, few_rows):
+    small = simulated("effort.budget=0.33", "shards.max_rows=3")
+    large = simulated("effort.budget=0.8", "shards.max_rows=3")
+    of_small, of_large = (
+        {made.key for name, made in run.step.steps if name == "landscape_shard"} for run in (small, large)
+    )
+    assert of_small < of_large
+    computed = [made.key for name, made in large.step.steps if name == "landscape_shard" and not made.cached]
+    assert set(computed) == of_large - of_small
+
+
+def test_the_losses_of_rows_without_gradients_are_those_with_them(simulated, few_rows):
+    some, all_rows = (
+        {row["sample_id"]: row["loss"] for row in simulated(*how).table("landscape", "samples")}
+        for how in (["effort.budget=0.5", "shards.max_rows=3"], ["shards.max_rows=3"])
+    )
+    assert some and all(loss == pytest.approx(all_rows[sample_id], rel=1e-5) for sample_id, loss in some.items())
+
+
+def test_differences_are_the_derivatives_that_rows_with_gradients_store(simulated, few_rows, monkeypatch):
+    monkeypatch.setattr("foretune.flows.dag.effort.READ", 0.7)
+    run = simulated("effort.budget=1.0", "shards.max_rows=3", "landscape.gradient_dtype=float32")
+    told = run.store.open(run.made["influence"]).json("solver.json")["estimated"]
+    assert [part["by"] for part in told] == ["a forward beside the base weights"]
+    exact = simulated("shards.max_rows=3", "landscape.gradient_dtype=float32")
+    (directions,) = {made.key: made for name, made in run.step.steps if name == "influence_directions"}.values()
+    column = {
+        name: each[0].flatten() for name, each in run.store.open(directions).tensors("directions.safetensors").items()
+    }
+    blocks = [made for name, made in exact.step.steps if name == "landscape_shard"]
+    stored = per_row_gradients(exact.step.run, blocks[: len(blocks) - 1], scale=4 / 2)
+    derivatives = dict(zip(stored.ids, sum(stored.block(n) @ column[n] for n in stored.names).tolist(), strict=True))
+    taken = [run.store.open(made) for name, made in run.step.steps if name == "influence_difference"]
+    found = {
+        sample_id: value
+        for part in taken
+        for sample_id, value in zip(
+            part.json("samples.json"), part.tensors("differences.safetensors")["preconditioned"].tolist(), strict=True
+        )
+    }
+    expected = [derivatives[sample_id] for sample_id in found]
+    assert len(found) > 3
+    assert list(found.values()) == pytest.approx(expected, rel=0.05, abs=0.02 * max(map(abs, expected)))
