@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -25,6 +25,10 @@ class Estimated:
     scores: list[float]
     error: float  # of a score: root mean square of what leaving out a measured row gets wrong
     explained: float  # share of the measured scores' variance that is told when a row is left out
+
+    def told(self) -> dict[str, Any]:
+        """All but the rows themselves."""
+        return {"by": self.by, "rows": len(self.ids), "error": self.error, "explained": self.explained}
 
 
 def estimated(

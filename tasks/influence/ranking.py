@@ -82,23 +82,16 @@ def influence(
         draft.checks += [check for check in solved.manifest.checks if check.name == LISSA_WITHIN_BUDGET]
         record = solved.json("solver.json") | record
     if others:
-        record["estimated"] = [
-            {"by": part.by, "rows": len(part.ids), "error": part.error, "explained": part.explained} for part in others
-        ]
+        record["estimated"] = [part.told() for part in others]
     if asked != described:
+        by = best_method(scores)
+        suites = zip(described[first_watched:], of_every_target[:, first_watched:].T.tolist(), strict=True)
         watched = []
-        for column in range(first_watched, len(described)):
-            watched += watched_rows(
-                ids,
-                rows,
-                of_every_target[:, column].tolist(),
-                described[column],
-                settings,
-                best_method(scores),
-                score_errors(run, replays, ids, schedule, column) if replays else None,
-            )
+        for column, (suite, of_suite) in enumerate(suites, start=first_watched):
+            known = score_errors(run, replays, ids, schedule, column) if replays else None
+            watched += watched_rows(ids, rows, of_suite, suite, settings, by, known)
         draft.write_table("watched.parquet", watched)
-        record |= {"watched_by": best_method(scores)}
+        record |= {"watched_by": by}
     record |= {"unit": described[0]["unit"], "spread": spread_of(of_first[method])[1]}
     if replays is not None:
         record |= {f"replays_{name}": value for name, value in run.store.open(replays).json("replays.json").items()}
