@@ -20,8 +20,9 @@ GRADIENT = 3  # forwards: one, and a backward
 BESIDE_ROWS, BESIDE = 128, 0.7  # rows whose prompts are taken away and whose features are counted; forwards of each
 FIXED = 0.3  # of the budget at most: what does not grow with the rows, behaviour and curvature among it
 HELD_OUT = 0.04  # of the budget: gradients of held-out rows
-ALONG, MOST_ALONG = 0.2, 512  # of what is left: gradients along the path, of so many rows at most
-READ = 0.3  # of what is left: rows without gradients, once, and where all are read, once more beside the base weights
+ALONG, MOST_ALONG = 0.35, 512  # of what is left: gradients along the path, of so many rows at most
+ANCHORS = 33  # at most: over 1,000 rows and 375 steps few rows at many steps are nearer than many at few
+READ = 0.25  # of what is left: rows without gradients, once, and where all are read, once more beside the base weights
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Effort:
         if self.gradient_passes is None:
             return request
         prediction = request.prediction.model_copy(
-            update={"gradient_passes": self.gradient_passes, "gradient_budget": 1e6}
+            update={"gradient_passes": self.gradient_passes, "gradient_budget": 1e6, "max_anchors": ANCHORS}
         )
         return within(request.model_copy(update={"prediction": prediction}), self.fixed)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import cast
@@ -31,52 +31,15 @@ ENOUGH_BLOCKS, ENOUGH_ROWS = 2, 16  # per anchor: the size of those two blocks
 class MeanEstimate:
     mean: Vector  # {name: [out, in]} gradient of the token-mean loss over all blocks
     coefficient: float  # of the control variate: share of a block's deviation at the base weights that is left
-    noise: Mapping[str, float] = field(default_factory=dict)  # squared error of the mean by name; empty where unknown
-
-    def after(self, last: Mapping[str, Tensor], *known: Mapping[str, Tensor]) -> MeanEstimate:
-        """The same with its movement since `last` held against its noise, weight by weight.
-
-        Along `last` and the `known` means the movement is taken as it is: how far a gradient has faded is told by few
-        rows. Of the rest the share is kept that is not noise, the gain of a Kalman filter whose state's variance is
-        read off the movement itself. All of it is kept where the noise is not known.
-        """
-        mean = {}
-        for name, now in self.mean.items():
-            moved = now - last[name]
-            along = torch.zeros_like(moved)
-            for direction in _orthonormal([last[name], *(each[name] for each in known)]):
-                along += (moved * direction).sum() * direction
-            rest = moved - along
-            square = float(rest.square().sum())
-            kept = max(0.0, 1.0 - self.noise.get(name, 0.0) / square) if square else 0.0
-            mean[name] = last[name] + along + kept * rest
-        return MeanEstimate(mean, self.coefficient, self.noise)
-
-
-def _orthonormal(vectors: Sequence[Tensor]) -> list[Tensor]:
-    """An orthonormal basis of what they span, by Gram and Schmidt; what is nearly spanned already is left out."""
-    basis: list[Tensor] = []
-    for vector in vectors:
-        left = vector.clone()
-        for direction in basis:
-            left -= (left * direction).sum() * direction
-        size = float(left.norm())
-        if size > 1e-3 * float(vector.norm()):
-            basis.append(left / size)
-    return basis
 
 
 def estimate_mean(
-    field: GradientField,
-    blocks: Sequence[int],
-    measured: Sequence[Mapping[str, Tensor]],
-    parts: Sequence[Part] = (),
+    field: GradientField, blocks: Sequence[int], measured: Sequence[Mapping[str, Tensor]]
 ) -> MeanEstimate:
     """Mean gradient over the whole field from some blocks' gradient sums measured elsewhere: a control variate.
 
     mean(theta) ~ mean_S(theta) + c * (mean(0) - mean_S(0)), with the coefficient c between 0 and 1: at 1 the blocks
-    S only say how far the mean has shifted, at 0 the stored field is not used. `parts` are the same rows cut in two or
-    more, from which the error is told.
+    S only say how far the mean has shifted, at 0 the stored field is not used.
     """
     tokens = sum(field.tokens[block] for block in blocks)
     now = {name: cast("Tensor", sum(gradient[name].float() for gradient in measured)) / tokens for name in field.names}
@@ -84,28 +47,9 @@ def estimate_mean(
         coefficient = _coefficient_of_one(field, blocks[0], now)
     else:
         coefficient = _coefficient(field, blocks, measured, now)
-    noise = {name: _noise(field, blocks, parts, name, coefficient) for name in now}
     for name, mean in now.items():
         mean.add_(field.mean(name) - field.group_mean(blocks, name), alpha=coefficient)
-    return MeanEstimate(now, coefficient, noise)
-
-
-Part = tuple[Mapping[str, Tensor], float]
-"""Gradient sums over some rows, and their label tokens."""
-
-
-def _noise(field: GradientField, blocks: Sequence[int], parts: Sequence[Part], name: str, coefficient: float) -> float:
-    """Squared error of the mean: of the rows that were measured, from how far their parts lie apart, less what the
-    control variate explains of it, which is the part's own deviation at the base weights. None is left where all
-    rows are measured, nor known where there is one part."""
-    if len(parts) < 2:
-        return 0.0
-    whole = cast("Tensor", sum(sums[name].float() for sums, _ in parts)) / sum(tokens for _, tokens in parts)
-    apart = sum(float((sums[name] / tokens - whole).square().sum()) for sums, tokens in parts)
-    scatter = apart / (len(parts) * (len(parts) - 1))
-    explained = coefficient**2 * float((field.group_mean(blocks, name) - field.mean(name)).square().sum())
-    share = sum(field.rows[block] for block in blocks) / sum(field.rows)
-    return max(0.0, scatter - explained) * (1 - share)
+    return MeanEstimate(now, coefficient)
 
 
 def _coefficient(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from foretune.storage.refs import ArtifactRef
@@ -39,17 +38,10 @@ class RowsAtWeights:
     def __init__(self, adapted: AdaptedModel, table: pa.Table, dpo_beta: float | None, batch_tokens: int) -> None:
         from foretune.tasks.numerics.objectives import Objective
 
-        self.adapted, self._given = adapted, (table, dpo_beta, batch_tokens)
+        self.adapted = adapted
         self.objective = Objective(dpo_beta)
         self.batches = minibatches(table, batch_tokens, adapted.loaded.device)
         self.references = [self._reference(m) if dpo_beta and m.rejected else None for m in self.batches]
-
-    @cached_property
-    def halves(self) -> list[RowsAtWeights]:
-        """The same rows in two parts, every second one; one part where there is one row."""
-        table, dpo_beta, batch_tokens = self._given
-        rows = [list(range(start, len(table), 2)) for start in range(min(2, len(table)))]
-        return [RowsAtWeights(self.adapted, table.take(part), dpo_beta, batch_tokens) for part in rows]
 
     def loss(self, delta: dict[str, Tensor]) -> float:
         """Mean loss, by forward passes."""

@@ -126,14 +126,9 @@ def _measured_at_anchors(
         virtual.batches(), virtual.adapter, optimizer, virtual.rates, plan, seed=virtual.training.seed, snapshots=steps
     )
     reached, field = next(run), virtual.field
-    base = before = last = {name: field.mean(name) for name in field.names}
     while isinstance(reached, Anchor):
         events.emit("progress", task="path", done=steps.index(reached.step) + 1, total=len(steps))
-        if virtual.sampled:  # a few of many rows: their noise would be followed
-            estimate = _measured_in_parts(field, blocks, reached).after(last, before, base)
-            before, last = last, estimate.mean
-        else:
-            estimate = _measured_mean(field, blocks, reached)
+        estimate = _measured_mean(field, blocks, reached)
         shifts.write(TRAIN_SHIFT, reached.step, {n: mean - field.mean(n) for n, mean in estimate.mean.items()})
         reached = run.send(estimate)
     return reached
@@ -144,18 +139,6 @@ def _measured_mean(field: GradientField, blocks: Sequence[RowsAtWeights], anchor
     from foretune.tasks.numerics.integrator import estimate_mean
 
     return estimate_mean(field, anchor.blocks, [blocks[block].gradients(anchor.delta).sums for block in anchor.blocks])
-
-
-def _measured_in_parts(field: GradientField, blocks: Sequence[RowsAtWeights], anchor: Anchor) -> MeanEstimate:
-    """The same with its error: every block's rows are measured in two parts."""
-    from foretune.tasks.numerics.integrator import estimate_mean
-
-    measured, parts = [], []
-    for block in anchor.blocks:
-        halves = [half.gradients(anchor.delta) for half in blocks[block].halves]
-        measured.append({name: sum(half.sums[name] for half in halves) for name in field.names})
-        parts += [(half.sums, half.tokens) for half in halves if half.tokens]
-    return estimate_mean(field, anchor.blocks, measured, parts)
 
 
 def evaluated_anchors(anchor_steps: Sequence[int]) -> list[int]:

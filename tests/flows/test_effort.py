@@ -77,7 +77,7 @@ def test_a_run_on_a_budget_measures_some_rows_and_tells_of_all(simulated, few_ro
 
 def test_a_larger_budget_takes_only_what_a_smaller_one_left(simulated, few_rows):
     small = simulated("effort.budget=0.33", "shards.max_rows=3")
-    large = simulated("effort.budget=0.8", "shards.max_rows=3")
+    large = simulated("effort.budget=1.2", "shards.max_rows=3")
     of_small, of_large = (
         {made.key for name, made in run.step.steps if name == "landscape_shard"} for run in (small, large)
     )

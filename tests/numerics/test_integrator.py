@@ -163,50 +163,6 @@ def test_the_control_variate_leaves_out_noise_that_blocks_lost():
     torch.testing.assert_close(estimate.mean["w"], mean)
 
 
-class Noisy:
-    """16 blocks of eight rows: a row keeps a share of its deviation; elsewhere the rest of it is another one."""
-
-    ROWS, WIDTH, KEPT = 8, 500, 0.5
-
-    def __init__(self, seed):
-        generator = torch.Generator().manual_seed(seed)
-        before = torch.randn(16, self.ROWS, 1, self.WIDTH, generator=generator)
-        other = torch.randn(16, self.ROWS, 1, self.WIDTH, generator=generator)
-        self.elsewhere = self.KEPT * before + math.sqrt(1 - self.KEPT**2) * other
-        self.field = field_of([{"w": block.sum(0)} for block in before], [self.ROWS] * 16, [self.ROWS] * 16)
-
-    def estimate(self, block):
-        halves = [self.elsewhere[block, start::2].sum(0) for start in (0, 1)]
-        parts = [({"w": half}, self.ROWS / 2) for half in halves]
-        return estimate_mean(self.field, [block], [{"w": halves[0] + halves[1]}], parts)
-
-
-def test_the_error_of_a_mean_is_told_by_the_parts_that_were_measured():
-    told, real = 0.0, 0.0
-    for seed in range(20):
-        noisy = Noisy(seed)
-        estimate = noisy.estimate(block=3)
-        told += estimate.noise["w"]
-        real += float((estimate.mean["w"] - noisy.elsewhere.mean((0, 1))).square().sum())
-    assert told == pytest.approx(real, rel=0.15)
-
-
-def test_of_a_movement_that_is_noise_little_is_kept_and_of_a_clear_one_most():
-    noisy = Noisy(seed=1)
-    estimate, mean = noisy.estimate(block=3), noisy.elsewhere.mean((0, 1))
-    held = estimate.after({"w": mean})  # nothing has moved
-    assert float((held.mean["w"] - mean).norm()) < 0.4 * float((estimate.mean["w"] - mean).norm())
-    far = {"w": mean - 10.0}
-    moved = estimate.after(far)
-    assert float((moved.mean["w"] - estimate.mean["w"]).norm()) < 0.05 * 10.0 * math.sqrt(Noisy.WIDTH)
-
-
-def test_the_rows_of_one_part_tell_no_error_and_all_of_the_movement_is_kept():
-    noisy = Noisy(seed=1)
-    estimate = estimate_mean(noisy.field, [3], [{"w": noisy.elsewhere[3].sum(0)}])
-    torch.testing.assert_close(estimate.after({"w": noisy.elsewhere.mean((0, 1))}).mean, estimate.mean)
-
-
 def test_cost_and_snapshots_are_reported():
     problem = Quadratic()
     batches = virtual_batches(problem.field(), 4, STEPS, seed=0)
