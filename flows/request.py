@@ -32,6 +32,7 @@ from foretune.tasks.engine.keys import without_result
 from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.inspection.residual_settings import ResidualSettings
 from foretune.tasks.inspection.settings import ModelDiffSettings
 from foretune.tasks.landscape.landscape import LandscapeSettings
 from foretune.tasks.landscape.prompt_gain import PromptGainSettings
@@ -151,6 +152,7 @@ class Request(BaseModel):
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     diff: ModelDiffSettings = Field(default=ModelDiffSettings(), title="Base and predicted model")
+    residual_change: ResidualSettings = ResidualSettings()
     answers: AnswerSettings = AnswerSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     circuits: CircuitSettings = CircuitSettings()

@@ -15,6 +15,7 @@ from foretune.tasks.report.behaviour import behaviour_lines
 from foretune.tasks.report.behaviour_path import behaviour_path_lines
 from foretune.tasks.report.causes import causes_command, causes_lines
 from foretune.tasks.report.conditions import Condition, clean_command
+from foretune.tasks.report.residual_change import residual_lines
 
 CONCEPTS = 5  # of each direction; result.json lists `features.top`
 
@@ -31,6 +32,7 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
             terminal.hanging("  -  ", f"{signal['name'].replace('_', ' ')}: {signal['advice']}")
     _print_rows(terminal, summary)
     _print_concepts(terminal, summary)
+    _print_residual_change(terminal, result.get("residual_change"))
     terminal.gap()
     terminal.say(
         f"Held-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_evaluated']:.3f} on the "
@@ -112,6 +114,15 @@ def _print_concepts(terminal: Terminal, summary: dict[str, Any]) -> None:
     within = summary.get("features_within_noise")
     if within is not None:
         terminal.say(f"  {within:,} features that fire are not beyond noise: nothing is said of them.")
+
+
+def _print_residual_change(terminal: Terminal, block: dict[str, Any] | None) -> None:
+    """What moves without an SAE's names; nothing where it was not read."""
+    lines = residual_lines(block)
+    if block is not None and lines:
+        _heading(terminal, "The residual stream moves", f"at {block['hook']}, read by the logit lens")
+    for line in lines:
+        terminal.say(_cut(terminal, f"  {one_line(line, 240)}"))
 
 
 def concept_line(concept: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from foretune.flows.dag.circuit_estimates import circuits, concept_causes
 from foretune.flows.dag.estimate import Bound, Estimate, Inputs
+from foretune.flows.dag.residual_estimates import residual_change
 from foretune.flows.dag.sizes import Sizes, Unknown
 from foretune.tasks.influence import target_gradients, tokens
 from foretune.tasks.influence.solve import most_products
@@ -325,6 +326,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "sae_diff": _sae_diff,
     "preference": _preference,
     "null_deltas": _null_deltas,
+    "residual_change": residual_change,
     "model_diff": _model_diff,
     "generations": _generations,
     "answers": _answers,

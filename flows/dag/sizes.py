@@ -36,6 +36,7 @@ class Sizes:
     shapes: Footprint | None  # of the model; None for pickles, and for a GGUF file that was never converted
     hook_share: float | None  # of the layers, up to the SAE's hook
     tokenizer: Path | None  # its folder
+    depth: int | None = None  # layers
     asked: dict[str, PromptSet] = field(default_factory=dict)  # what models are asked, by the key of its artefact
 
     @property
@@ -87,4 +88,5 @@ def sizes_of(wiring: Wiring, lengths: Callable[[Any], Lengths | None], folder: P
         shapes=footprint(folder, request.adapter.targets) if folder is not None else None,
         hook_share=share_to_hook(hook_name, depth) if hook_name is not None and depth else None,
         tokenizer=folder if folder is not None and (folder / "tokenizer.json").is_file() else None,
+        depth=depth,
     )

@@ -18,6 +18,7 @@ from foretune.tasks.report.concept_causes import ConceptCausesView, concept_caus
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
+from foretune.tasks.report.residual_change import residual_change_view
 from foretune.tasks.report.rows import heldout_of, row_table, rows_view
 from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.supervision import SupervisionView, supervision_view
@@ -37,7 +38,7 @@ from foretune.tasks.report.views import (
 )
 
 
-@content_task(version=7, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=8, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -232,4 +233,5 @@ SECTIONS = {
     "answers": _answers,
     "circuits": _circuits,
     "concept_causes": _concept_causes,
+    "residual_change": residual_change_view,
 }

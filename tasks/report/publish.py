@@ -19,6 +19,7 @@ from foretune.tasks.report.behaviour import behaviour_block
 from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.causes import causes_block
 from foretune.tasks.report.findings import Findings, collect
+from foretune.tasks.report.residual_change import residual_block
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
 from foretune.tasks.report.ship_evidence import ship_block, ship_evidence
@@ -49,6 +50,10 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
         result["backtest"]["suites"] = run.store.open(made["suite_agreement"]).json("suites.json")
     if "concepts" in made:
         result["concepts"] = run.store.open(made["concepts"]).json("summary.json")
+    if "residual_change" in made:
+        held = run.store.open(made["residual_change"])
+        told = held.arrow("directions.parquet").to_pylist()
+        result["residual_change"] = residual_block(told, held.json("summary.json"))
     if "answers" in made:
         result["answers"] = listed_answers(run.store.open(made["answers"]).arrow("answers.parquet").to_pylist())
     if "behaviour" in made:

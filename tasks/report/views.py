@@ -13,6 +13,7 @@ from foretune.tasks.report.causes import CausesView
 from foretune.tasks.report.circuits import TracedPrompt
 from foretune.tasks.report.concept_causes import ConceptCausesView
 from foretune.tasks.report.conditions import Condition, Worth
+from foretune.tasks.report.residual_change import ResidualChangeView
 from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.supervision import SupervisionView
 
@@ -183,3 +184,4 @@ class ReportView:
     causes: CausesView | None = None
     circuits: Sequence[TracedPrompt] = ()
     concept_causes: ConceptCausesView | None = None
+    residual_change: ResidualChangeView | None = None
