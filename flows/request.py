@@ -136,6 +136,12 @@ class Request(BaseModel):
     dataset: DatasetSettings
     model: ModelSettings
     sae: SaeSettings | None = Field(default=None, title="Sparse autoencoder", description="none: no concepts are named")
+    saes: list[SaeSettings] = Field(
+        default=[],
+        max_length=16,
+        title="More sparse autoencoders",
+        description="read beside that of sae: other hook points, other dictionaries",
+    )
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
     shards: ShardSettings = ShardSettings()
@@ -179,6 +185,12 @@ class Request(BaseModel):
     def _sampled_quotients_need_linear_modules(self) -> Request:
         if self.adapter.method == "full" and self.curvature.quotients == "sampled":
             raise ValueError("curvature.quotients sampled needs adapter.method lora; set it to auto or exact")
+        return self
+
+    @model_validator(mode="after")
+    def _more_saes_follow_one(self) -> Request:
+        if self.saes and self.sae is None:
+            raise ValueError("saes are read beside sae; give the first of them as sae")
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,12 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
         if signal["severity"] == "info":
             terminal.hanging("  -  ", f"{signal['name'].replace('_', ' ')}: {signal['advice']}")
     _print_rows(terminal, summary)
+    for note in result.get("sae", {}).get("notes", []):
+        terminal.gap()
+        terminal.hanging("", note)
     _print_concepts(terminal, summary)
+    for more in result.get("more_concepts", []):
+        _print_concepts(terminal, more, f" by {more['sae']['name']} at {more['sae']['hook']}")
     _print_residual_change(terminal, result.get("residual_change"))
     terminal.gap()
     terminal.say(
@@ -103,12 +108,12 @@ def _print_rows(terminal: Terminal, summary: dict[str, Any]) -> None:
         terminal.say(_cut(terminal, f"  row {row['row']:<5} {row['score']:+.5f}{error}  {one_line(row['text'], 120)}"))
 
 
-def _print_concepts(terminal: Terminal, summary: dict[str, Any]) -> None:
+def _print_concepts(terminal: Terminal, summary: dict[str, Any], by: str = "") -> None:
     """By measured change beyond noise; a line is a family. What the estimates said stands in result.json."""
     for title, name, sign in (("strengthened", "strengthened", "+"), ("faded", "suppressed", "-")):
         if summary[name]:
             units = "change on held-out text ± standard error; z over rows, among null deltas; tokens it fires on"
-            _heading(terminal, f"Concepts {title}", units)
+            _heading(terminal, f"Concepts {title}{by}", units)
         for concept in summary[name][:CONCEPTS]:
             terminal.say(_cut(terminal, f"  {sign} {concept_line(concept)}"))
     within = summary.get("features_within_noise")

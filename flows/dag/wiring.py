@@ -95,6 +95,8 @@ class Wiring:
             adapter=request.adapter_line(),
             training=request.training.line(len(self.rows["train"].index.trained_ids)),
             max_length=request.dataset.max_length,
+            saes=self.sources.sae_line,
+            more_saes=tuple(f"{each.name} at {each.hook_name}" for each in self.sources.more_saes),
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )
 

@@ -65,6 +65,8 @@ def gathered(
         conditions=found.conditions,
         worth=found.worth,
         rows=rows_view(row_table(opened, heldout_of(run, opened), shown_verdicts(opened)), settings.text_limit),
+        saes=lines.saes,
+        more_concepts=_more_concepts(opened, lines),
         **sections,
     )
 
@@ -178,6 +180,15 @@ def _sae_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines
     labels = opened["features"].table("features.parquet", columns=["feature", "label"])
     moved = opened["sae_diff"].table("features.parquet").merge(labels, on="feature")
     return SaeDiffView(moved, flat(opened["sae_diff"].json("summary.json")))
+
+
+def _more_concepts(opened: dict[str, Any], lines: RequestLines) -> list[ConceptsView]:
+    """Of every SAE beside the first, under its name."""
+    return [
+        ConceptsView(opened[at].table("concepts.parquet"), flat(opened[at].json("summary.json")), name)
+        for number, name in enumerate(lines.more_saes, start=2)
+        if (at := f"concepts_{number}") in opened
+    ]
 
 
 def _concepts(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptsView:

@@ -16,3 +16,5 @@ class RequestLines(BaseModel, frozen=True):
     training: str
     max_length: int | None
     spike_norm: float | None
+    more_saes: tuple[str, ...] = ()  # their names and hooks, beside the first
+    saes: str = ""  # which are read, and what was chosen where the request left it open

@@ -137,6 +137,7 @@ class ConceptsView(_Section):
         )
     )  # fmt: skip
     summary: Mapping[str, Any] = field(default_factory=dict)
+    sae: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,5 @@ class ReportView:
     circuits: Sequence[TracedPrompt] = ()
     concept_causes: ConceptCausesView | None = None
     residual_change: ResidualChangeView | None = None
+    saes: str = ""  # which are read, and what was chosen where the request left it open
+    more_concepts: Sequence[ConceptsView] = ()  # of the SAEs beside the first
