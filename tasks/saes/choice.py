@@ -12,7 +12,7 @@ from foretune.tasks.saes.releases import PICKLED
 from foretune.tasks.saes.settings import SaeSettings
 
 WIDTH = 16_384
-"""Features from which on a smaller SAE is preferred to a larger one: it costs less, and more of it has been labelled."""
+"""Features from which on a smaller SAE is preferred to a larger one: it costs less, more of it is labelled."""
 MIDDLING = 70
 """Features active at a time, where a release has SAEs of several sparsities."""
 OTHERS = ("transcoder", "temporal", "clt")
