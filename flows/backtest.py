@@ -106,6 +106,7 @@ def run_backtest(run: Run, request: Request, sources: Sources, seeds: list[int],
         request=request.model_dump(mode="json"),
         made={name: step.ready(artifact) for name, artifact in made.items()},
         submitted=len(step.submitted),
+        saes=wiring.sources.saes_read,
     )
 
 

@@ -33,6 +33,7 @@ from foretune.tasks.engine.keys import without_result
 from foretune.tasks.influence.settings import InfluenceSettings
 from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.training import TrainingSettings
+from foretune.tasks.inspection.residual_settings import ResidualSettings
 from foretune.tasks.inspection.settings import ModelDiffSettings
 from foretune.tasks.landscape.landscape import LandscapeSettings
 from foretune.tasks.landscape.prompt_gain import PromptGainSettings
@@ -136,6 +137,12 @@ class Request(BaseModel):
     dataset: DatasetSettings
     model: ModelSettings
     sae: SaeSettings | None = Field(default=None, title="Sparse autoencoder", description="none: no concepts are named")
+    saes: list[SaeSettings] = Field(
+        default=[],
+        max_length=16,
+        title="More sparse autoencoders",
+        description="read beside that of sae: other hook points, other dictionaries",
+    )
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
     effort: EffortSettings = EffortSettings()
@@ -153,6 +160,7 @@ class Request(BaseModel):
     prediction: PredictionSettings = PredictionSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     diff: ModelDiffSettings = Field(default=ModelDiffSettings(), title="Base and predicted model")
+    residual_change: ResidualSettings = ResidualSettings()
     answers: AnswerSettings = AnswerSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     circuits: CircuitSettings = CircuitSettings()
@@ -179,6 +187,12 @@ class Request(BaseModel):
     def _sampled_quotients_need_linear_modules(self) -> Request:
         if self.adapter.method == "full" and self.curvature.quotients == "sampled":
             raise ValueError("curvature.quotients sampled needs adapter.method lora; set it to auto or exact")
+        return self
+
+    @model_validator(mode="after")
+    def _more_saes_follow_one(self) -> Request:
+        if self.saes and self.sae is None:
+            raise ValueError("saes are read beside sae; give the first of them as sae")
         return self
 
     @model_validator(mode="after")

@@ -98,6 +98,7 @@ def run_passes(run: Run, request: Request, sources: Sources) -> dict[str, Any]:
         request=request.model_dump(mode="json"),
         made={name: step.ready(artifact) for name, artifact in made.items()},
         submitted=len(step.submitted),
+        saes=sources.saes_read,
     )
 
 

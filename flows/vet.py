@@ -109,6 +109,7 @@ def verdict_key(request: Request, gate: Gate, sources: Sources) -> str:
     """What the verdict depends on: the bytes of every input, the request without its place and name, the gate."""
     settings = request.model_copy(update={"name": None, "runtime": RuntimeSettings(pass_minutes=None)})
     files = [sources.gguf, sources.model, sources.tokenizer, sources.sae, sources.labels]
+    files += [each.handle for each in sources.more_saes]
     return digest_of(
         {
             "rows": {role: identity(file) for role, file in sources.rows.items()},

@@ -224,6 +224,7 @@ def write_tiny_request(tiny_llama: Path, tiny_sae: Path, tiny_rows: list[dict[st
                 "answer_tokens": 4,
                 "path": {"points": 1, "orders": 1, "nulls": 1},
             },
+            "residual_change": {"when": "always", "directions": 2, "draws": 4},
             "circuits": {"prompts": 2, "points": 2, "largest": 3, "draws": 2},
             "runtime": {"root": str(folder / "root")},
         }

@@ -75,7 +75,7 @@ class Simulated(NamedTuple):
 
 def called(request: Request) -> Wiring:
     """A request's wiring, whose steps are called."""
-    sources = resolve_sources(request.dataset, request.model, request.sae)
+    sources = resolve_sources(request.dataset, request.model, request.sae, saes=request.saes)
     sources = replace(sources, prompts=prompt_file(request.answers.prompts))
     return Wiring(Called(Run(request.runtime.root, "called")), request, sources)
 

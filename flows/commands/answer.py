@@ -15,6 +15,7 @@ from foretune.tasks.report.behaviour import behaviour_lines
 from foretune.tasks.report.behaviour_path import behaviour_path_lines
 from foretune.tasks.report.causes import causes_command, causes_lines
 from foretune.tasks.report.conditions import Condition, clean_command
+from foretune.tasks.report.residual_change import residual_lines
 
 CONCEPTS = 5  # of each direction; result.json lists `features.top`
 
@@ -30,7 +31,13 @@ def print_answer(terminal: Terminal, result: dict[str, Any], run: Run) -> None:
         if signal["severity"] == "info":
             terminal.hanging("  -  ", f"{signal['name'].replace('_', ' ')}: {signal['advice']}")
     _print_rows(terminal, summary)
+    for note in result.get("sae", {}).get("notes", []):
+        terminal.gap()
+        terminal.hanging("", note)
     _print_concepts(terminal, summary)
+    for more in result.get("more_concepts", []):
+        _print_concepts(terminal, more, f" by {more['sae']['name']} at {more['sae']['hook']}")
+    _print_residual_change(terminal, result.get("residual_change"))
     terminal.gap()
     terminal.say(
         f"Held-out loss  {summary['heldout_loss_base']:.3f} -> {summary['heldout_loss_evaluated']:.3f} on the "
@@ -101,17 +108,26 @@ def _print_rows(terminal: Terminal, summary: dict[str, Any]) -> None:
         terminal.say(_cut(terminal, f"  row {row['row']:<5} {row['score']:+.5f}{error}  {one_line(row['text'], 120)}"))
 
 
-def _print_concepts(terminal: Terminal, summary: dict[str, Any]) -> None:
+def _print_concepts(terminal: Terminal, summary: dict[str, Any], by: str = "") -> None:
     """By measured change beyond noise; a line is a family. What the estimates said stands in result.json."""
     for title, name, sign in (("strengthened", "strengthened", "+"), ("faded", "suppressed", "-")):
         if summary[name]:
             units = "change on held-out text ± standard error; z over rows, among null deltas; tokens it fires on"
-            _heading(terminal, f"Concepts {title}", units)
+            _heading(terminal, f"Concepts {title}{by}", units)
         for concept in summary[name][:CONCEPTS]:
             terminal.say(_cut(terminal, f"  {sign} {concept_line(concept)}"))
     within = summary.get("features_within_noise")
     if within is not None:
         terminal.say(f"  {within:,} features that fire are not beyond noise: nothing is said of them.")
+
+
+def _print_residual_change(terminal: Terminal, block: dict[str, Any] | None) -> None:
+    """What moves without an SAE's names; nothing where it was not read."""
+    lines = residual_lines(block)
+    if block is not None and lines:
+        _heading(terminal, "The residual stream moves", f"at {block['hook']}, read by the logit lens")
+    for line in lines:
+        terminal.say(_cut(terminal, f"  {one_line(line, 240)}"))
 
 
 def concept_line(concept: dict[str, Any]) -> str:

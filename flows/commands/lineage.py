@@ -125,7 +125,7 @@ def print_lineage(terminal: Terminal, traced: dict[str, Any], everything: bool =
     revision = f"  revision {model['revision']}" if model.get("revision") else ""
     terminal.say(f"model      {model.get('name_or_path', '-')}{revision}  digest {weights}", whole=True)
     if sae:
-        named = sae.get("path") or f"{sae.get('release')}/{sae.get('sae_id')}"
+        named = sae.get("path") or "/".join(filter(None, (sae.get("release"), sae.get("sae_id"))))
         terminal.say(f"SAE        {named}  digest {digests.get(SAE, '-')}", whole=True)
     versions = (f"{name} {' and '.join(each)}" for name, each in traced["libraries"].items())
     terminal.say(f"libraries  {', '.join(versions)}", whole=True)

@@ -168,6 +168,8 @@ def make_plan(request: Request) -> dict[str, Any]:
         "tasks": tasks,
         "run": len(waiting),
         "cached": len(step.tasks) - len(waiting),
+        "saes": sources.saes_read,
+        "sae_line": sources.sae_line,
         **_causes(reasons, _changed_rows(wiring, nearest), nearest),
         "seconds": total([task.seconds for task in waiting]),
         "bytes": total([task.bytes for task in waiting]),
@@ -262,6 +264,8 @@ def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
     if planned["effort"]:
         terminal.hanging("", planned["effort"])
     print_real_run(terminal, planned["cost"])
+    if planned["sae_line"]:
+        terminal.hanging("", planned["sae_line"])
     if planned["causes"]:
         against = f" since run {planned['compared_with']}" if planned["compared_with"] else ""
         against += f" ({planned['compared_because']})" if planned["compared_because"] else ""

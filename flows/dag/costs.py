@@ -37,7 +37,7 @@ def checked_sources(request: Request) -> Sources:
             )
     chosen_suites(request.behaviour)  # whose files are read again when their passes are wired
     harness_suites(request.behaviour)
-    sources = resolve_sources(dataset, request.model, request.sae, request.adapter.targets)
+    sources = resolve_sources(dataset, request.model, request.sae, request.adapter.targets, request.saes)
     prompts = prompt_file(request.answers.prompts)
     return replace(sources, benchmarks=benchmark_files(benchmarks), prompts=prompts)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from foretune.flows.dag.circuit_estimates import circuits, concept_causes
 from foretune.flows.dag.estimate import Bound, Estimate, Inputs
+from foretune.flows.dag.residual_estimates import residual_change
 from foretune.flows.dag.sizes import Sizes, Unknown
 from foretune.tasks.influence import target_gradients, tokens
 from foretune.tasks.influence.solve import most_products
@@ -53,11 +54,13 @@ def _prompt_gain(inputs: Inputs, sizes: Sizes) -> Estimate:
 
 
 def _baseline(inputs: Inputs, sizes: Sizes) -> Estimate:
-    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens, trained_only=False), sizes)
+    return _to_hook(
+        sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens, trained_only=False), sizes, inputs["sae"]
+    )
 
 
 def _sae_diff(inputs: Inputs, sizes: Sizes, times: int = 1) -> Estimate:
-    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, times)
+    return _to_hook(sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), sizes, inputs["sae"], times)
 
 
 def _sae_nulls(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -72,7 +75,7 @@ def _firings(inputs: Inputs, sizes: Sizes) -> Estimate:
 
 def _feature_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
     batches = sizes.rows(inputs["rows"]).batches(target_gradients.BATCH_TOKENS)
-    read = _to_hook(batches, sizes).forward
+    read = _to_hook(batches, sizes, inputs["sae"]).forward
     return Estimate(read, read, graph=_widest(batches), gradients=True)
 
 
@@ -290,8 +293,8 @@ def _forward(batches: Sequence[tuple[int, int]], times: int = 1) -> Estimate:
     return Estimate(_sum(batches) * times, 0, read=_widest(batches))
 
 
-def _to_hook(batches: Sequence[tuple[int, int]], sizes: Sizes, times: int = 1) -> Estimate:
-    share = sizes.known(sizes.hook_share)
+def _to_hook(batches: Sequence[tuple[int, int]], sizes: Sizes, sae: Any, times: int = 1) -> Estimate:
+    share = sizes.known(sizes.hook_shares.get(sae, sizes.hook_share))
     return Estimate(times * sum(round(own * share) for own, _ in batches), 0, read=_widest(batches))
 
 
@@ -332,6 +335,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "sae_diff": _sae_diff,
     "preference": _preference,
     "null_deltas": _null_deltas,
+    "residual_change": residual_change,
     "model_diff": _model_diff,
     "generations": _generations,
     "answers": _answers,

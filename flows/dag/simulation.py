@@ -8,8 +8,9 @@ from foretune.flows.dag.answers import answer_passes
 from foretune.flows.dag.causes import cause_passes
 from foretune.flows.dag.circuits import circuit_passes, concept_cause_passes
 from foretune.flows.dag.comparison import comparison
-from foretune.flows.dag.concepts import concept_passes
+from foretune.flows.dag.concepts import concept_passes, more_concepts
 from foretune.flows.dag.influence import influence_passes
+from foretune.flows.dag.residual import residual_passes
 from foretune.flows.dag.suites import asked_suites, suite_passes
 from foretune.flows.dag.supervision import supervised
 from foretune.flows.dag.wiring import Wiring
@@ -21,7 +22,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     """Wire every pass of one simulation and return its artefacts by name.
 
     1. samples of every role, what is supervised      5. the path, the prediction and its checkpoint
-    2. quality per shard, leaks                        6. concepts: features, preference, SAE diff, causes
+    2. quality per shard, leaks                        6. concepts: features, SAE diff, causes, residual change
     3. landscape per shard, train and held-out        7. null deltas and model diff
     4. prompt gain, curvature and influence           8. what both models answer, circuits, suites, which rows cause it
                                                       9. the report, from all of the above
@@ -46,6 +47,8 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     if sources.sae is not None:
         made |= concept_passes(wiring, train, made)
         made |= concept_cause_passes(wiring, made)
+        made |= more_concepts(wiring, made)
+    made |= residual_passes(wiring, made)
     pairs = wiring.preference(train, made)
     if pairs is not None:
         made["preference"] = pairs

@@ -36,6 +36,8 @@ class Sizes:
     shapes: Footprint | None  # of the model; None for pickles, and for a GGUF file that was never converted
     hook_share: float | None  # of the layers, up to the SAE's hook
     tokenizer: Path | None  # its folder
+    depth: int | None = None  # layers
+    hook_shares: dict[Any, float] = field(default_factory=dict)  # of the other SAEs, by their handles
     asked: dict[str, PromptSet] = field(default_factory=dict)  # what models are asked, by the key of its artefact
 
     @property
@@ -80,6 +82,7 @@ def sizes_of(wiring: Wiring, lengths: Callable[[Any], Lengths | None], folder: P
     """Those of a wiring whose model lies in `folder`, None while that is a GGUF file that was never converted."""
     request, hook_name = wiring.request, wiring.sources.hook_name
     depth = model_config(folder).text.depth if folder is not None else None
+    more = wiring.sources.more_saes
     return Sizes(
         lengths,
         trained_rows=len(wiring.rows["train"].index.trained_ids),
@@ -87,4 +90,6 @@ def sizes_of(wiring: Wiring, lengths: Callable[[Any], Lengths | None], folder: P
         shapes=footprint(folder, request.adapter.targets) if folder is not None else None,
         hook_share=share_to_hook(hook_name, depth) if hook_name is not None and depth else None,
         tokenizer=folder if folder is not None and (folder / "tokenizer.json").is_file() else None,
+        depth=depth,
+        hook_shares={each.handle: share_to_hook(each.hook_name, depth) for each in more} if depth else {},
     )

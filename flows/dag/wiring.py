@@ -106,6 +106,8 @@ class Wiring:
             training=request.training.line(len(self.rows["train"].index.trained_ids)),
             max_length=request.dataset.max_length,
             effort=self.effort.line(self.rows["train"].measured_rows, rows),
+            saes=self.sources.sae_line,
+            more_saes=tuple(f"{each.name} at {each.hook_name}" for each in self.sources.more_saes),
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )
 

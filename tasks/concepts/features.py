@@ -26,23 +26,23 @@ from foretune.tasks.samples.rows import SubsetRows
 def feature_scores(
     draft: Any,
     run: Run,
-    gradient: ArtifactRef,
-    baseline: ArtifactRef,
+    gradient: ArtifactRef | None,
+    baseline: ArtifactRef | None,
     prediction: ArtifactRef,
     rows: SubsetRows,
     model: ModelHandle,
     sae: SaeHandle,
     settings: FeatureSettings,
+    base: ArtifactRef | None = None,
 ) -> None:
-    """The seed's score with descent's sign and the tangent along the predicted delta, of features by number."""
+    """The seed's score with descent's sign and the tangent along the predicted delta, of features by number.
+
+    Without a gradient at this SAE's hook there is no score; `base` then tells what its features do at the base weights.
+    """
     import pyarrow as pa
 
-    from foretune.tasks.numerics import features as numerics
-
     loaded, autoencoder = model.open(run), sae.open()
-    base_acts = run.store.open(baseline).tensors("baseline.safetensors")["base_acts_mean"]
-    residual = run.store.open(gradient).tensors("gradients.safetensors")["resid_grad_mean"]
-    scores = numerics.feature_scores(residual, autoencoder.W_dec, base_acts)
+    base_acts, score, dormant = estimates(run, autoencoder, gradient, baseline, base)
     delta = run.store.open(prediction).tensors("delta.safetensors")
     table = rows.read(run)
     with device_lock(loaded):
@@ -53,13 +53,31 @@ def feature_scores(
             {
                 "feature": list(range(autoencoder.d_sae)),
                 "base_act": base_acts.numpy(),
-                "score": scores.score.numpy(),
+                "score": pa.array(score.numpy(), from_pandas=True),  # not a number: not known
                 "predicted_change": predicted.numpy(),
-                "dormant": scores.dormant.numpy(),
-                "agrees": ((scores.score * predicted) >= 0).numpy(),
+                "dormant": dormant.numpy(),
+                "agrees": ((score * predicted) >= 0).numpy(),
             }
         ),
     )
+
+
+def estimates(
+    run: Run, autoencoder: Any, gradient: ArtifactRef | None, baseline: ArtifactRef | None, base: ArtifactRef | None
+) -> tuple[Any, Any, Any]:
+    """Mean activation at the base weights, score and whether it never fires, [d_sae] each; no score is NaN."""
+    import torch
+
+    from foretune.tasks.numerics import features as numerics
+
+    if gradient is None or baseline is None:
+        sums = run.store.open(base).tensors("sums.safetensors")  # pyright: ignore[reportArgumentType]
+        acts = (sums["sums"].sum(0) / sums["tokens"].sum()).float()
+        return acts, torch.full_like(acts, torch.nan), acts <= 0
+    acts = run.store.open(baseline).tensors("baseline.safetensors")["base_acts_mean"]
+    residual = run.store.open(gradient).tensors("gradients.safetensors")["resid_grad_mean"]
+    scores = numerics.feature_scores(residual, autoencoder.W_dec, acts)
+    return acts, scores.score, scores.dormant
 
 
 @content_task(version=2, libraries=(*NUMERICS, "sae-lens"))

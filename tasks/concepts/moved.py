@@ -97,9 +97,11 @@ def agreement(table: DataFrame, estimator: str) -> dict[str, float | None]:
 
     from foretune.tasks.numerics.agreement import spearman
 
+    name = "tangent" if estimator == "predicted_change" else estimator
+    if table[estimator].isna().all():  # of an SAE at whose hook no gradient is taken
+        return {f"{name}_spearman": None, f"{name}_signs": None}
     moved = table[table["beyond_noise"]]
     right = float((moved[estimator] * moved["change"] > 0).mean()) if len(moved) else None
     columns = (torch.as_tensor(table[name].to_numpy(dtype=float).copy()) for name in (estimator, "change"))
     rank = spearman(*columns) if len(table) > 1 else math.nan
-    name = "tangent" if estimator == "predicted_change" else estimator
     return {f"{name}_spearman": rank if math.isfinite(rank) else None, f"{name}_signs": right}

@@ -18,6 +18,7 @@ from foretune.tasks.report.concept_causes import ConceptCausesView, concept_caus
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
+from foretune.tasks.report.residual_change import residual_change_view
 from foretune.tasks.report.rows import heldout_of, row_table, rows_view
 from foretune.tasks.report.settings import ReportSettings
 from foretune.tasks.report.supervision import SupervisionView, supervision_view
@@ -37,7 +38,7 @@ from foretune.tasks.report.views import (
 )
 
 
-@content_task(version=7, libraries=("plotly", "jinja2", "pandas"))
+@content_task(version=8, libraries=("plotly", "jinja2", "pandas"))
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
@@ -64,6 +65,8 @@ def gathered(
         conditions=found.conditions,
         worth=found.worth,
         rows=rows_view(row_table(opened, heldout_of(run, opened), shown_verdicts(opened)), settings.text_limit),
+        saes=lines.saes,
+        more_concepts=_more_concepts(opened, lines),
         **sections,
     )
 
@@ -180,6 +183,15 @@ def _sae_diff(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines
     return SaeDiffView(moved, flat(opened["sae_diff"].json("summary.json")))
 
 
+def _more_concepts(opened: dict[str, Any], lines: RequestLines) -> list[ConceptsView]:
+    """Of every SAE beside the first, under its name."""
+    return [
+        ConceptsView(opened[at].table("concepts.parquet"), flat(opened[at].json("summary.json")), name)
+        for number, name in enumerate(lines.more_saes, start=2)
+        if (at := f"concepts_{number}") in opened
+    ]
+
+
 def _concepts(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptsView:
     return ConceptsView(opened["concepts"].table("concepts.parquet"), flat(opened["concepts"].json("summary.json")))
 
@@ -233,4 +245,5 @@ SECTIONS = {
     "answers": _answers,
     "circuits": _circuits,
     "concept_causes": _concept_causes,
+    "residual_change": residual_change_view,
 }

@@ -18,7 +18,9 @@ from foretune.tasks.report.answers import listed_answers
 from foretune.tasks.report.behaviour import behaviour_block
 from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.causes import causes_block
+from foretune.tasks.report.concepts import moved_concepts
 from foretune.tasks.report.findings import Findings, collect
+from foretune.tasks.report.residual_change import residual_block
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
 from foretune.tasks.report.run_section import with_run
 from foretune.tasks.report.ship_evidence import ship_block, ship_evidence
@@ -26,8 +28,11 @@ from foretune.tasks.report.shipping import decide
 
 
 @prefect.task(name="publish", cache_policy=prefect.cache_policies.NO_CACHE, persist_result=False)
-def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], submitted: int) -> dict[str, Any]:
-    """Write result.json last and return it; `submitted` is the number of tasks of the wiring.
+def publish(
+    run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], submitted: int, saes: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write result.json last and return it; `submitted` is the number of tasks of the wiring, `saes` what
+    `Sources.saes_read` tells.
 
     The run's page is that of its backtest, where there was one.
     """
@@ -47,8 +52,7 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
         result["backtest"]["answers"] = run.store.open(made["answer_agreement"]).json("answers.json")
     if "suite_agreement" in made:
         result["backtest"]["suites"] = run.store.open(made["suite_agreement"]).json("suites.json")
-    if "concepts" in made:
-        result["concepts"] = run.store.open(made["concepts"]).json("summary.json")
+    result |= concept_blocks(run, made, saes, request["features"]["top"])
     if "answers" in made:
         result["answers"] = listed_answers(run.store.open(made["answers"]).arrow("answers.parquet").to_pylist())
     if "behaviour" in made:
@@ -66,6 +70,27 @@ def publish(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef], sub
     run.write_result(result)
     publish_markdown("foretune-verdict", verdict_markdown(result, report_link(run)), run.run_id)
     return result
+
+
+def concept_blocks(run: Run, made: dict[str, ArtifactRef], saes: dict[str, Any] | None, listed: int) -> dict[str, Any]:
+    """What is told of concepts: which SAEs read them, each one's summary, and what stands for them without one."""
+    blocks: dict[str, Any] = {"sae": saes} if saes and (saes["saes"] or saes["notes"]) else {}
+    first, *more = saes["saes"] if saes and saes["saes"] else [{}]
+    if "concepts" in made:
+        blocks["concepts"] = {**run.store.open(made["concepts"]).json("summary.json"), "sae": first}
+    others = []
+    for number, sae in enumerate(more, start=2):
+        held = run.store.open(made[f"concepts_{number}"])
+        up, down = moved_concepts(held.arrow("concepts.parquet").to_pylist())
+        moved = {"strengthened": up[:listed], "suppressed": down[:listed]}
+        others.append({**held.json("summary.json"), **moved, "sae": sae})
+    if others:
+        blocks["more_concepts"] = others
+    if "residual_change" in made:
+        held = run.store.open(made["residual_change"])
+        lines = held.arrow("directions.parquet").to_pylist()
+        blocks["residual_change"] = residual_block(lines, held.json("summary.json"))
+    return blocks
 
 
 def recorded(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> RunRecord:

@@ -17,3 +17,5 @@ class RequestLines(BaseModel, frozen=True):
     max_length: int | None
     spike_norm: float | None
     effort: str | None = None  # what was looked at, where a budget bounds it
+    more_saes: tuple[str, ...] = ()  # their names and hooks, beside the first
+    saes: str = ""  # which are read, and what was chosen where the request left it open

@@ -271,7 +271,9 @@ def report_tables(view: ReportView, settings: ReportSettings) -> dict[str, Table
     diff = view.model_diff
     probes = diff.probes if diff else None
     tokens = view.influence.tokens if view.influence else None
+    more = {f"concepts-{n}": concepts(each, top_features) for n, each in enumerate(view.more_concepts, start=2)}
     return {
+        **more,
         "concepts": view.concepts and concepts(view.concepts, top_features),
         "scored-tokens": scored_tokens(tokens) if tokens is not None else None,
         "preference-pairs": view.preference and preference_pairs(view.preference.pairs, long),

@@ -13,6 +13,7 @@ from foretune.tasks.report.causes import CausesView
 from foretune.tasks.report.circuits import TracedPrompt
 from foretune.tasks.report.concept_causes import ConceptCausesView
 from foretune.tasks.report.conditions import Condition, Worth
+from foretune.tasks.report.residual_change import ResidualChangeView
 from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.supervision import SupervisionView
 
@@ -137,6 +138,7 @@ class ConceptsView(_Section):
         )
     )  # fmt: skip
     summary: Mapping[str, Any] = field(default_factory=dict)
+    sae: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,3 +186,6 @@ class ReportView:
     causes: CausesView | None = None
     circuits: Sequence[TracedPrompt] = ()
     concept_causes: ConceptCausesView | None = None
+    residual_change: ResidualChangeView | None = None
+    saes: str = ""  # which are read, and what was chosen where the request left it open
+    more_concepts: Sequence[ConceptsView] = ()  # of the SAEs beside the first

@@ -1,8 +1,9 @@
 """All that knows sae-lens and sparsify: where SAEs come from, the SAE itself, names of its features."""
 
 from foretune.tasks.saes.autoencoders import LoadedSae, load_sae
+from foretune.tasks.saes.choice import chosen_sae
 from foretune.tasks.saes.labels import clearly_promoted, feature_labels, given_labels, read_labels
-from foretune.tasks.saes.settings import SaeSettings
+from foretune.tasks.saes.settings import AUTO, SaeSettings
 from foretune.tasks.saes.sources import (
     SaeConfig,
     check_fit,
@@ -13,11 +14,13 @@ from foretune.tasks.saes.sources import (
 )
 
 __all__ = [
+    "AUTO",
     "LoadedSae",
     "SaeConfig",
     "SaeSettings",
     "check_fit",
     "check_weights",
+    "chosen_sae",
     "clearly_promoted",
     "feature_labels",
     "given_labels",

@@ -25,7 +25,7 @@ from foretune.tasks.saes.settings import SaeSettings
 WEIGHTS = {"sae_weights.safetensors": "sae_lens", "sae.safetensors": "sparsify"}
 CENTRED_BY_TRANSFORMERLENS = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "opt", "bloom")
 """Families with LayerNorm, whose writing weights TransformerLens centres unless told not to; RMSNorm forbids it."""
-UNSUPPORTED = ("transcoder", "temporal")
+UNSUPPORTED = ("transcoder", "crosscoder", "temporal", "clt")
 """Parts of architecture names: these do not rebuild the activations that they read, or need a whole text."""
 
 
@@ -224,6 +224,8 @@ def _refuse_sae_lens_variants(path: Path, raw: dict[str, Any]) -> None:
     architecture = str(raw.get("architecture") or "standard")
     if any(part in architecture for part in UNSUPPORTED):
         raise BadInput(f"sae {path}: a {architecture}; give an SAE of one place in the model")
+    if models := next((raw[name] for name in ("n_models", "num_models") if raw.get(name)), None):
+        raise BadInput(f"sae {path}: a crosscoder of {models} models; give an SAE of one place in the model")
     # Early transcoders name no architecture of their own, but another place that they write to.
     read, written = raw.get("hook_name") or raw.get("hook_point"), raw.get("hook_name_out") or raw.get("out_hook_point")
     width = raw.get("d_out") or raw.get("d_in")

@@ -32,6 +32,7 @@ AFTER_PREDICTION = {
     "concept_causes": 1,
     "concepts": 1,
     "model_diff": 1,
+    "residual_change": 1,
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
     "circuits": 1,
@@ -118,6 +119,7 @@ SETTINGS = {
     "features.naming.clear=0.9": {"features": 1, "concepts": 1, "report": 1},
     "features.families.cosine=0.9": {"concepts": 1, "report": 1},
     "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
+    "residual_change.directions=3": {"residual_change": 1, "report": 1},
     "diff.worst_tokens=5": {"model_diff": 1, "report": 1},
     "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
     "answers.max_new_tokens=8": ASKED_AGAIN,
@@ -141,6 +143,7 @@ NO_RESULT = [
     "prediction.batch_tokens=64",
     "prediction.along=latest",
     "diff.batch_tokens=64",
+    "residual_change.batch_tokens=64",
     "behaviour.batch_tokens=64",
     "answers.batch_tokens=64",
     "answers.temperature=2",

@@ -20,6 +20,7 @@ from foretune.tasks.report.circuits import TracedPrompt, circuits_view
 from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
 from foretune.tasks.report.conditions import Condition, Worth
 from foretune.tasks.report.graph import Graph, Node
+from foretune.tasks.report.residual_change import ResidualChangeView, told
 from foretune.tasks.report.rows import RowsView
 from foretune.tasks.report.run_record import Cost, Invariant, RunRecord
 from foretune.tasks.report.run_section import with_run
@@ -517,6 +518,15 @@ def example_concept_causes() -> ConceptCausesView:
     return concept_causes_view(rows, {0: FOREIGN}, summary | {"loss_base": 3.8, "loss_predicted": 3.6})
 
 
+def example_residual_change() -> ResidualChangeView:
+    row = {"change": 0.5, "relative": 0.02, "error": 0.05, "z": 10.0, "z_null": 4.2, "stability": 0.97, "share": 0.4}
+    row |= {"beyond_noise": True, "promoted": [FOREIGN[:20], "pump"], "suppressed": ["lamp"]}
+    still = {**row, "beyond_noise": False, "z_null": None, "stability": None, "relative": None}
+    rows = [{"kind": "first tokens", "rank": 1, **row}, {"kind": "direction", "rank": 2, **still}]
+    figures = {"hook": "blocks.1.hook_resid_post", "tokens": 900, "beyond_noise": 1, "null_deltas": 8}
+    return ResidualChangeView([told(each) for each in rows], figures)
+
+
 PARTS = (*(("head", head) for head in range(3)), ("mlp", -1))
 
 
@@ -572,6 +582,7 @@ def example_view(seed: int = 7) -> ReportView:
         causes=example_causes(),
         circuits=example_circuits(),
         concept_causes=example_concept_causes(),
+        residual_change=example_residual_change(),
     )
 
 
