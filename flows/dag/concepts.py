@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.flows.dag.wiring import Landscape, Wiring
+from foretune.tasks.concepts.contexts import feature_contexts
 from foretune.tasks.concepts.features import feature_scores, features
 from foretune.tasks.concepts.firings import firings
 from foretune.tasks.concepts.moved import concepts
@@ -14,7 +15,8 @@ from foretune.tasks.inspection.sae_nulls import sae_nulls
 
 
 def concept_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> dict[str, Any]:
-    """Features and SAE diff, the null deltas where the request asks for some, and the concepts that come of them."""
+    """Features and SAE diff, the null deltas where the request asks for some, the concepts that come of them, and
+    what the feature browser shows beside these."""
     request, sae, step = wiring.request, wiring.sources.sae, wiring.step
     model, compared, settings = wiring.model, wiring.compared_rows(), request.features
     read = {"model": model, "sae": sae, "rows": compared}
@@ -26,14 +28,14 @@ def concept_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> di
         settings=settings.scored,
         **read,
     )
-    fired = step(
-        firings,
-        model=model,
-        sae=sae,
-        rows=wiring.rows["train"].subset(settings.naming.rows, "concepts"),
-        heldout=compared,
-        settings=settings.naming.read,
-    )
+    shown = {
+        "model": model,
+        "sae": sae,
+        "rows": wiring.rows["train"].subset(settings.naming.rows, "concepts"),
+        "heldout": compared,
+        "settings": settings.naming.read,
+    }
+    fired = step(firings, **shown)
     named = step(
         features,
         scores=scores,
@@ -57,4 +59,5 @@ def concept_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> di
         )
     diff = step(sae_diff, checkpoint=made["checkpoint"], base=base, nulls=nulls, settings=request.diff.compared, **read)
     moved = step(concepts, features=named, diff=diff, firings=fired, sae=sae, settings=settings.families)
-    return {"features": named, "sae_diff": diff, "concepts": moved}
+    contexts = step(feature_contexts, checkpoint=made["checkpoint"], firings=fired, **shown)
+    return {"features": named, "sae_diff": diff, "concepts": moved, "feature_contexts": contexts}

@@ -30,6 +30,7 @@ AFTER_PREDICTION = {
     "sae_nulls": 1,
     "sae_diff": 1,
     "concepts": 1,
+    "feature_contexts": 1,
     "model_diff": 1,
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
@@ -195,6 +196,7 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "features": 1,
         "preference": 1,
         "firings": 1,
+        "feature_contexts": 1,
         "sae_base": 1,
         "sae_nulls": 1,
         "sae_diff": 1,
