@@ -41,7 +41,7 @@ def page_data(table: FeatureTable) -> dict[str, Any]:
 
     rows, held = table.rows, table.contexts
     sources: dict[str, int] = {}
-    named = [sources.setdefault(name_test(line), len(sources)) for line in rows.to_dict("records")]
+    named = [sources.setdefault(name_test(line), len(sources)) for line in table.lines]
     top = np.repeat(np.repeat(table.top, np.diff(held.first)), held.length)
     known = table.neuronpedia_id if _ID.fullmatch(table.neuronpedia_id or "") else None
     return {

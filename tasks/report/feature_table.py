@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,8 +67,9 @@ class Contexts:
     base: Array  # [sum of lengths] activations
     new: Array
 
-    @property
+    @cached_property
     def offsets(self) -> Array:
+        """[windows + 1] where the activations of each begin."""
         return np.concatenate([[0], np.cumsum(self.length)])
 
 
@@ -84,6 +86,15 @@ class FeatureTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The rows as plain values."""
+        return [{str(name): value for name, value in line.items()} for line in self.rows.to_dict("records")]
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        return {line["feature"]: line["label"] for line in self.lines}
 
 
 def feature_table(opened: Mapping[str, Any], neuronpedia_id: str | None = None) -> FeatureTable:
@@ -172,7 +183,7 @@ def feature_record(table: FeatureTable, place: int) -> dict[str, Any]:
     """Everything of one feature, as plain values."""
     return {
         **short_record(table, place),
-        **{name: list(table.rows.at[place, name]) for name in ("promoted", "suppressed")},
+        **{name: table.lines[place][name] for name in ("promoted", "suppressed")},
         "neighbours": _neighbours(table, place),
         "largest_activation": float(table.top[place]),
         "histogram_base": table.histogram[place, 0].tolist(),
@@ -183,12 +194,12 @@ def feature_record(table: FeatureTable, place: int) -> dict[str, Any]:
 
 def short_record(table: FeatureTable, place: int) -> dict[str, Any]:
     """A line of a list."""
-    line = table.rows.loc[place]
+    line = table.lines[place]
     numbers = {name: None if np.isnan(line[name]) else float(line[name]) for name in NUMBERS}
     return {
         "feature": int(line["feature"]),
         "label": line["label"],
-        "named": name_test(line.to_dict()),
+        "named": name_test(line),
         "verdict": line["verdict"],
         "family": int(line["family"]),
         "members": int(line["members"]),
@@ -197,12 +208,11 @@ def short_record(table: FeatureTable, place: int) -> dict[str, Any]:
 
 
 def _neighbours(table: FeatureTable, place: int) -> list[dict[str, Any]]:
-    numbers, cosines = table.rows.at[place, "neighbours"], table.rows.at[place, "cosines"]
+    numbers, cosines = (table.lines[place][name] for name in ("neighbours", "cosines"))
     if numbers is None or isinstance(numbers, float):
         return []
-    names = dict(zip(table.rows["feature"], table.rows["label"], strict=True))
     return [
-        {"feature": int(number), "label": names.get(number), "cosine": float(cosine)}
+        {"feature": int(number), "label": table.names.get(number), "cosine": float(cosine)}
         for number, cosine in zip(numbers, cosines, strict=True)
     ]
 
