@@ -164,7 +164,7 @@ def print_features(terminal: Terminal, result: dict[str, Any]) -> None:
     """A line per feature."""
     from foretune.tasks.report.concepts import UNCLEAR, firing_words
 
-    asked = f" that hold {result['search']!r}" if result["search"] else ""
+    asked = f" hold {result['search']!r}" if result["search"] else ""
     terminal.say(f"{result['count']:,} of {result['total']:,} features that fire{asked}; what moved comes first")
     lines: list[tuple[Any, str]] = []
     for each in result["features"]:

@@ -54,6 +54,7 @@
     const digits = Number(value.toPrecision(3));
     return (signed && value >= 0 ? "+" : "") + (Math.abs(digits) < 1e-4 && digits !== 0 ? digits.toExponential() : digits);
   };
+  const narrow = () => matchMedia("(max-width: 46rem)").matches;
   const share = (value) => (Number.isNaN(value) ? "-" : `${value >= 0.1 ? (100 * value).toFixed(0) : Number((100 * value).toPrecision(2))} %`);
   const name = (place) => data.labels[place] || "unclear";
   const unclear = (place) => !data.labels[place] || data.labels[place] === "unclear";
@@ -135,7 +136,7 @@
     if (at * HEIGHT < list.scrollTop) list.scrollTop = at * HEIGHT;
     else if ((at + 1) * HEIGHT > list.scrollTop + list.clientHeight) list.scrollTop = (at + 1) * HEIGHT - list.clientHeight;
     draw();
-    if (!matchMedia("(max-width: 46rem)").matches) choose(found[at], false);
+    if (!narrow()) choose(found[at], false);
   };
 
   // One feature.
@@ -144,7 +145,11 @@
   const words = (title, numbers, word) => make("p", { className: "words" }, `${title} `,
     ...(numbers.length ? numbers.map((each) => make("span", { className: "word", textContent: word(each) })) : ["-"]));
   const figure = (title, base, next, change) => make("tr", {}, make("th", { scope: "row", textContent: title }),
-    ...[base, next, change].map((text) => make("td", { className: "number", textContent: text })));
+    ...[["base", base], ["predicted", next], ["change", change]].filter(([, text]) => text || !narrow()).map(([label, text]) => {
+      const cell = make("td", { className: "number", textContent: text });
+      cell.dataset.label = label;
+      return cell;
+    }));
   const histogram = (place) => {
     const { histogram: all, top } = deep();
     const bins = data.bins;
