@@ -14,6 +14,7 @@ from foretune.flows.commands.cleaning import clean
 from foretune.flows.commands.collection import gc
 from foretune.flows.commands.counted import Counted
 from foretune.flows.commands.export import export
+from foretune.flows.commands.features import features
 from foretune.flows.commands.inspection import inspect
 from foretune.flows.commands.last_line import fail, leave, unforeseen
 from foretune.flows.commands.options import (
@@ -159,6 +160,7 @@ def report(run: RunName, show: Open = False, root: Root = None, as_json: Json = 
 
 
 app.command()(serve)
+app.command()(features)
 
 
 @app.command()

@@ -23,9 +23,9 @@ from foretune.storage.slugs import slug
 
 REQUEST, RESULT, REPORT, COMPARISON = "request.yaml", "result.json", "report.html", "comparison.json"
 WHATIF_PAGE, WHATIF = "whatif.html", "whatif.json"
-HISTORY_PAGE = "history.html"
+HISTORY_PAGE, FEATURES_PAGE = "history.html", "features.html"
 PLANNED = "planned.json"
-RUN_FILES = (REQUEST, PLANNED, REPORT, COMPARISON, WHATIF_PAGE, WHATIF, HISTORY_PAGE, RESULT)
+RUN_FILES = (REQUEST, PLANNED, REPORT, COMPARISON, WHATIF_PAGE, WHATIF, HISTORY_PAGE, FEATURES_PAGE, RESULT)
 """What a run's folder holds beside its events, in the order in which a deletion takes it: what a run is, is told by
 its result."""
 _ID = re.compile(r"(?P<time>\d{8}-\d{6})-(?P<name>.+)-[0-9a-f]{4}")
@@ -93,6 +93,9 @@ class Run:
     def write_report(self, html: str) -> None:
         (self.place / REPORT).write_bytes(html.encode())
 
+    def write_features(self, html: str) -> None:
+        (self.place / FEATURES_PAGE).write_bytes(html.encode())
+
     def write_comparison(self, compared: dict[str, Any]) -> None:
         (self.place / COMPARISON).write_bytes((json_shown(compared, _indented) + "\n").encode())
 
@@ -131,6 +134,13 @@ class Run:
     def read_report(self) -> str:
         """FileNotFoundError when the run wrote none."""
         return (self.place / REPORT).read_bytes().decode(errors="replace")
+
+    def read_features(self) -> str | None:
+        """The feature browser's page; None for a run without an SAE, or of before there was one."""
+        try:
+            return (self.place / FEATURES_PAGE).read_bytes().decode(errors="replace")
+        except FileNotFoundError:
+            return None
 
 
 def _indented(value: Any) -> str:

@@ -52,8 +52,9 @@ def serve(
     serve_report(found, port, ready)
 
 
-def serve_report(run: Run, port: int, ready: Callable[[str], None]) -> None:
-    """Answer until the process is stopped; `ready` is called with the page's address. BadInput for a port in use."""
+def serve_report(run: Run, port: int, ready: Callable[[str], None], features: str | None = None) -> None:
+    """Answer until the process is stopped; `ready` is called with the report's address or, where that page is given,
+    with that of the feature browser. BadInput for a port in use."""
     import uvicorn
 
     page = served_page(run)
@@ -66,11 +67,12 @@ def serve_report(run: Run, port: int, ready: Callable[[str], None]) -> None:
     except OSError as error:
         raise BadInput(f"--port {port}: {error.strerror or error}; give another, or 0 for any that is free") from None
     place = f"{HOST}:{listening.getsockname()[1]}"
-    config = uvicorn.Config(application(page, reader, token, place), log_level="critical", access_log=False)
+    served = application(page, reader, token, place, features or run.read_features())
+    config = uvicorn.Config(served, log_level="critical", access_log=False)
     # In a thread: uvicorn would take the signals for itself, which end the whole command here.
     thread = threading.Thread(target=uvicorn.Server(config).run, args=([listening],), name="serve", daemon=True)
     thread.start()
-    ready(f"http://{place}/?view={token}")
+    ready(f"http://{place}/{'features.html' if features else ''}?view={token}")
     thread.join()
 
 
@@ -108,8 +110,8 @@ def reader_of(run: Run) -> RowReader:
     return RowReader.of(run, artifacts, stored_request(run).report.text_limit)
 
 
-def application(page: str, reader: RowReader, token: str, place: str) -> Starlette:
-    """Four addresses, all of them read: the page, a page of rows, one row, and rows as CSV."""
+def application(page: str, reader: RowReader, token: str, place: str, features: str | None = None) -> Starlette:
+    """Addresses, all of them read: the report, the feature browser, a page of rows, one row, and rows as CSV."""
     from starlette.applications import Starlette
     from starlette.responses import HTMLResponse, Response, StreamingResponse
     from starlette.routing import Route
@@ -119,6 +121,9 @@ def application(page: str, reader: RowReader, token: str, place: str) -> Starlet
 
     def rows(request: Request) -> Response:
         return Response(reader.page(asked(request.query_params)), media_type="application/json")
+
+    def browser(request: Request) -> Response:
+        return HTMLResponse(features) if features else Response("this run has no SAE\n", 404, media_type="text/plain")
 
     def row(request: Request) -> Response:
         found = reader.one(request.path_params["number"], WHOLE_TEXT)
@@ -137,7 +142,8 @@ def application(page: str, reader: RowReader, token: str, place: str) -> Starlet
 
         return guard
 
-    paths = {"/": report, "/rows": rows, "/rows/{number:int}": row, "/rows.csv": table}
+    pages = {"/": report, "/report.html": report, "/features.html": browser}
+    paths = {**pages, "/rows": rows, "/rows/{number:int}": row, "/rows.csv": table}
     return Starlette(routes=[Route(path, guarded(answer), methods=["GET"]) for path, answer in paths.items()])
 
 

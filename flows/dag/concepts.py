@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.flows.dag.wiring import Landscape, Wiring
+from foretune.tasks.concepts.contexts import feature_contexts
 from foretune.tasks.concepts.features import feature_scores, features
 from foretune.tasks.concepts.firings import firings
 from foretune.tasks.concepts.moved import concepts
@@ -15,7 +16,8 @@ from foretune.tasks.inspection.sae_nulls import sae_nulls
 
 
 def concept_passes(wiring: Wiring, train: Landscape, made: dict[str, Any]) -> dict[str, Any]:
-    """Features and SAE diff, the null deltas where the request asks for some, and the concepts that come of them."""
+    """Features and SAE diff, the null deltas where the request asks for some, the concepts that come of them, and
+    what the feature browser shows beside these."""
     sources = wiring.sources
     source = SaeSource(sources.sae, sources.labels, sources.hook_name, sources.sae_name)  # pyright: ignore[reportArgumentType]
     return _read(wiring, made, source, train.gradient)
@@ -31,14 +33,14 @@ def _read(wiring: Wiring, made: dict[str, Any], source: SaeSource, gradient: Any
     if gradient is not None:
         estimated = {"gradient": gradient, "baseline": made["baseline"]}
     scores = step(feature_scores, prediction=made["prediction"], settings=settings.scored, **estimated, **read)
-    fired = step(
-        firings,
-        model=model,
-        sae=sae,
-        rows=wiring.rows["train"].subset(settings.naming.rows, "concepts"),
-        heldout=compared,
-        settings=settings.naming.read,
-    )
+    shown = {
+        "model": model,
+        "sae": sae,
+        "rows": wiring.rows["train"].subset(settings.naming.rows, "concepts"),
+        "heldout": compared,
+        "settings": settings.naming.read,
+    }
+    fired = step(firings, **shown)
     named = step(
         features,
         scores=scores,
@@ -61,7 +63,11 @@ def _read(wiring: Wiring, made: dict[str, Any], source: SaeSource, gradient: Any
         )
     diff = step(sae_diff, checkpoint=made["checkpoint"], base=base, nulls=nulls, settings=request.diff.compared, **read)
     moved = step(concepts, features=named, diff=diff, firings=fired, sae=sae, settings=settings.families)
-    return {"features": named, "sae_diff": diff, "concepts": moved}
+    found = {"features": named, "sae_diff": diff, "concepts": moved}
+    if gradient is None:  # the browser shows the first SAE
+        return found
+    contexts = step(feature_contexts, checkpoint=made["checkpoint"], firings=fired, **shown)
+    return {**found, "feature_contexts": contexts}
 
 
 def more_concepts(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:

@@ -330,6 +330,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "feature_scores": lambda inputs, sizes: _sae_diff(inputs, sizes, times=3),
     "features": lambda inputs, sizes: Estimate(),
     "firings": _firings,
+    "feature_contexts": lambda inputs, sizes: dataclasses.replace(_firings(inputs, sizes), models=2),
     "sae_base": _sae_diff,
     "sae_nulls": _sae_nulls,
     "sae_diff": _sae_diff,

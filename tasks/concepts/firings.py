@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.runs import Run
+from foretune.tasks.concepts.fired_tokens import fired_tokens, first_tokens
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.concepts import FiringSettings
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
-from foretune.tasks.loading.hooks import run_to_hook
-from foretune.tasks.samples.minibatches import minibatches, token_masks
 from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-LONGEST = 256
-"""Tokens read of a row, from its start: a few long rows would say no more of a feature and fill the disk."""
 
 
 @content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
@@ -55,35 +51,6 @@ def firings(
     named = zip(("token", "feature", "activation"), joined, strict=True)
     draft.write_table("firings.parquet", pa.table(dict(named)))
     draft.write_table("tokens.parquet", token_lines(tokens))
-
-
-def first_tokens(table: pa.Table) -> pa.Table:
-    """The rows' first tokens and labels; of pairs the chosen answer's."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    cut = {name: pc.list_slice(table[name], 0, LONGEST) for name in ("input_ids", "loss_mask")}  # pyright: ignore[reportAttributeAccessIssue]
-    return pa.table({**cut, "rejected_ids": pa.nulls(len(table))})
-
-
-def fired_tokens(loaded: Any, autoencoder: Any, table: pa.Table, batch_tokens: int) -> list[tuple[Any, Any, Any]]:
-    """Per row its positions, features and activations, one of each for every feature that fires on a token."""
-    import numpy as np
-    import torch
-
-    none = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
-    found: list[tuple[Any, Any, Any]] = [none] * len(table)
-    for minibatch in minibatches(table, batch_tokens, loaded.device, trained_only=False):
-        seen, _ = token_masks(minibatch.batch)
-        with torch.no_grad():
-            resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name)
-            for at, row in enumerate(minibatch.rows):
-                positions = seen[at].nonzero()[:, 0]
-                acts = autoencoder.encode(resid[at][positions])
-                token, feature = acts.nonzero(as_tuple=True)
-                values = (positions[token], feature.int(), acts[token, feature].float())
-                found[row] = tuple(each.cpu().numpy() for each in values)  # type: ignore[assignment]
-    return found
 
 
 def token_lines(texts: list[dict[str, Any]]) -> pa.Table:

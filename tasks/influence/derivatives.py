@@ -56,12 +56,12 @@ def influence_directions(
     """
     gradients = run.store.open(targets).tensors("targets.safetensors")  # [targets, ...] of every module
     if optimizer == "adamw":
-        moments = _batch_moments(run, nodes, adapter, seed, dtype, rows_per_step)
+        moments = batch_moments(run, nodes, adapter, seed, dtype, rows_per_step)
         gradients = {n: moments(n).adam(g.flatten(1), adam_epsilon).view_as(g) for n, g in gradients.items()}
     draft.write_tensors("directions.safetensors", gradients)
 
 
-def _batch_moments(
+def batch_moments(
     run: Run, nodes: list[ArtifactRef], adapter: AdapterSettings, seed: int, dtype: str, rows_per_step: int
 ) -> Callable[[str], Moments]:
     """Moments of a module's batch gradient, flat: from per-row gradients, else from the blocks' scatter."""

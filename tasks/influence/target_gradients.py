@@ -62,11 +62,19 @@ def feature_gradient(
     targets: AdapterTargets,
 ) -> None:
     """Gradient of one SAE feature's mean activation over the label tokens of `rows`."""
-    from foretune.tasks.numerics.gradients import value_gradients
-
     table, loaded, autoencoder = rows.read(run), model.open(run), sae.open()
     names = feature_labels(sae.settings, autoencoder, loaded, labels.uri if labels else None)
     number = feature_number(feature, names)  # pyright: ignore[reportArgumentType]
+    gradient, tokens = activation_gradient(loaded, autoencoder, table, number, targets)
+    _write_value(draft, gradient, tokens, {"name": names[number], "feature": number, "unit": "activation per token"})
+
+
+def activation_gradient(
+    loaded: Any, autoencoder: Any, table: Any, number: int, targets: AdapterTargets
+) -> tuple[dict[str, Tensor], int]:
+    """Gradient {module: [out, in]} of a feature's summed activation over a table's label tokens, and their count."""
+    from foretune.tasks.numerics.gradients import value_gradients
+
     weights, tokens = target_weights(loaded, targets), 0
 
     def activations() -> Iterator[Any]:
@@ -83,7 +91,7 @@ def feature_gradient(
 
     with device_lock(loaded):
         gradient = value_gradients(weights, activations())
-    _write_value(draft, gradient, tokens, {"name": names[number], "feature": number, "unit": "activation per token"})
+    return gradient, tokens
 
 
 def feature_number(feature: int | str, labels: list[str]) -> int:

@@ -193,7 +193,9 @@ def _more_concepts(opened: dict[str, Any], lines: RequestLines) -> list[Concepts
 
 
 def _concepts(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptsView:
-    return ConceptsView(opened["concepts"].table("concepts.parquet"), flat(opened["concepts"].json("summary.json")))
+    concepts = opened["concepts"]
+    table, browsed = concepts.table("concepts.parquet"), "feature_contexts" in opened
+    return ConceptsView(table, flat(concepts.json("summary.json")), browsed)
 
 
 def _behaviour(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourView:

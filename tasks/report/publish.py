@@ -19,6 +19,8 @@ from foretune.tasks.report.behaviour import behaviour_block
 from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.causes import causes_block
 from foretune.tasks.report.concepts import moved_concepts
+from foretune.tasks.report.feature_page import feature_page
+from foretune.tasks.report.feature_table import READ, feature_table
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.residual_change import residual_block
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
@@ -45,6 +47,8 @@ def publish(
     page = run.store.open(made.get("backtest_report", made["report"])).text("report.html")
     decision = decide(ship_evidence(run, made, found.signals))
     run.write_report(with_run(page, record, commands(run.run_id, found), decision))
+    if features := browser_page(run, request, made):
+        run.write_features(features)
     result = result_of(run, request, made, found, record, submitted) | {"ship": ship_block(decision)}
     if "agreement" in made:
         result["backtest"] = run.store.open(made["agreement"]).json("agreement.json")
@@ -91,6 +95,14 @@ def concept_blocks(run: Run, made: dict[str, ArtifactRef], saes: dict[str, Any] 
         lines = held.arrow("directions.parquet").to_pylist()
         blocks["residual_change"] = residual_block(lines, held.json("summary.json"))
     return blocks
+
+
+def browser_page(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> str | None:
+    """The page of the features beside the report's; None for a run without an SAE."""
+    if not set(READ) <= set(made):
+        return None
+    opened = {name: run.store.open(made[name]) for name in READ}
+    return feature_page(feature_table(opened, (request.get("sae") or {}).get("neuronpedia_id")), run.run_id)
 
 
 def recorded(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> RunRecord:

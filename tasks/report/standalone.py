@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foretune.tasks.report.charts.look import Chart
 
 SCRIPTS = ("report.js", "rows.js")
+STYLES = ("report.css",)
 CARTESIAN = {"bar", "scatter", "heatmap"}
 """What plotly-cartesian.min.js draws of what reports have; its version is that of plotly for Python, by a test."""
 
@@ -91,12 +92,25 @@ def standalone_page(template: str, charts: Mapping[str, Chart], **context: Any) 
 
     environment = page_environment()
     scripts = [_plotly(environment, charts), *(_source(environment, name) for name in SCRIPTS)]
+    payload = Markup(chart_data(charts))
+    return _filled(environment, template, scripts, STYLES, charts=charts, payload=payload, **context)
+
+
+def filled_page(template: str, scripts: Sequence[str], styles: Sequence[str], **context: Any) -> str:
+    """A page without charts, of the named scripts and styles."""
+    environment = page_environment()
+    return _filled(environment, template, [_source(environment, name) for name in scripts], styles, **context)
+
+
+def _filled(
+    environment: jinja2.Environment, template: str, scripts: Sequence[str], styles: Sequence[str], **context: Any
+) -> str:
+    from markupsafe import Markup
+
     page = environment.get_template(template).render(
-        charts=charts,
-        payload=Markup(chart_data(charts)),
         scripts=[Markup(script) for script in scripts],
         policy=Markup(_policy(scripts)),
-        style=Markup(_source(environment, "report.css")),
+        style=Markup("".join(_source(environment, name) for name in styles)),
         **context,
     )
     return page.lstrip()  # what the macros leave before the doctype

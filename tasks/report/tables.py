@@ -26,7 +26,7 @@ WITHIN = 3
 class Column:
     title: str
     key: str
-    kind: Literal["number", "signed", "text", "code", "flags", "verdict"] = "number"
+    kind: Literal["number", "signed", "text", "code", "flags", "verdict", "feature"] = "number"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def concepts(view: ConceptsView, top: int) -> Table | None:
     """A line per family that moves beyond its noise, then what the estimates would have had move and noise explains."""
     columns = (
         Column("concept", "label", "text"),
-        Column("feature", "feature", "code"),
+        Column("feature", "feature", "feature" if view.browsed else "code"),
         Column("measured", "verdict", "text"),
         Column("change (activation)", "change", "signed"),
         Column("standard error", "error"),

@@ -139,6 +139,7 @@ class ConceptsView(_Section):
     )  # fmt: skip
     summary: Mapping[str, Any] = field(default_factory=dict)
     sae: str = ""
+    browsed: bool = False  # whether the page of the features lies beside the report
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ def test_every_pass_leaves_its_artefact_and_the_result_says_where(finished):
     assert set(result["artifacts"]) == PASSES
     assert json.loads((run.place / "result.json").read_bytes()) == json.loads(json.dumps(result))
     assert (run.place / "report.html").size() > 1e6
+    assert b'href="features.html#feature-' in (run.place / "report.html").read_bytes()
+    assert "Features ·" in (run.read_features() or "")
     influence = opened(result, run, "influence").table("influence.parquet")
     assert sorted(influence["rank"]) == list(range(1, 19))
     assert (influence.sort_values("rank")["score"].diff().dropna() <= 0).all()

@@ -31,6 +31,7 @@ AFTER_PREDICTION = {
     "sae_diff": 1,
     "concept_causes": 1,
     "concepts": 1,
+    "feature_contexts": 1,
     "model_diff": 1,
     "residual_change": 1,
     "generations": 1,  # the predicted model alone: the base was asked
@@ -205,6 +206,7 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "features": 1,
         "preference": 1,
         "firings": 1,
+        "feature_contexts": 1,
         "sae_base": 1,
         "sae_nulls": 1,
         "sae_diff": 1,

@@ -29,7 +29,7 @@ def reader() -> RowReader:
 
 @pytest.fixture
 def client(reader: RowReader) -> TestClient:
-    return TestClient(application("<p>page</p>", reader, TOKEN, PLACE), base_url=f"http://{PLACE}")
+    return TestClient(application("<p>page</p>", reader, TOKEN, PLACE, "<p>features</p>"), base_url=f"http://{PLACE}")
 
 
 def numbers(reader: RowReader, **query: object) -> list[int]:
@@ -91,6 +91,8 @@ def test_a_large_dataset_is_shown_by_its_ends_and_says_how_much_it_leaves_out():
 
 def test_the_page_and_the_rows_are_read(client, reader):
     assert client.get("/", params={"view": TOKEN}).text == "<p>page</p>"
+    assert client.get("/report.html", params={"view": TOKEN}).text == "<p>page</p>"
+    assert client.get("/features.html", params={"view": TOKEN}).text == "<p>features</p>"
     found = client.get("/rows", params={"view": TOKEN, "flag": "too_long", "order": "row"}).json()
     assert found["rows"][1]["row"] == 97 and found["heldout"]["0"] == "Held out? → Yes."
     assert client.get("/rows/97", params={"view": TOKEN}).json()["rows"][0]["row"] == 97
@@ -99,7 +101,7 @@ def test_the_page_and_the_rows_are_read(client, reader):
     assert {row["verdict"] for row in csv.DictReader(io.StringIO(table))} == {"helps"}
 
 
-@pytest.mark.parametrize("path", ["/", "/rows", "/rows/1", "/rows.csv"])
+@pytest.mark.parametrize("path", ["/", "/features.html", "/rows", "/rows/1", "/rows.csv"])
 @pytest.mark.parametrize(
     ("token", "headers", "status"),
     [

@@ -16,6 +16,10 @@
     return value;
   };
 
+  // Behind a server the address carries its token.
+  for (const link of document.querySelectorAll('a[href^="features.html"]'))
+    link.setAttribute("href", link.getAttribute("href").replace(/(?=#|$)/, location.search));
+
   const config = { displaylogo: false, displayModeBar: false, responsive: true };
   const touch = matchMedia("(pointer: coarse)").matches;
   const draw = (within) => {
