@@ -307,13 +307,10 @@ def whatif(
     if without or without_causes:
         if grid:
             raise BadInput("whatif: --set and --without are two questions; ask one at a time")
-        from foretune.flows.commands.leaving_out import predicted_without, print_without
+        from foretune.flows.commands.leaving_out import leave_out
 
-        terminal, found = terminal_for(quiet), named_run(run, root)
-        with Counted(terminal) as counted:
-            result = predicted_without(found, whole_numbers("--without", without), without_causes or [], counted)
-        print_without(terminal, result)
-        finish(result, as_json)
+        rows, found = whole_numbers("--without", without), named_run(run, root)
+        finish(leave_out(terminal_for(quiet), found, rows, without_causes or []), as_json)
         return
     from foretune.flows.commands.whatif import print_planned, print_whatif
     from foretune.flows.commands.whatif import whatif as tried

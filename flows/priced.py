@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from foretune.flows.commands.history import remembered
-from foretune.flows.dag.estimates import estimate, with_defaults
+from foretune.flows.dag.estimate import with_defaults
+from foretune.flows.dag.estimates import estimate
 from foretune.flows.dag.sizes import Sizes, sizes_of
 from foretune.flows.dag.wiring import Step, Wiring
 from foretune.storage.refs import ArtifactRef

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from foretune.flows.commands.cleaned_rows import causes_of
+from foretune.flows.commands.counted import Counted
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.commands.whatif import content_of, stored_gradients
 from foretune.flows.dag.causes import replays_rows
@@ -19,6 +20,14 @@ from foretune.tasks.behaviour.suite_files import chosen_suites
 
 Told = Callable[[str, int, int, str], None]
 KINDS = ("predicted", "without", "control")
+
+
+def leave_out(terminal: Terminal, run: Run, rows: list[int] | None, suites: list[str]) -> dict[str, Any]:
+    """`predicted_without`, heard and printed in the terminal."""
+    with Counted(terminal) as counted:
+        result = predicted_without(run, rows, suites, counted)
+    print_without(terminal, result)
+    return result
 
 
 def predicted_without(run: Run, rows: list[int] | None, suites: list[str], told: Told) -> dict[str, Any]:
@@ -39,6 +48,7 @@ def predicted_without(run: Run, rows: list[int] | None, suites: list[str], told:
     request = wiring.request
     if stored.row_gradients is None:
         raise BadInput(f"run {run.run_id}: its rows were not kept one by one; raise landscape.row_gradients, simulate")
+    _check_measured(wiring, dict(zip(numbers, ids, strict=True)))
     endings, loss = _endings(run, wiring, request, ids)
     scored = _scored(run, wiring, request, endings, told)
     return {
@@ -48,6 +58,17 @@ def predicted_without(run: Run, rows: list[int] | None, suites: list[str], told:
         "loss": {kind: loss(each.delta) for kind, each in endings.items()},
         "suites": scored,
     }
+
+
+def _check_measured(wiring: Wiring, ids: dict[int, str]) -> None:
+    """BadInput for a row whose gradient the run's budget did not pay for: it would look as if it did nothing."""
+    rows = wiring.rows["train"]
+    played = set(rows.index.trained_ids) - set(rows.trained_ids)
+    unknown = next((number for number, sample_id in ids.items() if sample_id in played), None)
+    if unknown is not None:
+        raise BadInput(
+            f"--without {unknown}: the gradient of this row was not measured (effort); raise effort.budget and simulate"
+        )
 
 
 def _ids(run: Run, numbers: list[int]) -> list[str]:

@@ -21,7 +21,8 @@ from foretune.flows.commands.price import (
 )
 from foretune.flows.commands.terminal import Terminal
 from foretune.flows.dag.costs import checked_sources
-from foretune.flows.dag.estimates import estimate, with_defaults
+from foretune.flows.dag.estimate import with_defaults
+from foretune.flows.dag.estimates import estimate
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.sizes import Sizes, sizes_of
 from foretune.flows.dag.wiring import Wiring

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,3 +26,10 @@ class Estimate:
     @property
     def equivalents(self) -> int:
         return self.forward + 2 * self.backward
+
+
+def with_defaults(function: Callable[..., Any], inputs: Inputs) -> dict[str, Any]:
+    """All inputs of a task; those that the wiring leaves out do not enter its key."""
+    bound = inspect.signature(function).bind(run=None, **inputs)
+    bound.apply_defaults()
+    return dict(bound.arguments)

@@ -6,7 +6,6 @@ A forward counts 1 per token, a backward 2, padding included: what `tasks.numeri
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,13 +18,6 @@ from foretune.tasks.influence.solve import most_products
 from foretune.tasks.loading.checkpoints import PROBE_TOKENS
 from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.samples.lengths import Lengths
-
-
-def with_defaults(function: Callable[..., Any], inputs: Inputs) -> dict[str, Any]:
-    """All inputs of a task; those that the wiring leaves out do not enter its key."""
-    bound = inspect.signature(function).bind(run=None, **inputs)
-    bound.apply_defaults()
-    return dict(bound.arguments)
 
 
 def estimate(task: str, inputs: Inputs, sizes: Sizes) -> Estimate | None:
