@@ -137,12 +137,6 @@ class Request(BaseModel):
     dataset: DatasetSettings
     model: ModelSettings
     sae: SaeSettings | None = Field(default=None, title="Sparse autoencoder", description="none: no concepts are named")
-    saes: list[SaeSettings] = Field(
-        default=[],
-        max_length=16,
-        title="More sparse autoencoders",
-        description="read beside that of sae: other hook points, other dictionaries",
-    )
     adapter: AdapterSettings = AdapterSettings()
     training: TrainingSettings = TrainingSettings()
     effort: EffortSettings = EffortSettings()
@@ -167,6 +161,12 @@ class Request(BaseModel):
     concept_causes: ConceptCauseSettings = ConceptCauseSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    saes: list[SaeSettings] = Field(
+        default=[],
+        max_length=16,
+        title="More sparse autoencoders",
+        description="read beside that of sae: other hook points, other dictionaries",
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -103,6 +103,9 @@ KEYS = {
     "curve", "step", "gain_share", "band", "leaves_at", "last_within", "gain_within",
     "title", "more", "effect", "effect_in_words", "better", "helping", "sample_id", "z", "error", "without", "control",
     "measured",
+    # of a direction of the residual change, and its figures
+    "kind", "rank", "name", "words", "relative", "z_null", "stability", "beyond_noise", "promoted", "suppressed", "hook",
+    "tokens", "null_deltas", "change", "error", "z", "share",
 }  # fmt: skip
 
 
