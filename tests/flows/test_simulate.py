@@ -34,6 +34,7 @@ PASSES = {
     "preference",
     "sae_diff",
     "concepts",
+    "feature_contexts",
     "null_deltas",
     "model_diff",
     "prompts",
