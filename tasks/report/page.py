@@ -195,7 +195,7 @@ def _more_concepts(opened: dict[str, Any], lines: RequestLines) -> list[Concepts
 def _concepts(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptsView:
     concepts = opened["concepts"]
     table, browsed = concepts.table("concepts.parquet"), "feature_contexts" in opened
-    return ConceptsView(table, flat(concepts.json("summary.json")), browsed)
+    return ConceptsView(table, flat(concepts.json("summary.json")), browsed=browsed)
 
 
 def _behaviour(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> BehaviourView:
