@@ -57,7 +57,11 @@ class Effort:
         if self.gradient_passes is None:
             return request
         prediction = request.prediction.model_copy(
-            update={"gradient_passes": self.gradient_passes, "gradient_budget": 1e6, "max_anchors": ANCHORS}
+            update={
+                "gradient_passes": self.gradient_passes,
+                "gradient_budget": 1e6,
+                "max_anchors": request.prediction.max_anchors if self.train_rows is None else ANCHORS,
+            }
         )
         return within(request.model_copy(update={"prediction": prediction}), self.fixed)
 
