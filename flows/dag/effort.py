@@ -56,13 +56,10 @@ class Effort:
         """The request as it is spent."""
         if self.gradient_passes is None:
             return request
-        prediction = request.prediction.model_copy(
-            update={
-                "gradient_passes": self.gradient_passes,
-                "gradient_budget": 1e6,
-                "max_anchors": request.prediction.max_anchors if self.train_rows is None else ANCHORS,
-            }
-        )
+        spent = {"gradient_passes": self.gradient_passes, "gradient_budget": 1e6}
+        if self.train_rows is not None and "max_anchors" not in request.prediction.model_fields_set:
+            spent["max_anchors"] = ANCHORS
+        prediction = request.prediction.model_copy(update=spent)
         return within(request.model_copy(update={"prediction": prediction}), self.fixed)
 
 
