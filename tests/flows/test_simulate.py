@@ -45,6 +45,9 @@ PASSES = {
     "behaviour_path",
     "causes",
     "cause_effects",
+    "circuits",
+    "concept_causes",
+    "residual_change",
     "report",
 }
 
