@@ -107,6 +107,7 @@ class Wiring:
             max_length=request.dataset.max_length,
             effort=self.effort.line(self.rows["train"].measured_rows, rows),
             saes=self.sources.sae_line,
+            neuronpedia_id=request.sae.neuronpedia_id if request.sae else None,
             more_saes=tuple(f"{each.name} at {each.hook_name}" for each in self.sources.more_saes),
             spike_norm=request.thresholds.spike_factor * request.training.max_grad_norm or None,
         )

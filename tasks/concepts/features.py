@@ -17,6 +17,7 @@ from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.concepts import NamingSettings
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading.hooks import run_to_hook
+from foretune.tasks.loading.logit_lens import every_token
 from foretune.tasks.saes import clearly_promoted, given_labels
 from foretune.tasks.samples.minibatches import minibatches, token_masks
 from foretune.tasks.samples.rows import SubsetRows
@@ -100,7 +101,7 @@ def features(
 
     loaded, autoencoder, stored = model.open(run), sae.open(), run.store.open(firings)
     evidence = Evidence(stored.arrow("tokens.parquet"), stored.arrow("firings.parquet"), loaded.tokenizer)
-    detector = Detector(evidence, loaded.model.get_input_embeddings().weight.cpu())  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+    detector = Detector(evidence, every_token(loaded))
     given = given_labels(sae.settings, autoencoder, labels.uri) if labels else {}
     promoted = clearly_promoted(autoencoder, loaded)
     named = [

@@ -13,6 +13,9 @@ from foretune.tasks.report.concepts import name_test
 from foretune.tasks.report.feature_table import BINS, VERDICTS, FeatureTable
 from foretune.tasks.report.standalone import filled_page, json_data
 
+FEATURES_PAGE = "features.html"
+ANY_RUN = "@@run-id@@"
+"""Where the name of the run that publishes a stored page comes: the page is the same for all that look it up."""
 SCRIPTS = ("features.js",)
 STYLES = ("report.css", "features.css")
 COLUMNS = (

@@ -16,6 +16,8 @@ from foretune.tasks.report.causes import CausesView, causes_view
 from foretune.tasks.report.circuits import TracedPrompt, circuits_view
 from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
 from foretune.tasks.report.differences import flat, model_diff_view, placed
+from foretune.tasks.report.feature_page import ANY_RUN, FEATURES_PAGE, feature_page
+from foretune.tasks.report.feature_table import READ, feature_table
 from foretune.tasks.report.findings import collect, row_texts, shown_verdicts
 from foretune.tasks.report.request_lines import RequestLines
 from foretune.tasks.report.residual_change import residual_change_view
@@ -42,10 +44,13 @@ from foretune.tasks.report.views import (
 def report(
     draft: Any, run: Run, names: list[str], artifacts: list[ArtifactRef], lines: RequestLines, settings: ReportSettings
 ) -> None:
-    """report.html of the artefacts `names`."""
+    """report.html of the artefacts `names`, and with an SAE features.html; the run's name is put in by `publish`."""
     made = dict(zip(names, artifacts, strict=True))
     page = build_report(gathered(run, made, lines, settings), settings)
     draft.write_text("report.html", page)
+    if set(READ) <= set(made):  # what the browser reads is there
+        opened = {name: run.store.open(made[name]) for name in READ}
+        draft.write_text(FEATURES_PAGE, feature_page(feature_table(opened, lines.neuronpedia_id), ANY_RUN))
 
 
 def gathered(

@@ -19,8 +19,7 @@ from foretune.tasks.report.behaviour import behaviour_block
 from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.causes import causes_block
 from foretune.tasks.report.concepts import moved_concepts
-from foretune.tasks.report.feature_page import feature_page
-from foretune.tasks.report.feature_table import READ, feature_table
+from foretune.tasks.report.feature_page import ANY_RUN, FEATURES_PAGE
 from foretune.tasks.report.findings import Findings, collect
 from foretune.tasks.report.residual_change import residual_block
 from foretune.tasks.report.run_record import Epoch, RunRecord, run_record
@@ -47,7 +46,7 @@ def publish(
     page = run.store.open(made.get("backtest_report", made["report"])).text("report.html")
     decision = decide(ship_evidence(run, made, found.signals))
     run.write_report(with_run(page, record, commands(run.run_id, found), decision))
-    if features := browser_page(run, request, made):
+    if features := browser_page(run, made["report"]):
         run.write_features(features)
     result = result_of(run, request, made, found, record, submitted) | {"ship": ship_block(decision)}
     if "agreement" in made:
@@ -97,12 +96,12 @@ def concept_blocks(run: Run, made: dict[str, ArtifactRef], saes: dict[str, Any] 
     return blocks
 
 
-def browser_page(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> str | None:
+def browser_page(run: Run, report: ArtifactRef) -> str | None:
     """The page of the features beside the report's; None for a run without an SAE."""
-    if not set(READ) <= set(made):
+    stored = run.store.open(report)
+    if FEATURES_PAGE not in stored.names():
         return None
-    opened = {name: run.store.open(made[name]) for name in READ}
-    return feature_page(feature_table(opened, (request.get("sae") or {}).get("neuronpedia_id")), run.run_id)
+    return stored.text(FEATURES_PAGE).replace(ANY_RUN, run.run_id)
 
 
 def recorded(run: Run, request: dict[str, Any], made: dict[str, ArtifactRef]) -> RunRecord:

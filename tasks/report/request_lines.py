@@ -19,3 +19,4 @@ class RequestLines(BaseModel, frozen=True):
     effort: str | None = None  # what was looked at, where a budget bounds it
     more_saes: tuple[str, ...] = ()  # their names and hooks, beside the first
     saes: str = ""  # which are read, and what was chosen where the request left it open
+    neuronpedia_id: str | None = None  # of the SAE, where the request names one

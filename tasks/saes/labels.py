@@ -10,7 +10,7 @@ from foretune.storage.datasets import read_rows
 from foretune.storage.documents import json_value
 from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
-from foretune.tasks.loading.logit_lens import final_gains, shown_tokens, unembedded
+from foretune.tasks.loading.logit_lens import final_gains, shown_tokens, unembedded, unembedding
 from foretune.tasks.saes.settings import SaeSettings
 
 if TYPE_CHECKING:
@@ -129,12 +129,12 @@ def clearly_promoted(sae: LoadedSae, loaded: LoadedModel, most: int = 3) -> dict
     """
     import torch
 
-    head = loaded.model.get_output_embeddings()
-    if head is None or head.weight.shape[1] != sae.d_in:
+    head = unembedding(loaded)
+    if head is None or head.shape[1] != sae.d_in:
         return {}
     found: dict[int, str] = {}
     with torch.no_grad():
-        rows = head.weight.float() - head.weight.float().mean(0)
+        rows = head.float() - head.float().mean(0)
         rows = torch.nn.functional.normalize(rows, dim=1)
         clear = 1.3 * math.sqrt(2 * math.log(rows.shape[0]) / rows.shape[1])
         if clear >= 1:

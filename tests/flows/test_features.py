@@ -82,6 +82,6 @@ def test_the_command_lists_finds_and_writes(run, made, tmp_path, capsys):
     for name, fault in (("x.csv", "end the name in .html"), ("table.parquet", "exists")):
         with pytest.raises(BadInput, match=fault):
             app([*words, "--out", str(tmp_path / name)], standalone_mode=False)
-    page = browser_page(run, {"sae": {}}, made.made)
+    page = browser_page(run, made.made["report"])
     assert page is not None and len(page) < 200_000 and "https:" not in page.split("<script>")[0]
     assert np.array(table.texts.rows).max() < 18
