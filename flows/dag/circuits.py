@@ -10,9 +10,10 @@ from foretune.tasks.circuits.concept_causes import concept_causes
 
 
 def circuit_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
-    """`circuits`; nothing where the request traces no prompt, or asks none."""
+    """`circuits`; nothing where the request traces no prompt, or asks none, or splits its model: where a model lies is
+    no part of a key, and of one that is split nothing can be traced."""
     request = wiring.request
-    if not request.circuits.prompts or "answers" not in made:
+    if not request.circuits.prompts or "answers" not in made or request.model.device_map is not None:
         return {}
     traced = wiring.step(
         circuits,
