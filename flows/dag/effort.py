@@ -29,7 +29,6 @@ READ = 0.25  # of what is left: rows without gradients, once, and where all are 
 class Effort:
     """What a request's budget pays for; without a budget nothing is bounded."""
 
-    budget: float | None = None  # tokens, a backward counted twice
     train_rows: int | None = None  # whose gradients are measured; None: all
     heldout_rows: int | None = None
     beside_rows: int | None = None  # whose prompts are taken away, and whose features are counted; None: all measured
@@ -81,7 +80,6 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
         measured, along = rows, max(along, int((left - GRADIENT * rows) / GRADIENT))
     read = max(0, int(READ * left))
     return Effort(
-        budget=share * real,
         train_rows=None if measured == rows else measured,
         heldout_rows=held,
         beside_rows=BESIDE_ROWS if rows > BESIDE_ROWS else None,
