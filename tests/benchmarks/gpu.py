@@ -62,7 +62,7 @@ def made_model(folder: Path, shape: dict[str, Any]) -> Path:
 def recombined(count: int) -> list[dict[str, str]]:
     """Prompts and answers of the demo's rows in seeded pairs, each pair once."""
     rows = [json.loads(line) for line in DEMO.read_text(encoding="utf-8").splitlines()]
-    pairs = [(first["instruction"], second["output"]) for first in rows for second in rows]
+    pairs = sorted({(first["instruction"], second["output"]) for first in rows for second in rows})
     random.Random(0).shuffle(pairs)
     return [{"prompt": asked, "completion": answered} for asked, answered in pairs[:count]]
 
