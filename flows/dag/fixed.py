@@ -13,43 +13,59 @@ from foretune.tasks.behaviour.suite_files import chosen_suites
 CHARACTERS = 4
 """About so many make a token: what is planned here decides settings, and the estimates of the passes count."""
 
-FEWEST: Mapping[str, int] = {
+ASKED_FEWEST: Mapping[str, int] = {
     "behaviour.items": 8,
     "behaviour.path.points": 0,
-    "behaviour.path.orders": 1,
+    "behaviour.path.orders": 0,
     "behaviour.path.nulls": 1,
-    "behaviour.path.items": 4,
+    "behaviour.path.items": 3,
     "influence.suite_items": 4,
-    "diff.rows": 16,
     "answers.rows": 4,
+    "answers.max_new_tokens": 24,
+}
+"""Settings of what is asked of the models, suites and prompts, that a budget lowers, and to what at least: fewer items
+have no verdict, and a suite without any noise has none either. What a request sets lower stays."""
+
+PAIRS_FEWEST: Mapping[str, int] = {"behaviour.path.orders": 1}
+"""The noise of a loss of pairs is that of other orders alone."""
+
+FEWEST: Mapping[str, int] = {
+    "diff.rows": 16,
     "prediction.evaluation_rows": 12,
     "curvature.rows": 4,
     "concept_causes.features": 3,
     "concept_causes.rows": 8,
 }
-"""Settings that a budget lowers, and to what at least; what a request sets lower stays."""
+"""The same of comparisons, curvature and causes."""
 
 ROW_PASSES = 30
 """Forwards of a held-out row of each comparison and of a curvature row, all passes over it together."""
 
 
-def fixed_tokens(request: Request, row_tokens: float) -> float:
-    """Tokens through the model of all that does not grow with the rows, about; `row_tokens` are a row's."""
+def asked_tokens(request: Request, row_tokens: float) -> float:
+    """Tokens through the model of suites and answers, about; `row_tokens` are a row's."""
     suites = [items for _, items in chosen_suites(request.behaviour)]
-    asked, along = request.behaviour, request.behaviour.path
+    asked, along, answers = request.behaviour, request.behaviour.path, request.answers
     count = sum(len(items.items) for items in suites) or 1
     item = sum(len(text) for items in suites for text in items.texts) / CHARACTERS / count
     others = along.points + along.orders + along.nulls
     of_suites = item * len(suites) * (2 * asked.items + others * along.items) + 6 * item * request.influence.suite_items
+    return of_suites + 8 * answers.rows * (row_tokens + answers.max_new_tokens)
+
+
+def other_tokens(request: Request, row_tokens: float) -> float:
+    """Tokens through the model of whatever else does not grow with the rows, about."""
     rows = request.diff.rows / 4 + request.curvature.rows + request.prediction.evaluation_rows / 2
-    return of_suites + rows * row_tokens * ROW_PASSES
+    return rows * row_tokens * ROW_PASSES
 
 
-def within(request: Request, share: float) -> Request:
-    """The request with this share of what FEWEST names, nothing below what that asks for."""
+def within(request: Request, share: float, asked: float, paired: bool) -> Request:
+    """The request with these shares of what FEWEST and of what ASKED_FEWEST names, nothing below what they ask for."""
+    fewest_asked = {**ASKED_FEWEST, **(PAIRS_FEWEST if paired else {})}
     changed: Request = request
-    for path, fewest in FEWEST.items() if share < 1 else ():
-        changed = _with(changed, path.split("."), share, fewest)
+    for part, names in ((share, FEWEST), (asked, fewest_asked)):
+        for path, fewest in names.items() if part < 1 else ():
+            changed = _with(changed, path.split("."), part, fewest)
     return changed
 
 

@@ -98,17 +98,22 @@ class Simulation:
 
 
 class Scored:
-    """Held-out loss and mean SAE activations at the base weights plus a delta."""
+    """Held-out loss and, with an SAE, mean activations at the base weights plus a delta."""
 
-    def __init__(self, adapted: Any, heldout: Any, sae: SaeHandle) -> None:
-        self.adapted, self.table, self.sae = adapted, heldout, sae.open()
+    def __init__(self, adapted: Any, heldout: Any, sae: SaeHandle | None) -> None:
+        self.adapted, self.table, self.sae = adapted, heldout, sae.open() if sae else None
         self.rows = RowsAtWeights(adapted, heldout, None, BATCH_TOKENS)
-        self.base_loss, self.base_features = self.rows.loss({}), self.features({})
+        self.base_loss = self.rows.loss({})
+
+    @cached_property
+    def base_features(self) -> Any:
+        return self.features({})
 
     def features(self, delta: dict[str, Any]) -> Any:
         """[d_sae] mean activation on held-out label tokens."""
         from foretune.tasks.inspection.settings import DiffSettings
 
+        assert self.sae is not None
         weights = {name: self.adapted.weights[name].data for name in delta}
         kept = {name: weight.clone() for name, weight in weights.items()}
         try:
@@ -122,16 +127,16 @@ class Scored:
 
     def axes(self, delta: dict[str, Any], truth: Truth) -> dict[str, float]:
         """The figures of one method against the real run."""
-        real = self.features(truth.delta) - self.base_features
-        moved = self.features(delta) - self.base_features
         figures = {
             "cosine": cosine(delta, truth.delta),
             "norm_ratio": norm_ratio(delta, truth.delta),
             "share": share(self.base_loss, self.rows.loss(delta), self.real_loss(truth)),
             "module_spearman": module_spearman(delta, truth.delta),
-            "feature_pearson": pearson(moved, real),
-            "feature_sign50": top_sign_accuracy(moved, real, 50),
         }
+        if self.sae is not None:
+            real = self.features(truth.delta) - self.base_features
+            moved = self.features(delta) - self.base_features
+            figures |= {"feature_pearson": pearson(moved, real), "feature_sign50": top_sign_accuracy(moved, real, 50)}
         return {name: round(float(value), 4) for name, value in figures.items()}
 
     def real_loss(self, truth: Truth) -> float:

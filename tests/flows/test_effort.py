@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from foretune.flows.dag.effort import FEWEST_ROWS, effort_of
+from foretune.flows.dag.effort import ASKED, DEARER, FEWEST_ROWS, effort_of
+from foretune.flows.dag.fixed import ASKED_FEWEST, asked_tokens
 from foretune.flows.effort import EffortSettings
 from foretune.flows.request import load_request
+from foretune.tasks.behaviour.answer_settings import AnswerSettings
+from foretune.tasks.behaviour.settings import AlongPathSettings, BehaviourSettings
 from foretune.tasks.inputs.field import per_row_gradients
 from foretune.tasks.samples.table import SampleIndex
 from tests.samples.test_role_rows import index_of_rows
@@ -43,6 +48,29 @@ def test_without_a_budget_nothing_is_bounded(request_with):
     request, few = request_with(), index_of_rows(20, tokens=9)
     effort = effort_of(request, few, few)
     assert effort.train_rows is None and effort.of(request) is request
+
+
+@pytest.mark.parametrize("tokens", [60, 120, 500])
+@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+def test_suites_and_answers_cost_a_tenth_of_the_real_run_at_most(tiny_request, preset, tokens):
+    request = load_request(
+        str(tiny_request), [f"effort.preset={preset}", "behaviour.enabled=true", "training.epochs=3"]
+    )
+    request = request.model_copy(update={"behaviour": BehaviourSettings(), "answers": AnswerSettings()})
+    train = index_of_rows(1_000, tokens=tokens)
+    spent = effort_of(request, train, index_of_rows(200, tokens=tokens)).of(request)
+    assert DEARER * asked_tokens(spent, tokens) <= ASKED * 9 * sum(train.tokens)
+    assert ASKED_FEWEST["behaviour.items"] <= spent.behaviour.items <= request.behaviour.items
+    assert spent.behaviour.path.nulls and spent.behaviour.path.items >= ASKED_FEWEST["behaviour.path.items"]
+
+
+def test_a_budget_leaves_pairs_the_order_that_alone_tells_their_noise(request_with):
+    request, held = request_with(budget=0.15), index_of_rows(20, tokens=9)
+    effort = effort_of(request, index_of_rows(1_000, tokens=9), held)
+    path = AlongPathSettings(orders=2)
+    asked = request.model_copy(update={"behaviour": request.behaviour.model_copy(update={"path": path})})
+    of_pairs = dataclasses.replace(effort, paired=True)
+    assert [each.of(asked).behaviour.path.orders for each in (effort, of_pairs)] == [0, 1]
 
 
 def test_a_budget_that_pays_for_every_row_measures_every_row(request_with):
