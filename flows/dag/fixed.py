@@ -26,6 +26,7 @@ FEWEST: Mapping[str, int] = {
     "curvature.rows": 4,
     "concept_causes.features": 3,
     "concept_causes.rows": 8,
+    "concept_causes.suites": 1,
 }
 """Settings that a budget lowers, and to what at least; what a request sets lower stays."""
 

@@ -72,3 +72,25 @@ class FamilySettings(BaseModel):
     cofiring: float = Field(
         default=0.3, ge=0, le=1, title="Same tokens from", description="tokens of both, as a share of either's"
     )
+
+
+class ConceptBehaviourSettings(BaseModel):
+    """In how many suites and answers it is tried which concepts carry the change, and how."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Causes among concepts, of behaviour")
+
+    version: Literal[1] = 1
+    features: int = Field(json_schema_extra=without_result())  # those of `concept_causes`
+    suites: int
+    items: int
+    answers: int
+    controls: int
+    to: Literal["base", "zero"]
+    bootstrap: int
+    seed: int
+    batch_tokens: int = Field(json_schema_extra=without_result())
+
+    @property
+    def forwards(self) -> int:
+        """Most forward passes over what is read."""
+        return 2 + self.features * (1 + self.controls)
