@@ -1,4 +1,4 @@
-"""Circuits in the DAG: what carries the change of an answer, and which concepts carry that of the loss, suites, answers."""
+"""Circuits in the DAG: what carries the change of an answer, and which concepts that of loss, suites and answers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def concept_cause_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]
 
 
 def concept_behaviour_passes(wiring: Wiring, made: dict[str, Any], asked: AskedSuites) -> dict[str, Any]:
-    """`concept_behaviour`, of the concepts that `concept_causes` tries; nothing where neither suites nor answers are."""
+    """`concept_behaviour`, of what `concept_causes` tries; nothing where there are neither suites nor answers."""
     settings = wiring.request.concept_causes
     suites = [items for _, items in asked.chosen if isinstance(items, SuiteItems)] if settings.suites else []
     answers = settings.answers and "answers" in made

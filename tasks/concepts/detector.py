@@ -102,4 +102,3 @@ class Detector:
             pieces = self._table[[number for number in ids if number < len(self._table)] or [0]]
             self._similar[word] = (self._rows @ pieces.T).amax(1).cpu().numpy()
         return self._similar[word]
-

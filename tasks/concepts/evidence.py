@@ -101,6 +101,15 @@ class Evidence:
         first = np.maximum(self._start[tokens] + 1, tokens - LEFT)
         return first, np.minimum(self._end[tokens], tokens + RIGHT + 1)
 
+    def marked(self, token: int, left: int, right: int) -> str:
+        """The text around a token, which stands between << and >>; a text's first token and chat marks are left out."""
+        pieces = [
+            (at, self._pieces[self.ids[at]])
+            for at in range(max(self._start[token] + 1, token - left), min(self._end[token], token + right + 1))
+            if at == token or not self.is_marker(at)
+        ]
+        return " ".join("".join(f"<<{piece}>>" if at == token else piece for at, piece in pieces).split())
+
     def first(self, tokens: Any) -> Any:
         """The first token of each one's text."""
         return self._start[tokens]

@@ -7,7 +7,6 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from foretune.tasks.concepts.evidence import LINE_BREAK, NUMBER, SPACE, Contexts, Evidence
 

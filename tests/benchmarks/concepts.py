@@ -15,9 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from foretune.tasks.concepts.detector import Detector
 from foretune.tasks.concepts.evidence import Evidence
 from foretune.tasks.concepts.firings import firings
-from foretune.tasks.concepts.naming import Detector, Name, name_of
+from foretune.tasks.concepts.naming import Name, name_of
 from foretune.tasks.inputs.concepts import NamingSettings
 from foretune.tasks.inspection.activations import SampleActivations, sample_activations
 from foretune.tasks.inspection.sae_diff import beyond_noise

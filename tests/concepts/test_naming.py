@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from foretune.tasks.concepts.evidence import Evidence
 from foretune.tasks.concepts.detector import Detector
+from foretune.tasks.concepts.evidence import Evidence
 from foretune.tasks.concepts.naming import UNCLEAR, name_of
 from foretune.tasks.inputs.concepts import NamingSettings
 
