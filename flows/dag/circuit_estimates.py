@@ -31,16 +31,16 @@ def concept_causes(inputs: Inputs, sizes: Sizes) -> Estimate:
 
 
 def concept_behaviour(inputs: Inputs, sizes: Sizes) -> Estimate:
-    """Both models, and the predicted one once per concept and control, on the longest suites that may be chosen and on
-    the answers; the marks of a chat template are left out, as in the suites' own estimate."""
+    """Both models, and the predicted one once per concept and control, on the longest suites that may be chosen, twice
+    their texts for what a chat template and padding add, and on the answers; none where no concept or suite moved."""
     settings = inputs["settings"]
     suites = (
         sizes.text_tokens([text for item in suite.items[: settings.items] for text in item.texts])
         for suite in inputs["suites"]
         if all(has_margin(item) for item in suite.items)
     )
-    read = sum(sorted(suites, reverse=True)[: settings.suites])
+    read = 2 * sum(sorted(suites, reverse=True)[: settings.suites])
     if inputs["predicted"] is not None:
         prompts = sizes.known(sizes.asked.get(inputs["prompts"].key))
         read += min(settings.answers, prompts.count) * (prompts.longest + inputs["max_new_tokens"])
-    return Estimate(read * settings.forwards, 0, "about", models=2, read=min(read, settings.batch_tokens))
+    return Estimate(read * settings.forwards, 0, "at most", models=2, read=min(read, settings.batch_tokens))
