@@ -64,7 +64,7 @@ def circuit(
     found = named_run(run, root)
     from foretune.tasks.circuits.settings import TraceSettings
 
-    settings = TraceSettings(points=points, **({} if largest is None else {"largest": largest}))
+    settings = TraceSettings.model_validate({"points": points} | ({} if largest is None else {"largest": largest}))
     result = traced(found, asked, target, answered, system, edges, settings, largest is None)
     _write(places, result, settings.largest)
     print_circuit(terminal_for(quiet), result)

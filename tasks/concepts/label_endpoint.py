@@ -121,7 +121,7 @@ def _once(client: httpx.Client, url: str, body: Mapping[str, Any]) -> str:
                     raise EndpointFault(f"its answer has more than {MOST_BYTES:,} bytes")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _Busy(f"{type(error).__name__}: {error}") from None
-    return _content(content)
+    return _content(bytes(content))
 
 
 def _content(reply: bytes) -> str:
