@@ -24,7 +24,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.behaviour.answer_settings import AnswerSettings
 from foretune.tasks.behaviour.settings import BehaviourSettings
 from foretune.tasks.checkpoint.checkpoint import CheckpointSettings
-from foretune.tasks.circuits.cause_settings import ConceptCauseSettings
+from foretune.tasks.circuits.cause_settings import ConceptEffectSettings
 from foretune.tasks.circuits.settings import CircuitSettings
 from foretune.tasks.concepts.baseline import BaselineSettings
 from foretune.tasks.concepts.preference import PreferenceSettings
@@ -158,7 +158,7 @@ class Request(BaseModel):
     answers: AnswerSettings = AnswerSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     circuits: CircuitSettings = CircuitSettings()
-    concept_causes: ConceptCauseSettings = ConceptCauseSettings()
+    concept_causes: ConceptEffectSettings = ConceptEffectSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     saes: list[SaeSettings] = Field(

@@ -35,8 +35,15 @@ def circuit(
         int, typer.Option("--points", metavar="N", min=1, max=128, help="of the integrals; 1: attribution patching")
     ] = 8,
     largest: Annotated[
-        int, typer.Option("--largest", metavar="N", min=1, max=200, help="parts really put in place, and in the graph")
-    ] = 20,
+        int | None,
+        typer.Option(
+            "--largest",
+            metavar="N",
+            min=1,
+            max=200,
+            help="parts put in place, and in the graph; default: 20, in place as many as 70 % take",
+        ),
+    ] = None,
     edges: Annotated[
         int | None, typer.Option("--edges", metavar="N", min=0, max=100_000, help="edges; default: 40 where they fit")
     ] = None,
@@ -57,16 +64,16 @@ def circuit(
     found = named_run(run, root)
     from foretune.tasks.circuits.settings import TraceSettings
 
-    settings = TraceSettings(points=points, largest=largest)
-    result = traced(found, asked, target, answered, system, edges, settings)
-    _write(places, result, largest)
+    settings = TraceSettings.model_validate({"points": points} | ({} if largest is None else {"largest": largest}))
+    result = traced(found, asked, target, answered, system, edges, settings, largest is None)
+    _write(places, result, settings.largest)
     print_circuit(terminal_for(quiet), result)
     finish(result | {name: place.uri for name, place in places.items()}, as_json)
 
 
 def traced(
     run: Run, prompt: str, target: str | None, answered: str | None, system: str | None, edges: int | None,
-    settings: Any,
+    settings: Any, as_many_as_needed: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """What is traced of a run's two models. BadInput where it has no checkpoint, or its base is another one now."""
     checkpoint, samples = artifact_of(run, "checkpoint"), artifact_of(run, "samples")
@@ -79,7 +86,8 @@ def traced(
     ids = list(asked.input_ids)
     if answered:
         ids += tokenizer.backend.encode(answered, add_special_tokens=False).ids
-    told = traced_prompt(run, model, checkpoint, tokenizer, TraceQuestion(ids, target, edges, settings))
+    question = TraceQuestion(ids, target, edges, settings, as_many_as_needed)
+    told = traced_prompt(run, model, checkpoint, tokenizer, question)
     name = stored_request(run).model.name_or_path.rsplit("/", 1)[-1]
     return {"run_id": run.run_id, "model": name, "prompt": prompt, "answered": answered, "system": system, **told}
 
@@ -154,7 +162,8 @@ def _print_set(terminal: Terminal, chosen: Mapping[str, Any], names: Sequence[st
     size, random, members = chosen["size"], chosen["random"], ", ".join(str(names[at]) for at in chosen["members"])
     begun = f"The {what} of {size} of {len(names)} parts, really put into the base, bring {chosen['recovered']:.0%}"
     chance = f"; {size} random ones {sum(random) / len(random):.0%}, at most {max(random):.0%}" if random else ""
-    short = "" if chosen["reached"] else f" (fewer than the {chosen['wanted']:.0%} asked for; raise --largest)"
+    tried = len(chosen["curve"])
+    short = "" if chosen["reached"] else f" (of the {tried} largest; {chosen['wanted']:.0%} are brought by none)"
     terminal.hanging("  ", f"{begun}{chance}{short}: {members}.")
 
 

@@ -1,10 +1,13 @@
-"""Circuits in the DAG: what carries the change of an answer, and which concepts carry the change of the loss."""
+"""Circuits in the DAG: what carries the change of an answer, and which concepts that of loss, suites and answers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from foretune.flows.dag.suites import AskedSuites
 from foretune.flows.dag.wiring import Wiring
+from foretune.tasks.behaviour.concept_behaviour import concept_behaviour
+from foretune.tasks.behaviour.items import SuiteItems
 from foretune.tasks.circuits.circuits import circuits
 from foretune.tasks.circuits.concept_causes import concept_causes
 
@@ -42,6 +45,30 @@ def concept_cause_passes(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]
         sae=wiring.sources.sae,
         sae_diff=made["sae_diff"],
         rows=wiring.rows["heldout"].subset(settings.rows, "diff"),
-        settings=settings,
+        settings=settings.loss,
     )
     return {"concept_causes": tried}
+
+
+def concept_behaviour_passes(wiring: Wiring, made: dict[str, Any], asked: AskedSuites) -> dict[str, Any]:
+    """`concept_behaviour`, of what `concept_causes` tries; nothing where there are neither suites nor answers."""
+    settings = wiring.request.concept_causes
+    suites = [items for _, items in asked.chosen if isinstance(items, SuiteItems)] if settings.suites else []
+    answers = settings.answers and "answers" in made
+    if "concept_causes" not in made or not (suites or answers):
+        return {}
+    tried = wiring.step(
+        concept_behaviour,
+        model=wiring.model,
+        checkpoint=made["checkpoint"],
+        sae=wiring.sources.sae,
+        causes=made["concept_causes"],
+        tokenizer=wiring.tokenizer,
+        behaviour=made["behaviour"] if suites else None,
+        suites=suites,
+        prompts=made["prompts"] if answers else None,
+        predicted=made["predicted_answers"] if answers else None,
+        max_new_tokens=wiring.request.answers.max_new_tokens,
+        settings=settings.behaviour,
+    )
+    return {"concept_behaviour": tried}

@@ -41,15 +41,6 @@ def _read(wiring: Wiring, made: dict[str, Any], source: SaeSource, gradient: Any
         "settings": settings.naming.read,
     }
     fired = step(firings, **shown)
-    named = step(
-        features,
-        scores=scores,
-        firings=fired,
-        model=model,
-        sae=sae,
-        labels=source.labels,
-        settings=settings.naming,
-    )
     nulls = None
     if settings.nulls.draws:
         nulls = step(
@@ -62,6 +53,16 @@ def _read(wiring: Wiring, made: dict[str, Any], source: SaeSource, gradient: Any
             **read,
         )
     diff = step(sae_diff, checkpoint=made["checkpoint"], base=base, nulls=nulls, settings=request.diff.compared, **read)
+    named = step(
+        features,
+        scores=scores,
+        firings=fired,
+        model=model,
+        sae=sae,
+        labels=source.labels,
+        settings=settings.naming,
+        diff=diff if settings.naming.endpoint else None,
+    )
     moved = step(concepts, features=named, diff=diff, firings=fired, sae=sae, settings=settings.families)
     found = {"features": named, "sae_diff": diff, "concepts": moved}
     if gradient is None:  # the browser shows the first SAE

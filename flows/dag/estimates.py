@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from foretune.flows.dag.circuit_estimates import circuits, concept_causes
+from foretune.flows.dag.circuit_estimates import circuits, concept_behaviour, concept_causes
 from foretune.flows.dag.estimate import Bound, Estimate, Inputs
 from foretune.flows.dag.residual_estimates import residual_change
 from foretune.flows.dag.sizes import Sizes, Unknown
@@ -334,6 +334,7 @@ ESTIMATES: dict[str, Callable[[Inputs, Sizes], Estimate]] = {
     "answers": _answers,
     "circuits": circuits,
     "concept_causes": concept_causes,
+    "concept_behaviour": concept_behaviour,
     "suite_scores": _suite,
     "path_scores": _path_scores,
     "harness_scores": _harness,

@@ -35,6 +35,7 @@ FEWEST: Mapping[str, int] = {
     "curvature.rows": 4,
     "concept_causes.features": 3,
     "concept_causes.rows": 8,
+    "concept_causes.suites": 1,
 }
 """The same of comparisons, curvature and causes."""
 

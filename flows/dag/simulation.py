@@ -6,7 +6,7 @@ from typing import Any
 
 from foretune.flows.dag.answers import answer_passes
 from foretune.flows.dag.causes import cause_passes
-from foretune.flows.dag.circuits import circuit_passes, concept_cause_passes
+from foretune.flows.dag.circuits import circuit_passes, concept_behaviour_passes, concept_cause_passes
 from foretune.flows.dag.comparison import comparison
 from foretune.flows.dag.concepts import concept_passes, more_concepts
 from foretune.flows.dag.influence import influence_passes
@@ -57,6 +57,7 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     made |= circuit_passes(wiring, made)
     asked = asked_suites(wiring, made)
     made |= suite_passes(wiring, train, made, asked)
+    made |= concept_behaviour_passes(wiring, made, asked)
     made |= cause_passes(wiring, train, made, asked)
     made["report"] = step(
         report, names=list(made), artifacts=list(made.values()), lines=wiring.lines(), settings=request.report

@@ -85,6 +85,20 @@ def options_of(tokenizer: ChatTokenizer, item: Item, context: Context | None) ->
     return []
 
 
+def fitting_options(
+    tokenizer: ChatTokenizer, items: Sequence[Item], longest: int | None
+) -> list[tuple[Item, list[Continuation]]]:
+    """Items that are scored by likelihoods, with their options as tokens, but those longer than `longest`."""
+    prompted = [item for item in items if not isinstance(item, LossItem)]
+    known = dict(zip(map(id, prompted), contexts(tokenizer, [item.turns for item in prompted]), strict=True))
+    groups = [(item, options_of(tokenizer, item, known.get(id(item)))) for item in items]
+    return [
+        (item, group)
+        for item, group in groups
+        if group and (longest is None or max(len(each.ids) for each in group) <= longest)
+    ]
+
+
 def _by_likelihood(item: Item, nats: Sequence[float], tokens: Sequence[int]) -> Scored:
     own: dict[str, Any] = {"log_likelihoods": tuple(nats), "tokens": tuple(tokens)}
     if isinstance(item, ChoiceItem):

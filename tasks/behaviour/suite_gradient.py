@@ -10,8 +10,7 @@ from pydantic import BaseModel, Field
 
 from foretune.storage.errors import BadInput
 from foretune.storage.runs import Run
-from foretune.tasks.behaviour.contexts import contexts
-from foretune.tasks.behaviour.items import Direction, LossItem, SuiteItems
+from foretune.tasks.behaviour.items import Direction, SuiteItems
 from foretune.tasks.behaviour.likelihoods import log_likelihoods, parts, read_together, sharing
 from foretune.tasks.behaviour.margins import margin_weights, unit_of
 from foretune.tasks.engine.keys import NUMERICS, without_result
@@ -55,11 +54,14 @@ def suite_gradient(
     Every option's log-likelihood is weighed by the margin's derivative by it. Options that are read over what they
     share are in one graph, of a micro-batch; of others the likelihoods are taken without a gradient first.
     """
+    from foretune.tasks.behaviour.scoring import fitting_options
     from foretune.tasks.numerics.gradients import value_gradients
 
     folder = tokenizer.folder(run)
     loaded, longest = model.open(run), token_limits(folder).positions
-    asked = fitting_options(load_tokenizer(folder), items, longest)
+    asked = fitting_options(load_tokenizer(folder), items.items, longest)
+    if not asked:
+        raise BadInput(f"suite {items.suite}: no item fits into the model's {longest} positions; do not watch it")
     weights, margins = target_weights(loaded, targets), []
     with device_lock(loaded):
         gradient = value_gradients(weights, weighed(loaded, list(weights), asked, margins, settings.batch_tokens))
@@ -78,23 +80,6 @@ def suite_gradient(
             "modules": list(gradient),
         },
     )
-
-
-def fitting_options(tokenizer: Any, items: SuiteItems, longest: int | None) -> list[tuple[Any, list[Continuation]]]:
-    """Every item with its options as tokens, but those longer than `longest`. BadInput where none is left."""
-    from foretune.tasks.behaviour.scoring import options_of
-
-    prompted = [item for item in items.items if not isinstance(item, LossItem)]
-    known = dict(zip(map(id, prompted), contexts(tokenizer, [item.turns for item in prompted]), strict=True))
-    groups = [(item, options_of(tokenizer, item, known.get(id(item)))) for item in items.items]
-    kept = [
-        (item, group)
-        for item, group in groups
-        if group and (longest is None or max(len(each.ids) for each in group) <= longest)
-    ]
-    if not kept:
-        raise BadInput(f"suite {items.suite}: no item fits into the model's {longest} positions; do not watch it")
-    return kept
 
 
 def weighed(

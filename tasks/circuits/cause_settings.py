@@ -1,4 +1,4 @@
-"""For how many concepts, and on how many rows, it is tried whether they carry the change of the loss."""
+"""For how many concepts, rows, suites and answers it is tried whether they carry the change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.tasks.engine.keys import without_result
+from foretune.tasks.inputs.concepts import ConceptBehaviourSettings
 
 
 class ConceptCauseSettings(BaseModel):
@@ -45,3 +46,31 @@ class ConceptCauseSettings(BaseModel):
     def forwards(self) -> int:
         """Most forward passes over the rows."""
         return 2 + self.features * (1 + self.controls)
+
+
+class ConceptEffectSettings(ConceptCauseSettings):
+    """Which of the concepts that moved most carry the change of the held-out loss, of suites and of answers."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Causes among concepts")
+
+    suites: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        title="Suites",
+        description="those that changed most, beyond chance and scored by likelihoods; 0: none",
+    )
+    items: int = Field(default=8, ge=1, le=1_000_000, title="Items per suite", description="at most")
+    answers: int = Field(
+        default=8, ge=0, le=1000, title="Answers", description="of the predicted model, teacher-forced; 0: none"
+    )
+
+    @property
+    def loss(self) -> ConceptCauseSettings:
+        """The part that the loss is tried with."""
+        return ConceptCauseSettings(**self.model_dump(include=set(ConceptCauseSettings.model_fields)))
+
+    @property
+    def behaviour(self) -> ConceptBehaviourSettings:
+        """The part that suites and answers are tried with."""
+        return ConceptBehaviourSettings(**self.model_dump(include=set(ConceptBehaviourSettings.model_fields)))

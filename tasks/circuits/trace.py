@@ -35,6 +35,7 @@ class Traced:
     ids: Sequence[int]
     metric: Metric
     settings: TraceSettings
+    as_many_as_needed: bool = False  # parts put in place; else the largest that the settings allow
 
     def value(self, loaded: LoadedModel, rows: int = 1, weights: dict[str, Tensor] | None = None) -> Tensor:
         """[rows] of the metric."""
@@ -120,7 +121,7 @@ def _activations(traced: Traced, before: float, difference: float, back: bool, e
         return [value - before for value in found]
 
     (everything,) = effect([range(len(nodes))])
-    chosen = _smallest(total.tolist(), difference, effect, traced.settings)
+    chosen = _smallest(total.tolist(), difference, effect, traced)
     return {
         "nodes": [
             {
@@ -147,14 +148,16 @@ def _smallest(
     scores: Sequence[float],
     difference: float,
     effect: Callable[[Sequence[Sequence[int]]], Sequence[float]],
-    settings: TraceSettings,
+    traced: Traced,
 ) -> dict[str, Any]:
     """The smallest beginning of the parts that go along with the change, largest first."""
     from foretune.tasks.numerics.smallest_sets import smallest_set
 
+    settings, most = traced.settings, None if traced.as_many_as_needed else traced.settings.largest
     along = [at for at, score in enumerate(scores) if score / difference > 0]
-    order = sorted(along, key=lambda at: -abs(scores[at]))[: settings.largest]
-    found = smallest_set(order, len(scores), effect, difference, settings.recovered, settings.draws, settings.seed)
+    order = sorted(along, key=lambda at: -abs(scores[at]))[:most]
+    wanted = settings.recovered, settings.draws, settings.seed
+    found = smallest_set(order, len(scores), effect, difference, *wanted, at_once=settings.largest)
     return {**_plain(found), "members": order[: found.size], "wanted": settings.recovered}
 
 
@@ -215,5 +218,5 @@ def _weights(traced: Traced, before: float, difference: float) -> dict[str, Any]
             for at, name in enumerate(names)
         ],
         "modules_sum": sum(scores.values()),
-        "module_set": _smallest(list(scores.values()), difference, effect, traced.settings),
+        "module_set": _smallest(list(scores.values()), difference, effect, traced),
     }

@@ -25,6 +25,7 @@ class TraceQuestion:
     target: str | None = None
     edges: int | None = None
     settings: TraceSettings = field(default_factory=TraceSettings)
+    as_many_as_needed: bool = False
 
 
 def traced_prompt(
@@ -38,7 +39,8 @@ def traced_prompt(
     wanted = None if question.target is None else token_of(question.target, tokenizer)
     with device_lock(base):
         metric = chosen_metric(base, predicted, ids, wanted)
-        found = trace(Traced(base, predicted, ids, metric, question.settings), edges=question.edges)
+        asked = Traced(base, predicted, ids, metric, question.settings, question.as_many_as_needed)
+        found = trace(asked, edges=question.edges)
         described = {name: _token(token, predicted, ids, tokenizer) for name, token in _tokens(metric)}
     return {
         "input_ids": ids,

@@ -81,7 +81,7 @@ def estimates(
     return acts, scores.score, scores.dormant
 
 
-@content_task(version=2, libraries=(*NUMERICS, "sae-lens"))
+@content_task(version=3, libraries=(*NUMERICS, "sae-lens"))
 def features(
     draft: Any,
     run: Run,
@@ -91,13 +91,16 @@ def features(
     sae: SaeHandle,
     labels: Fingerprint | None,
     settings: NamingSettings,
+    diff: ArtifactRef | None = None,
 ) -> None:
     """The scores with a name for every feature, its source and how well it tells the feature's contexts from others;
-    other names change no number."""
+    other names change no number. With an endpoint the features of `diff` that moved most are asked about there, and
+    summary.json tells how that went."""
     import pyarrow as pa
 
+    from foretune.tasks.concepts.detector import Detector
     from foretune.tasks.concepts.evidence import Evidence
-    from foretune.tasks.concepts.naming import Detector, name_of
+    from foretune.tasks.concepts.naming import asked_names, name_of
 
     loaded, autoencoder, stored = model.open(run), sae.open(), run.store.open(firings)
     evidence = Evidence(stored.arrow("tokens.parquet"), stored.arrow("firings.parquet"), loaded.tokenizer)
@@ -108,6 +111,12 @@ def features(
         name_of(number, given.get(number), promoted.get(number), evidence, detector, settings)
         for number in range(autoencoder.d_sae)
     ]
+    if settings.endpoint is not None and diff is not None:
+        moved = (
+            run.store.open(diff).arrow("features.parquet", columns=["feature", "change", "beyond_noise"]).to_pylist()
+        )
+        told = asked_names(named, moved, promoted, evidence, detector, settings)
+        draft.write_json("summary.json", told)
     table = run.store.open(scores).arrow("features.parquet").add_column(1, "label", [[each.label for each in named]])
     for column, values, kind in (
         ("label_source", [each.source for each in named], pa.string()),

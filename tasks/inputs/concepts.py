@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -44,6 +45,50 @@ class FiringSettings(BaseModel):
     )
 
 
+class LabelEndpoint(BaseModel):
+    """Where a language model is asked for names. It is sent contexts of features: text of the rows."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Endpoint that writes names")
+
+    version: Literal[1] = 1
+    url: str = Field(
+        title="Address",
+        description="of an OpenAI-compatible API, as http://localhost:8000/v1; text of the rows is sent there",
+        json_schema_extra=without_result(),
+    )
+    model: str = Field(min_length=1, max_length=200, title="Model")
+    key_variable: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        title="Variable of the key",
+        description="environment variable that holds the API key, which is stored nowhere; none: no key",
+        json_schema_extra=without_result(),
+    )
+    features: int = Field(
+        default=40, ge=1, le=1000, title="Features asked about", description="those that moved most, a request each"
+    )
+    timeout: float = Field(
+        default=30,
+        gt=0,
+        le=600,
+        title="Time-out",
+        description="seconds per request",
+        json_schema_extra=without_result(),
+    )
+    attempts: int = Field(default=3, ge=1, le=10, title="Attempts", json_schema_extra=without_result())
+    again: int = Field(default=0, ge=0, title="Asked again", description="raise it to ask once more, after a failure")
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("give an address as http://localhost:8000/v1")
+        if parts.username or parts.password:
+            raise ValueError("holds credentials; name an environment variable in key_variable")
+        return value.rstrip("/")
+
+
 class NamingSettings(FiringSettings):
     """From what text features without a label in the file are named, and how every label is tested."""
 
@@ -54,6 +99,9 @@ class NamingSettings(FiringSettings):
     )
     clear: float = Field(
         default=0.6, ge=0.5, le=1, title="Clear from", description="AUROC of the test, below which a name is unclear"
+    )
+    endpoint: LabelEndpoint | None = Field(
+        default=None, title="Endpoint that writes names", description="none: nothing leaves this machine"
     )
 
     @property
@@ -72,3 +120,25 @@ class FamilySettings(BaseModel):
     cofiring: float = Field(
         default=0.3, ge=0, le=1, title="Same tokens from", description="tokens of both, as a share of either's"
     )
+
+
+class ConceptBehaviourSettings(BaseModel):
+    """In how many suites and answers it is tried which concepts carry the change, and how."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Causes among concepts, of behaviour")
+
+    version: Literal[1] = 1
+    features: int = Field(json_schema_extra=without_result())  # those of `concept_causes`
+    suites: int
+    items: int
+    answers: int
+    controls: int
+    to: Literal["base", "zero"]
+    bootstrap: int
+    seed: int
+    batch_tokens: int = Field(json_schema_extra=without_result())
+
+    @property
+    def forwards(self) -> int:
+        """Most forward passes over what is read."""
+        return 2 + self.features * (1 + self.controls)

@@ -27,15 +27,20 @@ def smallest_set(
     wanted: float,
     draws: int,
     seed: int = 0,
+    at_once: int | None = None,
 ) -> SmallestSet:
     """The fewest of `order`'s beginnings that bring `wanted` of `difference`; of all of them, the one that brings most
     where none does. `effect(sets)` is what putting each set in its place changes; random sets are drawn from all
-    `parts`. Each set costs a forward pass.
+    `parts`. Each set costs a forward pass; with `at_once` so many are tried, and so many more while none is enough.
     """
     tried = [list(order[: size + 1]) for size in range(len(order))]
     if not tried or not difference:
         return SmallestSet(0, 0.0, False, (), ())
-    curve = [change / difference for change in effect(tried)]
+    curve: list[float] = []
+    for start in range(0, len(tried), at_once or len(tried)):
+        curve += [change / difference for change in effect(tried[start : start + (at_once or len(tried))])]
+        if max(curve) >= wanted:
+            break
     enough = [at for at, share in enumerate(curve) if share >= wanted]
     best = enough[0] if enough else max(range(len(curve)), key=curve.__getitem__)
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from foretune.tasks.report.behaviour_path import BehaviourPathView, behaviour_pa
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.causes import CausesView, causes_view
 from foretune.tasks.report.circuits import TracedPrompt, circuits_view
-from foretune.tasks.report.concept_causes import ConceptCausesView, concept_causes_view
+from foretune.tasks.report.concept_causes import ConceptCausesView, opened_concept_causes
 from foretune.tasks.report.differences import flat, model_diff_view, placed
 from foretune.tasks.report.feature_page import ANY_RUN, FEATURES_PAGE, feature_page
 from foretune.tasks.report.feature_table import READ, feature_table
@@ -217,9 +217,7 @@ def _behaviour_path(opened: dict[str, Any], texts: dict[str, str], lines: Reques
 
 
 def _concept_causes(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> ConceptCausesView:
-    held, named = opened["concept_causes"], opened["features"].arrow("features.parquet", columns=["feature", "label"])
-    labels = {row["feature"]: row["label"] for row in named.to_pylist()}
-    return concept_causes_view(held.arrow("causes.parquet").to_pylist(), labels, held.json("summary.json"))
+    return opened_concept_causes(opened)
 
 
 def _circuits(opened: dict[str, Any], texts: dict[str, str], lines: RequestLines) -> list[TracedPrompt]:

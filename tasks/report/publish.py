@@ -18,6 +18,7 @@ from foretune.tasks.report.answers import listed_answers
 from foretune.tasks.report.behaviour import behaviour_block
 from foretune.tasks.report.behaviour_path import behaviour_path_block
 from foretune.tasks.report.causes import causes_block
+from foretune.tasks.report.concept_causes import CAUSES_READ, concept_causes_block, opened_concept_causes
 from foretune.tasks.report.concepts import moved_concepts
 from foretune.tasks.report.feature_page import ANY_RUN, FEATURES_PAGE
 from foretune.tasks.report.findings import Findings, collect
@@ -56,6 +57,9 @@ def publish(
     if "suite_agreement" in made:
         result["backtest"]["suites"] = run.store.open(made["suite_agreement"]).json("suites.json")
     result |= concept_blocks(run, made, saes, request["features"]["top"])
+    if "concept_causes" in made:
+        opened = {name: run.store.open(ref) for name, ref in made.items() if name in CAUSES_READ}
+        result["concept_causes"] = concept_causes_block(opened_concept_causes(opened))
     if "answers" in made:
         result["answers"] = listed_answers(run.store.open(made["answers"]).arrow("answers.parquet").to_pylist())
     if "behaviour" in made:

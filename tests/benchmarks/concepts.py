@@ -3,7 +3,8 @@
 `make bench-concepts` takes the bank's real runs on two benign datasets and writes results/concepts.json, a row per
 dataset: Pearson and signs of the measured changes against the trained model's, beside those of a run in another order;
 how often a fresh null delta is marked at a nominal 5 % by the pooled nulls and by rows alone; how many of the concepts
-beyond noise come true; and how many of the first 40 names pick out their feature's contexts.
+beyond noise come true, of the prediction and of that other run; and how many of the first 40 names pick out their
+feature's contexts.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from foretune.tasks.concepts.detector import Detector
 from foretune.tasks.concepts.evidence import Evidence
 from foretune.tasks.concepts.firings import firings
-from foretune.tasks.concepts.naming import Detector, Name, name_of
+from foretune.tasks.concepts.naming import Name, name_of
 from foretune.tasks.inputs.concepts import NamingSettings
 from foretune.tasks.inspection.activations import SampleActivations, sample_activations
 from foretune.tasks.inspection.sae_diff import beyond_noise
@@ -34,6 +36,7 @@ from tests.benchmarks.real_runs import RERUN, Case, intended, stored_run
 BENIGN = ("self_instruct", "gsm8k")
 NULLS, FRESH = 8, 4
 TOP = 40
+LARGEST = 5  # features that make half of the sum of squares, and so decide Pearson's correlation
 
 
 class Concepts:
@@ -104,9 +107,14 @@ def measured(case: Case) -> dict[str, Any] | None:
     stable = beyond & halves.same_sign
     same = predicted.change.sign() == real.change.sign()
     really = beyond_noise(real.z, pooled.z(real.change))
+    again_beyond = beyond_noise(rerun.z, pooled.z(rerun.change))
+    again_same = rerun.change.sign() == real.change.sign()
+    smaller = real.change.abs().argsort(descending=True)[LARGEST:]
     found = {
         "pearson": pearson(predicted.change, real.change),
         "pearson_rerun": pearson(rerun.change, real.change),
+        "pearson_of_smaller": pearson(predicted.change[smaller], real.change[smaller]),
+        "size": float(predicted.change.norm() / real.change.norm()),
         "sign50": top_sign_accuracy(predicted.change, real.change, 50),
         "sign50_rerun": top_sign_accuracy(rerun.change, real.change, 50),
         "half_spearman": spearman(halves.first[fires], halves.second[fires]),
@@ -114,6 +122,8 @@ def measured(case: Case) -> dict[str, Any] | None:
         "nulls_marked_by_rows": sum(by_rows) / FRESH,
         "stable_same_sign": _share(same[stable]),
         "stable_come_true": _share((same & really)[stable]),
+        "beyond_same_sign_rerun": _share(again_same[again_beyond]),
+        "beyond_come_true_rerun": _share((again_same & really)[again_beyond]),
         "within_noise_come_true": _share((same & really)[fires & ~beyond]),
         "names_at_80": sum((each.confidence or 0.0) >= 0.8 for each in names) / max(len(names), 1),
         "names_clear": sum(each.label != "unclear" for each in names) / max(len(names), 1),

@@ -22,6 +22,7 @@ from foretune.tasks.circuits.metric import Metric
 from foretune.tasks.circuits.settings import TraceSettings
 from foretune.tasks.circuits.trace import Traced, trace
 from foretune.tasks.loading.residual_parts import residual_parts
+from foretune.tasks.numerics.smallest_sets import smallest_set
 from tests.flows.test_command_line import assert_bad_input, foretune
 
 SETTINGS = TraceSettings(points=32, largest=8, draws=4)
@@ -68,6 +69,18 @@ def test_the_smallest_sets_are_really_patched(told: Mapping[str, Any]) -> None:
         assert chosen["curve"][chosen["size"] - 1] == chosen["recovered"]
         assert chosen["reached"] == (chosen["recovered"] >= 0.7)
         assert all(share < 0.7 for share in chosen["curve"][: chosen["size"] - 1]) or not chosen["reached"]
+
+
+def test_as_many_parts_are_put_in_place_as_the_share_takes() -> None:
+    asked: list[int] = []
+
+    def effect(sets: Any) -> list[float]:
+        asked.extend(map(len, sets))
+        return [0.1 * len(each) for each in sets]
+
+    found = smallest_set(range(10), 10, effect, 1.0, 0.7, 0, at_once=3)
+    assert (found.size, found.reached, len(found.curve)) == (7, True, 9) and asked == list(range(1, 10))
+    assert not smallest_set(range(6), 10, effect, 1.0, 0.7, 0, at_once=3).reached
 
 
 def test_a_graph_has_circuit_tracers_fields_and_its_links_join_its_nodes(told: Mapping[str, Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from foretune.tasks.concepts.detector import Detector
 from foretune.tasks.concepts.evidence import Evidence
-from foretune.tasks.concepts.naming import UNCLEAR, Detector, name_of
+from foretune.tasks.concepts.naming import UNCLEAR, name_of
 from foretune.tasks.inputs.concepts import NamingSettings
 
 TEXT = "please restart the router now or call us about your invoice and we send it today"
@@ -38,7 +41,8 @@ def evidence() -> Evidence:
         if text % 3 == 0:
             words[rng.integers(10, 20)] = NUMBER["router"]
         lines += [(text, position, number) for position, number in enumerate([0, *words.tolist()])]
-    columns = dict(zip(("text", "position", "id"), zip(*lines, strict=True), strict=True))
+    columns: dict[str, Any] = dict(zip(("text", "position", "id"), zip(*lines, strict=True), strict=True))
+    columns["label"] = [position > 4 for _, position, _ in lines]
     router = [n for n, line in enumerate(lines) if line[2] == NUMBER["router"]]
     today = [n for n, line in enumerate(lines) if line[2] == NUMBER["today"]][:2]
     fired = {
@@ -69,8 +73,8 @@ def test_a_label_of_the_file_is_kept_and_tested_too(evidence, detector):
 
 def test_a_name_that_fails_its_test_is_unclear_and_thin_evidence_too(evidence, detector):
     strict = NamingSettings(clear=1.0)
-    shuffled = Detector(evidence, torch.ones(len(WORDS), 4) + 1e-3 * torch.randn(len(WORDS), 4))
-    shuffled._table = torch.nn.functional.normalize(torch.ones(len(WORDS), 4), dim=1)  # every word is every other
+    shuffled = Detector(evidence, torch.randn(len(WORDS), 64))
+    shuffled._part = lambda name, words, tokens: np.zeros(len(tokens))  # every word is every other
     failed = name_of(ROUTER, None, "cable", evidence, shuffled, strict)
     assert failed.label == UNCLEAR and failed.confidence == pytest.approx(0.5)
     thin = name_of(RARE, None, None, evidence, detector, NamingSettings())

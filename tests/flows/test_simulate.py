@@ -47,6 +47,7 @@ PASSES = {
     "cause_effects",
     "circuits",
     "concept_causes",
+    "concept_behaviour",
     "residual_change",
     "report",
 }

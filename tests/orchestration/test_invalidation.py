@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 SUITES, WATCHED = 3, 1  # of the tiny request
 LEAVES, NODES = 4, 4  # shards of the 18 training rows, for a pass by itself and for the gradient field
 
-BEHAVIOUR = {"behaviour": 1, "behaviour_path": 1, "cause_effects": 1, "report": 1}
+BEHAVIOUR = {"behaviour": 1, "behaviour_path": 1, "concept_behaviour": 1, "cause_effects": 1, "report": 1}
 LEFT_OUT = {"without_rows": 1, "path_scores": WATCHED, "cause_effects": 1, "report": 1}
 CAUSES = {"causes": 1, **LEFT_OUT}
 AFTER_PREDICTION = {
@@ -37,11 +37,13 @@ AFTER_PREDICTION = {
     "generations": 1,  # the predicted model alone: the base was asked
     "answers": 1,
     "circuits": 1,
+    "concept_behaviour": 1,
     "suite_scores": SUITES,  # of the predicted model too
     "path_scores": SUITES + WATCHED,
     **BEHAVIOUR,
 }
-ASKED_AGAIN = {"generations": 2, "answers": 1, "circuits": 1, "report": 1}
+TRIED = {"concept_causes": 1, "concept_behaviour": 1}
+ASKED_AGAIN = {"generations": 2, "answers": 1, "circuits": 1, "concept_behaviour": 1, "report": 1}
 PREDICTION = {"path": 1, "variants": 1, "without_rows": 1, "prediction": 1, **AFTER_PREDICTION}
 RANKED = {"influence": 1, **CAUSES}
 SCORES = {"influence_directions": 1, "influence_shard": NODES, "influence_replays": 1, **RANKED}
@@ -113,10 +115,10 @@ SETTINGS = {
     "behaviour.path.items=2": {"path_scores": SUITES, "behaviour_path": 1, "report": 1},
     "behaviour.path.points=2": {"variants": 1, "path_scores": SUITES, "behaviour_path": 1, "report": 1},
     "behaviour.path.nulls=2": {"path_scores": SUITES, "behaviour_path": 1, "report": 1},
-    "behaviour.suites=[refusal]": {"behaviour": 1, "behaviour_path": 1, "report": 1},
+    "behaviour.suites=[refusal]": {"behaviour": 1, "behaviour_path": 1, "concept_behaviour": 1, "report": 1},
     "behaviour.confidence=0.9": BEHAVIOUR,
-    "behaviour.enabled=false": {**INFLUENCE_ALONE, "report": 1},  # nothing is watched then
-    "features.nulls.draws=4": {"sae_nulls": 1, "sae_diff": 1, "concepts": 1, "concept_causes": 1, "report": 1},
+    "behaviour.enabled=false": {**INFLUENCE_ALONE, "concept_behaviour": 1, "report": 1},  # nothing is watched then
+    "features.nulls.draws=4": {"sae_nulls": 1, "sae_diff": 1, "concepts": 1, **TRIED, "report": 1},
     "features.naming.clear=0.9": {"features": 1, "concepts": 1, "report": 1},
     "features.families.cosine=0.9": {"concepts": 1, "report": 1},
     "diff.nulls.deltas=4": {"null_deltas": 1, "model_diff": 1, "report": 1},
@@ -125,7 +127,8 @@ SETTINGS = {
     "answers.rows=3": {"prompts": 1, **ASKED_AGAIN},
     "answers.max_new_tokens=8": ASKED_AGAIN,
     "answers.samples=1": ASKED_AGAIN,
-    "concept_causes.features=2": {"concept_causes": 1, "report": 1},
+    "concept_causes.features=2": {**TRIED, "report": 1},
+    "concept_causes.items=4": {"concept_behaviour": 1, "report": 1},
     "circuits.points=3": {"circuits": 1, "report": 1},
     "report.top_rows=5": {"report": 1},
     "name=other": {"report": 1},
@@ -211,6 +214,7 @@ def test_another_sae_leaves_gradients_influence_and_prediction(warm_request, tin
         "sae_nulls": 1,
         "sae_diff": 1,
         "concept_causes": 1,
+        "concept_behaviour": 1,
         "concepts": 1,
         "report": 1,
     }
@@ -287,6 +291,7 @@ def test_other_pairs_and_probes_run_what_reads_them(warm_request):
         "prompts": 1,  # the same ones: no model is asked again
         "answers": 1,
         "circuits": 1,
+        "concept_behaviour": 1,
         "report": 1,
     }
 

@@ -515,7 +515,13 @@ def example_concept_causes() -> ConceptCausesView:
     row = {"change": 0.5, "z": 4.0, "low": 0.01, "high": 0.03, "share": 0.21, "random": 0.002}
     rows = [{"feature": at, "effect": 0.02, "verdict": said, **row} for at, said in enumerate(("gain", "nothing"))]
     summary = {"features": 2, "to": "base", "rows": 16, "carrying": 1, "controls": 2}
-    return concept_causes_view(rows, {0: FOREIGN}, summary | {"loss_base": 3.8, "loss_predicted": 3.6})
+    figures = {"unit": "nats of margin", "items": 8, "base": 0.5, "predicted": 0.9, "controls": 2, "carrying": 1}
+    said = [{**row, "verdict": verdict} for row, verdict in zip(rows, ("carries", "nothing"), strict=True)]
+    effects = [{**row, "measure": name} for name in ("over_refusal", "answers") for row in said]
+    measures = [{"measure": name, **figures} for name in ("over_refusal", "answers")]
+    beside = {"measures": measures, "left_out": [{"suite": "tool_calls", "reason": "is answered in words"}]}
+    summary |= {"loss_base": 3.8, "loss_predicted": 3.6}
+    return concept_causes_view(rows, {0: FOREIGN}, summary, effects, beside)
 
 
 def example_residual_change() -> ResidualChangeView:

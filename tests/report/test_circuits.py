@@ -7,6 +7,7 @@ import re
 
 from foretune.tasks.report.build import build_report
 from foretune.tasks.report.circuits import DRAWN, LARGEST, grid_of
+from foretune.tasks.report.concept_causes import concept_causes_block
 from tests.report.conftest import example_circuits
 
 
@@ -48,5 +49,12 @@ def test_a_concept_that_carries_nothing_is_said_to_carry_nothing(view) -> None:
     assert "1 of 2 concepts that moved most carries any of it." in table
     assert table.index("lowers the loss") < table.index("carries nothing") and "21 %" in table and "#1" in table
     assert "<script>alert" not in table
+    beside = section[len(table) : section.index("Not tried, as each is answered in words: tool calls.")]
+    assert beside.count("1 of 2 carries any of it") == 2 and "What the predicted model answers" in beside
+    assert beside.index("goes with it, 21 % of the change") < beside.index("carries nothing")
+    assert "<script>alert" not in beside
+    told = concept_causes_block(view.concept_causes)
+    assert [each["measure"] for each in told["measures"]] == ["loss", "over_refusal", "answers"]
+    assert [row["verdict"] for row in told["measures"][1]["concepts"]] == ["carries", "nothing"]
     none = dataclasses.replace(view.concept_causes, rows=(), figures={"carrying": 0})
     assert none.line == "No concept moved beyond its noise: none was taken back."
