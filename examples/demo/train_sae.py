@@ -28,11 +28,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="folder for cfg.json and sae_weights.safetensors")
     parser.add_argument("texts", type=Path, nargs="+", help="files to train on")
     parser.add_argument("--hook", default="blocks.11.hook_resid_pre")
-    parser.add_argument("--architecture", choices=("topk", "batchtopk", "jumprelu"), default="batchtopk")
-    parser.add_argument("--d-sae", type=int, default=4096)
+    parser.add_argument("--architecture", choices=("topk", "batchtopk", "jumprelu"), default="topk")
+    parser.add_argument("--d-sae", type=int, default=2304)
     parser.add_argument("--k", type=int, default=32, help="active features per token (except topk: on average)")
     parser.add_argument("--context", type=int, default=256, help="documents are cut to this many tokens")
-    parser.add_argument("--tokens-per-file", type=int, default=120_000)
+    parser.add_argument("--tokens-per-file", type=int, default=380_000)
     parser.add_argument("--tokens", type=int, help="train on this many of all, evenly spaced: for short comparisons")
     parser.add_argument("--held-out", type=float, default=0.05)
     parser.add_argument("--epochs", type=float, default=2.0)
@@ -158,7 +158,7 @@ def train(options: argparse.Namespace, activations: Tensor):
             lr_end=options.lr / 10,
             lr_warm_up_steps=min(100, steps // 10),
             lr_decay_steps=steps // 3,
-            dead_feature_window=min(400, max(50, len(activations) // options.batch // 3)),
+            dead_feature_window=max(50, len(activations) // options.batch // 3),
             n_batches_for_norm_estimate=25,
             autocast=True,  # bf16 products halve the time of a step on a CPU with AVX512-BF16
         ),
