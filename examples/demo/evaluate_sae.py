@@ -36,16 +36,21 @@ class Fidelity:
 
 
 def spliced_loss(model, layer: int, documents: list[Document], change: Callable[[Tensor], Tensor]) -> float:
-    """Next-token loss in nats per token when `change` rewrites the input of decoder layer `layer`."""
+    """Next-token loss in nats per token when `change` rewrites the input of decoder layer `layer`.
+
+    The forwards run under bf16 autocast (see `residuals`), the change of the stream itself in fp32.
+    """
 
     def rewrite(_module, args):
-        return (change(args[0]), *args[1:])
+        with torch.autocast("cpu", enabled=False):
+            return (change(args[0].float()), *args[1:])
 
     total, count = 0.0, 0
     handle = model.model.layers[layer].register_forward_pre_hook(rewrite)
     try:
         for _, ids, mask in batches(documents, 16):
-            logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
             labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
             total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
             count += int((labels != -100).sum())
