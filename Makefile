@@ -84,11 +84,12 @@ $(HOSTILE)/.installed: tests/hostile/requirements.txt $(STAMP)
 	touch $@
 
 # What foretune writes, opened by tools that pin other libraries: each environment adds them to those of $(VENV).
+OTHERS := transformers4 tools4 tools5
 .PHONY: thirdparty
-thirdparty: .bench/transformers4/.installed
+thirdparty: $(OTHERS:%=.bench/%/.installed)
 	$(BIN)/python -m pytest tests/thirdparty
 
-.bench/transformers4/.installed: tests/thirdparty/transformers4.txt $(STAMP)
+$(OTHERS:%=.bench/%/.installed): .bench/%/.installed: tests/thirdparty/%.txt $(STAMP)
 	test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
 	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' > \
