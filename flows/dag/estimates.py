@@ -149,8 +149,7 @@ def _anchors(settings: Any, rows: int, steps: int, epochs: float, blocks: int) -
     """Most anchors beside the base, and most blocks that are measured at all of them together."""
     if settings.anchors == 1:
         return 0, 0
-    spare = min(int(settings.gradient_budget * rows * epochs) - rows, int(settings.gradient_passes * rows))
-    paid = int(max(0, spare) * blocks / rows)
+    paid = int(settings.rows_again(rows, rows * epochs) * blocks / rows)
     if settings.anchors == "auto":
         anchors = min(settings.max_anchors - 1, paid, steps)
         return anchors, paid if anchors else 0

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.integrator import AnchorPlan
 
 
-@content_task(version=2)
+@content_task(version=3)
 def path(
     draft: Any,
     run: Run,
@@ -93,8 +93,9 @@ def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings)
     the only ones that the settings ask for or the budget pays for.
 
     With `auto`, segments are as long as the frozen field can be trusted, and all measured rows together, the base
-    field's included, stay within `gradient_budget` of the real run's gradient samples and within `gradient_passes`
-    more passes over the rows, so that the cost of a long run does not grow with its epochs. A given number of anchors
+    field's included, stay within `gradient_budget` of the real run's gradient samples, but for half a pass that is
+    always paid for, and within `gradient_passes` more passes over the rows, so that the cost of a long run does not
+    grow with its epochs. A given number of anchors
     is followed, with one block each where the budget allows no more.
     """
     if settings.anchors == 1:
@@ -104,9 +105,7 @@ def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings)
     if settings.anchors == "auto" and path_summary(frozen.points, settings.tolerance)["horizon"] is None:
         return None
     field, rows = virtual.field, sum(virtual.field.rows)
-    budget, passes = settings.gradient_budget, settings.gradient_passes
-    real = virtual.training.whole(rows) * virtual.training.epochs
-    spare = max(0, min(int(budget * real) - rows, int(passes * rows)))
+    spare = settings.rows_again(rows, virtual.training.whole(rows) * virtual.training.epochs)
     if settings.anchors == "auto":
         errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in frozen.points}
         trusted = trusted_share(errors, virtual.rates, settings.tolerance)

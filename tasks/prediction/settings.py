@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foretune.tasks.engine.keys import without_result
 
+LEAST_AGAIN = 0.5
+"""Of the rows, measured again wherever the base field is not trusted to the run's end, whatever the real run's own
+number. Two epochs of 96 rows, 24 steps: cosine 0.80 without, 0.996 with 35 rows at three anchors."""
+
 
 class PathSettings(BaseModel):
     """Where gradients are measured along the predicted path, and where the loss is evaluated."""
@@ -32,7 +36,8 @@ class PathSettings(BaseModel):
         gt=0,
         le=1e6,
         title="Gradient budget",
-        description="of auto: share of the real run's gradient samples",
+        description="share of the real run's gradient samples, the base's included; along the path half a pass is "
+        "measured in any case",
     )
     gradient_passes: float = Field(
         default=2.0,
@@ -44,6 +49,12 @@ class PathSettings(BaseModel):
     batch_tokens: int = Field(
         default=1024, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
     )
+
+    def rows_again(self, rows: int, real: float) -> int:
+        """Most rows measured again along the path, beside `rows` at the base; `real` are the gradient samples of the
+        real run."""
+        paid = max(int(self.gradient_budget * real) - rows, int(LEAST_AGAIN * rows))
+        return min(paid, int(self.gradient_passes * rows))
 
 
 class PredictionSettings(PathSettings):

@@ -113,6 +113,33 @@ def measured(case: Case, asked: dict[str, SuiteItems], base: Scores | None) -> t
     return rows, base
 
 
+def predicted_again(
+    case: Case, asked: dict[str, SuiteItems], base: Scores | None
+) -> tuple[list[dict[str, Any]], Scores]:
+    """A case's stored rows with what the predicted model scores now; what the other models said stays."""
+    truth, rows = stored_run(case), json.loads(kept(case).read_text())
+    assert truth is not None
+    with tempfile.TemporaryDirectory() as name:
+        simulation = Simulation(case, Path(name))
+        delta, _, _ = simulation.predicted("prediction.anchors=auto")
+        judged = Judged(simulation)
+        base, scores = base or judged.scores({}, asked), judged.scores(delta, asked)
+        alike = share_equal(judged.next_tokens(delta), judged.next_tokens(truth.delta))
+    for each in rows:
+        if each["suite"] in asked:
+            change = paired_change(base[each["suite"]], scores[each["suite"]], 0.95, 10_000, 0)
+            found = (change.predicted, change.low, change.high)
+            each |= {name: round(value, 4) for name, value in zip(("predicted", "low", "high"), found, strict=True)}
+        else:
+            each["predicted"] = alike
+    return rows, base
+
+
+def kept(case: Case) -> Path:
+    """Where the bank has a case's rows."""
+    return BANK / "behaviour" / f"{case.name}.json"
+
+
 def row(case: Case, suite: str, base: list[float], scores: Scores, noise: list[list[float]]) -> dict[str, Any]:
     """One suite's means, the intervals of the predicted and of the real change, and the noise floor of the real one."""
     changes = {name: paired_change(base, found, 0.95, 10_000, 0) for name, found in scores.items()}
@@ -218,28 +245,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--untrained", action="store_true", help="only the cases whose real runs the bank has")
     parser.add_argument("--stored", action="store_true", help="only what is in the bank; no model is opened")
+    parser.add_argument("--predict", action="store_true", help="ask the predicted models of what is in the bank again")
     chosen = parser.parse_args()
     started = environment()
     if chosen.stored:
-        rows = [row for file in sorted((BANK / "behaviour").glob("*.json")) for row in json.loads(file.read_text())]
-        print(write_results("behaviour", [*rows, *overall(rows), *verdicts(rows)], started))
+        written(started)
         return
     if not chosen.untrained:
         train_intended()
-    kept, asked = BANK / "behaviour", suites()
-    kept.mkdir(parents=True, exist_ok=True)
-    rows = []
+    asked = suites()
+    (BANK / "behaviour").mkdir(parents=True, exist_ok=True)
     base: Scores | None = None
     for case in intended():
         if stored_run(case) is None or stored_run(case, case.seed + RERUN) is None:
             print(f"{case.name}: no real run in the bank", flush=True)
             continue
-        file = kept / f"{case.name}.json"
-        if not file.exists():
+        if not kept(case).exists():
             found, base = measured(case, asked, base)
-            file.write_text(json.dumps(found))
-        rows += json.loads(file.read_text())
+        elif chosen.predict:
+            found, base = predicted_again(case, asked, base)
+        else:
+            continue
+        kept(case).write_text(json.dumps(found))
         print(f"{case.name}: done", flush=True)
+    written(started)
+
+
+def written(started: dict[str, Any]) -> None:
+    """The results of all that is in the bank."""
+    rows = [row for file in sorted((BANK / "behaviour").glob("*.json")) for row in json.loads(file.read_text())]
     print(write_results("behaviour", [*rows, *overall(rows), *verdicts(rows)], started))
 
 
