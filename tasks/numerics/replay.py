@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foretune.tasks.numerics.factored import Gradient, across, along, dense
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -17,7 +18,7 @@ from foretune.tasks.numerics.optimizers import (
 )
 
 # gradient(step, name): full-weight gradient of the virtual batch at 0-based `step`, [out, in]
-BatchGradient = Callable[[int, str], Tensor]
+BatchGradient = Callable[[int, str], Gradient]
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """A [r, in] and B [out, r] of every LoRA module, by weight name; empty where the weights themselves move."""
@@ -47,8 +48,8 @@ class LoraAdapter:
         gradients = {}
         for name in self.initial_a:
             gradient = batch(step, name)
-            gradients[_b(name)] = (gradient @ parameters[_a(name)].T).mul_(self.scale)
-            gradients[_a(name)] = (parameters[_b(name)].T @ gradient).mul_(self.scale)
+            gradients[_b(name)] = across(gradient, parameters[_a(name)]).mul_(self.scale)
+            gradients[_a(name)] = along(gradient, parameters[_b(name)]).mul_(self.scale)
         return gradients
 
     def delta(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,7 +80,7 @@ class FullAdapter:
         return {name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.weights.items()}
 
     def gradients(self, parameters: Mapping[str, Tensor], batch: BatchGradient, step: int) -> dict[str, Tensor]:
-        return {name: batch(step, name) for name in parameters}
+        return {name: dense(batch(step, name)) for name in parameters}
 
     def delta(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: parameter.clone() for name, parameter in parameters.items()}
