@@ -6,15 +6,13 @@ The recursion over LoRA's factors reads a gradient G in two products alone, G A^
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
-
-SUM_RANKS = 4
-"""Ranks of one term that the sum of many keeps."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,10 @@ class Factored:
     def device(self) -> torch.device:
         return self.left.device
 
+    @property
+    def T(self) -> Factored:  # noqa: N802 - as of a tensor
+        return thin(*(part.T for part in reversed(self.factors())))
+
     def __matmul__(self, other: Tensor) -> Tensor:
         return self.left @ (self.right @ other) + self.exact @ (self.lift @ other)
 
@@ -61,14 +63,25 @@ class Factored:
     def __mul__(self, factor: float) -> Factored:
         return replace(self, exact=self.exact * factor, left=self.left * factor)
 
+    def __truediv__(self, divisor: float) -> Factored:
+        return self * (1 / divisor)
+
     def to(self, like: torch.device | torch.dtype | str) -> Factored:
         return Factored(self.exact.to(like), self.lift.to(like), self.left.to(like), self.right.to(like))
 
+    def fits(self, other: Factored) -> bool:
+        """Whether the exact parts are of the same adapter, or one has none."""
+        mine, theirs = self.lift, other.lift
+        return not len(mine) or not len(theirs) or mine is theirs or torch.equal(mine, theirs)
+
     def moved(self, exact: Tensor, lift: Tensor) -> Factored:
         """self + exact @ lift: of its own lift to the exact part."""
-        if self.exact.shape[1] == exact.shape[1] and (lift is self.lift or torch.equal(lift, self.lift)):
+        if lift is self.lift or torch.equal(lift, self.lift):
             return replace(self, exact=self.exact + exact)
         return replace(self, left=torch.cat([self.left, exact], 1), right=torch.cat([self.right, lift]))
+
+    def double(self) -> Factored:
+        return self.to(torch.float64)
 
     def float(self) -> Factored:
         return self.to(torch.float32)
@@ -119,17 +132,17 @@ def dense(gradient: Gradient) -> Tensor:
 
 
 def plus(gradient: Gradient, other: Gradient, alpha: float = 1.0) -> Gradient:
-    """gradient + alpha * other; of two tensors into the first."""
-    if isinstance(gradient, Tensor) and isinstance(other, Tensor):
-        return gradient.add_(other, alpha=alpha)
-    return _sum(_factored(gradient), _factored(other), alpha)
+    """gradient + alpha * other, into the first where that is a tensor."""
+    if isinstance(gradient, Tensor):
+        return gradient.add_(dense(other), alpha=alpha)
+    return _added(gradient, other, alpha)
 
 
 def difference(gradient: Gradient, other: Gradient) -> Gradient:
     """gradient - other, in a place of its own."""
     if isinstance(gradient, Tensor) and isinstance(other, Tensor):
         return gradient - other.to(gradient)
-    return _sum(_factored(gradient), _factored(other), -1.0)
+    return _added(gradient, other, -1.0)
 
 
 def lerp(start: Gradient, end: Gradient, share: float) -> Gradient:
@@ -138,7 +151,7 @@ def lerp(start: Gradient, end: Gradient, share: float) -> Gradient:
         return torch.lerp(start, end, share)
     if start is end:
         return start
-    return _sum(_factored(start) * (1 - share), _factored(end), share)
+    return _added(start * (1 - share), end, share)
 
 
 def inner(gradient: Gradient, other: Gradient) -> float:
@@ -154,6 +167,11 @@ def inner(gradient: Gradient, other: Gradient) -> float:
     return float(((left.double().T @ others[0].double()) * (right.double() @ others[1].double().T)).sum())
 
 
+def distance(vector: Mapping[str, Gradient]) -> float:
+    """The norm over all weights."""
+    return math.sqrt(max(sum(inner(each, each) for each in vector.values()), 0.0))
+
+
 def weighted_sum(parts: Iterable[Factored], rank: int) -> Factored:
     """The sum, what is not exact in no more than `rank`; shortened on the way, so that few are in memory at once."""
     following = iter(parts)
@@ -165,15 +183,14 @@ def weighted_sum(parts: Iterable[Factored], rank: int) -> Factored:
     return total.truncated(rank)
 
 
-def _factored(gradient: Gradient) -> Factored:
-    if isinstance(gradient, Tensor):
-        raise TypeError("a gradient in factors and a dense one are not added: form the dense one first")
-    return gradient
+def _added(one: Gradient, other: Gradient, alpha: float) -> Gradient:
+    """one + alpha * other: dense where one of them is, and where they are exact for different adapters."""
+    if isinstance(one, Factored) and isinstance(other, Factored) and one.fits(other):
+        return _sum(one, other, alpha)
+    return torch.add(dense(one), dense(other).to(dense(one)), alpha=alpha)
 
 
 def _sum(one: Factored, other: Factored, alpha: float) -> Factored:
-    if one.lift is not other.lift and one.exact.shape[1] and other.exact.shape[1]:
-        raise ValueError("the exact parts of two gradients are not of the same adapter")
     lift = one.lift if one.exact.shape[1] else other.lift
     if one.exact.shape[1] and other.exact.shape[1]:
         exact = torch.add(one.exact, other.exact, alpha=alpha)

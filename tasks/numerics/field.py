@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import SUM_RANKS, Factored, Gradient, across, lerp, weighted_sum
+from foretune.tasks.numerics.factored import Factored, Gradient, across, lerp, weighted_sum
+from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.row_gradients import RowGradients
 
 

@@ -18,9 +18,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import SUM_RANKS, Factored, Gradient, difference, inner, lerp, plus, weighted_sum
+from foretune.tasks.numerics.factored import Factored, Gradient, difference, inner, lerp, plus, weighted_sum
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.replay import Adapter, Factors, Replay, ReplayState, initial_replay_state, replay
 
 Gradients = Mapping[str, Gradient]

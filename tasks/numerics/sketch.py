@@ -23,11 +23,7 @@ from foretune.tasks.numerics.batches import Batch
 from foretune.tasks.numerics.factored import Factored
 from foretune.tasks.numerics.gradients import BatchGradient
 from foretune.tasks.numerics.objectives import Call, Objective
-
-RIGHT, LEFT = 2, 4
-"""Random vectors per stored rank, at the input's and at the output's side: twice as many on the second side keep the
-least-squares problem well posed (Tropp et al., section 4.5)."""
-PROBES = 8  # vectors of signs: |E w|^2 is |E|^2 in the mean
+from foretune.tasks.numerics.ranks import LEFT, PROBES, RIGHT
 
 
 @dataclass(frozen=True)
@@ -231,6 +227,19 @@ class SketchSum:
             sample_losses=list(zip(losses.loss_sum.tolist(), losses.tokens.tolist(), strict=True)),
             rows=rows,
         )
+
+    def add_value(self, value: Callable[[dict[str, Tensor]], Tensor]) -> None:
+        """Add the gradient of a scalar function of the weights."""
+        with self.taps:
+            total, leaves = value(self.leaves), self.taps.leaves()
+            if leaves and total.requires_grad:
+                torch.autograd.grad(total, leaves, allow_unused=True)
+        self.taps.taken()
+
+    @property
+    def sums(self) -> dict[str, Factored]:
+        """Every weight's sum over all samples."""
+        return self.stored()[0]
 
     def stored(self, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Factored], dict[str, SketchError]]:
         """Every weight's sum over all samples, and its error."""

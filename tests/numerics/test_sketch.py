@@ -126,8 +126,10 @@ def test_arithmetic_in_factors_is_that_of_the_dense_ones():
     close(weighted_sum([g, h, g], 14).dense(), 2 * g.dense() + h.dense(), rtol=1e-3, atol=1e-3)
     u, s, v = torch.linalg.svd(g.left @ g.right)
     close(g.truncated(2).dense(), g.exact @ lift + (u[:, :2] * s[:2]) @ v[:2], rtol=1e-3, atol=1e-3)
-    with pytest.raises(TypeError, match="form the dense one first"):
-        plus(g, h.dense())
+    close(plus(g, h.dense()), g.dense() + h.dense())
+    close(plus(g.dense(), h), g.dense() + h.dense())
+    foreign = Factored(g.exact, torch.randn(R, IN), g.left, g.right)
+    close(plus(g, foreign), g.dense() + foreign.dense())
 
 
 def fields(blocks=4):
