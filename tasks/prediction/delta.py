@@ -94,6 +94,7 @@ def prediction(
                 trajectory = trajectory_along_stored_path(virtual, train_shift, heldout_shift, heldout, events)
     applied = bounded(trajectory.delta, adapted.weights, settings.max_relative_change)
     summary = prediction_summary(trajectory, virtual, applied, measured.json("summary.json"), earlier, settings)
+    summary |= missed_by_factors(run.store.open(gradient).json("counts.json"))
     sizes = {name: float(weight.norm()) for name, weight in adapted.weights.items()}
     draft.check(
         DELTA_FINITE_AND_CLIPPED,
@@ -105,6 +106,18 @@ def prediction(
     )
     frozen = trajectory.points if stored is None else stored.arrow("single_anchor.parquet").to_pylist()
     write_prediction(draft, trajectory, frozen, applied, layer_map(adapted, closed_form, applied), summary)
+
+
+def missed_by_factors(counts: dict[str, Any]) -> dict[str, float]:
+    """How far the stored gradients are from the measured ones, over all weights; nothing of whole gradients."""
+    if RECORD not in counts:
+        return {}
+    errors, norms = counts[RECORD]["errors"], dict(zip(counts["modules"], counts["norms"], strict=True))
+    size = math.sqrt(sum(norm**2 for norm in norms.values())) or 1.0
+    whole, along = (
+        math.sqrt(sum((errors[name][side] * norm) ** 2 for name, norm in norms.items())) / size for side in (0, 1)
+    )
+    return {"factors_missed": whole, "factors_missed_along": along}
 
 
 @dataclass(frozen=True)
