@@ -91,6 +91,18 @@ def sketch_sum(
     return SketchSum(Objective(dpo_beta), modules, starts.a, outputs, settings.rank, settings.seed)
 
 
+def gradient_sum(
+    loaded: LoadedModel, weights: dict[str, Tensor], dpo_beta: float | None, settings: FactorSettings | None
+) -> Any:
+    """A `GradientSum` over these weights, or with `settings` a `SketchSum`."""
+    from foretune.tasks.numerics.gradients import GradientSum
+    from foretune.tasks.numerics.objectives import Objective
+
+    if settings is None:
+        return GradientSum(Objective(dpo_beta), weights)
+    return sketch_sum(loaded, weights, dpo_beta, settings)
+
+
 def value_gradients(
     loaded: LoadedModel,
     weights: dict[str, Tensor],

@@ -16,7 +16,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.factors import GRADIENTS, RECORD, FactorSettings, record_of, sketch_sum, write_gradients
+from foretune.tasks.inputs.factors import GRADIENTS, RECORD, FactorSettings, gradient_sum, record_of, write_gradients
 from foretune.tasks.inputs.field import PerRowGradients, RowCoordinates
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.landscape.row_losses import row_losses
@@ -110,17 +110,12 @@ def landscape_shard(
     """
     import torch
 
-    from foretune.tasks.numerics.gradients import GradientSum
-    from foretune.tasks.numerics.objectives import Objective
-
     table = rows.read(run)
     loaded = model.open(run)
     weights = target_weights(loaded, targets)
     call = label_caller(loaded, list(weights))
     events, dtype = EventLog.of(run), getattr(torch, settings.gradient_dtype)
-    total: Any = GradientSum(Objective(dpo_beta), weights) if factors is None else None
-    if factors is not None:
-        total = sketch_sum(loaded, weights, dpo_beta, factors)
+    total = gradient_sum(loaded, weights, dpo_beta, factors)
     steps: list[dict[str, Any]] = []
     losses: dict[int, tuple[float, float]] = {}
     per_row = PerRowGradients(loaded, weights, coordinates, len(table), dtype, tapped=factors is None)
@@ -148,18 +143,23 @@ def landscape_shard(
             )
     if coordinates is not None:
         draft.write_tensors("rows.safetensors", per_row.kept)
-    counts = {"rows": len(losses), "tokens": total.tokens, "modules": list(weights)}
-    if factors is None:
-        draft.write_tensors(GRADIENTS, {name: g.to(dtype) for name, g in total.sums.items()})
-    else:
-        sums, errors = total.stored(dtype)
-        write_gradients(draft, GRADIENTS, sums, dtype)
-        counts[RECORD] = record_of(factors, loaded.dtype, errors)
+    described = write_sums(draft, total, dtype, factors, loaded.dtype)
     residual = {} if total.residual_sum is None else {"resid_grad_sum": total.residual_sum}
     draft.write_tensors("residual.safetensors", residual)
     draft.write_table("steps.parquet", steps)
     draft.write_table("samples.parquet", row_losses(table["sample_id"].to_pylist(), losses))
-    draft.write_json("shard.json", counts)
+    counts = {"rows": len(losses), "tokens": total.tokens, "modules": list(weights)}
+    draft.write_json("shard.json", {**counts, **described})
+
+
+def write_sums(draft: Any, total: Any, dtype: Any, factors: FactorSettings | None, model_dtype: Any) -> dict[str, Any]:
+    """gradients.safetensors, and what shard.json says of it: nothing of whole gradients."""
+    if factors is None:
+        write_gradients(draft, GRADIENTS, total.sums, dtype)
+        return {}
+    sums, errors = total.stored(dtype)
+    write_gradients(draft, GRADIENTS, sums, dtype)
+    return {RECORD: record_of(factors, model_dtype, errors)}
 
 
 @content_task(version=1, libraries=())

@@ -134,7 +134,7 @@ def dense(gradient: Gradient) -> Tensor:
 def plus(gradient: Gradient, other: Gradient, alpha: float = 1.0) -> Gradient:
     """gradient + alpha * other, into the first where that is a tensor."""
     if isinstance(gradient, Tensor):
-        return gradient.add_(dense(other), alpha=alpha)
+        return gradient.add_(other if isinstance(other, Tensor) else other.dense().to(gradient), alpha=alpha)
     return _added(gradient, other, alpha)
 
 
@@ -185,6 +185,7 @@ def weighted_sum(parts: Iterable[Factored], rank: int) -> Factored:
 
 def _added(one: Gradient, other: Gradient, alpha: float) -> Gradient:
     """one + alpha * other: dense where one of them is, and where they are exact for different adapters."""
+    other = other.to(one.device)
     if isinstance(one, Factored) and isinstance(other, Factored) and one.fits(other):
         return _sum(one, other, alpha)
     return torch.add(dense(one), dense(other).to(dense(one)), alpha=alpha)

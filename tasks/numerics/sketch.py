@@ -125,6 +125,7 @@ class SketchTaps:
         self._rows: dict[str, Tensor] = {}
         self._squares: dict[str, float] = {}
         self._other: dict[str, tuple[Tensor, Tensor]] = {}  # x and d of a pair's one side, until the other has passed
+        self.by_row = True  # whether rows and norms are wanted, or sums alone
         self.paired = False  # whether the rows of both sides are one sample: a preference pair runs every module twice
 
     def __enter__(self) -> SketchTaps:
@@ -153,6 +154,8 @@ class SketchTaps:
     @torch.no_grad()
     def _add(self, name: str, x: Tensor, gradient: Tensor) -> None:
         rows = self._sketches[name].add(x, gradient)
+        if not self.by_row:
+            return
         self._rows[name] = self._rows[name] + rows if name in self._rows else rows
         x, gradient = x.flatten(0, -2).float(), gradient.flatten(0, -2).float()
         if self.paired and name not in self._other:
@@ -229,12 +232,12 @@ class SketchSum:
         )
 
     def add_value(self, value: Callable[[dict[str, Tensor]], Tensor]) -> None:
-        """Add the gradient of a scalar function of the weights."""
+        """Add the gradient of a scalar function of the weights, which may call the model several times."""
+        self.taps.by_row = False
         with self.taps:
             total, leaves = value(self.leaves), self.taps.leaves()
             if leaves and total.requires_grad:
                 torch.autograd.grad(total, leaves, allow_unused=True)
-        self.taps.taken()
 
     @property
     def sums(self) -> dict[str, Factored]:

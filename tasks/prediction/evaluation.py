@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
-from foretune.tasks.inputs.factors import FactorSettings, sketch_sum
+from foretune.tasks.inputs.factors import FactorSettings, gradient_sum
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import AdapterSettings, recomputed
 from foretune.tasks.samples.minibatches import Minibatch, minibatches
@@ -70,14 +70,9 @@ class RowsAtWeights:
 
     def gradients(self, delta: Mapping[str, Gradient]) -> GradientSum | SketchSum:
         """Sums of the full-weight gradients over all rows, by forward and backward passes."""
-        from foretune.tasks.numerics.gradients import GradientSum
-
         adapted = self.adapted
         with adapted.moved(delta) as weights:
-            if self.factors is None:
-                total = GradientSum(self.objective, weights)
-            else:
-                total = sketch_sum(adapted.loaded, adapted.weights, self.dpo_beta, self.factors)
+            total = gradient_sum(adapted.loaded, weights, self.dpo_beta, self.factors)
             with recomputed(adapted.loaded, total.leaves):
                 for minibatch, reference in zip(self.batches, self.references, strict=True):
                     total.add(adapted.call, minibatch.batch, minibatch.rejected, reference=reference)

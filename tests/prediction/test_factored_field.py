@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pytest
 
+from foretune.flows.commands.whatif import stored_gradients
 from foretune.flows.dag.influence import influence_passes
 from foretune.flows.request import load_request
+from foretune.storage.runs import Run
 from foretune.tasks.checkpoint.checkpoint import checkpoint
 from foretune.tasks.inputs.adapter_factors import stored_change, stored_delta
+from foretune.tasks.inputs.factors import mean_gradients
 from foretune.tasks.numerics.agreement import cosine
+from foretune.tasks.prediction.outcome import Setting
+from foretune.tasks.prediction.whatif import predicted_outcomes
 from tests.conftest import request_beside
 from tests.dag import called
 
-OVERRIDES = ("sae=null", "landscape.gradient_dtype=float32", "prediction.anchors=3", "prediction.gradient_budget=3")
-FACTORED = ("landscape.storage=factored", "landscape.storage_rank=12")
+OVERRIDES = ("prediction.anchors=3", "prediction.gradient_budget=3")  # all before the path is stored already
+FACTORED = ("landscape.storage=factored", "landscape.storage_rank=16")
 
 
 def predicted(request, *overrides):
@@ -22,6 +27,7 @@ def predicted(request, *overrides):
     train, heldout = wiring.landscape("train"), wiring.landscape("heldout")
     made = {"train": train, "heldout": heldout, "curvature": wiring.curvature(train)}
     made |= influence_passes(wiring, train, heldout)
+    made |= {task: ref for task, ref in wiring.step.steps if task == "influence_targets"}
     made |= wiring.prediction(train, heldout, made["curvature"])
     made["checkpoint"] = wiring.step(
         checkpoint, model=wiring.model, prediction=made["prediction"], settings=wiring.request.checkpoint
@@ -58,6 +64,8 @@ def test_what_reads_the_field_reads_it_in_factors(both):
         file = "influence.parquet" if name == "influence" else "layers.parquet"
         one, other = (store.open(made[name]).arrow(file)[column].to_pylist() for made in (whole, factored))
         assert one == pytest.approx(other, rel=2e-2, abs=1e-6)
+    stored = [store.open(made["influence_targets"]).tensors("targets.safetensors") for made in (whole, factored)]
+    assert cosine(*stored) > 0.9999  # of the watched suite too
     written = [store.open(made["checkpoint"]).names() for made in (whole, factored)]
     assert written[0] == written[1]
 
@@ -78,3 +86,24 @@ def test_a_whole_field_has_the_keys_it_always_had(request_file, first):
     """What `first` stored is a hit for a request that names the new settings at their defaults."""
     wiring = called(load_request(str(request_file), ["landscape.storage=full", "landscape.storage_rank=3"]))
     assert all(block.cached for block in wiring.landscape("train").blocks)
+
+
+def test_layers_that_are_computed_again_give_the_same_factors(request_file, both):
+    store, made = both[1]
+    wiring = called(load_request(str(request_file), [*OVERRIDES, *FACTORED, "model.gradient_checkpointing=true"]))
+    again = mean_gradients(store.open(wiring.landscape("heldout").gradient))
+    kept = mean_gradients(store.open(made["heldout"].gradient))
+    assert cosine({n: g.dense() for n, g in again.items()}, {n: g.dense() for n, g in kept.items()}) > 0.9999
+
+
+def test_other_settings_are_predicted_from_factors_as_from_whole_gradients(request_file, both):
+    losses = []
+    for more in ((), FACTORED):
+        request = load_request(str(request_file), [*OVERRIDES, *more])
+        _, stored = stored_gradients(Run(request.runtime.root, "called"), request)
+        slower = request.training.model_copy(update={"learning_rate": 5e-4})
+        other_rank = request.adapter.model_copy(update={"r": 4})
+        settings = [Setting({}, request.adapter, slower), Setting({}, other_rank, request.training)]
+        table = predicted_outcomes(stored, settings, request.prediction, None, everything=False)
+        losses.append([outcome.predicted_loss for outcome in table.outcomes])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
