@@ -17,10 +17,9 @@ ROWS_GB = 16
 """Of the rows' own gradients beside a field in factors: 370 rows of all linear layers of a 7B model at rank 16."""
 
 
-IN_FACTORS = frozenset(
-    {"landscape_shard", "path", "prediction", "variants", "without_rows", "feature_gradient", "margin_gradient"}
-)
-"""Tasks that hold gradients as the field has them. `circuits` forms whole ones."""
+MEASURED = frozenset({"landscape_shard", "feature_gradient", "margin_gradient"})
+REPLAYED = frozenset({"path", "prediction", "variants", "without_rows"})
+"""Tasks that sum gradients as the field has them, and those that replay a run over it. `circuits` forms whole ones."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,11 @@ class FieldStorage:
             return self.shapes.adapted
         return factored_numbers(self.shapes.outputs, self.shapes.inputs, self.factors.r, ranks * self.factors.rank)
 
-    def sum_bytes(self) -> int:
-        """Held while gradients are summed in factors: the sums, and the four means that a path lies between."""
+    def sum_bytes(self, means: int = 4) -> int:
+        """Held while gradients are summed in factors: the sums in float32, and the means that a path lies between."""
         assert self.shapes is not None and self.factors is not None
         of = self.shapes.outputs, self.shapes.inputs, self.factors.r
-        return (sketch_numbers(*of, self.factors.rank) + 4 * self.numbers(SUM_RANKS)) * BYTES["float32"]
+        return (sketch_numbers(*of, self.factors.rank) + means * self.numbers(SUM_RANKS)) * BYTES["float32"]
 
     @property
     def sums(self) -> int | None:
@@ -70,7 +69,9 @@ class FieldStorage:
 
     def held_bytes(self, task: str, shapes: Footprint) -> int:
         """Of gradients that this task sums."""
-        return self.sums if self.sums is not None and task in IN_FACTORS else shapes.sum_bytes
+        if self.sums is None or task not in MEASURED | REPLAYED:
+            return shapes.sum_bytes
+        return self.sum_bytes(0) if task in MEASURED else self.sums
 
     def beside_bytes(self, anchors: int) -> int:
         """Of both roles' means, and the shifts at `anchors`, with those of held-out rows at every second."""
