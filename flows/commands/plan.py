@@ -186,7 +186,8 @@ def make_plan(request: Request) -> dict[str, Any]:
         and field_bytes(**_field(shapes, [step.inputs[task.key] for task in waiting if task.task == FIELD], storage)),
         "field_storage": storage.told(wiring.request.prediction),
         "workers": request.runtime.max_workers,
-        "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request), storage.sums),
+        "memory_bytes": shapes
+        and shapes.peak_bytes(request.model.dtype, _graph_tokens(request), storage.held_bytes("path", shapes)),
         "effort": wiring.lines().effort,
         "cost": priced(tasks, _real_run(step, wiring, sizes)),
     }
@@ -236,7 +237,7 @@ def _field(shapes: Footprint, blocks: list[dict[str, Any]], storage: FieldStorag
     per_row = [block for block in blocks if block["coordinates"]]
     return {
         "nodes": len(blocks),
-        "node_numbers": storage.numbers() if storage.factors and storage.shapes else shapes.adapted,
+        "node_numbers": storage.numbers or shapes.adapted,
         "rows": sum(block["rows"].shard.rows for block in per_row),
         "row_numbers": shapes.outputs * per_row[0]["coordinates"].r if per_row else 0,
         "bytes_per_number": BYTES[blocks[0]["settings"].gradient_dtype] if blocks else 0,

@@ -10,7 +10,6 @@ from typing import Any
 from foretune.flows.request import Request
 from foretune.tasks.inputs.factors import FactorSettings
 from foretune.tasks.loading.footprint import BYTES, Footprint, footprint
-from foretune.tasks.numerics.ranks import SHIFT_RANKS, SUM_RANKS, factored_numbers, sketch_numbers
 from foretune.tasks.prediction.settings import PredictionSettings
 
 ROWS_GB = 16
@@ -41,43 +40,38 @@ class FieldStorage:
             return sys.maxsize
         return int(ROWS_GB * 1e9 / (self.shapes.outputs * self.factors.r * BYTES[self.dtype]))
 
-    def numbers(self, ranks: int = 1) -> int:
-        """Of one gradient of all weights, with `ranks` times the stored rank."""
-        assert self.shapes is not None
-        if self.factors is None:
-            return self.shapes.adapted
-        return factored_numbers(self.shapes.outputs, self.shapes.inputs, self.factors.r, ranks * self.factors.rank)
-
-    def sum_bytes(self, means: int = 4) -> int:
-        """Held while gradients are summed in factors: the sums in float32, and the means that a path lies between."""
-        assert self.shapes is not None and self.factors is not None
-        of = self.shapes.outputs, self.shapes.inputs, self.factors.r
-        return (sketch_numbers(*of, self.factors.rank) + means * self.numbers(SUM_RANKS)) * BYTES["float32"]
+    @property
+    def numbers(self) -> int | None:
+        """Of one gradient of all weights in factors; None for whole ones."""
+        return self.factors.numbers(*self._sizes) if self.factors and self.shapes else None
 
     @property
-    def sums(self) -> int | None:
-        """`sum_bytes`; None for whole gradients."""
-        return self.sum_bytes() if self.factors and self.shapes else None
+    def _sizes(self) -> tuple[int, int]:
+        assert self.shapes is not None
+        return self.shapes.outputs, self.shapes.inputs
 
     def told(self, prediction: PredictionSettings) -> dict[str, Any]:
         """How gradients are stored; of those in factors, what lies beside the field at most: means and shifts."""
         if self.factors is None:
             return {"kind": "full"}
         anchors = prediction.max_anchors if prediction.anchors == "auto" else prediction.anchors
-        beside = self.beside_bytes(anchors - 1) if self.shapes else None
-        return {"kind": "factored", "rank": self.factors.rank, "exact_rank": self.factors.r, "beside_bytes": beside}
+        kept = {"rank": self.factors.rank, "exact_rank": self.factors.r}
+        return {"kind": "factored", **kept, "beside_bytes": self.beside_bytes(anchors - 1)}
 
     def held_bytes(self, task: str, shapes: Footprint) -> int:
-        """Of gradients that this task sums."""
-        if self.sums is None or task not in MEASURED | REPLAYED:
+        """Of gradients that this task sums: in factors the sums in float32, and the means that a path lies between."""
+        if self.factors is None or self.shapes is None or task not in MEASURED | REPLAYED:
             return shapes.sum_bytes
-        return self.sum_bytes(0) if task in MEASURED else self.sums
+        means = 4 * self.factors.mean_numbers(*self._sizes) if task in REPLAYED else 0
+        return (self.factors.sketch_numbers(*self._sizes) + means) * BYTES["float32"]
 
-    def beside_bytes(self, anchors: int) -> int:
+    def beside_bytes(self, anchors: int) -> int | None:
         """Of both roles' means, and the shifts at `anchors`, with those of held-out rows at every second."""
+        if self.factors is None or self.shapes is None:
+            return None
         shifts = anchors + (anchors + 1) // 2
-        means = 2 * self.numbers(SUM_RANKS) * BYTES["float32"]
-        return means + shifts * self.numbers(SHIFT_RANKS) * BYTES[self.dtype]
+        means = 2 * self.factors.mean_numbers(*self._sizes) * BYTES["float32"]
+        return means + shifts * self.factors.shift_numbers(*self._sizes) * BYTES[self.dtype]
 
 
 def in_words(told: dict[str, Any]) -> str:

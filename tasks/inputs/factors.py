@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from foretune.storage.contents import Artifact
 from foretune.tasks.loading import AdapterSettings, lora_init
+from foretune.tasks.numerics.ranks import SHIFT_RANKS, SUM_RANKS, factored_numbers, sketch_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,22 @@ class FactorSettings(BaseModel, frozen=True):
     r: int  # of the adapter that A0 is of
     seed: int
     rank: int  # beside what is exact
+
+    def numbers(self, outputs: int, inputs: int) -> int:
+        """Of a block's gradient in weights that have so many outputs and inputs together."""
+        return factored_numbers(outputs, inputs, self.r, self.rank)
+
+    def mean_numbers(self, outputs: int, inputs: int) -> int:
+        """Of the mean over blocks."""
+        return factored_numbers(outputs, inputs, self.r, SUM_RANKS * self.rank)
+
+    def shift_numbers(self, outputs: int, inputs: int) -> int:
+        """Of its shift along a path."""
+        return factored_numbers(outputs, inputs, self.r, SHIFT_RANKS * self.rank)
+
+    def sketch_numbers(self, outputs: int, inputs: int) -> int:
+        """Held while gradients are measured."""
+        return sketch_numbers(outputs, inputs, self.r, self.rank)
 
 
 @dataclass(frozen=True)

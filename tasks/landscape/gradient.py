@@ -6,12 +6,15 @@ that read the gradient alone.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.factors import GRADIENTS, RECORD, GradientFile, write_gradients
+
+if TYPE_CHECKING:
+    from foretune.tasks.numerics.factored import Factored
 
 
 @content_task(version=1, libraries=("torch",))
@@ -63,7 +66,7 @@ def reduce_factors(
     files = [GradientFile(each, GRADIENTS, each.json("shard.json")[RECORD], modules) for each in opened]
     mean, norms, node_squares = {}, [], [0.0] * len(opened)
     for name in modules:
-        parts = [file.read(name).float() for file in files]
+        parts = [cast("Factored", file.read(name)).float() for file in files]
         mean[name] = weighted_sum(parts, SUM_RANKS * max(part.rank for part in parts)) * (1 / sum(tokens))
         norms.append(mean[name].norm())
         squares = [(part.norm() / count) ** 2 if count else 0.0 for part, count in zip(parts, tokens, strict=True)]

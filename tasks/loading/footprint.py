@@ -41,10 +41,9 @@ class Footprint:
         """Gradient sum and one gradient, in float32."""
         return 2 * self.adapted * BYTES["float32"]
 
-    def peak_bytes(self, dtype: str, graph_tokens: int, sums: int | None = None) -> int:
-        """Weights of base and predicted checkpoint, gradient sum and one gradient in float32, graph, process; `sums`
-        are those of gradients in factors."""
-        weights, sums = 2 * self.parameters * BYTES[dtype], self.sum_bytes if sums is None else sums
+    def peak_bytes(self, dtype: str, graph_tokens: int, sums: int) -> int:
+        """Weights of base and predicted checkpoint, `sums` of gradients, graph, process."""
+        weights = 2 * self.parameters * BYTES[dtype]
         return weights + sums + graph_tokens * self.graph * BYTES[dtype] + _PROCESS_BYTES
 
     def pass_bytes(self, dtype: str, models: int, graph_tokens: int, read_tokens: int, sums: int) -> int:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -53,11 +54,11 @@ class GradientField:
         """Gradient of the token-mean loss over the rows of some blocks, [out, in] fp32."""
         first, tokens = self.read(blocks[0], name), sum(self.tokens[block] for block in blocks)
         if isinstance(first, Factored):
-            parts = (self.read(block, name).to(torch.float32) for block in blocks)
+            parts = (cast("Factored", self.read(block, name)).float() for block in blocks)
             return weighted_sum(parts, SUM_RANKS * first.rank) * (1 / tokens)
         total = first.to(torch.float32, copy=True)
         for block in blocks[1:]:
-            total += self.read(block, name)
+            total += cast("Tensor", self.read(block, name))
         return total.div_(tokens)
 
     def noise_factor(self, blocks: Sequence[int], batch_rows: int) -> float:

@@ -82,7 +82,8 @@ def _coefficient(field: GradientField, blocks: Sequence[int], measured: Sequence
                 variance += inner(before, before)
                 continue
             before = before.sub_(cast("Tensor", base))
-            covariance += float((before * (gradient[name] / field.tokens[block] - now[name])).sum())
+            there = cast("Tensor", gradient[name] / field.tokens[block] - cast("Tensor", now[name]))
+            covariance += float((before * there).sum())
             variance += float(before.square().sum())
     return _within_unit(covariance, variance)
 

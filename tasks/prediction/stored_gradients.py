@@ -30,7 +30,7 @@ class StoredGradients:
     run: Run
     field: GradientField
     row_gradients: RowGradients | None  # None where they are not stored
-    shapes: dict[str, tuple[int, int]]  # [out, in] of the measured weights, in the model's order
+    shapes: dict[str, tuple[int, ...]]  # [out, in] of the measured weights, in the model's order
     heldout: dict[str, Any]  # gradient of the held-out loss at the base weights
     base_loss: float
     trusted_distance: float  # |delta| up to which the run's own path agreed with forward passes

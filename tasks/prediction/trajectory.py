@@ -111,7 +111,7 @@ def anchored_trajectory(
     clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
     anchor_steps, rows = [0, *plan.anchor_steps], integration.measured_rows
     factors = integration.factors_at(plan.anchor_steps[-1])
-    return Trajectory(delta, points, anchor_steps, rows, clipped, integration.anchors, factors)
+    return Trajectory(dict(delta), points, anchor_steps, rows, clipped, integration.anchors, factors)
 
 
 def _measured_at_anchors(
