@@ -65,6 +65,7 @@ class Sketch:
 
     def add(self, inputs: Tensor, output_gradients: Tensor) -> Tensor:
         """Add x [b, s, in] and d [b, s, out]; gives each row's G_i A0^T [b, out, r]."""
+        inputs, output_gradients = (side.to(self.start.device) for side in (inputs, output_gradients))
         inner = inputs.float() @ self.start.T
         rows = torch.einsum("bso,bsr->bor", output_gradients.float(), inner)
         x, d = inputs.flatten(0, -2).float(), output_gradients.flatten(0, -2).float()
@@ -164,7 +165,7 @@ class SketchTaps:
         if self.paired:
             other = self._other.pop(name)
             x, gradient = torch.cat([x, other[0]]), torch.cat([gradient, other[1]])
-        self._squares[name] = square(x, gradient)
+        self._squares[name] = self._squares.get(name, 0.0) + square(x, gradient)
 
     def leaves(self) -> list[Tensor]:
         """What a loss is to be differentiated in, so that all hooks are passed; forgets them."""

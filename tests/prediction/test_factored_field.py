@@ -17,6 +17,8 @@ from foretune.tasks.prediction.whatif import predicted_outcomes
 from tests.conftest import request_beside
 from tests.dag import called
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = ("prediction.anchors=3", "prediction.gradient_budget=3")  # all before the path is stored already
 FACTORED = ("landscape.storage=factored", "landscape.storage_rank=16")
 
