@@ -82,7 +82,7 @@ def _coefficient(field: GradientField, blocks: Sequence[int], measured: Sequence
                 variance += inner(before, before)
                 continue
             before = before.sub_(cast("Tensor", base))
-            there = cast("Tensor", gradient[name] / field.tokens[block] - cast("Tensor", now[name]))
+            there = cast("Tensor", gradient[name]) / field.tokens[block] - cast("Tensor", now[name])
             covariance += float((before * there).sum())
             variance += float(before.square().sum())
     return _within_unit(covariance, variance)
