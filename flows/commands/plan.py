@@ -25,6 +25,7 @@ from foretune.flows.dag.estimate import with_defaults
 from foretune.flows.dag.estimates import estimate
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.sizes import Sizes, sizes_of
+from foretune.flows.dag.storage import FieldStorage, in_words
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import Request
 from foretune.storage.errors import BadInput, Damaged
@@ -116,14 +117,15 @@ class Planned:
         self.lengths[samples.key] = None if table is None else lengths_of(table)
         return table
 
-    def measure(self, sizes: Sizes, dtype: str) -> None:
+    def measure(self, sizes: Sizes, dtype: str, storage: FieldStorage) -> None:
         """Say of every task what it sends through the model, and what it holds at its peak."""
         for task in self.tasks:
             found = estimate(task.task, self.inputs[task.key], sizes)
             if found is not None:
                 task.forward_tokens, task.backward_tokens, task.bound = found.forward, found.backward, found.bound
                 if sizes.shapes is not None and found.models:
-                    held = found.models, found.graph, found.read, found.gradients
+                    sums = storage.held_bytes(task.task, sizes.shapes) if found.gradients else 0
+                    held = found.models, found.graph, found.read, sums
                     task.memory_bytes = sizes.shapes.pass_bytes(dtype, *held)
             known = self.remembered.get(task.key, Cost())
             if known.forward_tokens is not None and (found is None or found.bound == "about"):
@@ -148,7 +150,8 @@ def make_plan(request: Request) -> dict[str, Any]:
     root. No model is loaded to calibrate, so both are None while one of the tasks, named in `unknown`, never ran.
     `field_bytes`, with its terms under `field`, and `memory_bytes` come from the model's shapes; None for a GGUF file
     not yet converted. `field_bytes` is what this run adds; the field of a first run is `field_bytes_whole`.
-    `memory_bytes` is one pass's; as many as `workers` run at once. `cost` holds the simulation against the real run:
+    `field_storage` says whether gradients are stored whole. `memory_bytes` is one pass's; as many as `workers` run at
+    once. `cost` holds the simulation against the real run:
     see `priced`. `compared_with` is the earlier run that reasons
     are given against, and `compared_because` why it is that one.
     """
@@ -162,9 +165,10 @@ def make_plan(request: Request) -> dict[str, Any]:
     nearest = nearest_run(run.root, keys, request.model_dump(mode="json")) if waiting else None
     reasons = step.explain(nearest)
     sizes = sizes_of(wiring, step.lengths_of, _folder(step, sources, request))
-    step.measure(sizes, request.model.dtype)
+    step.measure(sizes, request.model.dtype, wiring.storage)
+    storage = wiring.storage
     shapes, tasks = sizes.shapes, [vars(task) for task in step.tasks]
-    field = shapes and _field(shapes, [step.inputs[task.key] for task in step.tasks if task.task == FIELD])
+    field = shapes and _field(shapes, [step.inputs[each.key] for each in step.tasks if each.task == FIELD], storage)
     return {
         "tasks": tasks,
         "run": len(waiting),
@@ -179,9 +183,11 @@ def make_plan(request: Request) -> dict[str, Any]:
         "field": field,
         "field_bytes_whole": field and field_bytes(**field),
         "field_bytes": shapes
-        and field_bytes(**_field(shapes, [step.inputs[task.key] for task in waiting if task.task == FIELD])),
+        and field_bytes(**_field(shapes, [step.inputs[task.key] for task in waiting if task.task == FIELD], storage)),
+        "field_storage": storage.told(wiring.request.prediction),
         "workers": request.runtime.max_workers,
-        "memory_bytes": shapes and shapes.peak_bytes(request.model.dtype, _graph_tokens(request)),
+        "memory_bytes": shapes
+        and shapes.peak_bytes(request.model.dtype, _graph_tokens(request), storage.held_bytes("path", shapes)),
         "effort": wiring.lines().effort,
         "cost": priced(tasks, _real_run(step, wiring, sizes)),
     }
@@ -226,12 +232,12 @@ def field_bytes(nodes: int, node_numbers: int, rows: int, row_numbers: int, byte
     return (nodes * node_numbers + rows * row_numbers) * bytes_per_number
 
 
-def _field(shapes: Footprint, blocks: list[dict[str, Any]]) -> dict[str, int]:
+def _field(shapes: Footprint, blocks: list[dict[str, Any]], storage: FieldStorage) -> dict[str, int]:
     """The terms of `field_bytes` for gradient blocks, of training and held-out rows, with these inputs."""
     per_row = [block for block in blocks if block["coordinates"]]
     return {
         "nodes": len(blocks),
-        "node_numbers": shapes.adapted,
+        "node_numbers": storage.numbers or shapes.adapted,
         "rows": sum(block["rows"].shard.rows for block in per_row),
         "row_numbers": shapes.outputs * per_row[0]["coordinates"].r if per_row else 0,
         "bytes_per_number": BYTES[blocks[0]["settings"].gradient_dtype] if blocks else 0,
@@ -277,6 +283,8 @@ def print_plan(terminal: Terminal, planned: dict[str, Any]) -> None:
         terminal.hanging("", f"what changed{against}: {causes}")
     if planned["field"] is not None:
         terminal.hanging("", f"gradient field {_formula(planned)}")
+        if planned["field_storage"]["kind"] == "factored":
+            terminal.hanging("", in_words(planned["field_storage"]))
     _print_reasons(terminal, planned["tasks"])
 
 

@@ -147,7 +147,8 @@ def _target_gradient(wiring: Wiring, heldout: Landscape) -> Any:
         pairs = wiring.pairs()
         if pairs is None:
             raise BadInput("influence.target.of is margin, but there are no pairs; give dataset.preferences")
-        return wiring.step(margin_gradient, pairs=pairs, model=wiring.model, targets=request.adapter.targets)
+        shared = {"model": wiring.model, "targets": request.adapter.targets, **wiring.storage.inputs()}
+        return wiring.step(margin_gradient, pairs=pairs, **shared)
     if target.of == "heldout":
         return heldout.gradient
     if target.of == "suite":
@@ -162,6 +163,7 @@ def _target_gradient(wiring: Wiring, heldout: Landscape) -> Any:
         labels=wiring.sources.labels,
         feature=target.feature,
         targets=request.adapter.targets,
+        **wiring.storage.inputs(),
     )
 
 

@@ -87,4 +87,5 @@ def _gradient(wiring: Wiring, suite: Suite, items: SuiteItems, name: str) -> Any
         items=items,
         targets=wiring.request.adapter.targets,
         settings=MarginSettings(name=name, better=suite.direction, batch_tokens=wiring.request.behaviour.batch_tokens),
+        **wiring.storage.inputs(),
     )

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 from foretune.flows.dag.costs import check_costs
 from foretune.flows.dag.earlier import Reuse, reused_path
 from foretune.flows.dag.effort import effort_of, trained_on_all
+from foretune.flows.dag.storage import field_storage, footprint_of
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
@@ -93,6 +94,8 @@ class Wiring:
         self.dpo_beta = request.training.beta_for(self.rows["train"].index.form)
         folder = self.model.folder(step.run) if sources.model else None
         check_costs(request, self.rows["train"].index, self.rows["heldout"].index, folder)
+        nodes = sum(len(rows.nodes) for rows in self.rows.values())
+        self.storage = field_storage(request, footprint_of(request, folder), nodes)
 
     def lines(self) -> RequestLines:
         """What the report's first lines say about the request."""
@@ -146,6 +149,7 @@ class Wiring:
                 dpo_beta=self.dpo_beta,
                 settings=request.landscape,
                 coordinates=self.row_coordinates(role),
+                **self.storage.inputs(),
             )
             for node in self.rows[role].nodes
         ]
@@ -283,6 +287,7 @@ class Wiring:
     def row_coordinates(self, role: str) -> RowCoordinates | None:
         """The coordinates of per-row gradients; None for a full fine-tune, or above `landscape.row_gradients` rows."""
         request, rows = self.request, self.rows[role].measured_rows
-        if request.adapter.method != "lora" or rows > request.landscape.row_gradients:
+        most = min(request.landscape.row_gradients, self.storage.most_rows)
+        if request.adapter.method != "lora" or rows > most:
             return None
         return RowCoordinates(r=request.adapter.r, seed=request.training.seed)

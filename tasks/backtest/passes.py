@@ -20,6 +20,7 @@ from foretune.tasks.backtest.signals import came_true
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
+from foretune.tasks.inputs.adapter_factors import stored_delta
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inspection.settings import DiffSettings
@@ -110,7 +111,7 @@ def agreement(
     with device_lock(adapted.loaded):
         rows = HeldOut(adapted, heldout.read(run), dpo_beta, sae and sae.open(), compared.read(run), settings)
         on_path = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
-        predicted = rows.outcome(store.open(prediction).tensors("delta.safetensors"))
+        predicted = rows.outcome(stored_delta(store.open(prediction)))
         runs = evaluated_runs(run, real, rows, on_path, training)
         losses = [rows.loss(store.open(half).tensors("delta.safetensors")) for half in halves]
     figures = runs.compared_with(predicted, rows.base_loss)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.tasks.inputs.adapter_factors import stored_delta
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import LoadedModel, label_caller
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from foretune.tasks.numerics.batches import Batch
 
-CHECKPOINT, DELTA = "checkpoint", "delta.safetensors"
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def placed(run: Run, model: ModelHandle, weights: ArtifactRef | None) -> tuple[L
         return model.open(run), {}
     if weights.task == CHECKPOINT:
         return model.moved_to(weights).open(run), {}
-    return model.open(run), run.store.open(weights).tensors(DELTA)
+    return model.open(run), stored_delta(run.store.open(weights))
 
 
 def asked_model(run: Run, model: ModelHandle, weights: ArtifactRef | None) -> AskedModel:

@@ -15,6 +15,7 @@ from foretune.tasks.behaviour.likelihoods import log_likelihoods, parts, read_to
 from foretune.tasks.behaviour.margins import margin_weights, unit_of
 from foretune.tasks.engine.keys import NUMERICS, without_result
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.factors import GRADIENTS, FactorSettings, recorded, value_gradients, write_gradients
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterTargets, label_caller, target_weights, token_limits
 from foretune.tasks.samples.chat import load_tokenizer
@@ -48,6 +49,7 @@ def suite_gradient(
     items: SuiteItems,
     targets: AdapterTargets,
     settings: MarginSettings,
+    factors: FactorSettings | None = None,
 ) -> None:
     """Gradient of the mean margin over the items in the full weights; target.json: what it is, its value, its items.
 
@@ -55,7 +57,6 @@ def suite_gradient(
     share are in one graph, of a micro-batch; of others the likelihoods are taken without a gradient first.
     """
     from foretune.tasks.behaviour.scoring import fitting_options
-    from foretune.tasks.numerics.gradients import value_gradients
 
     folder = tokenizer.folder(run)
     loaded, longest = model.open(run), token_limits(folder).positions
@@ -64,8 +65,9 @@ def suite_gradient(
         raise BadInput(f"suite {items.suite}: no item fits into the model's {longest} positions; do not watch it")
     weights, margins = target_weights(loaded, targets), []
     with device_lock(loaded):
-        gradient = value_gradients(weights, weighed(loaded, list(weights), asked, margins, settings.batch_tokens))
-    draft.write_tensors("gradients.safetensors", {name: g.contiguous() for name, g in gradient.items()})
+        values = weighed(loaded, list(weights), asked, margins, settings.batch_tokens)
+        gradient = value_gradients(loaded, weights, values, factors)
+    write_gradients(draft, GRADIENTS, gradient)
     draft.write_json(
         "target.json",
         {
@@ -78,6 +80,7 @@ def suite_gradient(
             "items": len(asked),
             "left_out": len(items.items) - len(asked),
             "modules": list(gradient),
+            **recorded(factors, loaded.dtype),
         },
     )
 

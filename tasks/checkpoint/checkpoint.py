@@ -11,6 +11,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import CHECKPOINT_VERIFIED
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.adapter_factors import stored_change
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import verify_checkpoint, write_checkpoint
 
@@ -34,7 +35,7 @@ def checkpoint(
 ) -> None:
     """Merge, write, re-open, verify: same keys, dtypes, shapes and tokenizer as the base, finite logits."""
     loaded = model.open(run)
-    delta = run.store.open(prediction).tensors("delta.safetensors")
+    delta = stored_change(run.store.open(prediction))
     base = model.folder(run)
     write_checkpoint(draft.folder, loaded, delta, base, settings.max_shard_size)
     compared = verify_checkpoint(draft.folder, base, model.settings)

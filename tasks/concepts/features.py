@@ -14,6 +14,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.concepts.settings import FeatureSettings
 from foretune.tasks.engine.keys import NUMERICS, Fingerprint
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.adapter_factors import stored_delta
 from foretune.tasks.inputs.concepts import NamingSettings
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading.hooks import run_to_hook
@@ -44,7 +45,7 @@ def feature_scores(
 
     loaded, autoencoder = model.open(run), sae.open()
     base_acts, score, dormant = estimates(run, autoencoder, gradient, baseline, base)
-    delta = run.store.open(prediction).tensors("delta.safetensors")
+    delta = stored_delta(run.store.open(prediction))
     table = rows.read(run)
     with device_lock(loaded):
         predicted = tangent_changes(loaded, autoencoder, delta, table, settings)

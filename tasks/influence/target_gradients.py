@@ -11,6 +11,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS, Fingerprint
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.factors import GRADIENTS, FactorSettings, recorded, value_gradients, write_gradients
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading import AdapterTargets, label_caller, target_weights
 from foretune.tasks.loading.hooks import run_to_hook
@@ -26,9 +27,15 @@ BATCH_TOKENS = 1024
 
 
 @content_task(version=1)
-def margin_gradient(draft: Any, run: Run, pairs: ArtifactRef, model: ModelHandle, targets: AdapterTargets) -> None:
+def margin_gradient(
+    draft: Any,
+    run: Run,
+    pairs: ArtifactRef,
+    model: ModelHandle,
+    targets: AdapterTargets,
+    factors: FactorSettings | None = None,
+) -> None:
     """Gradient of the mean preference margin, log p(chosen) - log p(rejected) in nats per pair."""
-    from foretune.tasks.numerics.gradients import value_gradients
     from foretune.tasks.numerics.losses import sequence_logprobs
 
     table, loaded = read_table(run, pairs), model.open(run)
@@ -46,8 +53,9 @@ def margin_gradient(draft: Any, run: Run, pairs: ArtifactRef, model: ModelHandle
             yield total
 
     with device_lock(loaded):
-        gradient = value_gradients(weights, margins())
-    _write_value(draft, gradient, len(table), {"name": "preference margin", "unit": "nats per pair"})
+        gradient = value_gradients(loaded, weights, margins(), factors)
+    record = {"name": "preference margin", "unit": "nats per pair", **recorded(factors, loaded.dtype)}
+    _write_value(draft, gradient, len(table), record)
 
 
 @content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
@@ -60,21 +68,26 @@ def feature_gradient(
     labels: Fingerprint | None,
     feature: int | str,
     targets: AdapterTargets,
+    factors: FactorSettings | None = None,
 ) -> None:
     """Gradient of one SAE feature's mean activation over the label tokens of `rows`."""
     table, loaded, autoencoder = rows.read(run), model.open(run), sae.open()
     names = feature_labels(sae.settings, autoencoder, loaded, labels.uri if labels else None)
     number = feature_number(feature, names)  # pyright: ignore[reportArgumentType]
-    gradient, tokens = activation_gradient(loaded, autoencoder, table, number, targets)
-    _write_value(draft, gradient, tokens, {"name": names[number], "feature": number, "unit": "activation per token"})
+    gradient, tokens = activation_gradient(loaded, autoencoder, table, number, targets, factors)
+    record = {"name": names[number], "feature": number, "unit": "activation per token"}
+    _write_value(draft, gradient, tokens, {**record, **recorded(factors, loaded.dtype)})
 
 
 def activation_gradient(
-    loaded: Any, autoencoder: Any, table: Any, number: int, targets: AdapterTargets
-) -> tuple[dict[str, Tensor], int]:
+    loaded: Any,
+    autoencoder: Any,
+    table: Any,
+    number: int,
+    targets: AdapterTargets,
+    factors: FactorSettings | None = None,
+) -> tuple[dict[str, Any], int]:
     """Gradient {module: [out, in]} of a feature's summed activation over a table's label tokens, and their count."""
-    from foretune.tasks.numerics.gradients import value_gradients
-
     weights, tokens = target_weights(loaded, targets), 0
 
     def activations() -> Iterator[Any]:
@@ -90,7 +103,7 @@ def activation_gradient(
             yield total
 
     with device_lock(loaded):
-        gradient = value_gradients(weights, activations())
+        gradient = value_gradients(loaded, weights, activations(), factors)
     return gradient, tokens
 
 
@@ -112,6 +125,6 @@ def feature_number(feature: int | str, labels: list[str]) -> int:
     raise BadInput(f"influence.target.feature: no label holds {feature!r}; the nearest is {hint!r}")
 
 
-def _write_value(draft: Any, gradient: dict[str, Tensor], count: int, record: dict[str, Any]) -> None:
-    draft.write_tensors("gradients.safetensors", {name: (g / count).contiguous() for name, g in gradient.items()})
+def _write_value(draft: Any, gradient: dict[str, Any], count: int, record: dict[str, Any]) -> None:
+    write_gradients(draft, GRADIENTS, {name: g / count for name, g in gradient.items()})
     draft.write_json("target.json", {**record, "modules": list(gradient)})

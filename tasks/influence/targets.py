@@ -13,6 +13,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import space_of
+from foretune.tasks.inputs.factors import GRADIENTS, RECORD, GradientFile, mean_gradients
 from foretune.tasks.inputs.field import per_row_gradients
 from foretune.tasks.inputs.sample_values import SampleValues
 from foretune.tasks.loading import AdapterSettings, lora_scale
@@ -79,7 +80,7 @@ def influence_targets(
     import torch
 
     opened = run.store.open(gradient)
-    first = opened.tensors("gradients.safetensors")
+    first: dict[str, Any] = mean_gradients(opened)
     record = opened.json("target.json" if "target.json" in opened.names() else "counts.json")
     names, described = record["modules"], [_first_target(record)]
     kept = per_row_gradients(run, nodes, lora_scale(adapter)) if adapter.method == "lora" else None
@@ -89,17 +90,17 @@ def influence_targets(
         described += further
     suites = [run.store.open(suite) for suite in watched or []]
     described += [_first_target(suite.json("target.json")) | {"watched": True} for suite in suites]
-    of_suites = [suite.tensor_file("gradients.safetensors") for suite in suites]
+    of_suites = [GradientFile(suite, GRADIENTS, suite.json("target.json").get(RECORD), names) for suite in suites]
     space = space_of({name: tuple(first[name].shape) for name in names}, adapter, seed, getattr(torch, dtype))
 
-    def pulled(full: Tensor, name: str) -> Tensor:
+    def pulled(full: Any, name: str) -> Tensor:
         return space.pull({name: full.float()})[name].unsqueeze(0)
 
     stacked = {}
     for name in names:
         main = pulled(first[name], name)
         further = [] if kept is None else [(weights @ kept.block(name)).view(-1, *main.shape[1:])]
-        further += [pulled(suite.get_tensor(name), name) for suite in of_suites]
+        further += [pulled(suite.read(name), name) for suite in of_suites]
         stacked[name] = torch.cat([main, *further]).contiguous()
     draft.write_tensors("targets.safetensors", stacked)
     draft.write_json("targets.json", described)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foretune.tasks.loading import LoadedModel
+    from foretune.tasks.numerics.factored import Factored, Gradient
     from foretune.tasks.numerics.objectives import Call
     from foretune.tasks.numerics.spaces import Space
 
@@ -38,6 +40,38 @@ class AdaptedModel:
         """The base weights plus a change of some of them; those that do not change are the base's own."""
         base = self.weights
         return base | {name: base[name] + change.to(base[name]) for name, change in delta.items()}
+
+    @contextlib.contextmanager
+    def moved(self, delta: Mapping[str, Gradient]) -> Iterator[dict[str, Tensor]]:
+        """Inside the block, what stands in place of the base weights at a change of some of them.
+
+        A change in factors is no weight of its own: its modules add what it makes of their inputs, as peft's do.
+        """
+        from foretune.tasks.numerics.factored import Factored
+
+        thin = {name: change for name, change in delta.items() if isinstance(change, Factored)}
+        if not thin:
+            yield self.moved_by(delta)  # pyright: ignore[reportArgumentType]
+            return
+        handles = []
+        try:
+            for name, change in thin.items():
+                module = self.loaded.model.get_submodule(name.removesuffix(".weight"))
+                handles.append(module.register_forward_hook(_adding(change)))
+            yield {name: self.weights[name] for name in self.weights}
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _adding(change: Factored) -> Any:
+    left, right = change.factors()
+
+    def added(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+        x = inputs[0]
+        return output + ((x.to(right) @ right.T) @ left.T).to(output)
+
+    return added
 
 
 def adapt(loaded: LoadedModel, adapter: AdapterSettings, seed: int) -> AdaptedModel:

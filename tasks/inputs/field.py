@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.adapted import AdaptedModel
+from foretune.tasks.inputs.factors import GRADIENTS, RECORD, GradientFile
 from foretune.tasks.loading import AdapterSettings, lora_init
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ def stored_field(run: Run, nodes: list[ArtifactRef], names: tuple[str, ...], dev
     opened = [run.store.open(node) for node in nodes]
     kept = [(node, node.json("shard.json")) for node in opened]
     kept = [(node, counts) for node, counts in kept if counts["tokens"]]
-    files = [node.tensor_file("gradients.safetensors") for node, _ in kept]
+    files = [GradientFile(node, GRADIENTS, counts.get(RECORD), counts["modules"]) for node, counts in kept]
     return GradientField(
         names=names,
         tokens=tuple(counts["tokens"] for _, counts in kept),
         rows=tuple(counts["rows"] for _, counts in kept),
-        read=lambda node, name: files[node].get_tensor(name).to(device),
+        read=lambda node, name: files[node].read(name, device),
     )
 
 
@@ -53,10 +54,20 @@ class RowCoordinates(BaseModel, frozen=True):
 
 
 class PerRowGradients:
-    """Per-row gradients {name: [rows, out, r]} of one shard while it is measured; empty without coordinates."""
+    """Per-row gradients {name: [rows, out, r]} of one shard while it is measured; empty without coordinates.
+
+    `tapped` says whether they are recorded here, or fall out of a sum in factors.
+    """
 
     def __init__(
-        self, loaded: LoadedModel, weights: dict[str, Tensor], coordinates: RowCoordinates | None, rows: int, dtype: Any
+        self,
+        loaded: LoadedModel,
+        weights: dict[str, Tensor],
+        coordinates: RowCoordinates | None,
+        rows: int,
+        dtype: Any,
+        *,
+        tapped: bool = True,
     ) -> None:
         import torch
 
@@ -67,14 +78,15 @@ class PerRowGradients:
         if coordinates is None:
             return
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-        initial = lora_init(shapes, AdapterSettings(r=coordinates.r), coordinates.seed, loaded.dtype)
-        modules = {name: loaded.model.get_submodule(name.removesuffix(".weight")) for name in weights}
-        self.taps = RowTaps(modules, {name: a.to(loaded.device) for name, a in initial.items()})
+        if tapped:
+            initial = lora_init(shapes, AdapterSettings(r=coordinates.r), coordinates.seed, loaded.dtype)
+            modules = {name: loaded.model.get_submodule(name.removesuffix(".weight")) for name in weights}
+            self.taps = RowTaps(modules, {name: a.to(loaded.device) for name, a in initial.items()})
         self.kept = {name: torch.zeros(rows, shape[0], coordinates.r, dtype=dtype) for name, shape in shapes.items()}
 
     def keep(self, rows: tuple[int, ...], projected: dict[str, Tensor]) -> None:
         """Store the gradients of one micro-batch at the positions of its rows."""
-        for name, parts in projected.items():
+        for name, parts in projected.items() if self.kept else ():
             self.kept[name][list(rows)] = parts.to(self.kept[name])
 
 

@@ -10,6 +10,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.curvature import CurvatureSettings, curvature_operator
+from foretune.tasks.inputs.factors import mean_gradients
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows
@@ -36,8 +37,9 @@ def curvature(
     from foretune.tasks.numerics.vectors import module_norms
 
     adapted = adapt(model.open(run), adapter, seed)
-    mean = run.store.open(gradient).tensors("gradients.safetensors")
-    pulled = adapted.space.pull({name: mean[name].to(w.device) for name, w in adapted.weights.items()})
+    mean = mean_gradients(run.store.open(gradient))
+    at: dict[str, Any] = {name: mean[name].to(w.device) for name, w in adapted.weights.items()}
+    pulled = adapted.space.pull(at)
     if samples is not None:
         drawn = run.store.open(samples)
         at = {name: g.to(pulled[name].device) for name, g in drawn.tensors("samples.safetensors").items()}

@@ -16,6 +16,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import without_result
 from foretune.tasks.engine.passes import content_task
+from foretune.tasks.inputs.factors import GRADIENTS, RECORD, FactorSettings, gradient_sum, record_of, write_gradients
 from foretune.tasks.inputs.field import PerRowGradients, RowCoordinates
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.landscape.row_losses import row_losses
@@ -59,6 +60,30 @@ class LandscapeSettings(BaseModel):
         json_schema_extra=without_result(),
     )
 
+    storage: Literal["auto", "full", "factored"] = Field(
+        default="auto",
+        title="Storage of the gradient field",
+        description="full: a whole gradient per node; factored: exact where a LoRA adapter starts, thin factors "
+        "elsewhere, with the error measured; auto: factored where whole ones would take more than full_gb",
+        json_schema_extra=without_result(),
+    )
+    storage_rank: int = Field(
+        default=16,
+        ge=1,
+        le=4096,
+        title="Rank of stored factors",
+        description="of a gradient in factors, beside what is exact",
+        json_schema_extra=without_result(),
+    )
+    full_gb: float = Field(
+        default=20,
+        ge=0,
+        le=1e6,
+        title="Largest whole field",
+        description="GB, of auto",
+        json_schema_extra=without_result(),
+    )
+
     @property
     def reading(self) -> ReadSettings:
         """The part that a forward over rows reads."""
@@ -77,26 +102,28 @@ def landscape_shard(
     dpo_beta: float | None,
     settings: LandscapeSettings,
     coordinates: RowCoordinates | None = None,
+    factors: FactorSettings | None = None,
 ) -> None:
-    """Gradient sums, losses and per-batch norms of one shard, and each row's gradient in adapter coordinates."""
-    import torch
+    """Gradient sums, losses and per-batch norms of one shard, and each row's gradient in adapter coordinates.
 
-    from foretune.tasks.numerics.gradients import GradientSum
-    from foretune.tasks.numerics.objectives import Objective
+    With `factors` the sums are measured and stored in these, and no weight's gradient is held.
+    """
+    import torch
 
     table = rows.read(run)
     loaded = model.open(run)
     weights = target_weights(loaded, targets)
     call = label_caller(loaded, list(weights))
     events, dtype = EventLog.of(run), getattr(torch, settings.gradient_dtype)
-    total = GradientSum(Objective(dpo_beta), weights)
+    total = gradient_sum(loaded, weights, dpo_beta, factors)
     steps: list[dict[str, Any]] = []
     losses: dict[int, tuple[float, float]] = {}
-    per_row = PerRowGradients(loaded, weights, coordinates, len(table), dtype)
+    per_row = PerRowGradients(loaded, weights, coordinates, len(table), dtype, tapped=factors is None)
     with device_lock(loaded), per_row.taps as taps, captured_residuals(loaded, hook_name) as residuals:
+        tapped = {"taps": taps} if factors is None else {}
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
             with recomputed(loaded, total.leaves):
-                measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, taps=taps)
+                measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, **tapped)
             per_row.keep(minibatch.rows, measured.rows)
             losses.update(zip(minibatch.rows, measured.sample_losses, strict=True))
             step = {
@@ -116,12 +143,23 @@ def landscape_shard(
             )
     if coordinates is not None:
         draft.write_tensors("rows.safetensors", per_row.kept)
-    draft.write_tensors("gradients.safetensors", {name: g.to(dtype) for name, g in total.sums.items()})
+    described = write_sums(draft, total, dtype, factors, loaded.dtype)
     residual = {} if total.residual_sum is None else {"resid_grad_sum": total.residual_sum}
     draft.write_tensors("residual.safetensors", residual)
     draft.write_table("steps.parquet", steps)
     draft.write_table("samples.parquet", row_losses(table["sample_id"].to_pylist(), losses))
-    draft.write_json("shard.json", {"rows": len(losses), "tokens": total.tokens, "modules": list(weights)})
+    counts = {"rows": len(losses), "tokens": total.tokens, "modules": list(weights)}
+    draft.write_json("shard.json", {**counts, **described})
+
+
+def write_sums(draft: Any, total: Any, dtype: Any, factors: FactorSettings | None, model_dtype: Any) -> dict[str, Any]:
+    """gradients.safetensors, and what shard.json says of it: nothing of whole gradients."""
+    if factors is None:
+        write_gradients(draft, GRADIENTS, total.sums, dtype)
+        return {}
+    sums, errors = total.stored(dtype)
+    write_gradients(draft, GRADIENTS, sums, dtype)
+    return {RECORD: record_of(factors, model_dtype, errors)}
 
 
 @content_task(version=1, libraries=())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +21,14 @@ from foretune.tasks.loading.stored import StoredWeights, stored_names
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from foretune.tasks.numerics.factored import Gradient
+
 PROBE_TOKENS = 16  # of the row on which a written checkpoint is tried
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def write_checkpoint(
-    out: Path, loaded: LoadedModel, deltas: dict[str, Tensor], base: Path, max_shard_size: str = "2GB"
+    out: Path, loaded: LoadedModel, deltas: Mapping[str, Gradient], base: Path, max_shard_size: str = "2GB"
 ) -> None:
     """Write `base` plus `deltas` {parameter name: [out, in]} to `out`, with its config and tokenizer files.
 
@@ -48,9 +51,11 @@ def write_checkpoint(
         shutil.copyfile(file, copy)
 
 
-def _by_stored_name(loaded: LoadedModel, deltas: dict[str, Tensor], layout: dict[str, Stored]) -> dict[str, Tensor]:
+def _by_stored_name(
+    loaded: LoadedModel, deltas: Mapping[str, Gradient], layout: dict[str, Stored]
+) -> dict[str, Gradient]:
     """Deltas under the files' names, which may lack the model's prefix and may hold a tied weight twice."""
-    changes: dict[str, Tensor] = {}
+    changes: dict[str, Gradient] = {}
     for name, delta in deltas.items():
         found = stored_names(loaded.model, name, layout)
         if not found:
@@ -62,15 +67,17 @@ def _by_stored_name(loaded: LoadedModel, deltas: dict[str, Tensor], layout: dict
     return changes
 
 
-def _merged(key: str, tensor: Tensor, delta: Tensor | None) -> Tensor:
+def _merged(key: str, tensor: Tensor, delta: Gradient | None) -> Tensor:
     import torch
+
+    from foretune.tasks.numerics.factored import dense
 
     if delta is None:
         return tensor
-    if delta.shape != tensor.shape:
+    if tuple(delta.shape) != tuple(tensor.shape):
         raise ValueError(f"{key} is {list(tensor.shape)} in the base model, its delta is {list(delta.shape)}")
     wide = torch.promote_types(tensor.dtype, torch.float32)
-    merged = (tensor.to(wide) + delta.to("cpu", wide)).to(tensor.dtype)
+    merged = (tensor.to(wide) + dense(delta).to("cpu", wide)).to(tensor.dtype)
     if not all_finite(merged):
         raise BrokenInvariant(
             f"checkpoint: {key} plus its delta is not finite in {tensor.dtype}; "

@@ -36,15 +36,19 @@ class Footprint:
     layers: int
     vocabulary: int
 
-    def peak_bytes(self, dtype: str, graph_tokens: int) -> int:
-        """Weights of base and predicted checkpoint, gradient sum and one gradient in float32, graph, process."""
-        weights, sums = 2 * self.parameters * BYTES[dtype], 2 * self.adapted * BYTES["float32"]
+    @property
+    def sum_bytes(self) -> int:
+        """Gradient sum and one gradient, in float32."""
+        return 2 * self.adapted * BYTES["float32"]
+
+    def peak_bytes(self, dtype: str, graph_tokens: int, sums: int) -> int:
+        """Weights of base and predicted checkpoint, `sums` of gradients, graph, process."""
+        weights = 2 * self.parameters * BYTES[dtype]
         return weights + sums + graph_tokens * self.graph * BYTES[dtype] + _PROCESS_BYTES
 
-    def pass_bytes(self, dtype: str, models: int, graph_tokens: int, read_tokens: int, gradients: bool) -> int:
-        """The same of one pass: the models that it opens, gradients where it sums them, its largest micro-batch."""
+    def pass_bytes(self, dtype: str, models: int, graph_tokens: int, read_tokens: int, sums: int) -> int:
+        """The same of one pass: the models that it opens, its gradient sums, its largest micro-batch."""
         numbers = models * self.parameters + graph_tokens * self.graph + read_tokens * self.read
-        sums = 2 * self.adapted * BYTES["float32"] if gradients else 0
         return numbers * BYTES[dtype] + sums + _PROCESS_BYTES
 
     def step_bytes(self, dtype: str, step_tokens: int, rank: int | None, moments: int, checkpointing: bool) -> int:

@@ -1,4 +1,7 @@
-"""The measured gradient field: full-weight gradients by block, and the virtual batches drawn from it."""
+"""The measured gradient field: full-weight gradients by block, and the virtual batches drawn from it.
+
+Every gradient is a tensor [out, in] or, where the field is stored in factors, those.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from foretune.tasks.numerics.factored import Factored, Gradient, across, lerp, weighted_sum
+from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.row_gradients import RowGradients
 
 
@@ -19,14 +25,14 @@ class GradientField:
 
     A block is a macro-batch: the rows of one or several shards. `read(block, name)` returns its [out, in] sum in
     any float dtype, typically a slice of a memory-mapped file; nothing is kept but the mean, so memory is one fp32
-    copy of the adapted weights whatever the number of blocks.
+    copy of the adapted weights whatever the number of blocks, or factors of SUM_RANKS times a block's rank.
     """
 
     names: tuple[str, ...]  # adapted weights
     tokens: tuple[int, ...]  # label tokens per block
     rows: tuple[int, ...]  # rows per block
-    read: Callable[[int, str], Tensor] = dataclasses.field(repr=False)
-    _means: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    read: Callable[[int, str], Gradient] = dataclasses.field(repr=False)
+    _means: dict[str, Gradient] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.rows):
@@ -38,18 +44,22 @@ class GradientField:
     def blocks(self) -> int:
         return len(self.tokens)
 
-    def mean(self, name: str) -> Tensor:
+    def mean(self, name: str) -> Gradient:
         """Gradient of the token-mean loss over all blocks, [out, in] fp32: sums added, divided once."""
         if name not in self._means:
             self._means[name] = self.group_mean(range(self.blocks), name)
         return self._means[name]
 
-    def group_mean(self, blocks: Sequence[int], name: str) -> Tensor:
+    def group_mean(self, blocks: Sequence[int], name: str) -> Gradient:
         """Gradient of the token-mean loss over the rows of some blocks, [out, in] fp32."""
-        total = self.read(blocks[0], name).to(torch.float32, copy=True)
+        first, tokens = self.read(blocks[0], name), sum(self.tokens[block] for block in blocks)
+        if isinstance(first, Factored):
+            parts = (cast("Factored", self.read(block, name)).float() for block in blocks)
+            return weighted_sum(parts, SUM_RANKS * first.rank) * (1 / tokens)
+        total = first.to(torch.float32, copy=True)
         for block in blocks[1:]:
-            total += self.read(block, name)
-        return total.div_(sum(self.tokens[block] for block in blocks))
+            total += cast("Tensor", self.read(block, name))
+        return total.div_(tokens)
 
     def noise_factor(self, blocks: Sequence[int], batch_rows: int) -> float:
         """Factor c that gives mean + c * (group_mean - mean) the variance of a real batch of `batch_rows`.
@@ -77,11 +87,11 @@ class VirtualBatches:
     mean_shares: tuple[float, ...] = ()  # of the field's mean beside them, where rows stand for others
     keep_bytes: int = 2**31  # for gradients kept for later rounds and replays, an equal share per weight
     _pulled: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-    _kept: dict[tuple[tuple[int, ...], str], Tensor] = dataclasses.field(
+    _kept: dict[tuple[tuple[int, ...], str], Gradient] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
-    def gradient(self, step: int, name: str) -> Tensor:
+    def gradient(self, step: int, name: str) -> Gradient:
         """Gradient of the token-mean loss at 0-based `step`, [out, in] fp32, read-only.
 
         That of a batch of blocks, variance-matched; with `row_gradients`, the batch's own rows in A0's row space.
@@ -99,14 +109,14 @@ class VirtualBatches:
         assert self.row_gradients is not None
         if name not in self._pulled:
             mean = self.field.mean(name)
-            self._pulled[name] = mean @ self.row_gradients.factors[name].to(mean).T
+            self._pulled[name] = across(mean, self.row_gradients.factors[name].to(mean.device, mean.dtype))
         return self._pulled[name]
 
-    def _of_blocks(self, blocks: tuple[int, ...], name: str) -> Tensor:
+    def _of_blocks(self, blocks: tuple[int, ...], name: str) -> Gradient:
         if (blocks, name) in self._kept:
             return self._kept[blocks, name]
         factor = self.field.noise_factor(blocks, self.batch_rows)
-        gradient = self.field.group_mean(blocks, name).lerp_(self.field.mean(name), 1 - factor)
+        gradient = lerp(self.field.group_mean(blocks, name), self.field.mean(name), 1 - factor)
         if gradient.nbytes * len(set(self.groups)) * len(self.field.names) <= self.keep_bytes:
             self._kept[blocks, name] = gradient
         return gradient

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+
+from foretune.tasks.numerics.factored import Gradient, lerp
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class GradientShift:
     """
 
     elapsed_lr: Sequence[float]  # of the measured points, rising, above zero
-    read: Callable[[int, str], Tensor] = field(repr=False)  # (point, name) -> [out, in], any float dtype
+    read: Callable[[int, str], Gradient] = field(repr=False)  # (point, name) -> [out, in], any float dtype
 
     def weights(self, elapsed_lr: float) -> dict[int, float]:
         """{point: weight}, whose weighted sum is the shift here; empty where there is none."""
@@ -32,14 +33,18 @@ class GradientShift:
         share = (elapsed_lr - start) / (self.elapsed_lr[point] - start)
         return {point - 1: 1 - share, point: share} if point else {point: share}
 
-    def at(self, elapsed_lr: float, name: str) -> Tensor | None:
+    def at(self, elapsed_lr: float, name: str) -> Gradient | None:
         """[out, in] fp32, which the caller may change; None where there is no shift."""
         if not self.elapsed_lr or elapsed_lr <= 0:
             return None
         point = bisect_left(self.elapsed_lr, elapsed_lr)
         if point == len(self.elapsed_lr):
-            return self.read(point - 1, name).to(torch.float32, copy=True)
+            return self._copied(point - 1, name)
         start = self.elapsed_lr[point - 1] if point else 0.0
         share = (elapsed_lr - start) / (self.elapsed_lr[point] - start)
         ahead = self.read(point, name).float()
-        return torch.lerp(self.read(point - 1, name).float(), ahead, share) if point else ahead * share
+        return lerp(self.read(point - 1, name).float(), ahead, share) if point else ahead * share
+
+    def _copied(self, point: int, name: str) -> Gradient:
+        found = self.read(point, name)
+        return found.to(torch.float32, copy=True) if isinstance(found, torch.Tensor) else found.float()

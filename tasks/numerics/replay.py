@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from foretune.tasks.numerics.factored import Gradient, across, along, dense, thin
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -17,10 +19,14 @@ from foretune.tasks.numerics.optimizers import (
 )
 
 # gradient(step, name): full-weight gradient of the virtual batch at 0-based `step`, [out, in]
-BatchGradient = Callable[[int, str], Tensor]
+BatchGradient = Callable[[int, str], Gradient]
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """A [r, in] and B [out, r] of every LoRA module, by weight name; empty where the weights themselves move."""
+
+
+Delta = dict[str, Any]
+"""{name: [out, in]} weight change, a tensor or in factors."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class LoraAdapter:
     initial_a: Mapping[str, Tensor]  # weight name -> [r, in]
     scale: float  # alpha / r, or alpha / sqrt(r) for rslora
     outputs: Mapping[str, int]  # weight name -> out
+    thin: bool = False  # whether weight changes stay in factors
 
     def start(self) -> dict[str, Tensor]:
         down = {_a(name): a.to(torch.float32, copy=True) for name, a in self.initial_a.items()}
@@ -47,12 +54,13 @@ class LoraAdapter:
         gradients = {}
         for name in self.initial_a:
             gradient = batch(step, name)
-            gradients[_b(name)] = (gradient @ parameters[_a(name)].T).mul_(self.scale)
-            gradients[_a(name)] = (parameters[_b(name)].T @ gradient).mul_(self.scale)
+            gradients[_b(name)] = across(gradient, parameters[_a(name)]).mul_(self.scale)
+            gradients[_a(name)] = along(gradient, parameters[_b(name)]).mul_(self.scale)
         return gradients
 
-    def delta(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self.scale * parameters[_b(name)] @ parameters[_a(name)] for name in self.initial_a}
+    def delta(self, parameters: Mapping[str, Tensor]) -> Delta:
+        moved = {name: (self.scale * parameters[_b(name)], parameters[_a(name)]) for name in self.initial_a}
+        return {name: thin(b, a) if self.thin else b @ a for name, (b, a) in moved.items()}
 
     def factors(self, parameters: Mapping[str, Tensor]) -> Factors:
         return {name: (parameters[_a(name)], parameters[_b(name)]) for name in self.initial_a}
@@ -79,9 +87,9 @@ class FullAdapter:
         return {name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.weights.items()}
 
     def gradients(self, parameters: Mapping[str, Tensor], batch: BatchGradient, step: int) -> dict[str, Tensor]:
-        return {name: batch(step, name) for name in parameters}
+        return {name: dense(batch(step, name)) for name in parameters}
 
-    def delta(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def delta(self, parameters: Mapping[str, Tensor]) -> Delta:
         return {name: parameter.clone() for name, parameter in parameters.items()}
 
     def factors(self, parameters: Mapping[str, Tensor]) -> Factors:
@@ -116,11 +124,11 @@ class Replay:
     adapter: Adapter
 
     @property
-    def delta(self) -> dict[str, Tensor]:
+    def delta(self) -> Delta:
         """Merged weight change after the last step, {name: [out, in]}."""
         return self.adapter.delta(self.state.parameters)
 
-    def delta_at(self, step: int) -> dict[str, Tensor]:
+    def delta_at(self, step: int) -> Delta:
         """Merged weight change once `step` steps are taken; `step` must be one of the snapshots."""
         return self.adapter.delta(self.snapshots[step])
 

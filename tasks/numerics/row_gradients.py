@@ -14,6 +14,8 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from foretune.tasks.numerics.factored import Factored, Gradient, across
+
 
 class RowTaps:
     """Context manager that records (A0 x) and the output of linear modules in forward passes.
@@ -74,8 +76,8 @@ class RowGradients:
     _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def with_row_space_replaced(
-        self, gradient: Tensor, shares: Mapping[int, float], name: str, beside: Tensor | None = None
-    ) -> Tensor:
+        self, gradient: Gradient, shares: Mapping[int, float], name: str, beside: Tensor | None = None
+    ) -> Gradient:
         """G (I - P) + sum_i s_i G_i P with P = A0^+ A0 the projection on the row space of A0, [out, in]; `beside`, in
         A0's coordinates [out, r], is added to the sum.
 
@@ -83,13 +85,14 @@ class RowGradients:
         those rows. Outside it only `gradient` is known, that of a batch of the same size but of other rows; an
         approximation there matters little, because it enters through the motion of A alone.
         """
-        down = self.factors[name].to(gradient)
-        change = (gradient @ down.T).neg_()
+        down = self.factors[name].to(gradient.device, gradient.dtype)
+        change = across(gradient, down).neg_()
         if beside is not None:
             change.add_(beside)
         for row, share in shares.items():
             change.add_(self.read(row, name).to(change), alpha=share)
-        return gradient.addmm(change, self._lift(name, down))
+        lift = self._lift(name, down)
+        return gradient.moved(change, lift) if isinstance(gradient, Factored) else gradient.addmm(change, lift)
 
     def _lift(self, name: str, down: Tensor) -> Tensor:
         """[r, in] with (G A0^T) lift = G projected on the row space of A0; the rank may exceed the input width."""

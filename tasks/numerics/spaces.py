@@ -6,10 +6,12 @@ Gradients and curvature in theta follow from those in the weights: grad = pull(G
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from foretune.tasks.numerics.factored import Gradient, across, dense
 from foretune.tasks.numerics.vectors import Vector
 
 
@@ -25,8 +27,8 @@ class FullSpace:
     def lift(self, theta: Vector) -> Vector:
         return theta
 
-    def pull(self, gradient: Vector) -> Vector:
-        return gradient
+    def pull(self, gradient: Mapping[str, Gradient]) -> Vector:
+        return {name: dense(g) for name, g in gradient.items()}
 
     def zeros(self, weights: Vector) -> Vector:
         return {n: torch.zeros_like(w, dtype=coordinate_dtype(w.dtype)) for n, w in weights.items()}
@@ -45,8 +47,8 @@ class LoraSpace:
     def lift(self, theta: Vector) -> Vector:
         return {name: self.scale * (b @ self.A[name].to(b.dtype)) for name, b in theta.items()}
 
-    def pull(self, gradient: Vector) -> Vector:
-        return {name: self.scale * (g @ self.A[name].to(g.dtype).T) for name, g in gradient.items()}
+    def pull(self, gradient: Mapping[str, Gradient]) -> Vector:
+        return {name: self.scale * across(g, self.A[name].to(g.dtype)) for name, g in gradient.items()}
 
     def zeros(self, weights: Vector) -> Vector:
         return {

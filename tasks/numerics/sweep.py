@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from foretune.tasks.numerics.factored import Gradient, across, along, dense
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -44,7 +45,7 @@ class Swept:
         return self.adapter.delta(self.snapshots[step])
 
 
-NamedGradient = Callable[[int, str], Tensor]  # (step or point, name) -> [out, in]
+NamedGradient = Callable[[int, str], Gradient]  # (step or point, name) -> [out, in]
 
 
 @torch.no_grad()
@@ -150,26 +151,26 @@ def _read_gradients(
                 _fill(shift(point, name).float(), name, shifted, fresh=False)
 
 
-def _fill(field: Tensor, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
+def _fill(field: Gradient, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
     """Set (`fresh`) or add weight x `field` [out, in]; the LoRA factors of all members share two products."""
     lora = [run for run in weights if isinstance(run.member.adapter, LoraAdapter)]
     for run, weight in weights.items():
         if run in lora:
             continue
         if fresh:
-            run.gradients[name].copy_(field)
+            run.gradients[name].copy_(dense(field))
         else:
-            run.gradients[name].add_(field, alpha=weight)
+            run.gradients[name].add_(dense(field), alpha=weight)
     if lora:
         _factor_gradients(field, name, {run: weights[run] for run in lora}, fresh)
 
 
-def _factor_gradients(field: Tensor, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
+def _factor_gradients(field: Gradient, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
     """dL/dB = scale G A^T and dL/dA = scale B^T G, the factors of all members stacked."""
     down, up = f"{name}.lora_A", f"{name}.lora_B"
     ranks = [run.parameters[down].shape[0] for run in weights]
-    to_up = (field @ torch.cat([run.parameters[down] for run in weights]).T).split(ranks, dim=1)
-    to_down = (torch.cat([run.parameters[up] for run in weights], dim=1).T @ field).split(ranks)
+    to_up = across(field, torch.cat([run.parameters[down] for run in weights])).split(ranks, dim=1)
+    to_down = along(field, torch.cat([run.parameters[up] for run in weights], dim=1)).split(ranks)
     for (run, weight), for_up, for_down in zip(weights.items(), to_up, to_down, strict=True):
         if fresh:
             torch.mul(for_up, run.scale, out=run.gradients[up])

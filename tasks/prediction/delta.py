@@ -7,6 +7,7 @@ seed's closed form, delta_i = -eta T / (K_ii + lambda) g_i, is always computed a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from foretune.tasks.engine.invariants import DELTA_FINITE_AND_CLIPPED
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
-from foretune.tasks.inputs.adapter_factors import stored_factors, write_factors
+from foretune.tasks.inputs.adapter_factors import stored_factors, write_delta, write_factors
+from foretune.tasks.inputs.factors import RECORD, mean_gradients
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.inputs.trust import EARLIER, Trust, horizon_signal, trust_of
@@ -37,10 +39,10 @@ from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from foretune.tasks.numerics.bounds import BoundedDelta
+    from foretune.tasks.numerics.factored import Gradient
     from foretune.tasks.numerics.rayleigh import StraightPath
+    from foretune.tasks.numerics.replay import Adapter, Factors
 
 
 @content_task(version=8)
@@ -71,13 +73,13 @@ def prediction(
     adapted = adapt(model.open(run), adapter, training.seed)
     virtual = virtual_run(run, nodes, adapted, training, paired=dpo_beta is not None)
     measured, stored = run.store.open(curvature), None if path is None else run.store.open(path)
-    mean = run.store.open(gradient).tensors("gradients.safetensors")
+    mean = mean_gradients(run.store.open(gradient))
     closed_form = closed_form_of(adapted, mean, stored_quotients(measured), virtual, settings.rayleigh_lambda)
     if stored is not None and not earlier:
-        trajectory = own_trajectory(stored, adapted.loaded.device)
+        trajectory = own_trajectory(stored, adapted.loaded.device, virtual.adapter)
     else:
         base_loss = loss_at_base(run, heldout_nodes, evaluation.subset.ids)
-        base_gradient = run.store.open(heldout_gradient).tensors("gradients.safetensors")
+        base_gradient = mean_gradients(run.store.open(heldout_gradient))
         events = EventLog.of(run)
         with device_lock(adapted.loaded):
             rows = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
@@ -92,6 +94,7 @@ def prediction(
                 trajectory = trajectory_along_stored_path(virtual, train_shift, heldout_shift, heldout, events)
     applied = bounded(trajectory.delta, adapted.weights, settings.max_relative_change)
     summary = prediction_summary(trajectory, virtual, applied, measured.json("summary.json"), earlier, settings)
+    summary |= missed_by_factors(run.store.open(gradient).json("counts.json"))
     sizes = {name: float(weight.norm()) for name, weight in adapted.weights.items()}
     draft.check(
         DELTA_FINITE_AND_CLIPPED,
@@ -103,6 +106,18 @@ def prediction(
     )
     frozen = trajectory.points if stored is None else stored.arrow("single_anchor.parquet").to_pylist()
     write_prediction(draft, trajectory, frozen, applied, layer_map(adapted, closed_form, applied), summary)
+
+
+def missed_by_factors(counts: dict[str, Any]) -> dict[str, float]:
+    """How far the stored gradients are from the measured ones, over all weights; nothing of whole gradients."""
+    if RECORD not in counts:
+        return {}
+    errors, norms = counts[RECORD]["errors"], dict(zip(counts["modules"], counts["norms"], strict=True))
+    size = math.sqrt(sum(norm**2 for norm in norms.values())) or 1.0
+    whole, along = (
+        math.sqrt(sum((errors[name][side] * norm) ** 2 for name, norm in norms.items())) / size for side in (0, 1)
+    )
+    return {"factors_missed": whole, "factors_missed_along": along}
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def stored_quotients(curvature: Artifact) -> dict[str, float]:
 
 def closed_form_of(
     adapted: AdaptedModel,
-    gradient: dict[str, Tensor],
+    gradient: Mapping[str, Gradient],
     quotients: dict[str, float],
     virtual: VirtualRun,
     damping: float,
@@ -131,17 +146,35 @@ def closed_form_of(
     from foretune.tasks.numerics.rayleigh import StraightPath, closed_form_step, effective_rates
 
     rates = effective_rates(quotients, virtual.training.learning_rate, virtual.steps, damping)
-    pulled = adapted.space.pull({name: gradient[name].to(w.device) for name, w in adapted.weights.items()})
-    end = closed_form_step(pulled, rates)
+    at: dict[str, Any] = {name: gradient[name].to(w.device) for name, w in adapted.weights.items()}
+    end = closed_form_step(adapted.space.pull(at), rates)
     factors = {name: (a, end[name]) for name, a in getattr(adapted.space, "A", {}).items()}  # of LoRA alone
-    return ClosedForm(quotients, rates, StraightPath(adapted.space.lift(end), virtual.steps, factors))
+    whole: dict[str, Any] = moved_by(virtual.adapter, factors) if thin(virtual.adapter) else adapted.space.lift(end)
+    return ClosedForm(quotients, rates, StraightPath(whole, virtual.steps, factors))
 
 
-def own_trajectory(path: Artifact, device: Any) -> Trajectory:
+def thin(adapter: Adapter) -> bool:
+    """Whether changes of the weights stay in LoRA's factors."""
+    return getattr(adapter, "thin", False)
+
+
+def moved_by(adapter: Any, factors: Factors) -> dict[str, Any]:
+    """The change of the weights, in factors."""
+    from foretune.tasks.numerics.factored import thin as in_factors
+
+    return {name: in_factors(adapter.scale * b, a) for name, (a, b) in factors.items()}
+
+
+def own_trajectory(path: Artifact, device: Any, adapter: Adapter) -> Trajectory:
     """The trajectory that the run's own path stored."""
     found = path.json("path.json")
+    if RECORD in found:
+        factors = {name: (a.to(device), b.to(device)) for name, (a, b) in stored_factors(path).items()}
+        delta = moved_by(adapter, factors)
+    else:
+        delta = {name: change.to(device) for name, change in path.tensors("delta.safetensors").items()}
     return Trajectory(
-        {name: change.to(device) for name, change in path.tensors("delta.safetensors").items()},
+        delta,
         path.arrow("path.parquet").to_pylist(),
         found["anchor_steps"],
         found["measured_rows"],
@@ -217,7 +250,7 @@ def write_prediction(
 ) -> None:
     """`frozen` are the points of the path over base gradients alone, `layers` the map by adapted tensor."""
     draft.write_table("single_anchor.parquet", frozen)
-    draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in applied.delta.items()})
+    write_delta(draft, applied.delta)
     if trajectory.factors:
         write_factors(draft, {name: (a, b * applied.shares[name]) for name, (a, b) in trajectory.factors.items()})
     draft.write_table("path.parquet", trajectory.points)

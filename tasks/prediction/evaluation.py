@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.inputs.adapted import AdaptedModel, adapt
+from foretune.tasks.inputs.factors import FactorSettings, gradient_sum
 from foretune.tasks.inputs.handles import ModelHandle
 from foretune.tasks.loading import AdapterSettings, recomputed
 from foretune.tasks.samples.minibatches import Minibatch, minibatches
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from foretune.tasks.numerics.factored import Gradient
     from foretune.tasks.numerics.gradients import GradientSum
+    from foretune.tasks.numerics.sketch import SketchSum
 
 
 def loss_at_base(run: Run, shards: list[ArtifactRef], ids: Collection[str]) -> float:
@@ -32,24 +35,31 @@ def loss_at_base(run: Run, shards: list[ArtifactRef], ids: Collection[str]) -> f
 class RowsAtWeights:
     """The rows of a table at W0 + delta, {name: [out, in]}; an empty delta means the base weights.
 
-    Means are in nats per label token, or per pair for DPO, whose reference is the base model.
+    Means are in nats per label token, or per pair for DPO, whose reference is the base model. With `factors`, how the
+    field is stored, gradients are measured in these too.
     """
 
-    def __init__(self, adapted: AdaptedModel, table: pa.Table, dpo_beta: float | None, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        table: pa.Table,
+        dpo_beta: float | None,
+        batch_tokens: int,
+        factors: FactorSettings | None = None,
+    ) -> None:
         from foretune.tasks.numerics.objectives import Objective
 
-        self.adapted = adapted
+        self.adapted, self.factors, self.dpo_beta = adapted, factors, dpo_beta
         self.objective = Objective(dpo_beta)
         self.batches = minibatches(table, batch_tokens, adapted.loaded.device)
         self.references = [self._reference(m) if dpo_beta and m.rejected else None for m in self.batches]
 
-    def loss(self, delta: dict[str, Tensor]) -> float:
+    def loss(self, delta: Mapping[str, Gradient]) -> float:
         """Mean loss, by forward passes."""
         import torch
 
-        weights = self._weights(delta)
         total = tokens = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), self.adapted.moved(delta) as weights:
             for minibatch, reference in zip(self.batches, self.references, strict=True):
                 losses = self.objective.losses(
                     self.adapted.call, weights, minibatch.batch, minibatch.rejected, reference
@@ -58,18 +68,15 @@ class RowsAtWeights:
                 tokens += float(losses.tokens.sum())
         return total / tokens
 
-    def gradients(self, delta: dict[str, Tensor]) -> GradientSum:
+    def gradients(self, delta: Mapping[str, Gradient]) -> GradientSum | SketchSum:
         """Sums of the full-weight gradients over all rows, by forward and backward passes."""
-        from foretune.tasks.numerics.gradients import GradientSum
-
-        total = GradientSum(self.objective, self._weights(delta))
-        with recomputed(self.adapted.loaded, total.leaves):
-            for minibatch, reference in zip(self.batches, self.references, strict=True):
-                total.add(self.adapted.call, minibatch.batch, minibatch.rejected, reference=reference)
+        adapted = self.adapted
+        with adapted.moved(delta) as weights:
+            total = gradient_sum(adapted.loaded, weights, self.dpo_beta, self.factors)
+            with recomputed(adapted.loaded, total.leaves):
+                for minibatch, reference in zip(self.batches, self.references, strict=True):
+                    total.add(adapted.call, minibatch.batch, minibatch.rejected, reference=reference)
         return total
-
-    def _weights(self, delta: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.adapted.moved_by(delta)
 
     def _reference(self, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
         import torch
@@ -103,4 +110,4 @@ class HeldOut:
 
     rows: RowsAtWeights
     base_loss: float  # of these rows
-    base_gradient: dict[str, Tensor]  # {name: [out, in]} mean gradient of all held-out rows
+    base_gradient: Mapping[str, Gradient]  # {name: [out, in]} mean gradient of all held-out rows

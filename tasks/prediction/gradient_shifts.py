@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.contents import Artifact
+from foretune.tasks.inputs.factors import RECORD, GradientFile, write_gradients
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from foretune.tasks.numerics.factored import Gradient
     from foretune.tasks.numerics.gradient_shift import GradientShift
 
 TRAIN_SHIFT, HELDOUT_SHIFT = "drift", "heldout_drift"
@@ -16,15 +16,20 @@ TRAIN_SHIFT, HELDOUT_SHIFT = "drift", "heldout_drift"
 
 
 class ShiftFiles:
-    """Writes gradient shifts while a path is being measured, and remembers their steps."""
+    """Writes gradient shifts while a path is being measured, and remembers their steps.
 
-    def __init__(self, draft: Any, dtype: Any) -> None:
+    Those in factors are cut to `rank`; `record` says then of which adapter they are.
+    """
+
+    def __init__(self, draft: Any, dtype: Any, record: dict[str, Any] | None = None, rank: int = 0) -> None:
         self.draft, self.dtype, self.steps = draft, dtype, dict[str, list[int]]()
+        self.record, self.rank = record, rank
 
-    def write(self, kind: str, step: int, shift: dict[str, Tensor]) -> None:
+    def write(self, kind: str, step: int, shift: dict[str, Gradient]) -> None:
         """`shift` {name: [out, in]}: the mean gradient at `step` minus that at the base weights."""
-        stored = {name: change.to(self.dtype) for name, change in shift.items()}
-        self.draft.write_tensors(shift_file(kind, step), stored)
+        if self.record is not None:
+            shift = {name: change.truncated(self.rank) for name, change in shift.items()}  # pyright: ignore[reportAttributeAccessIssue]
+        write_gradients(self.draft, shift_file(kind, step), shift, self.dtype)
         self.steps.setdefault(kind, []).append(step)
 
 
@@ -32,10 +37,12 @@ def stored_shift(path: Artifact, kind: str, device: Any = "cpu") -> GradientShif
     """A gradient shift along a stored path, memory-mapped."""
     from foretune.tasks.numerics.gradient_shift import GradientShift
 
-    points = path.json("path.json")["moved"].get(kind, [])
-    files = [path.tensor_file(shift_file(kind, step)) for step, _ in points]
+    description = path.json("path.json")
+    points, record = description["moved"].get(kind, []), description.get(RECORD)
+    modules = record["modules"] if record else []
+    files = [GradientFile(path, shift_file(kind, step), record, modules) for step, _ in points]
     elapsed_lr = tuple(elapsed for _, elapsed in points)
-    return GradientShift(elapsed_lr, lambda point, name: files[point].get_tensor(name).to(device))
+    return GradientShift(elapsed_lr, lambda point, name: files[point].read(name, device))
 
 
 def shift_file(kind: str, step: int) -> str:

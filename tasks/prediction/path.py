@@ -15,9 +15,11 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapted import adapt
 from foretune.tasks.inputs.adapter_factors import write_factors
+from foretune.tasks.inputs.factors import RECORD, mean_gradients, settings_of
 from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings
+from foretune.tasks.numerics.ranks import SHIFT_RANKS
 from foretune.tasks.prediction.earlier_path import sketch
 from foretune.tasks.prediction.evaluation import HeldOut, RowsAtWeights, loss_at_base
 from foretune.tasks.prediction.gradient_shifts import ShiftFiles
@@ -55,11 +57,13 @@ def path(
     adapted = adapt(model.open(run), adapter, training.seed)
     virtual = virtual_run(run, nodes, adapted, training, paired=dpo_beta is not None)
     base_loss = loss_at_base(run, heldout_nodes, evaluation.subset.ids)
-    base_gradient = run.store.open(heldout_gradient).tensors("gradients.safetensors")
-    shifts, events = ShiftFiles(draft, virtual.field.read(0, virtual.field.names[0]).dtype), EventLog.of(run)
+    base_gradient, record = mean_gradients(run.store.open(heldout_gradient)), field_record(run, nodes)
+    factors = None if record is None else settings_of(record)
+    dtype, events = virtual.field.read(0, virtual.field.names[0]).dtype, EventLog.of(run)
+    shifts = ShiftFiles(draft, dtype, record, 0 if factors is None else SHIFT_RANKS * factors.rank)
 
     def at_weights(rows: ShardRows | SubsetRows) -> RowsAtWeights:
-        return RowsAtWeights(adapted, rows.read(run), dpo_beta, settings.batch_tokens)
+        return RowsAtWeights(adapted, rows.read(run), dpo_beta, settings.batch_tokens, factors)
 
     with device_lock(adapted.loaded):
         heldout = HeldOut(at_weights(evaluation), base_loss, base_gradient)
@@ -121,7 +125,8 @@ def write_path(
 ) -> None:
     """All but the gradient shifts, which are written as they are measured."""
     draft.write_table("single_anchor.parquet", frozen.points)
-    draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in trajectory.delta.items()})
+    if shifts.record is None:  # else the factors are all that there is of it
+        draft.write_tensors("delta.safetensors", {name: d.contiguous() for name, d in trajectory.delta.items()})
     if trajectory.factors:
         write_factors(draft, trajectory.factors)
     draft.write_table("path.parquet", trajectory.points)
@@ -137,8 +142,18 @@ def write_path(
             "anchors": [asdict(anchor) for anchor in trajectory.anchors],
             "moved": {kind: [[step, elapsed_lr[step]] for step in steps] for kind, steps in shifts.steps.items()},
             "rows": rows,
+            **({RECORD: shifts.record} if shifts.record else {}),
         },
     )
+
+
+def field_record(run: Run, nodes: list[ArtifactRef]) -> dict[str, Any] | None:
+    """Of which adapter a field in factors is; None for one of whole gradients."""
+    counts = run.store.open(nodes[0]).json("shard.json")
+    if RECORD not in counts:
+        return None
+    kept = {name: value for name, value in counts[RECORD].items() if name != "errors"}
+    return {**kept, "modules": counts["modules"]}
 
 
 def trained_rows(run: Run, nodes: list[ArtifactRef], node_rows: list[ShardRows]) -> list[ShardRows]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import identity
+from foretune.tasks.inputs.factors import mean_gradients
 from foretune.tasks.inputs.field import stored_field, stored_rows
 from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import AdapterSettings, lora_init
@@ -18,8 +19,6 @@ from foretune.tasks.prediction.outcome import Outcome, Setting, own_answer
 from foretune.tasks.prediction.virtual_run import VirtualRun
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.row_gradients import RowGradients
 
@@ -31,8 +30,8 @@ class StoredGradients:
     run: Run
     field: GradientField
     row_gradients: RowGradients | None  # None where they are not stored
-    shapes: dict[str, tuple[int, int]]  # [out, in] of the measured weights, in the model's order
-    heldout: dict[str, Tensor]  # gradient of the held-out loss at the base weights
+    shapes: dict[str, tuple[int, ...]]  # [out, in] of the measured weights, in the model's order
+    heldout: dict[str, Any]  # gradient of the held-out loss at the base weights
     base_loss: float
     trusted_distance: float  # |delta| up to which the run's own path agreed with forward passes
     weight_norms: dict[str, float] = dataclasses.field(repr=False)
@@ -64,15 +63,14 @@ class StoredGradients:
 
         predicted = run.store.open(prediction)
         names = tuple(run.store.open(nodes[0]).json("shard.json")["modules"])
-        first = run.store.open(nodes[0]).tensor_file("gradients.safetensors")
-        shapes = {name: tuple(first.get_slice(name).get_shape()) for name in names}
+        field, own = stored_field(run, nodes, names), Setting({}, adapter, training)
+        shapes = {name: tuple(field.read(0, name).shape) for name in names}
         rows = None
         if adapter.method == "lora":
             rows = stored_rows(run, nodes, lora_init(shapes, adapter, training.seed, getattr(torch, dtype)))
         points = predicted.arrow("single_anchor.parquet").to_pylist()
         layers = predicted.arrow("layers.parquet", columns=["module", "weight_norm"]).to_pylist()
-        field, own = stored_field(run, nodes, names), Setting({}, adapter, training)
-        heldout = run.store.open(heldout_gradient).tensors("gradients.safetensors")
+        heldout: dict[str, Any] = mean_gradients(run.store.open(heldout_gradient))
         measured = None
         if path is not None:
             outlines = {name: torch.empty(0) for name in names}  # of a run that is not replayed, only its schedule

@@ -4,7 +4,7 @@ alone, over a field measured again at anchors, and over the gradient shifts that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,8 +15,7 @@ from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT
 from foretune.tasks.prediction.virtual_run import VirtualRun
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from foretune.tasks.numerics.factored import Gradient
     from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.gradient_shift import GradientShift
     from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate, MeasuredAnchor
@@ -30,7 +29,7 @@ LAST_EVALUATION = 0.75
 class Trajectory:
     """The weight change at the end of the run, and the losses that were evaluated along the path."""
 
-    delta: dict[str, Tensor]  # {name: [out, in]} after the last step, before clipping
+    delta: dict[str, Any]  # {name: [out, in]} after the last step, before clipping
     points: list[dict[str, Any]]  # step, predicted_loss, evaluated_loss, distance = |delta|; step 0 first
     anchor_steps: list[int]  # where gradients were measured; 0 is the base
     measured_rows: int  # rows whose gradients were measured again
@@ -42,7 +41,7 @@ class Trajectory:
 class Path(Protocol):
     """A path of the weights without measurements on the way."""
 
-    def delta_at(self, step: int) -> dict[str, Tensor]: ...
+    def delta_at(self, step: int) -> dict[str, Any]: ...
 
     def factors_at(self, step: int) -> Factors: ...
 
@@ -100,7 +99,7 @@ def anchored_trajectory(
         reached = heldout.rows.gradients(integration.delta_at(end))
         ahead = {name: total / reached.tokens for name, total in reached.sums.items()}
         base = heldout.base_gradient
-        shifts.write(HELDOUT_SHIFT, end, {name: mean - base[name].to(mean) for name, mean in ahead.items()})
+        shifts.write(HELDOUT_SHIFT, end, {name: less(mean, base[name]) for name, mean in ahead.items()})
         predicted = loss
         for last, step in pairwise([start, *(step for step in plan.anchor_steps if start < step <= end)]):
             before, delta = delta, integration.delta_at(step)
@@ -112,7 +111,7 @@ def anchored_trajectory(
     clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
     anchor_steps, rows = [0, *plan.anchor_steps], integration.measured_rows
     factors = integration.factors_at(plan.anchor_steps[-1])
-    return Trajectory(delta, points, anchor_steps, rows, clipped, integration.anchors, factors)
+    return Trajectory(dict(delta), points, anchor_steps, rows, clipped, integration.anchors, factors)
 
 
 def _measured_at_anchors(
@@ -129,7 +128,7 @@ def _measured_at_anchors(
     while isinstance(reached, Anchor):
         events.emit("progress", task="path", done=steps.index(reached.step) + 1, total=len(steps))
         estimate = _measured_mean(field, blocks, reached)
-        shifts.write(TRAIN_SHIFT, reached.step, {n: mean - field.mean(n) for n, mean in estimate.mean.items()})
+        shifts.write(TRAIN_SHIFT, reached.step, {n: less(mean, field.mean(n)) for n, mean in estimate.mean.items()})
         reached = run.send(estimate)
     return reached
 
@@ -179,27 +178,34 @@ def trajectory_along_stored_path(
     return Trajectory(delta, points, [0], 0, len(replay.clipped_steps), factors=replay.factors_at(end))
 
 
-def _point(step: int, predicted: float, evaluated: float, delta: dict[str, Tensor]) -> dict[str, Any]:
-    from foretune.tasks.numerics.vectors import norm
+def _point(step: int, predicted: float, evaluated: float, delta: Mapping[str, Gradient]) -> dict[str, Any]:
+    from foretune.tasks.numerics.factored import distance
 
-    return {"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": norm(delta)}
+    return {"step": step, "predicted_loss": predicted, "evaluated_loss": evaluated, "distance": distance(delta)}
 
 
 def loss_further(
-    loss: float, base_gradient: dict[str, Tensor], shift: GradientShift, middle: float, moved: dict[str, Tensor]
+    loss: float, base_gradient: Mapping[str, Any], shift: GradientShift, middle: float, moved: Mapping[str, Any]
 ) -> float:
     """`loss` plus <held-out gradient, moved>: that of the base weights and its shift at the cumulative learning rate
     `middle` of the movement."""
     loss += inner(base_gradient, moved)
     for name, change in moved.items():
         shifted = shift.at(middle, name)
-        loss += 0.0 if shifted is None else float((shifted * change).sum())
+        loss += 0.0 if shifted is None else inner({name: shifted}, {name: change})
     return loss
 
 
-def difference(delta: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Tensor]:
+def difference(delta: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """delta - before; an empty `before` is zero."""
-    return {name: change - before[name] if before else change for name, change in delta.items()}
+    return {name: less(change, before[name]) if before else change for name, change in delta.items()}
+
+
+def less(one: Gradient, other: Gradient) -> Gradient:
+    """one - other."""
+    from foretune.tasks.numerics.factored import difference as of_two
+
+    return of_two(one, other)
 
 
 def _share_of_middle(elapsed_lr: Sequence[float], start: int, end: int, last: int, step: int) -> float:
@@ -209,9 +215,19 @@ def _share_of_middle(elapsed_lr: Sequence[float], start: int, end: int, last: in
     return ((elapsed_lr[last] + elapsed_lr[step]) / 2 - elapsed_lr[start]) / whole if whole else 0.5
 
 
-def inner(gradient: dict[str, Tensor], delta: dict[str, Tensor]) -> float:
+def inner(gradient: Mapping[str, Any], delta: Mapping[str, Any]) -> float:
     """<gradient, delta> over the weights of `delta`."""
-    return sum(float((gradient[name].to(d) * d).sum()) for name, d in delta.items())
+    from foretune.tasks.numerics.factored import Factored
+    from foretune.tasks.numerics.factored import inner as of_factors
+
+    total = 0.0
+    for name, change in delta.items():
+        one = gradient[name]
+        if isinstance(one, Factored) or isinstance(change, Factored):
+            total += of_factors(one.to(change.device), change)
+        else:
+            total += float((one.to(change) * change).sum())
+    return total
 
 
 def evaluation_steps(steps: int, points: int) -> list[int]:

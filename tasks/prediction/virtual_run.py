@@ -16,8 +16,7 @@ from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import undecayed_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from foretune.tasks.numerics.factored import Gradient
     from foretune.tasks.numerics.field import GradientField, VirtualBatches
     from foretune.tasks.numerics.gradient_shift import GradientShift
     from foretune.tasks.numerics.replay import Adapter, Replay
@@ -53,13 +52,14 @@ class VirtualRun:
 
     def replayed(self, snapshots: Sequence[int], shift: GradientShift | None = None) -> Replay:
         """The optimizer's recursion over the frozen field; with `shift`, over the field with that added to its mean."""
+        from foretune.tasks.numerics.factored import plus
         from foretune.tasks.numerics.replay import replay
 
         batches, elapsed_lr = self.batches(), self.elapsed_lr
 
-        def gradient(step: int, name: str) -> Tensor:
+        def gradient(step: int, name: str) -> Gradient:
             drawn, shifted = batches.gradient(step, name), shift and shift.at(elapsed_lr[step], name)
-            return drawn if shifted is None else shifted.add_(drawn)
+            return drawn if shifted is None else plus(shifted, drawn)
 
         optimizer = self.training.optimizer_settings()
         return replay(gradient, self.adapter, optimizer, self.rates, snapshots=snapshots)
@@ -119,11 +119,20 @@ def virtual_run(
     """The run that is predicted, over the stored gradient field."""
     field = gradient_field(run, nodes, adapted)
     rows = row_gradients(run, nodes, adapted)
-    return VirtualRun(moving_adapter(adapted), field, training, training.steps(sum(field.rows)), rows, paired)
+    return VirtualRun(
+        moving_adapter(adapted, thin=in_factors(field)), field, training, training.steps(sum(field.rows)), rows, paired
+    )
 
 
-def moving_adapter(adapted: AdaptedModel) -> Adapter:
-    """The adapter as the recursion moves it: both LoRA factors, or the weights themselves.
+def in_factors(field: GradientField) -> bool:
+    from foretune.tasks.numerics.factored import Factored
+
+    return isinstance(field.read(0, field.names[0]), Factored)
+
+
+def moving_adapter(adapted: AdaptedModel, *, thin: bool = False) -> Adapter:
+    """The adapter as the recursion moves it: both LoRA factors, or the weights themselves; with `thin` the change of
+    the weights stays in these factors.
 
     The Trainer decays both factors, but neither norms nor biases.
     """
@@ -132,5 +141,5 @@ def moving_adapter(adapted: AdaptedModel) -> Adapter:
 
     if isinstance(adapted.space, LoraSpace):
         outputs = {name: weight.shape[0] for name, weight in adapted.weights.items()}
-        return LoraAdapter(adapted.space.A, adapted.space.scale, outputs)
+        return LoraAdapter(adapted.space.A, adapted.space.scale, outputs, thin)
     return FullAdapter(adapted.weights, undecayed_weights(adapted.loaded.model))

@@ -58,6 +58,8 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("anchors", "gradients measured at", "anchors"),
         ("gradient_samples_used", "gradient samples used", "rows' gradients"),
         ("gradient_samples_real", "a real run takes", "rows' gradients"),
+        ("factors_missed", "gradients are stored in factors, which miss", "of their norm"),
+        ("factors_missed_along", "and along an adapter's first step", "of what acts there"),
         ("sharpness", "sharpness", "nats per token per squared unit of weight"),
         ("sharpness_label", "which is", ""),
         ("clipped_modules", "clipped", "modules"),

@@ -68,6 +68,12 @@ WITHOUT_ROWS = {name: count for name, count in ADAPTER.items() if name not in OF
 # Rows are kept in the coordinates of A0, which the rank and the seed draw.
 START = {**LANDSCAPES, "preference": 1, **ADAPTER}
 
+OTHER_STORAGE = {
+    name: count
+    for name, count in {**START, "suite_gradient": 1}.items()
+    if name not in ("sharpness", "curvature_samples")  # they read no gradient of the landscape
+}
+
 SETTINGS = {
     "training.learning_rate=2e-3": {**RANKED, **PREDICTION},
     "training.epochs=3": {**REPLAYED, **PREDICTION},
@@ -80,6 +86,7 @@ SETTINGS = {
     "training.dpo_beta=0.2": {"preference": 1, "report": 1},
     "training.seed=7": START,
     "adapter.r=4": START,
+    "landscape.storage=factored": OTHER_STORAGE,
     "adapter.lora_alpha=8": ADAPTER,
     "adapter.target_modules=[q_proj, k_proj]": {**LANDSCAPES, **ADAPTER, "preference": 1, "suite_gradient": 1},
     "adapter.method=full": {**LANDSCAPES, **WITHOUT_ROWS, "preference": 1},
@@ -139,6 +146,8 @@ MAPPED = ("quality_shard", "baseline_shard", "landscape_shard", "prompt_gain_sha
 NO_RESULT = [
     "training.objective=sft",
     "landscape.row_gradients=512",
+    "landscape.storage=full",
+    "landscape.storage_rank=8",
     "adapter.lora_dropout=0.1",
     "baseline.batch_tokens=64",
     "landscape.batch_tokens=64",
