@@ -54,7 +54,7 @@ class ConceptEffectSettings(ConceptCauseSettings):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, title="Causes among concepts")
 
     suites: int = Field(
-        default=3,
+        default=1,
         ge=0,
         le=100,
         title="Suites",
