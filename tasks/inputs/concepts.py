@@ -76,7 +76,9 @@ class LabelEndpoint(BaseModel):
         json_schema_extra=without_result(),
     )
     attempts: int = Field(default=3, ge=1, le=10, title="Attempts", json_schema_extra=without_result())
-    again: int = Field(default=0, ge=0, title="Asked again", description="raise it to ask once more, after a failure")
+    again: int = Field(
+        default=0, ge=0, le=1_000_000, title="Asked again", description="raise it to ask once more, after a failure"
+    )
 
     @field_validator("url")
     @classmethod

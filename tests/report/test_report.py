@@ -102,7 +102,7 @@ KEYS = {
     "up", "down", "p", "flips", "item", "question", "flip", "answer_base", "answer_predicted",
     "curve", "step", "gain_share", "band", "leaves_at", "last_within", "gain_within",
     "title", "more", "effect", "effect_in_words", "better", "helping", "sample_id", "z", "error", "without", "control",
-    "measured",
+    "measured", "measure", "reason", "items",
     # of a direction of the residual change, and its figures
     "kind", "relative", "z_null", "stability", "beyond_noise", "promoted", "suppressed", "hook",
     "null_deltas",
