@@ -28,6 +28,7 @@ Gradients = Mapping[str, Gradient]
 """{name: [out, in]}, in either form."""
 
 SEGMENT_STEPS = 14  # over 12 steps two blocks are enough (cosine 0.995), over 27 they are not
+FEWEST_SEGMENTS = 3  # 24 steps trusted for half of them: cosine 0.996 over three, 0.974 over two on more rows
 ENOUGH_BLOCKS, ENOUGH_ROWS = 2, 16  # per anchor: the size of those two blocks
 
 
@@ -226,7 +227,8 @@ def trusted_share(errors: Mapping[int, float], rates: Sequence[float], tolerance
 def plan_anchors(
     field: GradientField, rates: Sequence[float], trusted: float, max_anchors: int, max_rows: int
 ) -> AnchorPlan:
-    """As many segments as a base field that is `trusted` over that share of the run needs and `max_rows` rows pay for.
+    """As many segments as a base field that is `trusted` over that share of the run needs and `max_rows` rows pay for,
+    three where they pay for three.
 
     An anchor measures no more than ENOUGH_BLOCKS blocks, or those that make ENOUGH_ROWS rows: a run that is trusted
     for long costs less than it may. Short of rows, a second block per anchor (one block has no mean to deviate from)
@@ -235,7 +237,7 @@ def plan_anchors(
     segments of one block; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
     layers, 8 of one and 4 of two).
     """
-    wanted = min(max_anchors, math.ceil(1 / trusted - 1e-9)) if trusted else max_anchors
+    wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
     blocks = int(max_rows * field.blocks / sum(field.rows))
     if blocks < 1 or wanted < 1:
         return AnchorPlan((), 0)
