@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foretune.tasks.numerics.batches import Batch
+from foretune.tasks.numerics.losses import SampleLosses
 from foretune.tasks.numerics.objectives import Call, Objective
 from foretune.tasks.numerics.row_gradients import RowTaps
 
@@ -73,14 +74,20 @@ class GradientSum:
             self.residual_sum = summed if self.residual_sum is None else self.residual_sum + summed
         self.tokens += tokens
         self.loss_sum += float(loss_sum.detach())
-        return BatchGradient(
-            loss=float(loss_sum.detach()) / tokens,
-            tokens=tokens,
-            module_norms=[square**0.5 for square in squares],
-            global_norm=sum(squares) ** 0.5,
-            sample_losses=list(zip(losses.loss_sum.tolist(), losses.tokens.tolist(), strict=True)),
-            rows=taps.projected(of_outputs) if taps else {},
-        )
+        return batch_gradient(losses, squares, taps.projected(of_outputs) if taps else {})
+
+
+def batch_gradient(losses: SampleLosses, squares: Sequence[float], rows: dict[str, Tensor]) -> BatchGradient:
+    """What one micro-batch says; `squares` are the modules' squared norms of the token-mean gradient."""
+    loss_sum, tokens = losses.loss_sum.detach(), float(losses.tokens.sum())
+    return BatchGradient(
+        loss=float(loss_sum.sum()) / tokens,
+        tokens=tokens,
+        module_norms=[square**0.5 for square in squares],
+        global_norm=sum(squares) ** 0.5,
+        sample_losses=list(zip(loss_sum.tolist(), losses.tokens.tolist(), strict=True)),
+        rows=rows,
+    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from foretune.tasks.numerics.batches import Batch
 from foretune.tasks.numerics.factored import Factored
-from foretune.tasks.numerics.gradients import BatchGradient
+from foretune.tasks.numerics.gradients import BatchGradient, batch_gradient
 from foretune.tasks.numerics.objectives import Call, Objective
 from foretune.tasks.numerics.ranks import LEFT, PROBES, RIGHT
 
@@ -223,14 +223,7 @@ class SketchSum:
         squares = [found.get(name, 0.0) / tokens**2 for name in self.sketches]
         self.tokens += tokens
         self.loss_sum += float(loss_sum.detach())
-        return BatchGradient(
-            loss=float(loss_sum.detach()) / tokens,
-            tokens=tokens,
-            module_norms=[square**0.5 for square in squares],
-            global_norm=sum(squares) ** 0.5,
-            sample_losses=list(zip(losses.loss_sum.tolist(), losses.tokens.tolist(), strict=True)),
-            rows=rows,
-        )
+        return batch_gradient(losses, squares, rows)
 
     def add_value(self, value: Callable[[dict[str, Tensor]], Tensor]) -> None:
         """Add the gradient of a scalar function of the weights, which may call the model several times."""
