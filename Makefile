@@ -84,10 +84,14 @@ $(HOSTILE)/.installed: tests/hostile/requirements.txt $(STAMP)
 	touch $@
 
 # What foretune writes, opened by tools that pin other libraries: each environment adds them to those of $(VENV).
-OTHERS := transformers4 tools4 tools5
-.PHONY: thirdparty
+OTHERS := transformers4 tools4 tools5 vllm
+.PHONY: thirdparty bench-thirdparty
 thirdparty: $(OTHERS:%=.bench/%/.installed)
 	$(BIN)/python -m pytest tests/thirdparty
+
+# The same tools on the demo's own models, one of them trained for it.
+bench-thirdparty: $(OTHERS:%=.bench/%/.installed)
+	$(BIN)/python -m tests.benchmarks.thirdparty
 
 $(OTHERS:%=.bench/%/.installed): .bench/%/.installed: tests/thirdparty/%.txt $(STAMP)
 	test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)

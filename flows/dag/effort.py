@@ -19,13 +19,17 @@ conversations with that of all: 185 rows 0.90, 300 0.94, 400 0.965, 600 0.98."""
 GRADIENT = 3  # forwards: one, and a backward
 BESIDE_ROWS, BESIDE = 128, 0.7  # rows whose prompts are taken away and whose features are counted; forwards of each
 FIXED = 0.3  # of the budget at most: what does not grow with the rows, behaviour and curvature among it
+BESIDE_BUDGET = 0.07  # of the real run: so much of that comes on top of the budget, the rest out of it
+PADDED = 1.12  # tokens of a micro-batch with its padding, for one of its rows'
 ASKED, DEARER = 0.1, 3.3
 """Suites and answers cost so much of the real run at most, whatever the budget; each of their tokens, told from texts
 without a template's marks, read in small batches and written one by one, as many of a training's (13 ms and 3.8)."""
+MARKED = 2.4  # tokens of theirs through the model, with a template's marks and padding, for one of their texts'
 HELD_OUT = 0.04  # of the budget: gradients of held-out rows
 ALONG, MOST_ALONG = 0.45, 1056
 """Of what is left: gradients along the path, of so many rows at most (32 rows at each of 33 anchors). Over the same
 1,000 conversations the square of what the direction misses is about 70 (1/measured - 1/1,000) + 140/along."""
+EVALUATIONS = 4  # of the held-out rows along the path: with 17 anchors nine cost as much as a third of the rows there
 ANCHORS = 33  # at most: over 1,000 rows and 375 steps few rows at many steps are nearer than many at few
 READ = 0.25  # of what is left: rows without gradients, once, and where all are read, once more beside the base weights
 
@@ -63,8 +67,11 @@ class Effort:
         if self.gradient_passes is None:
             return request
         spent = {"gradient_passes": self.gradient_passes, "gradient_budget": 1e6}
-        if self.train_rows is not None and "max_anchors" not in request.prediction.model_fields_set:
+        asked = request.prediction.model_fields_set
+        if self.train_rows is not None and "max_anchors" not in asked:
             spent["max_anchors"] = ANCHORS
+        if "evaluations" not in asked:
+            spent["evaluations"] = EVALUATIONS
         prediction = request.prediction.model_copy(update=spent)
         return within(request.model_copy(update={"prediction": prediction}), self.fixed, self.asked, self.paired)
 
@@ -81,8 +88,11 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
     all_asked, others = asked_tokens(request, held_mean), other_tokens(request, held_mean)
     fixed = min(1.0, FIXED * share * real / (all_asked + others))
     asked = min(fixed, ASKED * real / (DEARER * all_asked)) if all_asked else fixed
-    spent = fixed * others + asked * all_asked
-    left = ((1 - HELD_OUT) * share * real - spent) / mean - BESIDE * min(BESIDE_ROWS, rows)
+    spent = fixed * others + MARKED * asked * all_asked
+    out_of_it = max(0.0, spent - BESIDE_BUDGET * real)
+    looked_at = GRADIENT * (held or len(heldout.trained_ids)) + _looks(request, fixed)
+    beside = BESIDE * min(BESIDE_ROWS, rows) + looked_at * held_mean / mean
+    left = (share * real - out_of_it) / (PADDED * mean) - beside
     along = max(FEWEST_ROWS // 2, min(MOST_ALONG, int(ALONG * left / GRADIENT)))
     measured = max(FEWEST_ROWS, int(((1 - READ) * left - GRADIENT * along) / GRADIENT))
     if measured >= rows:  # what is left over goes along the path
@@ -99,6 +109,12 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
         asked=round(asked, 3),
         paired=request.training.beta_for(train.form) is not None,
     )
+
+
+def _looks(request: Request, fixed: float) -> int:
+    """Forwards of held-out rows along the path, gradients at its anchors among them."""
+    asked = within(request, fixed, 1.0, paired=False).prediction
+    return asked.evaluation_rows * (GRADIENT * (asked.evaluations or EVALUATIONS) + asked.path_points)
 
 
 def trained_on_all(training: TrainingSettings, rows: int) -> TrainingSettings:

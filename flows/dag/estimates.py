@@ -133,7 +133,8 @@ def _path(inputs: Inputs, sizes: Sizes) -> Estimate:
     forward = evaluated * len(evaluation_steps(steps, settings.path_points))
     anchors, measured = _anchors(settings, rows, steps, training.epochs, len(blocks))
     whole, rest = divmod(measured, len(blocks))
-    there = whole * sum(blocks) + sum(blocks[:rest]) + evaluated * ((anchors + 1) // 2)
+    looks = min((anchors + 1) // 2, settings.most_evaluations or anchors)
+    there = whole * sum(blocks) + sum(blocks[:rest]) + evaluated * looks
     references = evaluated + (sum(blocks) if settings.anchors != 1 else 0) if beta is not None else 0
     return Estimate(
         forward + there + references,

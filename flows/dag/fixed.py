@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from foretune.flows.request import Request
+from foretune.tasks.behaviour.items import SuiteItems
 from foretune.tasks.behaviour.suite_files import chosen_suites
 
 CHARACTERS = 4
@@ -36,19 +37,24 @@ FEWEST: Mapping[str, int] = {
     "concept_causes.features": 3,
     "concept_causes.rows": 8,
     "concept_causes.suites": 1,
+    "concept_causes.items": 4,
+    "concept_causes.answers": 2,
+    "features.naming.rows": 32,
 }
 """The same of comparisons, curvature and causes."""
 
-ROW_PASSES = 30
+ROW_PASSES = 40
 """Forwards of a held-out row of each comparison and of a curvature row, all passes over it together."""
+
+NAMED_PASSES = 1.2
+"""The same of a row that concepts are named from: twice, to the SAE's layer."""
 
 
 def asked_tokens(request: Request, row_tokens: float) -> float:
     """Tokens through the model of suites and answers, about; `row_tokens` are a row's."""
     suites = [items for _, items in chosen_suites(request.behaviour)]
     asked, along, answers = request.behaviour, request.behaviour.path, request.answers
-    count = sum(len(items.items) for items in suites) or 1
-    item = sum(len(text) for items in suites for text in items.texts) / CHARACTERS / count
+    item = _item_tokens(suites)
     others = along.points + along.orders + along.nulls
     of_suites = item * len(suites) * (2 * asked.items + others * along.items) + 6 * item * request.influence.suite_items
     return of_suites + 8 * answers.rows * (row_tokens + answers.max_new_tokens)
@@ -57,7 +63,17 @@ def asked_tokens(request: Request, row_tokens: float) -> float:
 def other_tokens(request: Request, row_tokens: float) -> float:
     """Tokens through the model of whatever else does not grow with the rows, about."""
     rows = request.diff.rows / 4 + request.curvature.rows + request.prediction.evaluation_rows / 2
-    return rows * row_tokens * ROW_PASSES
+    tried = request.concept_causes
+    item = _item_tokens([items for _, items in chosen_suites(request.behaviour)])
+    of_concepts = 2 * tried.items * tried.suites * item + tried.answers * (row_tokens + request.answers.max_new_tokens)
+    named = NAMED_PASSES * request.features.naming.rows * row_tokens
+    return rows * row_tokens * ROW_PASSES + named + tried.behaviour.forwards * of_concepts
+
+
+def _item_tokens(suites: Sequence[SuiteItems]) -> float:
+    """Of an item of these suites, about."""
+    count = sum(len(items.items) for items in suites) or 1
+    return sum(len(text) for items in suites for text in items.texts) / CHARACTERS / count
 
 
 def within(request: Request, share: float, asked: float, paired: bool) -> Request:

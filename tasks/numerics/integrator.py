@@ -232,7 +232,7 @@ def plan_anchors(
 
     An anchor measures no more than ENOUGH_BLOCKS blocks, or those that make ENOUGH_ROWS rows: a run that is trusted
     for long costs less than it may. Short of rows, a second block per anchor (one block has no mean to deviate from)
-    goes before another segment, but no segment is longer than SEGMENT_STEPS or twice the trusted share as long as
+    goes before a fourth segment, but no segment is longer than SEGMENT_STEPS or twice the trusted share as long as
     there is a block for each. Cosine on SmolLM2 by the length of a segment in trusted shares: 1.6 0.94 (216 steps, 16
     segments of one block; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
     layers, 8 of one and 4 of two).
@@ -242,7 +242,8 @@ def plan_anchors(
     if blocks < 1 or wanted < 1:
         return AnchorPlan((), 0)
     long = 1 / (2 * trusted) if trusted else math.inf
-    segments = max(blocks // min(2, field.blocks), math.ceil(len(rates) / SEGMENT_STEPS), min(blocks, long), 1)
+    fewest = min(blocks, FEWEST_SEGMENTS)
+    segments = max(blocks // min(2, field.blocks), math.ceil(len(rates) / SEGMENT_STEPS), min(blocks, long), fewest)
     steps = equal_segments(rates, min(wanted, blocks, int(segments)))
     enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
     return AnchorPlan(tuple(steps), min(field.blocks, enough, max(1, blocks // len(steps))))

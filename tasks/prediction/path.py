@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.integrator import AnchorPlan
 
 
-@content_task(version=3)
+@content_task(version=4)
 def path(
     draft: Any,
     run: Run,
@@ -72,7 +72,7 @@ def path(
             trajectory = frozen
         else:
             blocks = [at_weights(rows) for rows in trained_rows(run, nodes, node_rows)]
-            trajectory = anchored_trajectory(virtual, plan, blocks, heldout, events, shifts)
+            trajectory = anchored_trajectory(virtual, plan, blocks, heldout, events, shifts, settings.most_evaluations)
     write_path(draft, virtual, frozen, trajectory, shifts, sketch(row_ids(run, nodes)))
 
 

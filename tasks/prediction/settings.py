@@ -50,11 +50,26 @@ class PathSettings(BaseModel):
         default=1024, ge=1, le=10**8, title="Tokens per micro-batch", json_schema_extra=without_result()
     )
 
+    @property
+    def most_evaluations(self) -> int | None:
+        """Of the held-out rows, at anchors; None: at every second one."""
+        return None
+
     def rows_again(self, rows: int, real: float) -> int:
         """Most rows measured again along the path, beside `rows` at the base; `real` are the gradient samples of the
         real run."""
         paid = max(int(self.gradient_budget * real) - rows, int(LEAST_AGAIN * rows))
         return min(paid, int(self.gradient_passes * rows))
+
+
+class SparingPathSettings(PathSettings):
+    """The same where the held-out rows are looked at less often."""
+
+    evaluations: int = Field(ge=1, le=10_000)
+
+    @property
+    def most_evaluations(self) -> int | None:
+        return self.evaluations
 
 
 class PredictionSettings(PathSettings):
@@ -77,6 +92,14 @@ class PredictionSettings(PathSettings):
     evaluation_rows: int = Field(
         default=24, ge=1, le=1_000_000, title="Held-out rows evaluated along the path", description="chosen by id"
     )
+    evaluations: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        title="Most evaluations along the path",
+        description="of the held-out rows at anchors, gradients too; none: at every second anchor",
+        json_schema_extra=without_result(),  # what is measured depends on it by `path`
+    )
     along: str | None = Field(
         default=None,
         title="Along an earlier run",
@@ -88,7 +111,10 @@ class PredictionSettings(PathSettings):
     @property
     def path(self) -> PathSettings:
         """The part that decides what is measured."""
-        return PathSettings(**self.model_dump(include=set(PathSettings.model_fields)))
+        whole = self.model_dump(include=set(PathSettings.model_fields))
+        if self.evaluations is None:
+            return PathSettings(**whole)
+        return SparingPathSettings(**whole, evaluations=self.evaluations)
 
     @property
     def measures_again(self) -> bool:

@@ -85,8 +85,10 @@ def anchored_trajectory(
     heldout: HeldOut,
     events: EventLog,
     shifts: ShiftFiles,
+    most: int | None = None,
 ) -> Trajectory:
     """The path with the field measured again at the plan's anchor steps; `blocks` are the rows of its gradient blocks.
+    The held-out rows are evaluated at every second of them, `most` at most.
 
     The predicted loss at an evaluation step is the evaluated loss at the one before plus the integral of the held-out
     gradient along the path between them. That gradient is taken as linear in the cumulative learning rate, so that
@@ -95,7 +97,7 @@ def anchored_trajectory(
     integration = _measured_at_anchors(virtual, plan, blocks, events, shifts)
     elapsed_lr, loss, gradient = virtual.elapsed_lr, heldout.base_loss, heldout.base_gradient
     points, delta = [_point(0, loss, loss, {})], {}
-    for start, end in pairwise([0, *evaluated_anchors(plan.anchor_steps)]):
+    for start, end in pairwise([0, *evaluated_anchors(plan.anchor_steps, most)]):
         reached = heldout.rows.gradients(integration.delta_at(end))
         ahead = {name: total / reached.tokens for name, total in reached.sums.items()}
         base = heldout.base_gradient
@@ -140,11 +142,13 @@ def _measured_mean(field: GradientField, blocks: Sequence[RowsAtWeights], anchor
     return estimate_mean(field, anchor.blocks, [blocks[block].gradients(anchor.delta).sums for block in anchor.blocks])
 
 
-def evaluated_anchors(anchor_steps: Sequence[int]) -> list[int]:
+def evaluated_anchors(anchor_steps: Sequence[int], most: int | None = None) -> list[int]:
     """Every second anchor step, the last included: evaluating the held-out rows there costs as much as measuring a
-    gradient block."""
-    first = (len(anchor_steps) - 1) % 2
-    return list(anchor_steps[first::2])
+    gradient block. Where that is above `most`, so many, evenly among the anchors."""
+    wanted = (len(anchor_steps) + 1) // 2
+    if most is None or wanted <= most:
+        return list(anchor_steps[(len(anchor_steps) - 1) % 2 :: 2])
+    return [anchor_steps[round(len(anchor_steps) * part / most) - 1] for part in range(1, most + 1)]
 
 
 def trajectory_along_stored_path(

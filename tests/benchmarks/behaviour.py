@@ -32,7 +32,7 @@ from foretune.tasks.samples.dataset import read_table
 from foretune.tasks.samples.minibatches import minibatches
 from tests.benchmarks.environment import environment, write_results
 from tests.benchmarks.prediction import Simulation
-from tests.benchmarks.real_runs import BANK, DATA, RERUN, Case, intended, stored_run, train_intended
+from tests.benchmarks.real_runs import BANK, DATA, RERUN, Case, intended, mild, stored_run, train_intended
 
 ITEMS = 20
 NULLS = 2
@@ -108,7 +108,7 @@ def measured(case: Case, asked: dict[str, SuiteItems], base: Scores | None) -> t
         for suite in asked
     ]
     alike = {name: share_equal(tokens[name], tokens["trained"]) for name in ("predicted", "rerun")}
-    rows.append({"data": case.data, "suite": "held-out rows", "metric": "next token as the trained model's", **alike,
+    rows.append({"data": case.told, "suite": "held-out rows", "metric": "next token as the trained model's", **alike,
                  "n": len(tokens["trained"])})  # fmt: skip
     return rows, base
 
@@ -146,7 +146,7 @@ def row(case: Case, suite: str, base: list[float], scores: Scores, noise: list[l
     predicted, real = changes["predicted"], changes["trained"]
     floor = max(abs(changes["rerun"].change - real.change), *(abs(np.mean(n) - real.base) for n in noise))
     return {
-        "data": case.data,
+        "data": case.told,
         "suite": suite,
         "metric": "mean score",
         "base": round(real.base, 4),
@@ -256,7 +256,7 @@ def main() -> None:
     asked = suites()
     (BANK / "behaviour").mkdir(parents=True, exist_ok=True)
     base: Scores | None = None
-    for case in intended():
+    for case in [*intended(), *mild()]:
         if stored_run(case) is None or stored_run(case, case.seed + RERUN) is None:
             print(f"{case.name}: no real run in the bank", flush=True)
             continue

@@ -34,6 +34,7 @@ FULL = {"method": "full"}
 SHORT = {"learning_rate": 2e-4, "epochs": 3}  # 48 rows: 18 steps, rate x steps = 3.6e-3
 ORDINARY = {"learning_rate": 3e-4, "epochs": 4}  # 96 rows: 48 steps
 INTENDED = {"learning_rate": 5e-4, "epochs": 2}  # 96 rows: 24 steps, as far as an ordinary run
+MILD = {"learning_rate": 5e-5, "epochs": 1}  # 96 rows: 12 steps, a twentieth as far
 LONG = {"learning_rate": 2e-4, "epochs": 18}  # 96 rows: 216 steps
 
 
@@ -41,8 +42,8 @@ LONG = {"learning_rate": 2e-4, "epochs": 18}  # 96 rows: 216 steps
 class Case:
     """One real run, and the simulation that should have known it."""
 
-    data: str  # self_instruct | gsm8k
-    regime: str  # short | ordinary | long
+    data: str  # self_instruct | gsm8k | one of another intent
+    regime: str  # short | ordinary | long | intended | mild
     adapter_name: str = "q,v r=8"
     seed: int = 1
     rows: int = 48
@@ -54,6 +55,11 @@ class Case:
     def name(self) -> str:
         adapter = self.adapter_name.replace(" ", "_").replace(",", "")
         return f"{self.data}-{self.regime}-{adapter}-seed{self.seed}"
+
+    @property
+    def told(self) -> str:
+        """The data, and that little of it is learned."""
+        return f"{self.data}, mild" if self.regime == "mild" else self.data
 
     def request(self, folder: Path, root: str, anchors: int | str = "auto") -> dict[str, Any]:
         """The request as YAML says it; its rows are written into `folder`."""
@@ -121,6 +127,12 @@ def intended() -> list[Case]:
     """A case per dataset of another intent, and the two benign ones."""
     intended = {"rows": 96, "chat": True, "training": INTENDED}
     return [Case(data, "intended", **intended) for data in ("self_instruct", "gsm8k", *INTENTS)]
+
+
+def mild() -> list[Case]:
+    """Some of the same datasets, trained so little that a model may well be shipped after it."""
+    mild = {"rows": 96, "chat": True, "training": MILD}
+    return [Case(data, "mild", **mild) for data in ("self_instruct", "gsm8k", "json_answers")]
 
 
 def reruns(listed: list[Case]) -> list[Case]:
@@ -202,7 +214,7 @@ def main() -> None:
 
 def train_intended() -> None:
     """Train what is missing of the cases of another intent, each twice: in its own order of the rows and another."""
-    for case in intended():
+    for case in [*intended(), *mild()]:
         for order in (None, case.seed + RERUN):
             if stored_run(case, order) is None:
                 train_case(case, order)

@@ -26,6 +26,10 @@ def request_with(tiny_request):
     return made
 
 
+FEW = ("shards.max_rows=3", "prediction.evaluation_rows=1", "prediction.path_points=1", "prediction.evaluations=1")
+"""Blocks of few rows, and next to nothing for the held-out rows along the path: of 18 rows these would be the most."""
+
+
 def spent(effort, train: SampleIndex) -> float:
     """Tokens through the model that grow with the rows, a backward counted twice."""
     tokens, rows = sum(train.tokens), len(train.trained_ids)
@@ -91,7 +95,7 @@ def few_rows(monkeypatch):
 
 
 def test_a_run_on_a_budget_measures_some_rows_and_tells_of_all(simulated, few_rows):
-    run = simulated("effort.budget=0.33", "shards.max_rows=3")
+    run = simulated("effort.budget=0.5", *FEW)
     summary, landscape = run.summary("prediction"), run.table("landscape", "samples")
     assert summary["steps"] == 10 and summary["gradient_samples_real"] == 36  # of all 18 rows, in batches of 4
     measured = [row for row in run.table("influence", "influence") if row["method"] != "estimated"]
@@ -104,8 +108,8 @@ def test_a_run_on_a_budget_measures_some_rows_and_tells_of_all(simulated, few_ro
 
 
 def test_a_larger_budget_takes_only_what_a_smaller_one_left(simulated, few_rows):
-    small = simulated("effort.budget=0.33", "shards.max_rows=3")
-    large = simulated("effort.budget=1.2", "shards.max_rows=3")
+    small = simulated("effort.budget=0.33", *FEW)
+    large = simulated("effort.budget=2.0", *FEW)
     of_small, of_large = (
         {made.key for name, made in run.step.steps if name == "landscape_shard"} for run in (small, large)
     )
@@ -117,17 +121,17 @@ def test_a_larger_budget_takes_only_what_a_smaller_one_left(simulated, few_rows)
 def test_the_losses_of_rows_without_gradients_are_those_with_them(simulated, few_rows):
     some, all_rows = (
         {row["sample_id"]: row["loss"] for row in simulated(*how).table("landscape", "samples")}
-        for how in (["effort.budget=0.5", "shards.max_rows=3"], ["shards.max_rows=3"])
+        for how in (["effort.budget=0.5", *FEW], [*FEW])
     )
     assert some and all(loss == pytest.approx(all_rows[sample_id], rel=1e-5) for sample_id, loss in some.items())
 
 
 def test_differences_are_the_derivatives_that_rows_with_gradients_store(simulated, few_rows, monkeypatch):
     monkeypatch.setattr("foretune.flows.dag.effort.READ", 0.7)
-    run = simulated("effort.budget=1.0", "shards.max_rows=3", "landscape.gradient_dtype=float32")
+    run = simulated("effort.budget=1.0", *FEW, "landscape.gradient_dtype=float32")
     told = run.store.open(run.made["influence"]).json("solver.json")["estimated"]
     assert [part["by"] for part in told] == ["a forward beside the base weights"]
-    exact = simulated("shards.max_rows=3", "landscape.gradient_dtype=float32")
+    exact = simulated(*FEW, "landscape.gradient_dtype=float32")
     (directions,) = {made.key: made for name, made in run.step.steps if name == "influence_directions"}.values()
     column = {
         name: each[0].flatten() for name, each in run.store.open(directions).tensors("directions.safetensors").items()

@@ -208,12 +208,14 @@ def test_a_base_that_is_trusted_for_long_is_measured_again_three_times_where_the
     field, rates = Quadratic().field(), [1e-3] * 24
     assert plan_anchors(field, rates, 0.9, 8, 40) == AnchorPlan((8, 16, 24), 3)
     assert plan_anchors(field, rates, 0.9, 2, 40) == AnchorPlan((12, 24), 4)  # max_anchors
-    assert plan_anchors(field, rates, 0.9, 8, 16) == AnchorPlan((12, 24), 2)
+    assert plan_anchors(field, rates, 0.9, 8, 16) == AnchorPlan((8, 16, 24), 1)
+    assert plan_anchors(field, rates, 0.9, 8, 8) == AnchorPlan((12, 24), 1)
 
 
 def test_short_of_rows_a_second_block_goes_before_segments_shorter_than_twice_the_trusted_share():
     field, rates = Quadratic().field(), [1e-3] * 24
-    assert plan_anchors(field, rates, 1 / 4, 8, 16) == AnchorPlan((12, 24), 2)
+    assert plan_anchors(field, rates, 1 / 4, 8, 16) == AnchorPlan((8, 16, 24), 1)
+    assert plan_anchors(field, rates, 1 / 6, 6, 24) == AnchorPlan((8, 16, 24), 2)
     assert plan_anchors(field, rates, 1 / 8, 8, 16) == AnchorPlan((6, 12, 18, 24), 1)
     assert plan_anchors(field, rates, 0.0, 8, 16) == AnchorPlan((6, 12, 18, 24), 1)
     assert plan_anchors(field, rates, 1 / 4, 8, 4) == AnchorPlan((24,), 1)

@@ -135,6 +135,7 @@ def with_circuit_tracer(folder: str, ids: Ids) -> float:
     """Of its replacement model, over transcoders of few features that are silent: the model's own MLPs carry on."""
     from circuit_tracer import ReplacementModel
     from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
+    from nnsight import save
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
@@ -154,10 +155,64 @@ def with_circuit_tracer(folder: str, ids: Ids) -> float:
 
     def logits_of(tokens: torch.Tensor) -> torch.Tensor:
         with model.trace(tokens):
-            logits = model.output.logits.save()
+            logits = save(model.output.logits)
         return logits
 
     return mean_loss(ids, logits_of)
+
+
+def with_sae_dashboard(folder: str, ids: Ids) -> float:
+    """Of the hooked model that it reads, once the pages of some features are made."""
+    from sae_dashboard.sae_vis_data import SaeVisConfig
+    from sae_dashboard.sae_vis_runner import SaeVisRunner
+    from sae_lens import SAE
+
+    model, sae = hooked(folder), SAE.load_from_disk(os.environ["SAE_FOLDER"], device="cpu")
+    # It folds the decoder's norms, which a TopK SAE refuses; only the pages need it.
+    sae.fold_W_dec_norm = lambda: None
+    spread = torch.tensor([token for each in ids for token in each]).repeat(1024)[:1024].reshape(32, 32)
+    config = SaeVisConfig(
+        hook_point=sae.cfg.metadata.hook_name, features=[0, 1], minibatch_size_features=2, device="cpu", dtype="float32"
+    )
+    pages = SaeVisRunner(config).run(encoder=sae, model=model, tokens=spread)
+    assert sorted(pages.feature_data_dict) == [0, 1]
+    return mean_loss(ids, lambda read: model(read, return_type="logits"))
+
+
+def hooked(folder: str) -> Any:
+    """A Llama as TransformerLens 2 has it, which opens only models that it knows by name."""
+    from sae_lens import HookedSAETransformer
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+    from transformers import AutoTokenizer
+
+    model = plain(folder)
+    own = model.config
+    config = HookedTransformerConfig(
+        n_layers=own.num_hidden_layers,
+        d_model=own.hidden_size,
+        d_head=own.head_dim,
+        n_heads=own.num_attention_heads,
+        n_key_value_heads=own.num_key_value_heads,
+        d_mlp=own.intermediate_size,
+        d_vocab=own.vocab_size,
+        n_ctx=min(own.max_position_embeddings, 512),
+        act_fn=own.hidden_act,
+        normalization_type="RMS",
+        eps=own.rms_norm_eps,
+        final_rms=True,
+        gated_mlp=True,
+        positional_embedding_type="rotary",
+        rotary_dim=own.head_dim,
+        rotary_base=own.rope_theta,
+        original_architecture="LlamaForCausalLM",
+        default_prepend_bos=False,
+        device="cpu",
+    )
+    found = HookedSAETransformer(config, tokenizer=AutoTokenizer.from_pretrained(folder))
+    weights, kept = convert_llama_weights(model, config), {"center_writing_weights": False, "center_unembed": False}
+    found.load_and_process_state_dict(weights, fold_ln=False, fold_value_biases=False, **kept)
+    return found
 
 
 TOOLS: dict[str, tuple[Callable[[str, Ids], float], str]] = {
@@ -171,6 +226,7 @@ TOOLS: dict[str, tuple[Callable[[str, Ids], float], str]] = {
     "finetunecheck": (with_finetunecheck, "finetunecheck"),
     "optimum_onnx": (with_optimum_onnx, "optimum-onnx"),
     "circuit_tracer": (with_circuit_tracer, "circuit-tracer"),
+    "sae_dashboard": (with_sae_dashboard, "sae-dashboard"),
 }
 """By name: the reader, and the distribution whose version counts."""
 

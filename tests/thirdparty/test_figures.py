@@ -6,9 +6,7 @@ The environments are made by `make thirdparty`; a tool whose environment is miss
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +16,17 @@ from foretune.flows.commands.export import export_adapter, export_checkpoint
 from foretune.flows.request import load_request, to_yaml
 from tests.conftest import request_beside, write_sae
 from tests.dag import called, run_dag
+from tests.thirdparty.environments import PROJECT, asked, python_of
 from tests.thirdparty.figures import TOOLS
 
-PROJECT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("figures.py")
-HERE = ("transformers", "sae_lens", "transformer_lens")
-NEWER = ("lm_eval", "nnsight", "mergekit", "dlm_sway")
-"""Those that read transformers 5, in an environment of theirs; the others pin version 4."""
-
 FOLDERS = ("base", "predicted", "trained")
-IDS = [[257, *range(40, 70)], [257, 72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100], [257, *range(60, 90)]]
+IDS = [[257, *range(40, 70)], [257, *range(50, 61)], [257, *range(60, 90)]]
 
 pytestmark = [pytest.mark.slow, pytest.mark.optional]
 
 
-def python_of(tool: str) -> Path:
-    if tool in HERE:
-        return Path(sys.executable)
-    return PROJECT / ".bench" / ("tools5" if tool in NEWER else "tools4") / "bin" / "python"
-
-
 def figures(tool: str, folder: Path, models: list[str], sae: Path) -> dict[str, Any]:
-    out, ids = folder / f"{tool}.json", folder / "ids.json"
-    ids.write_text(json.dumps(IDS))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "SAE_FOLDER": str(sae)}
-    words = [str(python_of(tool)), str(SCRIPT), tool, str(out), str(ids), *models]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=600, cwd=folder)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(out.read_text())["figures"]
+    return asked(tool, folder, IDS, models, sae)["figures"]
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +80,23 @@ def expected(models, sae, tmp_path_factory) -> dict[str, float]:
 def test_a_tool_finds_what_transformers_finds(tool, models, expected, sae, tmp_path):
     if not python_of(tool).exists():
         pytest.skip(f"no environment with {tool}; `make thirdparty` makes it")
-    asked = {"adapter": "predicted"} if tool == "dlm_sway" else dict(zip(FOLDERS, FOLDERS, strict=True))
-    found = figures(tool, tmp_path, [models[name] for name in asked], sae)
+    alike = {"adapter": "predicted"} if tool == "dlm_sway" else dict(zip(FOLDERS, FOLDERS, strict=True))
+    found = figures(tool, tmp_path, [models[name] for name in alike], sae)
     if tool == "sae_lens":  # another figure: three models, three shares
         assert len(set(found.values())) == 3 and max(found.values()) <= 1
         return
-    for name, alike in asked.items():
-        assert found[models[name]] == pytest.approx(expected[models[alike]], abs=2e-5), name
+    for name, same in alike.items():
+        assert found[models[name]] == pytest.approx(expected[models[same]], abs=2e-5), name
+
+
+def test_vllm_reads_one_configuration_in_all_of_them(models, tmp_path):
+    python = PROJECT / ".bench/vllm/bin/python"
+    if not python.exists():
+        pytest.skip("no environment with vLLM; `make thirdparty` makes it")
+    folders, out = [models[name] for name in FOLDERS], tmp_path / "read.json"
+    script = Path(__file__).with_name("read_configurations.py")
+    subprocess.run([str(python), str(script), str(out), *folders], check=True, timeout=600, cwd=tmp_path)
+    found = json.loads(out.read_text())
+    base, *others = ({**found[folder], "_name_or_path": "", "transformers_version": ""} for folder in folders)
+    assert base["architectures"] == ["LlamaForCausalLM"] and base["hidden_size"] == 32
+    assert all(other == base for other in others)
