@@ -51,6 +51,7 @@ def test_the_same_sae_at_another_name_of_the_same_place_measures_the_same(two, f
     several = {name: 2 * count for name, count in PER_SAE.items()}
     assert Counter(done.computed) == Counter([*FORWARD, *READ_FIRST, "report"]) + Counter(several)
     assert Counter(task["task"] for task in two.plan["tasks"] if task["state"] == "run") == Counter(done.computed)
+    assert {task["why"] for task in two.plan["tasks"] if task["task"] == "firings"} == {"SAEs (1 -> 2)"}
     again = {"features", "sae_diff", "concepts", *READ_FIRST, "report"}
     assert all(done.made[name].key == first.made[name].key for name in first.made if name not in again)
     assert all(same_files(done.store, done.made[name], first.made[name]) for name in again - {"report"})
