@@ -64,7 +64,8 @@ def outside_inputs(nodes: dict[str, dict[str, Any]]) -> dict[str, str]:
         if node["task"] == "samples":
             found[f"{inputs['role']} rows"] = _digest(inputs.get("source"))
             found["tokenizer"] = _digest(inputs.get("tokenizer"))
-        for name, part in (("model", inputs.get("model")), (SAE, inputs.get("sae"))):
+        sae = inputs.get("sae")
+        for name, part in (("model", inputs.get("model")), (SAE, sae[0] if isinstance(sae, list) else sae)):
             found[name] = found.get(name) or _digest(part and part.get("weights"))
         found["model file"] = found.get("model file") or _digest(inputs.get("gguf"))
         found["labels"] = found.get("labels") or _digest(inputs.get("labels"))

@@ -286,7 +286,8 @@ def _forward(batches: Sequence[tuple[int, int]], times: int = 1) -> Estimate:
 
 
 def _to_hook(batches: Sequence[tuple[int, int]], sizes: Sizes, sae: Any, times: int = 1) -> Estimate:
-    share = sizes.known(sizes.hook_shares.get(sae, sizes.hook_share))
+    """One forward, to the deepest hook of the SAEs."""
+    share = max(sizes.known(sizes.hook_shares.get(each, sizes.hook_share)) for each in sae.each)
     return Estimate(times * sum(round(own * share) for own, _ in batches), 0, read=_widest(batches))
 
 

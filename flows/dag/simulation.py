@@ -8,7 +8,7 @@ from foretune.flows.dag.answers import answer_passes
 from foretune.flows.dag.causes import cause_passes
 from foretune.flows.dag.circuits import circuit_passes, concept_behaviour_passes, concept_cause_passes
 from foretune.flows.dag.comparison import comparison
-from foretune.flows.dag.concepts import concept_passes, more_concepts
+from foretune.flows.dag.concepts import concept_passes
 from foretune.flows.dag.influence import influence_passes
 from foretune.flows.dag.residual import residual_passes
 from foretune.flows.dag.suites import asked_suites, suite_passes
@@ -47,7 +47,6 @@ def simulation(wiring: Wiring) -> dict[str, Any]:
     if sources.sae is not None:
         made |= concept_passes(wiring, train, made)
         made |= concept_cause_passes(wiring, made)
-        made |= more_concepts(wiring, made)
     made |= residual_passes(wiring, made)
     pairs = wiring.preference(train, made)
     if pairs is not None:

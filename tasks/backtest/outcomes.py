@@ -53,7 +53,7 @@ class HeldOut:
         base = self.adapted.weights
         weights = {name: base[name] + change.to(base[name]) for name, change in delta.items()}
         loaded = self.adapted.loaded
-        found = sample_activations(loaded, self.autoencoder, self.compared, self.settings, weights)
+        (found,) = sample_activations(loaded, [self.autoencoder], self.compared, self.settings, weights)
         return found.sums.sum(0) / found.tokens.sum()
 
 

@@ -44,7 +44,8 @@ def feature_contexts(
     autoencoder, predicted = sae.open(), model.moved_to(checkpoint).open(run)
     cut = [first_tokens(table) for _, table in tables]
     with device_lock(predicted):
-        found = [each for table in cut for each in fired_tokens(predicted, autoencoder, table, settings.batch_tokens)]
+        read = [fired_tokens(predicted, [autoencoder], table, settings.batch_tokens) for table in cut]
+    found = [each for (texts,) in read for each in texts]
     fired = on_both_sides(before, found, [len(ids) for table in cut for ids in table["input_ids"].to_pylist()])
     draft.write_table("activations.parquet", fired)
     loaded = model.open(run)

@@ -7,6 +7,7 @@ feature that is silent in the base model can appear ("dormant but moving").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from foretune.storage.refs import ArtifactRef
@@ -16,8 +17,8 @@ from foretune.tasks.engine.keys import NUMERICS, Fingerprint
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.adapter_factors import stored_delta
 from foretune.tasks.inputs.concepts import NamingSettings
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
-from foretune.tasks.loading.hooks import run_to_hook
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, SaeHandles, device_lock, opened_saes
+from foretune.tasks.loading.hooks import run_to_hooks
 from foretune.tasks.loading.logit_lens import every_token
 from foretune.tasks.saes import clearly_promoted, given_labels
 from foretune.tasks.samples.minibatches import minibatches, token_masks
@@ -33,47 +34,57 @@ def feature_scores(
     prediction: ArtifactRef,
     rows: SubsetRows,
     model: ModelHandle,
-    sae: SaeHandle,
+    sae: SaeHandle | SaeHandles,
     settings: FeatureSettings,
     base: ArtifactRef | None = None,
 ) -> None:
     """The seed's score with descent's sign and the tangent along the predicted delta, of features by number.
 
     Without a gradient at this SAE's hook there is no score; `base` then tells what its features do at the base weights.
+    Of several SAEs each in the folder of its place; the gradient is at the first one's hook, the others have `base`.
     """
     import pyarrow as pa
 
-    loaded, autoencoder = model.open(run), sae.open()
-    base_acts, score, dormant = estimates(run, autoencoder, gradient, baseline, base)
+    loaded, autoencoders = model.open(run), opened_saes(sae)
     delta = stored_delta(run.store.open(prediction))
     table = rows.read(run)
     with device_lock(loaded):
-        predicted = tangent_changes(loaded, autoencoder, delta, table, settings)
-    draft.write_table(
-        "features.parquet",
-        pa.table(
-            {
-                "feature": list(range(autoencoder.d_sae)),
-                "base_act": base_acts.numpy(),
-                "score": pa.array(score.numpy(), from_pandas=True),  # not a number: not known
-                "predicted_change": predicted.numpy(),
-                "dormant": dormant.numpy(),
-                "agrees": ((score * predicted) >= 0).numpy(),
-            }
-        ),
-    )
+        tangents = tangent_changes(loaded, autoencoders, delta, table, settings)
+    for folder, autoencoder, predicted in zip(sae.folders, autoencoders, tangents, strict=True):
+        known = (gradient, baseline) if folder == sae.folders[0] else (None, None)
+        base_acts, score, dormant = estimates(run, autoencoder, *known, base, folder)
+        draft.write_table(
+            f"{folder}features.parquet",
+            pa.table(
+                {
+                    "feature": list(range(autoencoder.d_sae)),
+                    "base_act": base_acts.numpy(),
+                    "score": pa.array(score.numpy(), from_pandas=True),  # not a number: not known
+                    "predicted_change": predicted.numpy(),
+                    "dormant": dormant.numpy(),
+                    "agrees": ((score * predicted) >= 0).numpy(),
+                }
+            ),
+        )
 
 
 def estimates(
-    run: Run, autoencoder: Any, gradient: ArtifactRef | None, baseline: ArtifactRef | None, base: ArtifactRef | None
+    run: Run,
+    autoencoder: Any,
+    gradient: ArtifactRef | None,
+    baseline: ArtifactRef | None,
+    base: ArtifactRef | None,
+    folder: str = "",
 ) -> tuple[Any, Any, Any]:
-    """Mean activation at the base weights, score and whether it never fires, [d_sae] each; no score is NaN."""
+    """Mean activation at the base weights, score and whether it never fires, [d_sae] each; no score is NaN.
+
+    `folder` is where `base` has what is of this SAE."""
     import torch
 
     from foretune.tasks.numerics import features as numerics
 
     if gradient is None or baseline is None:
-        sums = run.store.open(base).tensors("sums.safetensors")  # pyright: ignore[reportArgumentType]
+        sums = run.store.open(base).tensors(f"{folder}sums.safetensors")  # pyright: ignore[reportArgumentType]
         acts = (sums["sums"].sum(0) / sums["tokens"].sum()).float()
         return acts, torch.full_like(acts, torch.nan), acts <= 0
     acts = run.store.open(baseline).tensors("baseline.safetensors")["base_acts_mean"]
@@ -128,30 +139,32 @@ def features(
     draft.write_table("features.parquet", table)
 
 
-def tangent_changes(loaded: Any, autoencoder: Any, delta: dict[str, Any], table: Any, settings: FeatureSettings) -> Any:
+def tangent_changes(
+    loaded: Any, autoencoders: Sequence[Any], delta: dict[str, Any], table: Any, settings: FeatureSettings
+) -> list[Any]:
     """Mean over label tokens of encode(h + dh) - encode(h), dh the derivative of the residual along `delta`.
 
-    dh is the central difference (h(W + e d) - h(W - e d)) / 2e, two forwards that stop at the hook. [d_sae]
+    dh is the central difference (h(W + e d) - h(W - e d)) / 2e, two forwards that stop at the last hook. [d_sae] of
+    each SAE; the forwards serve all.
     """
     import torch
 
     base = {name: loaded.weight(name) for name in delta}
     delta = {name: change.to(loaded.device, base[name].dtype) for name, change in delta.items()}
-    total, tokens = torch.zeros(autoencoder.d_sae, dtype=torch.float64), 0
+    hooks = [autoencoder.hook_name for autoencoder in autoencoders]
+    totals, tokens = [torch.zeros(each.d_sae, dtype=torch.float64) for each in autoencoders], 0
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
         _, trained = token_masks(minibatch.batch)
         with torch.no_grad():
-            at = {
-                sign: run_to_hook(
-                    loaded,
-                    minibatch.batch,
-                    autoencoder.hook_name,
-                    {n: w + sign * settings.step * delta[n] for n, w in base.items()},
-                )[trained]
-                for sign in (0.0, 1.0, -1.0)
-            }
-            moved = at[0.0] + (at[1.0] - at[-1.0]) / (2 * settings.step)
-            change = autoencoder.encode(moved) - autoencoder.encode(at[0.0])
-        total += change.sum(dim=0, dtype=torch.float64).cpu()
-        tokens += change.shape[0]
-    return (total / max(tokens, 1)).float()
+            at = []
+            for sign in (0.0, 1.0, -1.0):
+                weights = {n: w + sign * settings.step * delta[n] for n, w in base.items()}
+                read = run_to_hooks(loaded, minibatch.batch, hooks, weights)
+                at.append({hook: resid[trained] for hook, resid in read.items()})
+            for autoencoder, total in zip(autoencoders, totals, strict=True):
+                still, up, down = (read[autoencoder.hook_name] for read in at)
+                moved = still + (up - down) / (2 * settings.step)
+                change = autoencoder.encode(moved) - autoencoder.encode(still)
+                total += change.sum(dim=0, dtype=torch.float64).cpu()
+        tokens += int(trained.sum())
+    return [(total / max(tokens, 1)).float() for total in totals]

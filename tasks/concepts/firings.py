@@ -9,7 +9,7 @@ from foretune.tasks.concepts.fired_tokens import fired_tokens, first_tokens
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.concepts import FiringSettings
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, SaeHandles, device_lock, opened_saes
 from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
@@ -21,35 +21,37 @@ def firings(
     draft: Any,
     run: Run,
     model: ModelHandle,
-    sae: SaeHandle,
+    sae: SaeHandle | SaeHandles,
     rows: SubsetRows,
     heldout: SubsetRows,
     settings: FiringSettings,
 ) -> None:
     """tokens.parquet: the tokens of all rows, in order; firings.parquet: token (its line there), feature, activation.
 
-    The first token of a row is left out, as everywhere (see `baseline`). `settings.rows` is what cut `rows`.
+    The first token of a row is left out, as everywhere (see `baseline`). `settings.rows` is what cut `rows`. Of several
+    SAEs each has its firings in the folder of its place; the tokens are the same.
     """
     import numpy as np
     import pyarrow as pa
 
-    loaded, autoencoder = model.open(run), sae.open()
-    parts, tokens, text = [], [], 0
+    loaded, autoencoders = model.open(run), opened_saes(sae)
+    parts: list[list[Any]] = [[] for _ in autoencoders]
+    tokens, text, start = [], 0, 0
     for role, table in (("train", rows.read(run)), ("heldout", heldout.read(run))):
         cut = first_tokens(table)
         with device_lock(loaded):
-            found = fired_tokens(loaded, autoencoder, cut, settings.batch_tokens)
-        for ids, kept, (position, feature, activation) in zip(
-            cut["input_ids"].to_pylist(), cut["loss_mask"].to_pylist(), found, strict=True
-        ):
-            start = sum(len(each["id"]) for each in tokens)
-            parts.append((position + start, feature, activation))
+            found = fired_tokens(loaded, autoencoders, cut, settings.batch_tokens)
+        texts = zip(cut["input_ids"].to_pylist(), cut["loss_mask"].to_pylist(), zip(*found, strict=True), strict=True)
+        for ids, kept, fired in texts:
+            for own, (position, feature, activation) in zip(parts, fired, strict=True):
+                own.append((position + start, feature, activation))
             columns = {"text": text, "position": list(range(len(ids))), "id": ids, "label": kept, "role": role}
             tokens.append(columns)
-            text += 1
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    named = zip(("token", "feature", "activation"), joined, strict=True)
-    draft.write_table("firings.parquet", pa.table(dict(named)))
+            text, start = text + 1, start + len(ids)
+    for folder, own in zip(sae.folders, parts, strict=True):
+        joined = [np.concatenate(column) for column in zip(*own, strict=True)]
+        named = zip(("token", "feature", "activation"), joined, strict=True)
+        draft.write_table(f"{folder}firings.parquet", pa.table(dict(named)))
     draft.write_table("tokens.parquet", token_lines(tokens))
 
 

@@ -75,6 +75,9 @@ def _compared(path: str, now: Any, before: Any) -> Iterator[Change]:
         yield Change(path, f"{path} ({counted})", fresh, read=True)
     elif _is_reference(now) or _is_reference(before):
         yield Change(path, path, 1, read=True)
+    elif path == "sae" and (isinstance(now, list) or isinstance(before, list)):  # several are read in one forward
+        counts = [len(each) if isinstance(each, list) else int(bool(each)) for each in (before, now)]
+        yield Change(path, "other SAEs" if counts[0] == counts[1] else f"SAEs ({counts[0]} -> {counts[1]})", 1)
     else:
         yield Change(path, f"{path} {_shown(before)} -> {_shown(now)}", 1)
 

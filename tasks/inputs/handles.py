@@ -19,7 +19,7 @@ from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.time_limits import uncounted
 from foretune.tasks.loading import ModelSettings, choose_device, close_models, convert_gguf, load_model
 from foretune.tasks.loading.witnesses import witness
-from foretune.tasks.saes import SaeSettings, load_sae
+from foretune.tasks.saes import SaeSettings, load_sae, load_saes
 
 if TYPE_CHECKING:
     from foretune.tasks.loading import LoadedModel
@@ -85,6 +85,34 @@ class SaeHandle(BaseModel, frozen=True):
 
     def open(self) -> LoadedSae:
         return load_sae(self.settings, localise(self.source.uri))
+
+    @property
+    def each(self) -> tuple[SaeHandle, ...]:
+        return (self,)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where what is made of each SAE lies in an artefact."""
+        return ("",)
+
+
+class SaeHandles(BaseModel, frozen=True):
+    """Several sparse autoencoders that a pass reads in one forward, the first of the request first."""
+
+    each: tuple[SaeHandle, ...]
+
+    def identity(self) -> list[dict[str, Any]]:
+        return [handle.identity() for handle in self.each]
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """A folder per SAE, named by its place: what `sae_part` takes out."""
+        return tuple(f"{place}/" for place in range(1, len(self.each) + 1))
+
+
+def opened_saes(sae: SaeHandle | SaeHandles) -> list[LoadedSae]:
+    """All of them, at once."""
+    return load_saes([(handle.settings, localise(handle.source.uri)) for handle in sae.each])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What an SAE's features do on the label tokens of every sample of a table."""
+"""What the features of one or more SAEs do on the label tokens of every sample of a table."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foretune.tasks.inspection.settings import DiffSettings
-from foretune.tasks.loading.hooks import run_to_hook
+from foretune.tasks.loading.hooks import run_to_hooks
 from foretune.tasks.samples.minibatches import minibatches, token_masks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
     from torch import Tensor
 
@@ -29,32 +31,51 @@ class SampleActivations:
 
 def sample_activations(
     loaded: LoadedModel,
-    autoencoder: LoadedSae,
+    autoencoders: Sequence[LoadedSae],
     table: pa.Table,
     settings: DiffSettings,
     weights: dict[str, Tensor] | None = None,
-) -> SampleActivations:
-    """Every sample's activation sums on its label tokens.
+) -> list[SampleActivations]:
+    """Every sample's activation sums on its label tokens, of each SAE in order; one forward serves all.
 
     `weights` {parameter name: tensor} stand in for the model's own.
     """
     import torch
 
-    from foretune.tasks.numerics.activations import ReconstructionSums
-
-    sums = torch.zeros(len(table), autoencoder.d_sae, dtype=torch.float64)
-    tokens = torch.zeros(len(table), dtype=torch.float64)
-    fired = torch.zeros(autoencoder.d_sae, dtype=torch.float64)
-    quality = ReconstructionSums()
+    sums = [_Sums(autoencoder, len(table)) for autoencoder in autoencoders]
+    hooks = [autoencoder.hook_name for autoencoder in autoencoders]
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
         _, trained = token_masks(minibatch.batch)
         with torch.no_grad():
-            resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name, weights)
-            for position, row in enumerate(minibatch.rows):
-                chosen = resid[position][trained[position]]
-                acts = autoencoder.encode(chosen)
-                sums[row] = acts.sum(dim=0, dtype=torch.float64).cpu()
-                tokens[row] = chosen.shape[0]
-                fired += (acts > 0).sum(dim=0).cpu()
-                quality.add(autoencoder.target(chosen), autoencoder.decode(acts))
-    return SampleActivations(sums, tokens, fired, quality.explained_variance)
+            at = run_to_hooks(loaded, minibatch.batch, hooks, weights)
+            for each in sums:
+                for position, row in enumerate(minibatch.rows):
+                    each.add(row, at[each.autoencoder.hook_name][position][trained[position]])
+    return [each.result() for each in sums]
+
+
+class _Sums:
+    """Of one SAE, row after row."""
+
+    def __init__(self, autoencoder: LoadedSae, rows: int) -> None:
+        import torch
+
+        from foretune.tasks.numerics.activations import ReconstructionSums
+
+        self.autoencoder, self.quality = autoencoder, ReconstructionSums()
+        self.sums = torch.zeros(rows, autoencoder.d_sae, dtype=torch.float64)
+        self.tokens = torch.zeros(rows, dtype=torch.float64)
+        self.fired = torch.zeros(autoencoder.d_sae, dtype=torch.float64)
+
+    def add(self, row: int, chosen: Tensor) -> None:
+        """A row's activations of the model on its label tokens [t, d]."""
+        import torch
+
+        acts = self.autoencoder.encode(chosen)
+        self.sums[row] = acts.sum(dim=0, dtype=torch.float64).cpu()
+        self.tokens[row] = chosen.shape[0]
+        self.fired += (acts > 0).sum(dim=0).cpu()
+        self.quality.add(self.autoencoder.target(chosen), self.autoencoder.decode(acts))
+
+    def result(self) -> SampleActivations:
+        return SampleActivations(self.sums, self.tokens, self.fired, self.quality.explained_variance)

@@ -9,15 +9,16 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
-from foretune.tasks.inspection.activations import sample_activations
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, SaeHandles, opened_saes
+from foretune.tasks.inspection.activations import SampleActivations, sample_activations
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
-    from foretune.tasks.numerics.activations import Halves
+    from foretune.tasks.numerics.activations import Halves, PairedChange
 
 NOISE = 3.0
 """Standard errors that a change must exceed to be called one: thousands of features are compared, and at two a
@@ -32,26 +33,65 @@ def sae_diff(
     checkpoint: ArtifactRef,
     base: ArtifactRef,
     nulls: ArtifactRef | None,
-    sae: SaeHandle,
+    sae: SaeHandle | SaeHandles,
     rows: SubsetRows,
     settings: DiffSettings,
 ) -> None:
     """Per feature: mean activation under both models on held-out label tokens, the change with its standard error over
-    rows, how far it stands out from null deltas, on which share of tokens it fires, and the change on either half."""
+    rows, how far it stands out from null deltas, on which share of tokens it fires, and the change on either half. Of
+    several SAEs, whose base and nulls are of the same ones, each in the folder of its place."""
+    table = rows.read(run)
+    read = sample_activations(model.moved_to(checkpoint).open(run), opened_saes(sae), table, settings)
+    stored = run.store.open(base)
+    for folder, after in zip(sae.folders, read, strict=True):
+        before = stored.tensors(f"{folder}sums.safetensors")
+        result = paired(before, after)
+        z_null, noise = against_nulls(run, nulls, result.change, folder)
+        beyond = beyond_noise(result.z, z_null)
+        halved, stability = stable_halves(halves_of(before, after), beyond)
+        draft.write_table(f"{folder}features.parquet", compared(result, before, after, beyond, z_null, halved))
+        draft.write_json(
+            f"{folder}summary.json",
+            {
+                "rows": len(table),
+                "tokens": float(after.tokens.sum()),
+                "explained_variance_base": stored.json(f"{folder}summary.json")["explained_variance"],
+                "explained_variance_new": after.explained,
+                "features_moved": int(beyond.sum()),
+                **stability,
+                **noise,
+            },
+        )
+
+
+def paired(before: dict[str, Tensor], after: SampleActivations) -> PairedChange:
+    """The change of every feature over the same rows under both models."""
+    from foretune.tasks.numerics.activations import paired_change
+
+    return paired_change(before["sums"], after.sums, after.tokens)
+
+
+def halves_of(before: dict[str, Tensor], after: SampleActivations) -> Halves | None:
+    """The change on either half of the rows; None where one has no token."""
+    from foretune.tasks.numerics.activations import split_half
+
+    return split_half(before["sums"], after.sums, after.tokens)
+
+
+def compared(
+    result: PairedChange,
+    before: dict[str, Tensor],
+    after: SampleActivations,
+    beyond: Tensor,
+    z_null: Tensor | None,
+    halved: dict[str, Any],
+) -> pa.Table:
+    """A line per feature."""
     import pyarrow as pa
 
-    from foretune.tasks.numerics.activations import paired_change, split_half
-
-    autoencoder, table = sae.open(), rows.read(run)
-    stored = run.store.open(base)
-    before, explained = stored.tensors("sums.safetensors"), stored.json("summary.json")["explained_variance"]
-    after = sample_activations(model.moved_to(checkpoint).open(run), autoencoder, table, settings)
-    result = paired_change(before["sums"], after.sums, after.tokens)
     total = float(after.tokens.sum())
-    z_null, noise = against_nulls(run, nulls, result.change)
-    beyond = beyond_noise(result.z, z_null)
     columns = {
-        "feature": list(range(autoencoder.d_sae)),
+        "feature": list(range(len(beyond))),
         "base": result.base.numpy(),
         "new": result.new.numpy(),
         "change": result.change.numpy(),
@@ -63,29 +103,18 @@ def sae_diff(
     }
     if z_null is not None:
         columns["z_null"] = z_null.numpy()
-    halved, stability = stable_halves(split_half(before["sums"], after.sums, after.tokens), beyond)
-    draft.write_table("features.parquet", pa.table(columns | halved))
-    draft.write_json(
-        "summary.json",
-        {
-            "rows": len(table),
-            "tokens": total,
-            "explained_variance_base": explained,
-            "explained_variance_new": after.explained,
-            "features_moved": int(beyond.sum()),
-            **stability,
-            **noise,
-        },
-    )
+    return pa.table(columns | halved)
 
 
-def against_nulls(run: Run, nulls: ArtifactRef | None, change: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
+def against_nulls(
+    run: Run, nulls: ArtifactRef | None, change: Tensor, folder: str = ""
+) -> tuple[Tensor | None, dict[str, Any]]:
     """z [d_sae] of each change against the null deltas', and what is told of these; (None, {}) without nulls."""
     if nulls is None:
         return None, {}
     from foretune.tasks.numerics.feature_nulls import pooled_nulls
 
-    stored = run.store.open(nulls).tensors("nulls.safetensors")
+    stored = run.store.open(nulls).tensors(f"{folder}nulls.safetensors")
     pooled = pooled_nulls(stored["change"], stored["error"])
     return pooled.z(change), {"null_deltas": pooled.draws, "null_freedom": _finite(pooled.freedom)}
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.inputs.concepts import FeatureNullSettings
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, SaeHandles, device_lock, opened_saes
 from foretune.tasks.inspection.activations import sample_activations
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.loading import AdapterSettings
 from foretune.tasks.samples.rows import SubsetRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @content_task(version=1, libraries=(*NUMERICS, "sae-lens"))
@@ -23,7 +26,7 @@ def sae_nulls(
     model: ModelHandle,
     prediction: ArtifactRef,
     base: ArtifactRef,
-    sae: SaeHandle,
+    sae: SaeHandle | SaeHandles,
     rows: SubsetRows,
     adapter: AdapterSettings,
     compared: DiffSettings,
@@ -32,7 +35,8 @@ def sae_nulls(
     """nulls.safetensors: change [draws, d_sae] of the mean activation on label tokens, its standard error over rows.
 
     Of the rows compared the first `settings.rows`, which are a sample: rows are ordered by digests. Costs a forward
-    to the SAE's layer per row and draw; the base weights' side is that of `sae_base`.
+    to the SAE's layer per row and draw; the base weights' side is that of `sae_base`. Of several SAEs each in the
+    folder of its place, under the same deltas; the forward is one, to the deepest hook.
     """
     import torch
 
@@ -42,21 +46,24 @@ def sae_nulls(
     layers = run.store.open(prediction).arrow("layers.parquet", columns=["module", "norm"]).to_pylist()
     norms = {row["module"]: row["norm"] for row in layers if row["norm"]}
     rank = adapter.r if adapter.method == "lora" else None
-    loaded, autoencoder = model.open(run), sae.open()
-    table = rows.read(run).slice(0, settings.rows)
-    before = run.store.open(base).tensors("sums.safetensors")["sums"][: len(table)]
+    loaded, autoencoders = model.open(run), opened_saes(sae)
+    table, stored = rows.read(run).slice(0, settings.rows), run.store.open(base)
+    before = [stored.tensors(f"{folder}sums.safetensors")["sums"][: len(table)] for folder in sae.folders]
     weights = {name: loaded.weight(name) for name in norms}
-    changes, errors, tokens = [], [], torch.zeros(())
+    changes: list[list[Tensor]] = [[] for _ in autoencoders]
+    errors: list[list[Tensor]] = [[] for _ in autoencoders]
+    tokens = torch.zeros(())
     with device_lock(loaded):
         for draw in range(settings.draws):
             delta = null_delta(weights, norms, rank, draw, settings.seed)
             moved = {name: weights[name] + change.to(weights[name].dtype) for name, change in delta.items()}
-            after = sample_activations(loaded, autoencoder, table, compared, moved)
-            found, tokens = paired_change(before, after.sums, after.tokens), after.tokens
-            changes.append(found.change.float())
-            errors.append(found.error.float())
-    draft.write_tensors("nulls.safetensors", {"change": torch.stack(changes), "error": torch.stack(errors)})
-    draft.write_json(
-        "summary.json",
-        {"deltas": settings.draws, "rank": rank, "rows": len(table), "tokens": float(tokens.sum())},
-    )
+            read = sample_activations(loaded, autoencoders, table, compared, moved)
+            for place, (sums, after) in enumerate(zip(before, read, strict=True)):
+                found, tokens = paired_change(sums, after.sums, after.tokens), after.tokens
+                changes[place].append(found.change.float())
+                errors[place].append(found.error.float())
+    told = {"deltas": settings.draws, "rank": rank, "rows": len(table), "tokens": float(tokens.sum())}
+    for folder, change, error in zip(sae.folders, changes, errors, strict=True):
+        tensors = {"change": torch.stack(change), "error": torch.stack(error)}
+        draft.write_tensors(f"{folder}nulls.safetensors", tensors)
+        draft.write_json(f"{folder}summary.json", told)

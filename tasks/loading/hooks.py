@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -156,9 +157,7 @@ def parallel(model: PreTrainedModel) -> bool:
 
 
 class _StopForward(Exception):
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__()
-        self.tensor = tensor
+    pass
 
 
 def _attach(point: HookPoint, see: Callable[[Tensor], None]) -> Any:
@@ -191,7 +190,15 @@ def share_to_hook(name: str, depth: int) -> float:
 
 
 def run_to_hook(loaded: LoadedModel, batch: Batch, hook_name: str, weights: dict[str, Tensor] | None = None) -> Tensor:
-    """Activations [b, s, d] at the hook; the forward ends there, so that later layers cost nothing.
+    """`run_to_hooks` of one hook."""
+    return run_to_hooks(loaded, batch, [hook_name], weights)[hook_name]
+
+
+def run_to_hooks(
+    loaded: LoadedModel, batch: Batch, hook_names: Sequence[str], weights: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Activations [b, s, d] at every hook, by its name, of one forward. It ends at the last of them that it reaches, so
+    that later layers cost nothing.
 
     `weights` {parameter name: tensor} stand in for the model's own; differentiable in them, both modes. What ran counts
     as the share of the layers that it is of.
@@ -199,20 +206,31 @@ def run_to_hook(loaded: LoadedModel, batch: Batch, hook_name: str, weights: dict
     """
     from torch.func import functional_call
 
-    def stop(tensor: Tensor) -> None:
-        raise _StopForward(tensor)
+    points = {name: hook_point(loaded.model, name) for name in hook_names}
+    found: dict[str, Tensor] = {}
 
-    handle = _attach(hook_point(loaded.model, hook_name), stop)
+    def see(name: str, tensor: Tensor) -> None:
+        if name in found:
+            return  # a module that runs again: its first time is what is meant
+        # What runs on may write into the tensor: Falcon adds what attention writes to the MLP's output in place.
+        found[name] = tensor.clone() if len(found) + 1 < len(points) else tensor
+        if len(found) == len(points):
+            raise _StopForward
+
+    handles = [_attach(point, functools.partial(see, name)) for name, point in points.items()]
     try:
         functional_call(loaded.model, weights or {}, (), model_inputs(batch))
-    except _StopForward as stopped:
+    except _StopForward:
         depth = loaded.config.get_text_config().num_hidden_layers
+        share = max(share_to_hook(name, depth) for name in points)
         # No hook of the whole model sees a forward that does not end.
-        count_tokens(round(batch.input_ids.numel() * share_to_hook(hook_name, depth)), stopped.tensor)
-        return stopped.tensor
+        count_tokens(round(batch.input_ids.numel() * share), next(reversed(found.values())))
+        return found
     finally:
-        handle.remove()
-    raise BadInput(f"hook {hook_name}: the forward pass never reaches it; name another module")
+        for handle in handles:
+            handle.remove()
+    missed = next(name for name in points if name not in found)
+    raise BadInput(f"hook {missed}: the forward pass never reaches it; name another module")
 
 
 @contextlib.contextmanager

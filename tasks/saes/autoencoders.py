@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,18 +68,27 @@ _opened = threading.local()
 
 
 def load_sae(settings: SaeSettings, path: Path) -> LoadedSae:
-    """Open the SAE that `resolve_sae` found at `path`; each thread keeps its last one open.
+    """Open the SAE that `resolve_sae` found at `path`; see `load_saes`."""
+    return load_saes([(settings, path)])[0]
+
+
+def load_saes(places: Sequence[tuple[SaeSettings, Path]]) -> list[LoadedSae]:
+    """Open the SAEs that `resolve_sae` found; each thread keeps open those that it opened together last.
 
     Some coders of sae-lens remember the last batch between encode and decode, so threads do not share them.
     Raises BadInput for what is no supported SAE, for what this machine forbids, and for NaN weights.
     """
-    refuse_foreign_code("sae", settings)
-    key = (settings, sae_fingerprint(path))
-    if getattr(_opened, "key", None) != key:
-        with building:  # a model that another thread builds would have the SAE's tensors made without data
-            _opened.sae = _open(settings, path)
-        _opened.key = key
-    return _opened.sae
+    for settings, _ in places:
+        refuse_foreign_code("sae", settings)
+    keys = [(settings, sae_fingerprint(path)) for settings, path in places]
+    kept: dict[tuple[SaeSettings, str], LoadedSae] = getattr(_opened, "saes", {})
+    if not kept.keys() >= set(keys):
+        _opened.saes = kept = {key: sae for key, sae in kept.items() if key in keys}  # others make room first
+        for key, (settings, path) in zip(keys, places, strict=True):
+            if key not in kept:
+                with building:  # a model that another thread builds would have the SAE's tensors made without data
+                    kept[key] = _open(settings, path)
+    return [kept[key] for key in keys]
 
 
 def _open(settings: SaeSettings, path: Path) -> LoadedSae:

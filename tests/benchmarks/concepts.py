@@ -51,7 +51,7 @@ class Concepts:
 
     def at(self, delta: dict[str, Any]) -> SampleActivations:
         weights = {n: self.loaded.weight(n) + d.to(self.loaded.weight(n)) for n, d in delta.items()}
-        return sample_activations(self.loaded, self.sae, self.table, self.settings, weights)
+        return sample_activations(self.loaded, [self.sae], self.table, self.settings, weights)[0]
 
     @cached_property
     def base(self) -> SampleActivations:

@@ -119,7 +119,7 @@ class Scored:
         try:
             for name, change in delta.items():
                 weights[name].add_(change.to(weights[name]))
-            found = sample_activations(self.adapted.loaded, self.sae, self.table, DiffSettings())
+            (found,) = sample_activations(self.adapted.loaded, [self.sae], self.table, DiffSettings())
         finally:
             for name, weight in kept.items():
                 weights[name].copy_(weight)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading import functional_caller
-from foretune.tasks.loading.hooks import captured_residuals, hook_point, parse_block_hook, run_to_hook
+from foretune.tasks.loading import functional_caller, load_model
+from foretune.tasks.loading.hooks import captured_residuals, hook_point, parse_block_hook, run_to_hook, run_to_hooks
+from tests.conftest import write_tokenizer
+from tests.loading.conftest import settings
 
 SEQUENTIAL = ["llama", "gpt2", "qwen2", "gemma2"]
 FAMILIES = [*SEQUENTIAL, "gpt_neox"]
@@ -90,6 +92,34 @@ def test_the_forward_ends_at_the_hook(opened, batch):
         for handle in handles:
             handle.remove()
     assert ran == ["layer 0"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_forward_gives_every_hook_what_a_forward_of_its_own_gives(opened, family, batch):
+    loaded, ran = opened(family), []
+    names = ["hook_mlp_out", "hook_resid_post", "attn.hook_z", "hook_resid_pre"]
+    hooks = [f"blocks.{layer}.{name}" for layer in (1, 0) for name in names if (layer, name) != (1, "hook_resid_post")]
+    alone = {hook: run_to_hook(loaded, batch, hook) for hook in hooks}
+    watched = loaded.model.get_input_embeddings().register_forward_hook(lambda *_: ran.append("forward"))
+    try:
+        together = run_to_hooks(loaded, batch, hooks)
+    finally:
+        watched.remove()
+    assert ran == ["forward"] and together.keys() == alone.keys()
+    assert all(torch.equal(together[hook], alone[hook]) for hook in hooks)
+
+
+def test_what_later_modules_write_in_place_is_not_seen(tmp_path, batch):
+    """Falcon's blocks add what attention writes to the MLP's output."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    shape = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    FalconForCausalLM(FalconConfig(**shape, bos_token_id=257, eos_token_id=258)).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    loaded = load_model(tmp_path, settings(tmp_path))
+    hooks = ["blocks.0.hook_mlp_out", "blocks.0.hook_resid_post"]
+    together = run_to_hooks(loaded, batch, hooks)
+    assert all(torch.equal(together[hook], run_to_hook(loaded, batch, hook)) for hook in hooks)
 
 
 def test_stopping_leaves_no_hook_behind(opened, batch):

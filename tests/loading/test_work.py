@@ -58,6 +58,14 @@ def test_a_forward_that_ends_at_a_hook_counts_as_the_layers_that_ran(loaded, bat
     assert (work.forward_tokens, work.backward_tokens) == (round(share * batch.input_ids.numel()), 0)
 
 
+def test_a_forward_to_several_hooks_counts_once_to_the_deepest(loaded, batch):
+    from foretune.tasks.loading.hooks import run_to_hooks
+
+    with counted_work() as work:
+        run_to_hooks(loaded, batch, ["blocks.0.hook_resid_post", "blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre"])
+    assert (work.forward_tokens, work.backward_tokens) == (round(0.5 * batch.input_ids.numel()), 0)
+
+
 def test_a_backward_from_a_hook_counts_as_the_layers_below_it(loaded, batch):
     from foretune.tasks.loading.hooks import run_to_hook
 

@@ -336,6 +336,12 @@ def test_differences_name_the_innermost_setting():
     assert said(changes(now, before)) == "other r; s.y.z 1 -> 2; reads new ref"
 
 
+def test_one_sae_more_is_told_by_how_many_are_read():
+    first, second = {"weights": {"digest": "a"}}, {"weights": {"digest": "b"}}
+    assert said(changes({"sae": [first, second]}, {"sae": first})) == "SAEs (1 -> 2)"
+    assert said(changes({"sae": [second, first]}, {"sae": [first, second]})) == "other SAEs"
+
+
 @pytest.mark.slow
 def test_planning_imports_no_torch(first_run):
     code = (
