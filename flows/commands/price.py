@@ -71,16 +71,32 @@ def seconds_per_token(root: str, history: History, model: Any) -> tuple[float, s
     return median(rates), f"{len(rates)} gradient passes on this machine, their waits included"
 
 
+GROWING = frozenset(
+    {
+        "baseline_shard",
+        "landscape_shard",
+        "loss_shard",
+        "prompt_gain_shard",
+        "influence_shard",
+        "influence_difference",
+        "path",
+    }
+)
+"""Passes whose work grows with the training rows: what a budget is of."""
+
+
 def priced(tasks: list[dict[str, Any]], real: RealRun) -> dict[str, Any]:
     """`cost` of a plan: the simulation's forward passes over the training rows (of what is to run, and as if nothing
     were stored), the real run's, and their ratios."""
     waiting = [task for task in tasks if task["state"] == "run"]
     seconds = [task["seconds"] for task in waiting]
     here, passes = sum(map(equivalents, waiting)), sum(map(equivalents, tasks))
+    growing = sum(equivalents(task) for task in tasks if task["task"] in GROWING)
     known = None if None in seconds else sum(seconds)
     return {
         "forward_passes": here / real.tokens if real.tokens else None,
         "forward_passes_whole": passes / real.tokens if real.tokens else None,
+        "forward_passes_of_rows": growing / real.tokens if real.tokens else None,
         "bounded": any(task["bound"] == "at most" and equivalents(task) for task in waiting),
         "not_counted": sorted({task["task"] for task in waiting if task["bound"] is None}),
         "real": asdict(real),
@@ -159,8 +175,11 @@ def print_real_run(terminal: Terminal, cost: dict[str, Any]) -> None:
     times = "" if cost["ratio_seconds"] is None else f", {cost['ratio_seconds']:.2f} of its seconds"
     here = f"this simulation: {most}{cost['forward_passes']:.3g} forwards, {cost['ratio']:.2f} of the real run's{times}"
     terminal.say(here, whole=True)
-    if abs(cost["forward_passes_whole"] - cost["forward_passes"]) >= 0.01:
-        whole = cost["forward_passes_whole"]
-        terminal.say(f"  were nothing stored: {whole:.3g} forwards, {whole / real['forward_passes']:.2f}", whole=True)
+    whole, passes = cost["forward_passes_whole"], real["forward_passes"]
+    if abs(whole - cost["forward_passes"]) >= 0.01:
+        terminal.say(f"  were nothing stored: {whole:.3g} forwards, {whole / passes:.2f}", whole=True)
+    rest = whole - cost["forward_passes_of_rows"]
+    parts = f"{cost['forward_passes_of_rows'] / passes:.2f} grow with the rows, {rest / passes:.2f} do not"
+    terminal.say(f"  of {'that' if whole == cost['forward_passes'] else 'the whole'} {parts}", whole=True)
     if cost["not_counted"]:
         terminal.hanging("  ", f"forwards not known of: {', '.join(cost['not_counted'])}")

@@ -97,7 +97,7 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
     measured = max(FEWEST_ROWS, int(((1 - READ) * left - GRADIENT * along) / GRADIENT))
     if measured >= rows:  # what is left over goes along the path
         measured, along = rows, max(along, int((left - GRADIENT * rows) / GRADIENT))
-    read = max(0, int(READ * left))
+    read = max(0, int(min(READ * left, left - GRADIENT * (measured + along))))
     return Effort(
         train_rows=None if measured == rows else measured,
         heldout_rows=held,

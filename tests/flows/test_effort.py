@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from foretune.flows.dag.effort import ASKED, DEARER, FEWEST_ROWS, effort_of
+from foretune.flows.dag.effort import ASKED, DEARER, FEWEST_ROWS, GRADIENT, PADDED, effort_of
 from foretune.flows.dag.fixed import ASKED_FEWEST, asked_tokens
 from foretune.flows.effort import EffortSettings
 from foretune.flows.request import load_request
@@ -45,7 +45,12 @@ def test_what_grows_with_the_rows_stays_within_the_budget(request_with, rows, ep
     request = request.model_copy(update={"training": request.training.model_copy(update={"epochs": epochs})})
     effort = effort_of(request, train, index_of_rows(200, tokens=40))
     assert effort.train_rows is None or effort.train_rows >= FEWEST_ROWS
-    assert spent(effort, train) <= share * 3 * epochs * sum(train.tokens)
+    looked = 40 * (
+        GRADIENT * (effort.heldout_rows or 200) + effort.of(request).prediction.evaluation_rows * GRADIENT * 4
+    )
+    floor = spent(dataclasses.replace(effort, train_rows=FEWEST_ROWS, gradient_passes=0.5, read_rows=0), train)
+    paid = PADDED * (spent(effort, train) + looked)
+    assert paid <= max(share * 3 * epochs * sum(train.tokens), PADDED * (floor + looked))
 
 
 def test_without_a_budget_nothing_is_bounded(request_with):
@@ -95,7 +100,7 @@ def few_rows(monkeypatch):
 
 
 def test_a_run_on_a_budget_measures_some_rows_and_tells_of_all(simulated, few_rows):
-    run = simulated("effort.budget=0.5", *FEW)
+    run = simulated("effort.budget=0.9", *FEW)
     summary, landscape = run.summary("prediction"), run.table("landscape", "samples")
     assert summary["steps"] == 10 and summary["gradient_samples_real"] == 36  # of all 18 rows, in batches of 4
     measured = [row for row in run.table("influence", "influence") if row["method"] != "estimated"]
@@ -121,14 +126,14 @@ def test_a_larger_budget_takes_only_what_a_smaller_one_left(simulated, few_rows)
 def test_the_losses_of_rows_without_gradients_are_those_with_them(simulated, few_rows):
     some, all_rows = (
         {row["sample_id"]: row["loss"] for row in simulated(*how).table("landscape", "samples")}
-        for how in (["effort.budget=0.5", *FEW], [*FEW])
+        for how in (["effort.budget=0.9", *FEW], [*FEW])
     )
     assert some and all(loss == pytest.approx(all_rows[sample_id], rel=1e-5) for sample_id, loss in some.items())
 
 
 def test_differences_are_the_derivatives_that_rows_with_gradients_store(simulated, few_rows, monkeypatch):
     monkeypatch.setattr("foretune.flows.dag.effort.READ", 0.7)
-    run = simulated("effort.budget=1.0", *FEW, "landscape.gradient_dtype=float32")
+    run = simulated("effort.budget=2.0", *FEW, "landscape.gradient_dtype=float32")
     told = run.store.open(run.made["influence"]).json("solver.json")["estimated"]
     assert [part["by"] for part in told] == ["a forward beside the base weights"]
     exact = simulated(*FEW, "landscape.gradient_dtype=float32")

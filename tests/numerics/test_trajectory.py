@@ -75,9 +75,9 @@ def held_out(bowl):
     return HeldOut(bowl, bowl.loss({}), {"w": -bowl.h * bowl.goal})
 
 
-def anchored(bowl, virtual, steps, shifts=None):
+def anchored(bowl, virtual, steps, shifts=None, most=None):
     plan = AnchorPlan(tuple(steps), 1)
-    return anchored_trajectory(virtual, plan, [bowl, bowl], held_out(bowl), SILENT, shifts or Shifts())
+    return anchored_trajectory(virtual, plan, [bowl, bowl], held_out(bowl), SILENT, shifts or Shifts(), most)
 
 
 def measured_along(bowl, virtual, steps):
@@ -97,6 +97,15 @@ def frozen(replay, steps, heldout, **until):
 def test_held_out_rows_are_evaluated_at_every_second_anchor_the_last_included(steps, evaluated):
     bowl = Bowl()
     assert [point["step"] for point in anchored(bowl, run_in(bowl, 0.05, 40), steps).points] == [0, *evaluated]
+
+
+@pytest.mark.parametrize(("most", "evaluated"), [(1, [40]), (2, [20, 40]), (3, [15, 25, 40]), (4, [10, 20, 30, 40])])
+def test_fewer_evaluations_are_spread_evenly_and_change_no_weight(most, evaluated):
+    bowl, steps = Bowl(), [5, 10, 15, 20, 25, 30, 35, 40]
+    few, whole = (anchored(bowl, run_in(bowl, 0.05, 40), steps, most=each) for each in (most, None))
+    assert [point["step"] for point in few.points] == [0, *evaluated]
+    assert torch.equal(few.delta["w"], whole.delta["w"])
+    assert few.points[-1]["evaluated_loss"] == whole.points[-1]["evaluated_loss"]
 
 
 def test_the_predicted_loss_is_the_integral_of_the_gradient_along_the_path():
