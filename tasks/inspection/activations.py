@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from foretune.tasks.inputs.handles import device_lock
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.loading.hooks import run_to_hook
 from foretune.tasks.samples.minibatches import minibatches, token_masks
@@ -48,7 +49,7 @@ def sample_activations(
     quality = ReconstructionSums()
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
         _, trained = token_masks(minibatch.batch)
-        with torch.no_grad():
+        with device_lock(loaded), torch.no_grad():
             resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name, weights)
             for position, row in enumerate(minibatch.rows):
                 chosen = resid[position][trained[position]]
