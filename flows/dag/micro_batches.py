@@ -51,7 +51,8 @@ def curved_within_step(request: Request, tokens: int | None) -> CurvatureSetting
     settings = request.curvature
     for size in ("batch_tokens", "graph_tokens") if tokens is not None else ():
         settings = _at_most(settings, [size], tokens // CURVED)
-    if tokens is not None and request.adapter.method == "full":  # a kept graph holds a gradient of all weights
+    wide = request.adapter.method == "full" or request.adapter.target_modules == "all-linear"
+    if tokens is not None and wide:  # a kept graph holds a gradient of all these weights
         settings = _at_most(settings, ["graph_tokens"], 0)
     return settings
 

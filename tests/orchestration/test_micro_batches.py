@@ -46,7 +46,8 @@ def test_what_is_larger_than_a_step_is_lowered_and_no_key_moves(request_of):
     assert within_step(request, None) == request
     products = curved_within_step(request, 400)
     assert products.batch_tokens == products.graph_tokens == 400 // CURVED
-    assert curved_within_step(request_of("adapter.method=full"), 400).graph_tokens == 0
+    for wide in ("adapter.method=full", "adapter.target_modules=all-linear"):
+        assert curved_within_step(request_of(wide), 400).graph_tokens == 0
     for before, after in (
         (request.prediction, lowered.prediction),
         (request.curvature, products),
