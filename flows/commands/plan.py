@@ -187,7 +187,7 @@ def make_plan(request: Request) -> dict[str, Any]:
         "field_storage": storage.told(wiring.request.prediction),
         "workers": request.runtime.max_workers,
         "memory_bytes": shapes
-        and shapes.peak_bytes(request.model.dtype, _graph_tokens(request), storage.held_bytes("path", shapes)),
+        and shapes.peak_bytes(request.model.dtype, _graph_tokens(wiring), storage.held_bytes("path", shapes)),
         "effort": wiring.lines().effort,
         "cost": priced(tasks, _real_run(step, wiring, sizes)),
     }
@@ -253,9 +253,12 @@ def _folder(step: Planned, sources: Sources, request: Request) -> Path | None:
     return sources.model_handle(lambda _: cast("ArtifactRef", stored), request.model).folder(step.run)
 
 
-def _graph_tokens(request: Request) -> int:
+def _graph_tokens(wiring: Wiring) -> int:
     """Tokens whose activations the widest pass keeps at once."""
-    return max(request.landscape.batch_tokens, request.curvature.graph_tokens, request.prediction.batch_tokens)
+    request, products = wiring.request, wiring.curvature_products()
+    landscape = request.landscape.batch_tokens
+    landscape = min(landscape, request.landscape.graph_tokens or landscape)
+    return max(landscape, products.graph_tokens, request.prediction.batch_tokens)
 
 
 def total(parts: list[Any]) -> Any:

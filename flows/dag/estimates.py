@@ -33,7 +33,9 @@ def estimate(task: str, inputs: Inputs, sizes: Sizes) -> Estimate | None:
 def _landscape(inputs: Inputs, sizes: Sizes) -> Estimate:
     batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
     read = _sum(batches, inputs["dpo_beta"])
-    return Estimate(read, read, graph=_widest(batches, inputs["dpo_beta"]), gradients=True)
+    most = inputs["settings"].graph_tokens if inputs.get("factors") is None else None
+    widest = _widest(batches, inputs["dpo_beta"])
+    return Estimate(read, read, graph=min(widest, most or widest), gradients=True)
 
 
 def _losses(inputs: Inputs, sizes: Sizes) -> Estimate:

@@ -182,7 +182,7 @@ def _solve(wiring: Wiring, train: Landscape, targets: Any) -> Any:
         model=wiring.model,
         adapter=request.adapter,
         seed=request.training.seed,
-        curvature=request.curvature,
+        curvature=wiring.curvature_products(),
         solver=solver,
         **own,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from foretune.flows.dag.wiring import Wiring
@@ -80,12 +81,13 @@ def _cut(wiring: Wiring, chosen: Chosen) -> Chosen:
 
 
 def _gradient(wiring: Wiring, suite: Suite, items: SuiteItems, name: str) -> Any:
+    tokens = min(wiring.request.behaviour.batch_tokens, wiring.step_tokens or sys.maxsize)
     return wiring.step(
         suite_gradient,
         model=wiring.model,
         tokenizer=wiring.tokenizer,
         items=items,
         targets=wiring.request.adapter.targets,
-        settings=MarginSettings(name=name, better=suite.direction, batch_tokens=wiring.request.behaviour.batch_tokens),
+        settings=MarginSettings(name=name, better=suite.direction, batch_tokens=tokens),
         **wiring.storage.inputs(),
     )

@@ -8,12 +8,14 @@ from typing import Any, Protocol, cast
 from foretune.flows.dag.costs import check_costs
 from foretune.flows.dag.earlier import Reuse, reused_path
 from foretune.flows.dag.effort import effort_of, trained_on_all
+from foretune.flows.dag.micro_batches import curved_within_step, step_tokens, within_step
 from foretune.flows.dag.storage import field_storage, footprint_of
 from foretune.flows.request import Request
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.concepts.baseline import baseline, baseline_shard
 from foretune.tasks.concepts.preference import preference
+from foretune.tasks.inputs.curvature import CurvatureSettings
 from foretune.tasks.inputs.field import RowCoordinates
 from foretune.tasks.inputs.handles import model
 from foretune.tasks.inputs.sources import Sources
@@ -85,7 +87,8 @@ class Wiring:
         }
         index = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
         self.effort = effort_of(request, index["train"], index["heldout"])
-        self.request = request = self.effort.of(request)
+        self.step_tokens = step_tokens(request, index["train"])
+        self.request = request = within_step(self.effort.of(request), self.step_tokens)
         wanted = {"train": self.effort.train_rows, "heldout": self.effort.heldout_rows}
         self.rows = {role: self._rows(cast("Role", role), index[role], wanted[role]) for role in index}
         if self.rows["train"].others:
@@ -192,13 +195,18 @@ class Wiring:
             "model": self.model,
             "adapter": request.adapter,
             "seed": request.training.seed,
-            "settings": request.curvature,
         }
-        largest = self.step(sharpness, **shared)
+        products = self.curvature_products()
+        largest = self.step(sharpness, settings=products, **shared)
         samples = None
         if request.curvature.samples_quotients(request.adapter):
-            samples = self.step(curvature_samples, **shared)
-        return self.step(curvature, gradient=train.gradient, sharpness=largest, samples=samples, **shared)
+            samples = self.step(curvature_samples, settings=request.curvature, **shared)
+        given = {"gradient": train.gradient, "sharpness": largest, "samples": samples, "settings": products}
+        return self.step(curvature, **given, **shared)
+
+    def curvature_products(self) -> CurvatureSettings:
+        """The curvature's settings for passes that multiply by it."""
+        return curved_within_step(self.request, self.step_tokens)
 
     def prediction(self, train: Landscape, heldout: Landscape, curved: Any) -> dict[str, Any]:
         """The path, its own or an earlier run's, and the delta at its end."""

@@ -10,7 +10,7 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import NUMERICS, without_result
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.handles import ModelHandle, SaeHandle
+from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading.hooks import run_to_hook
 from foretune.tasks.samples.minibatches import minibatches, token_masks
 from foretune.tasks.samples.rows import ShardRows
@@ -56,7 +56,7 @@ def baseline_shard(
     table = rows.read(run)
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device, trained_only=False):
         seen, trained = token_masks(minibatch.batch)
-        with torch.no_grad():
+        with device_lock(loaded), torch.no_grad():
             resid = run_to_hook(loaded, minibatch.batch, autoencoder.hook_name)[seen]
             acts = autoencoder.encode(resid)
             reconstruction = autoencoder.decode(acts)

@@ -46,8 +46,8 @@ def halved(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _halved(settings: BaseModel) -> BaseModel:
-    sizes = {name: getattr(settings, name) for name in SIZES if name in type(settings).model_fields}
-    smaller = {name: max(size // 2, int(name == "batch_tokens")) for name, size in sizes.items()}
+    sizes = {name: getattr(settings, name, None) for name in SIZES}
+    smaller = {name: max(size // 2, int(name == "batch_tokens")) for name, size in sizes.items() if size is not None}
     return settings.model_copy(update=smaller)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from foretune.tasks.inputs.handles import device_lock
 from foretune.tasks.inspection.settings import DiffSettings
 from foretune.tasks.loading.hooks import run_to_hooks
 from foretune.tasks.samples.minibatches import minibatches, token_masks
@@ -46,7 +47,7 @@ def sample_activations(
     hooks = [autoencoder.hook_name for autoencoder in autoencoders]
     for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
         _, trained = token_masks(minibatch.batch)
-        with torch.no_grad():
+        with device_lock(loaded), torch.no_grad():
             at = run_to_hooks(loaded, minibatch.batch, hooks, weights)
             for each in sums:
                 for position, row in enumerate(minibatch.rows):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.inputs.handles import ModelHandle
+from foretune.tasks.inputs.handles import ModelHandle, device_lock
 from foretune.tasks.inspection.directions import direction_rows
 from foretune.tasks.inspection.distributions import (
     compare_rows,
@@ -52,7 +52,8 @@ def model_diff(
     for name, ref in (("probe", probes), ("chosen", pairs)):
         if ref is not None:
             tables[name] = read_table(run, ref)
-    summary = compared_sets(draft, models, tables, settings)
+    with device_lock(models[0]):
+        summary = compared_sets(draft, models, tables, settings)
     moved = [row["module"] for row in layers if row["delta_norm"]]
     summary |= {
         "checkpoint_dtype": stored_dtypes(models[1], moved),

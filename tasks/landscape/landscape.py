@@ -50,6 +50,14 @@ class LandscapeSettings(BaseModel):
         description="padding included",
         json_schema_extra=without_result(),
     )
+    graph_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**8,
+        title="Tokens with a graph at once",
+        description="of a micro-batch, at least a row; null: as many as a step of the training takes",
+        json_schema_extra=without_result(),
+    )
     row_gradients: int = Field(
         default=2048,
         ge=0,
@@ -120,7 +128,7 @@ def landscape_shard(
     losses: dict[int, tuple[float, float]] = {}
     per_row = PerRowGradients(loaded, weights, coordinates, len(table), dtype, tapped=factors is None)
     with device_lock(loaded), per_row.taps as taps, captured_residuals(loaded, hook_name) as residuals:
-        tapped = {"taps": taps} if factors is None else {}
+        tapped = {"taps": taps, "graph_tokens": settings.graph_tokens} if factors is None else {}
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
             with recomputed(loaded, total.leaves):
                 measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, **tapped)

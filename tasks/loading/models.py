@@ -20,6 +20,7 @@ from foretune.tasks.loading.foreign import reading
 from foretune.tasks.loading.foreign_code import refuse_foreign_code
 from foretune.tasks.loading.placement import keep_resident, offloaded, placing, stored_value
 from foretune.tasks.loading.settings import ModelSettings
+from foretune.tasks.loading.shared_tensors import share_equal
 from foretune.tasks.loading.witnesses import weights_digest
 from foretune.tasks.numerics.work import work_here
 
@@ -97,7 +98,10 @@ def load_model(folder: Path, settings: ModelSettings) -> LoadedModel:
     key = (model_fingerprint(folder), read_again, settings.model_dump_json(exclude={"name_or_path", "revision"}))
     with building:
         if key not in _residents:
-            _residents[key] = (_open(folder, settings), {})
+            opened = _open(folder, settings)
+            for other, _ in _residents.values():
+                share_equal(opened.model, other.model)
+            _residents[key] = (opened, {})
             while len(_residents) > RESIDENT_MODELS:
                 _residents.popitem(last=False)
         _residents.move_to_end(key)

@@ -34,6 +34,10 @@ class Batch:
         """Tokens with a loss. The first position has none: nothing precedes it."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
+    def part(self, rows: slice) -> Batch:
+        """Some of its rows, padded as they were."""
+        return Batch(self.input_ids[rows], self.attention_mask[rows], self.labels[rows])
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from foretune.tasks.numerics.calibration import expected_calibration_error
 from foretune.tasks.numerics.losses import label_logits, label_positions
 
-CHUNK = 2**24
-"""Logits that are compared at once: 64 MB in float32, of which a dozen copies are held."""
+CHUNK = 2**22
+"""Logits that are compared at once: 16 MB in float32, of which a dozen copies are held."""
 
 TOP = 3
 """Tokens named of each distribution."""

@@ -49,6 +49,7 @@ class CurvatureOperator:
         for graph in self._graphs():
             for name, part in graph.product(tangent).items():
                 total[name] += part
+            del graph  # or it lasts until the next one is built
         self.products += 1
         return {name: t / self.tokens for name, t in self._space.pull(total).items()}
 
@@ -59,6 +60,7 @@ class CurvatureOperator:
         for graph in self._graphs():
             for name, t in tangent.items():
                 sums[name] += graph.block({name: t})
+            del graph
         return {name: total / self.tokens for name, total in sums.items()}
 
     def _graphs(self) -> Iterator[CurvatureGraph]:

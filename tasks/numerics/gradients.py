@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,24 +58,63 @@ class GradientSum:
         residuals: Callable[[], Sequence[Tensor]] = tuple,
         reference: tuple[Tensor, Tensor] | None = None,
         taps: RowTaps | None = None,
+        graph_tokens: int | None = None,
     ) -> BatchGradient:
-        """Forward and backward on one micro-batch; `residuals()` yields the tensors captured by the forward."""
-        residuals()  # what layers left that were computed again for the batch before
-        losses = self.objective.losses(call, self.leaves, batch, rejected, reference)
-        captured, tapped = list(residuals()), taps.outputs() if taps else []
-        loss_sum, tokens = losses.loss_sum.sum(), float(losses.tokens.sum())
-        gradients = torch.autograd.grad(loss_sum, [*self.leaves.values(), *captured, *tapped])
-        gradients, of_outputs = gradients[: len(gradients) - len(tapped)], gradients[len(gradients) - len(tapped) :]
-        squares = []
-        for (name, total), gradient in zip(self.sums.items(), gradients, strict=False):
+        """Forward and backward on one micro-batch; `residuals()` yields the tensors captured by the forward.
+
+        With `graph_tokens` by a few rows at a time, of so many tokens together: what is told is of the whole.
+        """
+        found, gradients, rows = [], [], []
+        for piece in pieces(batch, rejected, reference, graph_tokens):
+            losses, of_weights, projected = self._backward(call, piece, residuals, taps)
+            found.append(losses)
+            rows.append(projected)
+            for n, gradient in enumerate(gradients):
+                gradients[n], of_weights[n] = _wide(gradient) + of_weights[n], None
+            gradients = gradients or of_weights
+        losses = SampleLosses(*(torch.cat([getattr(each, side) for each in found]) for side in ("loss_sum", "tokens")))
+        tokens, squares = float(losses.tokens.sum()), []
+        for (name, total), gradient in zip(self.sums.items(), gradients, strict=True):
             squares.append(float(gradient.double().square().sum()) / tokens**2)
             self.sums[name] = total.add_(gradient)
-        for gradient in gradients[len(self.sums) :]:
+        self.tokens += tokens
+        self.loss_sum += float(losses.loss_sum.sum())
+        return batch_gradient(losses, squares, {name: torch.cat([each[name] for each in rows]) for name in rows[0]})
+
+    def _backward(
+        self, call: Call, piece: Piece, residuals: Callable[[], Sequence[Tensor]], taps: RowTaps | None
+    ) -> tuple[SampleLosses, list[Any], dict[str, Tensor]]:
+        """Losses, gradients of the weights, and those of the rows, of what is one graph."""
+        residuals()  # what layers left that were computed again for the piece before
+        losses = self.objective.losses(call, self.leaves, *piece)
+        captured, tapped = list(residuals()), taps.outputs() if taps else []
+        gradients = torch.autograd.grad(losses.loss_sum.sum(), [*self.leaves.values(), *captured, *tapped])
+        weights = len(self.leaves)
+        for gradient in gradients[weights : weights + len(captured)]:
             summed = gradient.float().sum(dim=(0, 1))
             self.residual_sum = summed if self.residual_sum is None else self.residual_sum + summed
-        self.tokens += tokens
-        self.loss_sum += float(loss_sum.detach())
-        return batch_gradient(losses, squares, taps.projected(of_outputs) if taps else {})
+        rows = taps.projected(gradients[weights + len(captured) :]) if taps else {}
+        return SampleLosses(losses.loss_sum.detach(), losses.tokens), list(gradients[:weights]), rows
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+Piece = tuple[Batch, Batch | None, tuple[Tensor, Tensor] | None]
+"""Rows of a micro-batch, padded as they were: chosen, rejected, and the reference's log-probabilities of both."""
+
+
+def pieces(
+    batch: Batch, rejected: Batch | None, reference: tuple[Tensor, Tensor] | None, most: int | None
+) -> Iterator[Piece]:
+    """A micro-batch by as many rows as `most` tokens are, padding included, at least one."""
+    width = (batch.padded_tokens + (rejected.padded_tokens if rejected else 0)) // batch.rows
+    step = batch.rows if most is None else max(1, most // width)
+    for start in range(0, batch.rows, step):
+        at = slice(start, start + step)
+        base = None if reference is None else (reference[0][at], reference[1][at])
+        yield batch.part(at), None if rejected is None else rejected.part(at), base
 
 
 def batch_gradient(losses: SampleLosses, squares: Sequence[float], rows: dict[str, Tensor]) -> BatchGradient:

@@ -36,6 +36,7 @@ def power_iteration(matvec: Matvec, like: Vector, iterations: int = 3, seed: int
         if norm(product) == 0.0:
             break
         iterate = _unit(product)
+        del product  # not held while the next one is taken: of all weights it is as large as the model
     return Spectrum(history[-1], residual, len(history), history)
 
 

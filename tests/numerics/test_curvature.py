@@ -1,7 +1,10 @@
+import weakref
+
 import pytest
 import torch
 
-from foretune.tasks.numerics.curvature import gauss_newton, hessian
+from foretune.tasks.numerics.curvature import CurvatureOperator, gauss_newton, hessian
+from foretune.tasks.numerics.graphs import GaussNewtonGraph
 from foretune.tasks.numerics.spaces import FullSpace, LoraSpace
 
 
@@ -105,6 +108,22 @@ def test_kept_graphs_run_the_forward_pass_once(perceptron):
     for seed in range(5):
         operator.matvec(perceptron.random(seed))
     assert calls.count(4) == 1 and calls.count(2) == 5
+
+
+def test_no_more_graphs_are_held_than_those_kept_and_the_one_in_use(perceptron):
+    live, held = weakref.WeakSet(), []
+
+    def building(batch):
+        held.append(len(live))
+        graph = GaussNewtonGraph(perceptron.call, perceptron.weights, batch)
+        live.add(graph)
+        return graph
+
+    parts = perceptron.split(2, 2, 2)
+    operator = CurvatureOperator(building, FullSpace(), perceptron.weights, parts, parts[0].padded_tokens)
+    operator.matvec(perceptron.random(1))
+    operator.blocks(perceptron.random(2))
+    assert held == [0, 1, 1, 1, 1]  # a graph is of all weights twice, and of everything that a micro-batch computes
 
 
 def test_blocks_are_the_quadratic_forms_of_the_diagonal_blocks(llama):

@@ -151,6 +151,7 @@ NO_RESULT = [
     "adapter.lora_dropout=0.1",
     "baseline.batch_tokens=64",
     "landscape.batch_tokens=64",
+    "landscape.graph_tokens=64",
     "influence.scoring.batch_tokens=64",
     "prompt_gain.batch_tokens=64",
     "prediction.batch_tokens=64",
