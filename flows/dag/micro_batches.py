@@ -26,6 +26,9 @@ quarter of a step's tokens then, and no graph is kept, since another is built be
 take 1.2 times the step (SmolLM2-135M)."""
 
 
+FEW = 2  # kinds of modules that are adapted
+
+
 def step_tokens(request: Request, train: SampleIndex) -> int | None:
     """Tokens of the longest rows as one step of the training takes them, both answers of pairs; None while no
     tokenizer tells (in a plan)."""
@@ -37,8 +40,10 @@ def step_tokens(request: Request, train: SampleIndex) -> int | None:
 
 def within_step(request: Request, tokens: int | None) -> Request:
     """The request with no micro-batch of these sections larger than `tokens`; what it sets lower stays."""
+    if tokens is None:
+        return request
     changed: Request = request
-    for section in WITH_GRAPH if tokens is not None else ():
+    for section in WITH_GRAPH:
         changed = _at_most(changed, [*section.split("."), "batch_tokens"], tokens)
     if request.landscape.graph_tokens is None:  # its micro-batches are told of one by one, and stay
         changed = changed.model_copy(
@@ -51,7 +56,8 @@ def curved_within_step(request: Request, tokens: int | None) -> CurvatureSetting
     """The same of products with the curvature. Labels are drawn by micro-batch: what samples them keeps its own."""
     if tokens is None:
         return request.curvature
-    wide = request.adapter.method == "full" or request.adapter.target_modules == "all-linear"
+    adapter = request.adapter
+    wide = adapter.method == "full" or adapter.target_modules == "all-linear" or len(adapter.target_modules) > FEW
     settings = _at_most(request.curvature, ["batch_tokens"], tokens // CURVED if wide else tokens)
     return _at_most(settings, ["graph_tokens"], 0 if wide else tokens)
 
