@@ -18,14 +18,14 @@ import yaml
 
 from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.paired_runs import process
-from tests.benchmarks.real_runs import ALL_LINEAR, BANK, FULL, MAX_LENGTH, MODEL, Q_AND_V, SAE, read_pairs
+from tests.benchmarks.real_runs import ALL_LINEAR, BANK, FULL, Q_AND_V, Case
 
 ADAPTERS = {
     "q,v r=8": (Q_AND_V, 2e-4),
     "all-linear r=16": (ALL_LINEAR, 2e-4),
     "full": (FULL, 1e-5),
 }
-ROWS, HELD_OUT, BATCH = 24, 16, 8
+ROWS, BATCH = 24, 8
 STEPS = 2
 KEPT = BANK / "memory"
 FEW = {
@@ -38,26 +38,12 @@ FEW = {
 
 def written(adapter: str) -> Path:
     """The folder of an adapter's request and rows."""
-    folder = KEPT / re.sub(r"[ =,]+", "-", adapter)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = read_pairs("gsm8k", ROWS + HELD_OUT)
-    for role, part in (("heldout", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):
-        (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     settings, rate = ADAPTERS[adapter]
-    content = {
-        "name": "memory",
-        "dataset": {
-            "path": str(folder / "train.jsonl"),
-            "heldout": {"path": str(folder / "heldout.jsonl")},
-            "max_length": MAX_LENGTH,
-        },
-        "model": {"name_or_path": MODEL},
-        "sae": {"path": SAE},
-        "adapter": settings,
-        "training": {"learning_rate": rate, "epochs": 1, "batch_size": BATCH},
-        "runtime": {"root": str(folder / "root")},
-        **FEW,
-    }
+    training = {"learning_rate": rate, "epochs": 1}
+    case = Case("gsm8k", "memory", adapter, rows=ROWS, adapter=settings, training=training)
+    folder = KEPT / case.name
+    folder.mkdir(parents=True, exist_ok=True)
+    content = case.request(folder, str(folder / "root")) | FEW
     (folder / "request.yaml").write_text(yaml.safe_dump(content))
     return folder
 
