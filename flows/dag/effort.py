@@ -93,7 +93,7 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
     looked_at = GRADIENT * (held or len(heldout.trained_ids)) + _looks(request, fixed)
     beside = BESIDE * min(BESIDE_ROWS, rows) + looked_at * held_mean / mean
     left = (share * real - out_of_it) / (PADDED * mean) - beside
-    along = max(FEWEST_ROWS // 2, min(MOST_ALONG, int(ALONG * left / GRADIENT)))
+    along = max(min(FEWEST_ROWS, rows) // 2, min(MOST_ALONG, int(ALONG * left / GRADIENT)))
     measured = max(FEWEST_ROWS, int(((1 - READ) * left - GRADIENT * along) / GRADIENT))
     if measured >= rows:  # what is left over goes along the path
         measured, along = rows, max(along, int((left - GRADIENT * rows) / GRADIENT))
