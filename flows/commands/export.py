@@ -23,6 +23,7 @@ def export(
     run: RunName,
     folder: Annotated[str | None, typer.Argument(metavar="DIR", help="a folder that is made")] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="LoRA's factors alone, as peft loads them")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="the whole checkpoint, as without any of these")] = False,
     gguf: Annotated[str | None, typer.Option("--gguf", metavar="FILE", help="one GGUF file, and no folder")] = None,
     gguf_type: Annotated[
         Literal["f16", "f32"], typer.Option("--gguf-type", help="of its matrices; vectors are float32")
@@ -33,8 +34,8 @@ def export(
 ) -> None:
     """Copy a run's predicted checkpoint, or its adapter, into a local folder that transformers and peft open, or write
     it as the GGUF file that llama.cpp opens."""
-    if (gguf is None) == (folder is None) or (gguf is not None and adapter):
-        raise BadInput("export: give either a folder, with --adapter or without, or --gguf FILE")
+    if (gguf is None) == (folder is None) or adapter + merged + (gguf is not None) > 1:
+        raise BadInput("export: give either a folder, with --adapter or --merged or neither, or --gguf FILE")
     found, terminal = named_run(run, root), terminal_for(quiet)
     with Counted(terminal) as counted:
         if gguf is not None:

@@ -1,7 +1,12 @@
-"""The difference of two models, made larger: greedy decoding over base logits + alpha (predicted - base)."""
+"""The difference of two models, made larger: greedy decoding over base logits + alpha (predicted - base).
+
+Beyond either model only tokens count that one of them finds plausible, as in contrastive decoding (Li et al. 2023, eq.
+3): among some fifty thousand logits the largest difference is one of tokens that neither would ever write.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +15,10 @@ from foretune.tasks.loading.continuation import decoding
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+PLAUSIBLE = 0.1
+"""Least probability of a token in one of the models, as a share of that of its likeliest; the paper's value."""
 
 
 def amplified(
@@ -36,13 +45,20 @@ def amplified(
         while len(answer) < max_new_tokens:
             first, second = (side.next_logits(ids) for side in sides)
             # lerp is exact at both ends, first + alpha (second - first) at one of them alone.
-            logits = torch.lerp(first, second.to(first.device), alpha)
+            second = second.to(first.device)
+            logits = torch.lerp(first, second, alpha)
+            if not 0 <= alpha <= 1:
+                logits = logits.masked_fill(~(_plausible(first) | _plausible(second)), -torch.inf)
             logits = logits if draw is None else draw(ids, logits)
             answer.append(int(logits.argmax(-1)))
             if answer[-1] in ends:
                 break
             ids = torch.tensor([[answer[-1]]], dtype=torch.long)
     return answer
+
+
+def _plausible(logits: Tensor) -> Tensor:
+    return logits >= logits.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
 
 
 class _Cached:

@@ -74,7 +74,7 @@ def test_simulate_prints_the_answer_and_json_then_runs_report_and_export_find_it
     assert [run["run_id"] for run in listed["runs"]] == [result["run_id"]]
     said = foretune("report", "latest", "--root", root)
     assert Path(said.stdout.strip()).read_text().startswith("<!")
-    exported = foretune("export", result["run_id"], tmp_path / "out", "--root", root)
+    exported = foretune("export", result["run_id"], tmp_path / "out", "--merged", "--root", root)
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()
     factors = foretune("export", "latest", tmp_path / "adapter", "--adapter", "--root", root)
