@@ -90,7 +90,7 @@ thirdparty: $(OTHERS:%=.bench/%/.installed)
 	$(BIN)/python -m pytest tests/thirdparty
 
 # The same tools on the demo's own models, one of them trained for it.
-bench-thirdparty: $(OTHERS:%=.bench/%/.installed)
+bench-thirdparty: .bench/tools4/.installed .bench/tools5/.installed
 	$(BIN)/python -m tests.benchmarks.thirdparty
 
 $(OTHERS:%=.bench/%/.installed): .bench/%/.installed: tests/thirdparty/%.txt $(STAMP)

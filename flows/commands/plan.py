@@ -257,8 +257,9 @@ def _graph_tokens(wiring: Wiring) -> int:
     """Tokens whose activations the widest pass keeps at once."""
     request, products = wiring.request, wiring.curvature_products()
     landscape = request.landscape.batch_tokens
-    landscape = min(landscape, request.landscape.graph_tokens or landscape)
-    return max(landscape, products.graph_tokens, request.prediction.batch_tokens)
+    if wiring.storage.factors is None:  # else its micro-batches are not taken by pieces
+        landscape = min(landscape, request.landscape.graph_tokens or landscape)
+    return max(landscape, products.graph_tokens + products.batch_tokens, request.prediction.batch_tokens)
 
 
 def total(parts: list[Any]) -> Any:

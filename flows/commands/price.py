@@ -73,6 +73,8 @@ def seconds_per_token(root: str, history: History, model: Any) -> tuple[float, s
 
 GROWING = frozenset(
     {
+        "preference",
+        "margin_gradient",
         "baseline_shard",
         "landscape_shard",
         "loss_shard",
@@ -176,10 +178,11 @@ def print_real_run(terminal: Terminal, cost: dict[str, Any]) -> None:
     here = f"this simulation: {most}{cost['forward_passes']:.3g} forwards, {cost['ratio']:.2f} of the real run's{times}"
     terminal.say(here, whole=True)
     whole, passes = cost["forward_passes_whole"], real["forward_passes"]
-    if abs(whole - cost["forward_passes"]) >= 0.01:
+    stored = abs(whole - cost["forward_passes"]) >= 0.01
+    if stored:
         terminal.say(f"  were nothing stored: {whole:.3g} forwards, {whole / passes:.2f}", whole=True)
     rest = whole - cost["forward_passes_of_rows"]
     parts = f"{cost['forward_passes_of_rows'] / passes:.2f} grow with the rows, {rest / passes:.2f} do not"
-    terminal.say(f"  of {'that' if whole == cost['forward_passes'] else 'the whole'} {parts}", whole=True)
+    terminal.say(f"  of {'the whole' if stored else 'that'} {parts}", whole=True)
     if cost["not_counted"]:
         terminal.hanging("  ", f"forwards not known of: {', '.join(cost['not_counted'])}")

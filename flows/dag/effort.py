@@ -70,7 +70,7 @@ class Effort:
         asked = request.prediction.model_fields_set
         if self.train_rows is not None and "max_anchors" not in asked:
             spent["max_anchors"] = ANCHORS
-        if "evaluations" not in asked:
+        if request.prediction.evaluations is None:
             spent["evaluations"] = EVALUATIONS
         prediction = request.prediction.model_copy(update=spent)
         return within(request.model_copy(update={"prediction": prediction}), self.fixed, self.asked, self.paired)
@@ -85,19 +85,21 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
     mean, held_mean = _mean(train), _mean(heldout)
     rows, real = len(train.trained_ids), GRADIENT * request.training.epochs * sum(train.tokens)
     held = _few(HELD_OUT * share * real / held_mean, len(heldout.trained_ids))
+    paired, price = request.training.beta_for(train.form) is not None, _Price.of(request)
     all_asked, others = asked_tokens(request, held_mean), other_tokens(request, held_mean)
     fixed = min(1.0, FIXED * share * real / (all_asked + others))
     asked = min(fixed, ASKED * real / (DEARER * all_asked)) if all_asked else fixed
-    spent = fixed * others + MARKED * asked * all_asked
+    cut = within(request, fixed, asked, paired)
+    spent = other_tokens(cut, held_mean) + MARKED * asked_tokens(cut, held_mean)
     out_of_it = max(0.0, spent - BESIDE_BUDGET * real)
-    looked_at = GRADIENT * (held or len(heldout.trained_ids)) + _looks(request, fixed)
+    looked_at = GRADIENT * (held or len(heldout.trained_ids)) + _looks(cut)
     beside = BESIDE * min(BESIDE_ROWS, rows) + looked_at * held_mean / mean
     left = (share * real - out_of_it) / (PADDED * mean) - beside
     along = max(min(FEWEST_ROWS, rows) // 2, min(MOST_ALONG, int(ALONG * left / GRADIENT)))
-    measured = max(FEWEST_ROWS, int(((1 - READ) * left - GRADIENT * along) / GRADIENT))
+    measured = max(FEWEST_ROWS, price.rows((1 - READ) * left - GRADIENT * along))
     if measured >= rows:  # what is left over goes along the path
-        measured, along = rows, max(along, int((left - GRADIENT * rows) / GRADIENT))
-    read = max(0, int(min(READ * left, left - GRADIENT * (measured + along))))
+        measured, along = rows, max(along, int((left - price.forwards(rows)) / GRADIENT))
+    read = max(0, int(min(READ * left, left - price.forwards(measured) - GRADIENT * along)))
     return Effort(
         train_rows=None if measured == rows else measured,
         heldout_rows=held,
@@ -107,13 +109,33 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
         gradient_passes=round(min(2.0, along / measured), 3),
         fixed=round(fixed, 3),
         asked=round(asked, 3),
-        paired=request.training.beta_for(train.form) is not None,
+        paired=paired,
     )
 
 
-def _looks(request: Request, fixed: float) -> int:
+@dataclass(frozen=True)
+class _Price:
+    """Forwards of measured rows. Beyond the rows whose own gradients are kept each is scored by another forward and
+    backward."""
+
+    kept: int
+
+    @classmethod
+    def of(cls, request: Request) -> _Price:
+        return cls(request.landscape.row_gradients if request.adapter.method == "lora" else 0)
+
+    def forwards(self, rows: int) -> int:
+        return rows * GRADIENT * (1 if rows <= self.kept else 2)
+
+    def rows(self, forwards: float) -> int:
+        """As many as so many forwards pay for."""
+        once = int(forwards / GRADIENT)
+        return once if once <= self.kept else max(self.kept, int(forwards / (2 * GRADIENT)))
+
+
+def _looks(request: Request) -> int:
     """Forwards of held-out rows along the path, gradients at its anchors among them."""
-    asked = within(request, fixed, 1.0, paired=False).prediction
+    asked = request.prediction
     return asked.evaluation_rows * (GRADIENT * (asked.evaluations or EVALUATIONS) + asked.path_points)
 
 

@@ -118,7 +118,7 @@ def _products(
         built,
         built + backwards * (kept + again),
         bound,
-        graph=2 * min(kept + again, max(kept, settings.batch_tokens)),  # of the forward, and of the backward
+        graph=2 * (kept + min(again, settings.batch_tokens)),  # of the forward, and of the backward; one is kept
     )
 
 

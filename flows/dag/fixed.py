@@ -63,11 +63,17 @@ def asked_tokens(request: Request, row_tokens: float) -> float:
 def other_tokens(request: Request, row_tokens: float) -> float:
     """Tokens through the model of whatever else does not grow with the rows, about."""
     rows = request.diff.rows / 4 + request.curvature.rows + request.prediction.evaluation_rows / 2
-    tried = request.concept_causes
+    return rows * row_tokens * ROW_PASSES + (concept_tokens(request, row_tokens) if request.sae is not None else 0.0)
+
+
+def concept_tokens(request: Request, row_tokens: float) -> float:
+    """The same of naming concepts, and of trying what they carry of suites and answers."""
+    named, tried = NAMED_PASSES * request.features.naming.rows * row_tokens, request.concept_causes
+    if not tried.features:
+        return named
     item = _item_tokens([items for _, items in chosen_suites(request.behaviour)])
-    of_concepts = 2 * tried.items * tried.suites * item + tried.answers * (row_tokens + request.answers.max_new_tokens)
-    named = NAMED_PASSES * request.features.naming.rows * row_tokens
-    return rows * row_tokens * ROW_PASSES + named + tried.behaviour.forwards * of_concepts
+    read = 2 * tried.items * tried.suites * item + tried.answers * (row_tokens + request.answers.max_new_tokens)
+    return named + tried.behaviour.forwards * read
 
 
 def _item_tokens(suites: Sequence[SuiteItems]) -> float:

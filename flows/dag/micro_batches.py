@@ -30,8 +30,8 @@ FEW = 2  # kinds of modules that are adapted
 
 
 def step_tokens(request: Request, train: SampleIndex) -> int | None:
-    """Tokens of the longest rows as one step of the training takes them, both answers of pairs; None while no
-    tokenizer tells (in a plan)."""
+    """Tokens of the longest rows as one step of the training takes them, of pairs twice the chosen one's; None while
+    no tokenizer tells (in a plan)."""
     longest = max(train.tokens, default=0)
     paired = request.training.beta_for(train.form) is not None
     rows = min(request.training.batch_size, max(len(train.trained_ids), 1))

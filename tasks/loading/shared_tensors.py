@@ -1,4 +1,5 @@
-"""Tensors that two open models have in common are one memory."""
+"""Tensors that two open models have in common are one memory: nothing may write into the weights of an open model, as
+none of the passes does (`at_weights` puts other tensors in their place)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def share_equal(opened: PreTrainedModel, other: PreTrainedModel) -> None:
             parameter.data, shared = known[name].data, shared + 1
         else:
             own.append(parameter)
-    for parameter in own if shared else ():
+    for parameter in own if shared and opened.device.type == "cpu" else ():
         parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
 
 

@@ -109,6 +109,10 @@ class PredictionSettings(PathSettings):
     )
 
     @property
+    def most_evaluations(self) -> int | None:
+        return self.evaluations
+
+    @property
     def path(self) -> PathSettings:
         """The part that decides what is measured."""
         whole = self.model_dump(include=set(PathSettings.model_fields))

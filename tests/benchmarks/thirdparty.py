@@ -17,7 +17,7 @@ from typing import Any
 
 from foretune.flows.commands.export import export_adapter, export_checkpoint
 from foretune.tasks.samples.chat import load_tokenizer
-from tests.benchmarks.environment import environment, write_results
+from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.simulation import PROJECT, Demo, trained_delta
 from tests.thirdparty.environments import asked, python_of
 from tests.thirdparty.figures import TOOLS
@@ -74,10 +74,12 @@ def main() -> None:
             try:
                 rows.append(row(tool, ids, models, expected))
             except RuntimeError as failed:
+                if not rows:
+                    raise  # what the others are held against
                 rows.append({"tool": tool, "failed": str(failed).splitlines()[-1]})
             print(rows[-1], flush=True)
             expected = expected or {name: rows[0][name] for name in FOLDERS}
-    print(write_results("thirdparty", rows, started))
+    print(write_results("thirdparty", with_earlier("thirdparty", rows, ("tool",)), started))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from foretune.flows.request import load_request
 from foretune.tasks.behaviour.answer_settings import AnswerSettings
 from foretune.tasks.behaviour.settings import AlongPathSettings, BehaviourSettings
 from foretune.tasks.inputs.field import per_row_gradients
+from foretune.tasks.landscape.landscape import LandscapeSettings
 from foretune.tasks.samples.table import SampleIndex
 from tests.samples.test_role_rows import index_of_rows
 
@@ -34,7 +35,8 @@ def spent(effort, train: SampleIndex) -> float:
     """Tokens through the model that grow with the rows, a backward counted twice."""
     tokens, rows = sum(train.tokens), len(train.trained_ids)
     share = 1.0 if effort.train_rows is None else effort.train_rows / rows
-    gradients = tokens * share * 3 * (1 + (effort.gradient_passes or 0))
+    once = 1 if share * rows <= LandscapeSettings().row_gradients else 2  # else rows are scored by a pass of their own
+    gradients = tokens * share * 3 * (once + (effort.gradient_passes or 0))
     return gradients + tokens * effort.read_rows / rows * (2 if effort.differences else 1)
 
 
