@@ -23,8 +23,9 @@ def share_equal(opened: PreTrainedModel, other: PreTrainedModel) -> None:
             parameter.data, shared = known[name].data, shared + 1
         else:
             own.append(parameter)
-    for parameter in own if shared and opened.device.type == "cpu" else ():
-        parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
+    for parameter in own if shared else ():
+        if parameter.device.type == "cpu":  # else it has left the file already
+            parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -97,12 +97,14 @@ def test_a_larger_budget_measures_the_smaller_ones_rows_and_more(request_with):
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """The tiny request has 18 rows: some of them have to be enough."""
+    """The tiny request has 18 rows: some of them have to be enough, and what does not grow would take all."""
     monkeypatch.setattr("foretune.flows.dag.effort.FEWEST_ROWS", 6)
+    for counted in ("asked_tokens", "other_tokens"):
+        monkeypatch.setattr(f"foretune.flows.dag.effort.{counted}", lambda *_: 1.0)
 
 
 def test_a_run_on_a_budget_measures_some_rows_and_tells_of_all(simulated, few_rows):
-    run = simulated("effort.budget=0.9", *FEW)
+    run = simulated("effort.budget=0.7", *FEW)
     summary, landscape = run.summary("prediction"), run.table("landscape", "samples")
     assert summary["steps"] == 10 and summary["gradient_samples_real"] == 36  # of all 18 rows, in batches of 4
     measured = [row for row in run.table("influence", "influence") if row["method"] != "estimated"]
