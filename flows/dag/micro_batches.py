@@ -20,10 +20,10 @@ model whose weights, libraries and optimizer take two."""
 WITH_GRAPH = ("prediction", "influence.scoring", "preference")
 """Sections whose micro-batches keep what a backward needs, as a training step does."""
 
-CURVED, CURVED_WIDE = 2, 4
-"""A product with the curvature goes backwards through a backward, and one graph is kept while another is built: half of
-a step's tokens (on q and v of SmolLM2-135M a whole step's took 1.5 times its memory). Of many layers such a backward
-holds a gradient of them all: a quarter, and no graph is kept."""
+CURVED = 4
+"""A product with the curvature goes backwards through a backward, and one graph is kept while another is built: a
+quarter of a step's tokens (on q and v of SmolLM2-135M half of them took 1.5 times the step's memory). Of many layers
+such a backward holds a gradient of them all, and no graph is kept."""
 
 
 FEW = 2  # kinds of modules that are adapted
@@ -58,7 +58,7 @@ def curved_within_step(request: Request, tokens: int | None) -> CurvatureSetting
         return request.curvature
     adapter = request.adapter
     wide = adapter.method == "full" or adapter.target_modules == "all-linear" or len(adapter.target_modules) > FEW
-    settings = _at_most(request.curvature, ["batch_tokens"], tokens // (CURVED_WIDE if wide else CURVED))
+    settings = _at_most(request.curvature, ["batch_tokens"], tokens // CURVED)
     return _at_most(settings, ["graph_tokens"], 0 if wide else tokens // CURVED)
 
 

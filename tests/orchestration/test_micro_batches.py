@@ -11,7 +11,7 @@ from foretune.flows.commands.history import History
 from foretune.flows.commands.plan import Planned
 from foretune.flows.dag import micro_batches
 from foretune.flows.dag.costs import checked_sources
-from foretune.flows.dag.micro_batches import CURVED, CURVED_WIDE, FEWEST, curved_within_step, step_tokens, within_step
+from foretune.flows.dag.micro_batches import CURVED, FEWEST, curved_within_step, step_tokens, within_step
 from foretune.flows.dag.simulation import simulation
 from foretune.flows.dag.wiring import Wiring
 from foretune.flows.request import load_request
@@ -49,7 +49,7 @@ def test_what_is_larger_than_a_step_is_lowered_and_no_key_moves(request_of):
     assert products.batch_tokens == products.graph_tokens == 400 // CURVED
     for wide in ("adapter.method=full", "adapter.target_modules=all-linear"):
         less = curved_within_step(request_of(wide), 400)
-        assert (less.batch_tokens, less.graph_tokens) == (400 // CURVED_WIDE, 0)
+        assert (less.batch_tokens, less.graph_tokens) == (400 // CURVED, 0)
     for before, after in (
         (request.prediction, lowered.prediction),
         (request.curvature, products),
@@ -77,6 +77,6 @@ def test_the_passes_with_the_largest_graphs_keep_to_it(request_of, monkeypatch):
             seen[task.task] = inputs["settings"].batch_tokens
         if task.task in ("sharpness", "influence_solve"):
             products = inputs["settings" if task.task == "sharpness" else "curvature"]
-            seen[task.task] = products.graph_tokens + products.batch_tokens
+            seen[task.task] = 2 * (products.graph_tokens + products.batch_tokens)
     assert {"landscape_shard", "path", "suite_gradient", "sharpness", "influence_solve"} <= seen.keys()
     assert max(seen.values()) <= limit, seen
