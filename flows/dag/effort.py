@@ -67,8 +67,7 @@ class Effort:
         if self.gradient_passes is None:
             return request
         spent = {"gradient_passes": self.gradient_passes, "gradient_budget": 1e6}
-        asked = request.prediction.model_fields_set
-        if self.train_rows is not None and "max_anchors" not in asked:
+        if self.train_rows is not None and "max_anchors" not in request.prediction.model_fields_set:
             spent["max_anchors"] = ANCHORS
         if request.prediction.evaluations is None:
             spent["evaluations"] = EVALUATIONS

@@ -25,8 +25,8 @@ CURVED = 4
 quarter of a step's tokens (on q and v of SmolLM2-135M half of them took 1.5 times the step's memory). Of many layers
 such a backward holds a gradient of them all, and no graph is kept."""
 
-
-FEW = 2  # kinds of modules that are adapted
+FEW_KINDS = 2
+"""Of modules that are adapted, as q and v: more of them are many layers."""
 
 
 def step_tokens(request: Request, train: SampleIndex) -> int | None:
@@ -57,7 +57,7 @@ def curved_within_step(request: Request, tokens: int | None) -> CurvatureSetting
     if tokens is None:
         return request.curvature
     adapter = request.adapter
-    wide = adapter.method == "full" or adapter.target_modules == "all-linear" or len(adapter.target_modules) > FEW
+    wide = adapter.method == "full" or adapter.target_modules == "all-linear" or len(adapter.target_modules) > FEW_KINDS
     settings = _at_most(request.curvature, ["batch_tokens"], tokens // CURVED)
     return _at_most(settings, ["graph_tokens"], 0 if wide else tokens // CURVED)
 
