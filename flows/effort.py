@@ -32,6 +32,13 @@ class EffortSettings(BaseModel):
         description="share of the real run's forward passes, a backward counted twice; goes before the preset",
     )
 
+    autocast: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        title="Autocast",
+        description="on a budget, gradients and losses of training rows with products in bfloat16 under float32 "
+        "weights, so that it pays for twice as many; auto: where this machine is faster at it",
+    )
+
     @property
     def share(self) -> float | None:
         """Of the real run's forward-equivalents; None without a budget."""

@@ -35,7 +35,7 @@ class Draft:
         self.folder = folder
         self.stored: ArtifactRef | None = None
         self.checks: list[Check] = []
-        self.cost: dict[str, int] = {}
+        self.cost: dict[str, int | float] = {}
         with disk_faults(folder):
             folder.mkdir(parents=True)
 

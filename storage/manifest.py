@@ -43,7 +43,7 @@ class Manifest(BaseModel):
     git_commit: str | None = None
     libraries: dict[str, str] = {}
     work: dict[str, int] = {}  # how much went in, for estimates: rows, tokens, parts
-    cost: dict[str, int] = {}  # what was computed: forward_tokens and backward_tokens through a model
+    cost: dict[str, int | float] = {}  # what was computed: forward_tokens and backward_tokens through a model
     run_id: str | None = None  # the run that wrote it
     checks: list[Check] = []  # invariants that were looked at while it was written
 

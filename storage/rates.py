@@ -23,7 +23,7 @@ class Took:
     seconds: float
     bytes: int
     work: dict[str, int]  # rows, tokens, parts
-    cost: dict[str, int] = field(default_factory=dict)  # forward_tokens and backward_tokens through a model
+    cost: dict[str, float] = field(default_factory=dict)  # forward_tokens and backward_tokens through a model
 
     @classmethod
     def of(cls, manifest: Manifest) -> Took:

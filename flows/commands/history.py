@@ -25,8 +25,8 @@ class Cost:
     seconds: float | None = None
     bytes: int | None = None
     basis: Literal["this root", "this machine", "another model"] | None = None
-    forward_tokens: int | None = None  # through a model; None as well where no pass of the kind counted any
-    backward_tokens: int | None = None
+    forward_tokens: float | None = None  # through a model; None as well where no pass of the kind counted any
+    backward_tokens: float | None = None
 
 
 @dataclass(frozen=True)

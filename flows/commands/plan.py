@@ -56,8 +56,8 @@ class PlannedTask:
     seconds: float | None = None  # None: nothing like it was ever run, under this root or on this machine
     bytes: int | None = None
     basis: str | None = None  # where seconds and bytes come from: this root | this machine | another model
-    forward_tokens: int | None = None  # through the model, padding included; None: nothing tells
-    backward_tokens: int | None = None
+    forward_tokens: float | None = None  # through the model, padding included; None: nothing tells
+    backward_tokens: float | None = None
     bound: str | None = None  # exact | at most | about | remembered
     memory_bytes: int | None = None  # held at its peak, by the model's shapes; None: not known, or no model
 

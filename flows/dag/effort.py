@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from foretune.flows.dag.fixed import asked_tokens, other_tokens, within
 from foretune.flows.request import Request
 from foretune.tasks.inputs.training import SampledTraining, TrainingSettings
+from foretune.tasks.loading.autocast import fast_bfloat16
+from foretune.tasks.numerics.work import AUTOCAST
 from foretune.tasks.samples.table import SampleIndex
 
 FEWEST_ROWS = 128
@@ -26,8 +28,8 @@ ASKED, DEARER = 0.1, 3.3
 without a template's marks, read in small batches and written one by one, as many of a training's (13 ms and 3.8)."""
 MARKED = 2.4  # tokens of theirs through the model, with a template's marks and padding, for one of their texts'
 HELD_OUT = 0.04  # of the budget: gradients of held-out rows
-ALONG, MOST_ALONG = 0.45, 1056
-"""Of what is left: gradients along the path, of so many rows at most (32 rows at each of 33 anchors). Over the same
+ALONG, MOST_ALONG = 0.45, 2112
+"""Of what is left: gradients along the path, of so many rows at most (64 rows at each of 33 anchors). Over the same
 1,000 conversations the square of what the direction misses is about 70 (1/measured - 1/1,000) + 140/along."""
 EVALUATIONS = 4  # of the held-out rows along the path: with 17 anchors nine cost as much as a third of the rows there
 ANCHORS = 33  # at most: over 1,000 rows and 375 steps few rows at many steps are nearer than many at few
@@ -47,6 +49,7 @@ class Effort:
     fixed: float = 1.0  # share of what does not grow with the rows
     asked: float = 1.0  # the same of suites and answers
     paired: bool = False
+    autocast: bool = False  # of what is measured on training rows
 
     def line(self, measured: int, rows: int) -> str | None:
         """What was looked at of the training rows, in words; None without a budget."""
@@ -60,7 +63,8 @@ class Effort:
             )
         if self.beside_rows:
             words.append(f"{self.beside_rows} without their prompts")
-        return "on a budget: " + ", ".join(words)
+        in_bfloat16 = "; training rows under autocast to bfloat16" if self.autocast else ""
+        return "on a budget: " + ", ".join(words) + in_bfloat16
 
     def of(self, request: Request) -> Request:
         """The request as it is spent."""
@@ -93,7 +97,7 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
     out_of_it = max(0.0, spent - BESIDE_BUDGET * real)
     looked_at = GRADIENT * (held or len(heldout.trained_ids)) + _looks(cut)
     beside = BESIDE * min(BESIDE_ROWS, rows) + looked_at * held_mean / mean
-    left = (share * real - out_of_it) / (PADDED * mean) - beside
+    left = ((share * real - out_of_it) / (PADDED * mean) - beside) / price.forward
     along = max(min(FEWEST_ROWS, rows) // 2, min(MOST_ALONG, int(ALONG * left / GRADIENT)))
     measured = max(FEWEST_ROWS, price.rows((1 - READ) * left - GRADIENT * along))
     if measured >= rows:  # what is left over goes along the path
@@ -104,24 +108,27 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
         heldout_rows=held,
         beside_rows=BESIDE_ROWS if rows > BESIDE_ROWS else None,
         read_rows=min(read, rows - measured),
-        differences=read >= 2 * (rows - measured),
+        differences=read * price.forward >= 2 * (rows - measured),
         gradient_passes=round(min(2.0, along / measured), 3),
         fixed=round(fixed, 3),
         asked=round(asked, 3),
         paired=paired,
+        autocast=price.forward < 1,
     )
 
 
 @dataclass(frozen=True)
 class _Price:
-    """Forwards of measured rows. Beyond the rows whose own gradients are kept each is scored by another forward and
-    backward."""
+    """Forwards of measured rows, in those that a row takes. Beyond the rows whose own gradients are kept each is scored
+    by another forward and backward."""
 
     kept: int
+    forward: float  # of a training row, in forwards in float32
 
     @classmethod
     def of(cls, request: Request) -> _Price:
-        return cls(request.landscape.row_gradients if request.adapter.method == "lora" else 0)
+        kept = request.landscape.row_gradients if request.adapter.method == "lora" else 0
+        return cls(kept, AUTOCAST if autocast(request) else 1.0)
 
     def forwards(self, rows: int) -> int:
         return rows * GRADIENT * (1 if rows <= self.kept else 2)
@@ -130,6 +137,13 @@ class _Price:
         """As many as so many forwards pay for."""
         once = int(forwards / GRADIENT)
         return once if once <= self.kept else max(self.kept, int(forwards / (2 * GRADIENT)))
+
+
+def autocast(request: Request) -> bool:
+    """Whether training rows are measured in bfloat16 under float32 weights, on a budget."""
+    if request.model.dtype != "float32" or request.effort.autocast == "never":
+        return False
+    return request.effort.autocast == "always" or fast_bfloat16(request.model.device)
 
 
 def _looks(request: Request) -> int:

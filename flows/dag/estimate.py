@@ -15,8 +15,8 @@ Inputs = Mapping[str, Any]
 class Estimate:
     """Tokens forward and backward, and what is held at once while they go."""
 
-    forward: int = 0
-    backward: int = 0
+    forward: float = 0
+    backward: float = 0
     bound: Bound = "exact"
     models: int = 1  # whose weights are open; 0: the pass opens none
     graph: int = 0  # tokens whose activations are kept for a backward
@@ -24,7 +24,7 @@ class Estimate:
     gradients: bool = False  # whether full-weight gradients are summed
 
     @property
-    def equivalents(self) -> int:
+    def equivalents(self) -> float:
         return self.forward + 2 * self.backward
 
 

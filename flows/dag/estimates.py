@@ -32,7 +32,7 @@ def estimate(task: str, inputs: Inputs, sizes: Sizes) -> Estimate | None:
 
 def _landscape(inputs: Inputs, sizes: Sizes) -> Estimate:
     batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
-    read = _sum(batches, inputs["dpo_beta"])
+    read = inputs["model"].token_price * _sum(batches, inputs["dpo_beta"])
     most = inputs["settings"].graph_tokens if inputs.get("factors") is None else None
     widest = _widest(batches, inputs["dpo_beta"])
     return Estimate(read, read, graph=min(widest, most or widest), gradients=True)
@@ -40,11 +40,14 @@ def _landscape(inputs: Inputs, sizes: Sizes) -> Estimate:
 
 def _losses(inputs: Inputs, sizes: Sizes) -> Estimate:
     batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
-    return Estimate(_sum(batches, inputs["dpo_beta"]), read=_widest(batches, inputs["dpo_beta"]))
+    return Estimate(
+        inputs["model"].token_price * _sum(batches, inputs["dpo_beta"]), read=_widest(batches, inputs["dpo_beta"])
+    )
 
 
 def _prompt_gain(inputs: Inputs, sizes: Sizes) -> Estimate:
-    return _forward(sizes.rows(inputs["rows"]).only_answers().batches(inputs["settings"].batch_tokens))
+    answers = sizes.rows(inputs["rows"]).only_answers()
+    return _forward(answers.batches(inputs["settings"].batch_tokens), inputs["model"].token_price)
 
 
 def _baseline(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -129,7 +132,10 @@ def _path(inputs: Inputs, sizes: Sizes) -> Estimate:
     once = sizes.rows(inputs["evaluation"]).batches(settings.batch_tokens)
     tables = [sizes.rows(rows) for rows in inputs["node_rows"]]
     batches = [table.batches(settings.batch_tokens) for table in tables if any(table.trained)]
-    evaluated, blocks = _sum(once, beta), sorted((_sum(each, beta) for each in batches), reverse=True)
+    evaluated, blocks = (
+        _sum(once, beta),
+        sorted((inputs["model"].token_price * _sum(each, beta) for each in batches), reverse=True),
+    )
     rows = sum(sum(table.trained) for table in tables)
     steps = training.steps(rows)
     forward = evaluated * len(evaluation_steps(steps, settings.path_points))
@@ -197,7 +203,7 @@ def _influence_shard(inputs: Inputs, sizes: Sizes) -> Estimate:
     if inputs["adapter"].method != "lora":
         raise Unknown  # forward derivatives, one per target
     batches, beta = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens), inputs["dpo_beta"]
-    read = _sum(batches, beta)
+    read = inputs["model"].token_price * _sum(batches, beta)
     return Estimate(read, read, graph=_widest(batches, beta))
 
 
@@ -283,7 +289,7 @@ def _answers(inputs: Inputs, sizes: Sizes) -> Estimate:
     return Estimate(4 * prompts.count * written, 0, "at most", models=2, read=2 * read)
 
 
-def _forward(batches: Sequence[tuple[int, int]], times: int = 1) -> Estimate:
+def _forward(batches: Sequence[tuple[int, int]], times: float = 1) -> Estimate:
     return Estimate(_sum(batches) * times, 0, read=_widest(batches))
 
 

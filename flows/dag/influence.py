@@ -102,7 +102,7 @@ def _shards(wiring: Wiring, train: Landscape, solve: Any, directions: Any) -> li
         "settings": request.influence.scoring,
     }
     if wiring.row_coordinates("train") is None:
-        return [wiring.step(influence_shard, rows=leaf, model=wiring.model, **shared) for leaf in rows.leaves]
+        return [wiring.step(influence_shard, rows=leaf, model=wiring.measuring, **shared) for leaf in rows.leaves]
     sources = zip(rows.nodes, train.blocks, strict=True)
     return [wiring.step(influence_shard, rows=node_rows, node=block, **shared) for node_rows, block in sources]
 

@@ -87,6 +87,7 @@ class Wiring:
         }
         index = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
         self.effort = effort_of(request, index["train"], index["heldout"])
+        self.measuring = self.model.in_bfloat16() if self.effort.autocast else self.model
         self.step_tokens = step_tokens(request, index["train"])
         self.request = request = within_step(self.effort.of(request), self.step_tokens)
         wanted = {"train": self.effort.train_rows, "heldout": self.effort.heldout_rows}
@@ -146,7 +147,7 @@ class Wiring:
                 landscape_shard,
                 rows=node,
                 role=role,
-                model=self.model,
+                model=self.measuring if role == "train" else self.model,
                 targets=request.adapter.targets,
                 hook_name=self.sources.hook_name,
                 dpo_beta=self.dpo_beta,
@@ -172,7 +173,8 @@ class Wiring:
     def _read_only(self, role: str) -> list[Any]:
         """The losses of the rows that are not measured, where the budget pays for a forward over them."""
         others = self.rows[role].first_others(self.effort.read_rows) if role == "train" else []
-        shared = {"model": self.model, "dpo_beta": self.dpo_beta, "settings": self.request.landscape.reading}
+        opened = self.model if self.effort.differences else self.measuring  # a small step's is lost in bfloat16
+        shared = {"model": opened, "dpo_beta": self.dpo_beta, "settings": self.request.landscape.reading}
         return [self.step(loss_shard, rows=block, **shared) for block in others]
 
     def prompt_gain(self, made: dict[str, Any]) -> Any:
@@ -182,7 +184,7 @@ class Wiring:
         settings = self.request.prompt_gain
         forward = AnswerPass(batch_tokens=settings.batch_tokens)
         shards = [
-            self.step(prompt_gain_shard, rows=leaf, model=self.model, settings=forward)
+            self.step(prompt_gain_shard, rows=leaf, model=self.measuring, settings=forward)
             for leaf in self.rows["train"].first_leaves(self.effort.beside_rows)
         ]
         return self.step(prompt_gain, shards=shards, landscape=made["landscape"], settings=settings)
@@ -228,7 +230,7 @@ class Wiring:
         paths: dict[str, Any] = {}
         earlier = self._reuse({**replayed, **measured}).ref
         if request.prediction.rule == "recursion":
-            paths["path"] = earlier or self.step(path, **shared, **measured)
+            paths["path"] = earlier or self.step(path, **shared | measured | {"model": self.measuring})
         predicted = self.step(
             prediction,
             gradient=train.gradient,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,11 @@ class AdaptedModel:
         if isinstance(self.space, FullSpace):
             return None
         return {name: self.loaded.model.get_submodule(name.removesuffix(".weight")) for name in self.weights}
+
+    def without_autocast(self) -> AdaptedModel:
+        """The same in the model's own dtype."""
+        loaded = dataclasses.replace(self.loaded, autocast=False)
+        return dataclasses.replace(self, loaded=loaded, call=label_caller(loaded, list(self.weights)))
 
     def moved_by(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The base weights plus a change of some of them; those that do not change are the base's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.time_limits import uncounted
 from foretune.tasks.loading import ModelSettings, choose_device, close_models, convert_gguf, load_model
 from foretune.tasks.loading.witnesses import witness
+from foretune.tasks.numerics.work import AUTOCAST
 from foretune.tasks.saes import SaeSettings, load_sae, load_saes
 
 if TYPE_CHECKING:
@@ -35,13 +37,24 @@ class ModelHandle(BaseModel, frozen=True):
 
     source: Fingerprint | ArtifactRef
     settings: ModelSettings
+    autocast: bool = False
 
     def identity(self) -> dict[str, Any]:
         return {
             "weights": identity(self.source),
             "dtype": self.settings.dtype,
             "attn_implementation": self.settings.attn_implementation,
+            **({"autocast": True} if self.autocast else {}),
         }
+
+    @property
+    def token_price(self) -> float:
+        """Of a token forward, in those that float32 takes."""
+        return AUTOCAST if self.autocast else 1
+
+    def in_bfloat16(self) -> ModelHandle:
+        """The same weights, whose products are in bfloat16."""
+        return self.model_copy(update={"autocast": True})
 
     def moved_to(self, checkpoint: ArtifactRef) -> ModelHandle:
         """The same settings over another set of weights."""
@@ -70,7 +83,7 @@ class ModelHandle(BaseModel, frozen=True):
         while not witness(run, loaded.model, loaded.digest):
             close_models()
             loaded = load_model(self.folder(run), self.settings)
-        return loaded
+        return dataclasses.replace(loaded, autocast=True) if self.autocast else loaded
 
 
 class SaeHandle(BaseModel, frozen=True):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
+from foretune.tasks.loading.autocast import autocast_here, autocasting
 from foretune.tasks.loading.files import model_files
 from foretune.tasks.loading.folders import model_config, model_fingerprint
 from foretune.tasks.loading.foreign import reading
@@ -22,7 +23,7 @@ from foretune.tasks.loading.placement import keep_resident, offloaded, placing, 
 from foretune.tasks.loading.settings import ModelSettings
 from foretune.tasks.loading.shared_tensors import share_equal
 from foretune.tasks.loading.witnesses import weights_digest
-from foretune.tasks.numerics.work import work_here
+from foretune.tasks.numerics.work import AUTOCAST, work_here
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ class LoadedModel:
     transposed: frozenset[str]
     digest: str  # of the weights as they were read, see `weights_digest`
     gradient_checkpointing: bool = False  # see `recomputed`
+    autocast: bool = False  # whether its products are in bfloat16
 
     @property
     def config(self) -> Any:
@@ -145,11 +147,12 @@ def count_work(model: Any, args: tuple[Any, ...], inputs: dict[str, Any], output
     count_tokens(ids.numel(), getattr(output, "logits", None))  # a trainer's fused loss gives none
 
 
-def count_tokens(tokens: int, output: Tensor | None) -> None:
+def count_tokens(tokens: float, output: Tensor | None) -> None:
     """So many tokens went forward to `output`, and go backward at each backward from it."""
     import torch
 
     work = work_here()
+    tokens = tokens * AUTOCAST if autocast_here(output) else tokens
     tangents = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
     work.forward(2 * tokens if tangents else tokens)  # forward mode carries a tangent beside every value
     if not tangents and output is not None and output.requires_grad:
@@ -306,7 +309,8 @@ def functional_caller(loaded: LoadedModel, names: Iterable[str]) -> Callable[[di
                 f"model.device_map: {away} tensors are fetched when they are used, which forward-mode derivatives do "
                 "not allow; use more GPUs or a smaller model"
             )
-        return functional_call(loaded.model, weights, (), model_inputs(batch)).logits
+        with autocasting(loaded.device.type, loaded.autocast):
+            return functional_call(loaded.model, weights, (), model_inputs(batch)).logits
 
     return call
 

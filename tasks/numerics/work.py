@@ -1,7 +1,7 @@
 """How many tokens went forward and backward through a model: the work of a pass, counted where it is done.
 
 A forward counts 1 per token, a backward through the whole model 2, whatever is adapted: the convention by which a
-real run is counted as well.
+real run is counted as well. Under autocast a token counts AUTOCAST of one.
 """
 
 from __future__ import annotations
@@ -11,23 +11,27 @@ import threading
 from collections.abc import Generator
 from dataclasses import dataclass
 
+AUTOCAST = 0.5
+"""Of a token in float32, what one in bfloat16 takes. SmolLM2-135M, 31 tokens a row, one thread with AVX512-BF16: 1.7 ms
+for 4.1 forward, 4.4 for 9.5 with the gradients of q and v."""
+
 
 @dataclass(eq=False)
 class Work:
     """Tokens, padding included, since it is computed too."""
 
-    forward_tokens: int = 0
-    backward_tokens: int = 0
+    forward_tokens: float = 0
+    backward_tokens: float = 0
 
     @property
-    def forward_equivalents(self) -> int:
+    def forward_equivalents(self) -> float:
         """Tokens times their cost in forwards."""
         return self.forward_tokens + 2 * self.backward_tokens
 
-    def forward(self, tokens: int) -> None:
+    def forward(self, tokens: float) -> None:
         self.forward_tokens += tokens
 
-    def backward(self, tokens: int) -> None:
+    def backward(self, tokens: float) -> None:
         self.backward_tokens += tokens
 
 

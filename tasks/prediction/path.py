@@ -35,6 +35,7 @@ from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import ShardRows, SubsetRows
 
 if TYPE_CHECKING:
+    from foretune.tasks.inputs.adapted import AdaptedModel
     from foretune.tasks.numerics.integrator import AnchorPlan
 
 
@@ -62,16 +63,16 @@ def path(
     dtype, events = virtual.field.read(0, virtual.field.names[0]).dtype, EventLog.of(run)
     shifts = ShiftFiles(draft, dtype, record, 0 if factors is None else SHIFT_RANKS * factors.rank)
 
-    def at_weights(rows: ShardRows | SubsetRows) -> RowsAtWeights:
-        return RowsAtWeights(adapted, rows.read(run), dpo_beta, settings.batch_tokens, factors)
+    def at_weights(rows: ShardRows | SubsetRows, seen: AdaptedModel) -> RowsAtWeights:
+        return RowsAtWeights(seen, rows.read(run), dpo_beta, settings.batch_tokens, factors)
 
     with device_lock(adapted.loaded):
-        heldout = HeldOut(at_weights(evaluation), base_loss, base_gradient)
+        heldout = HeldOut(at_weights(evaluation, adapted.without_autocast()), base_loss, base_gradient)
         frozen, plan = planned_path(virtual, heldout, events, settings)
         if plan is None:
             trajectory = frozen
         else:
-            blocks = [at_weights(rows) for rows in trained_rows(run, nodes, node_rows)]
+            blocks = [at_weights(rows, adapted) for rows in trained_rows(run, nodes, node_rows)]
             trajectory = anchored_trajectory(virtual, plan, blocks, heldout, events, shifts, settings.most_evaluations)
     write_path(draft, virtual, frozen, trajectory, shifts, sketch(row_ids(run, nodes)))
 

@@ -51,7 +51,7 @@ def equivalents(event: Mapping[str, Any]) -> int | None:
     """Tokens times their cost in forwards; None for a pass that opened no model."""
     if "forward_tokens" not in event:
         return None
-    return int(event["forward_tokens"]) + 2 * int(event.get("backward_tokens", 0))
+    return round(event["forward_tokens"] + 2 * event.get("backward_tokens", 0))
 
 
 def seconds_at(event: Mapping[str, Any]) -> float:

@@ -14,6 +14,7 @@ from foretune.tasks.behaviour.answer_settings import AnswerSettings
 from foretune.tasks.behaviour.settings import AlongPathSettings, BehaviourSettings
 from foretune.tasks.inputs.field import per_row_gradients
 from foretune.tasks.landscape.landscape import LandscapeSettings
+from foretune.tasks.numerics.work import AUTOCAST
 from foretune.tasks.samples.table import SampleIndex
 from tests.samples.test_role_rows import index_of_rows
 
@@ -27,7 +28,13 @@ def request_with(tiny_request):
     return made
 
 
-FEW = ("shards.max_rows=3", "prediction.evaluation_rows=1", "prediction.path_points=1", "prediction.evaluations=1")
+FEW = (
+    "effort.autocast=never",
+    "shards.max_rows=3",
+    "prediction.evaluation_rows=1",
+    "prediction.path_points=1",
+    "prediction.evaluations=1",
+)
 """Blocks of few rows, and next to nothing for the held-out rows along the path: of 18 rows these would be the most."""
 
 
@@ -36,14 +43,15 @@ def spent(effort, train: SampleIndex) -> float:
     tokens, rows = sum(train.tokens), len(train.trained_ids)
     share = 1.0 if effort.train_rows is None else effort.train_rows / rows
     once = 1 if share * rows <= LandscapeSettings().row_gradients else 2  # else rows are scored by a pass of their own
-    gradients = tokens * share * 3 * (once + (effort.gradient_passes or 0))
-    return gradients + tokens * effort.read_rows / rows * (2 if effort.differences else 1)
+    gradients, price = tokens * share * 3 * (once + (effort.gradient_passes or 0)), AUTOCAST if effort.autocast else 1
+    return price * gradients + tokens * effort.read_rows / rows * (2 if effort.differences else price)
 
 
 @pytest.mark.parametrize("rows", [1_000, 4_000, 100_000])
 @pytest.mark.parametrize(("epochs", "share"), [(3, 0.15), (3, 0.33), (1, 0.33), (3, 0.66)])
-def test_what_grows_with_the_rows_stays_within_the_budget(request_with, rows, epochs, share):
-    request, train = request_with(budget=share), index_of_rows(rows, tokens=40)
+@pytest.mark.parametrize("autocast", ["always", "never"])
+def test_what_grows_with_the_rows_stays_within_the_budget(request_with, rows, epochs, share, autocast):
+    request, train = request_with(budget=share, autocast=autocast), index_of_rows(rows, tokens=40)
     request = request.model_copy(update={"training": request.training.model_copy(update={"epochs": epochs})})
     effort = effort_of(request, train, index_of_rows(200, tokens=40))
     assert effort.train_rows is None or effort.train_rows >= FEWEST_ROWS
@@ -93,6 +101,26 @@ def test_a_larger_budget_measures_the_smaller_ones_rows_and_more(request_with):
     train, held = index_of_rows(5_000, tokens=40), index_of_rows(200, tokens=40)
     wanted = [effort_of(request_with(preset=preset), train, held).train_rows for preset in ("quick", "standard")]
     assert wanted[0] < wanted[1] < 5_000
+
+
+@pytest.mark.parametrize(
+    ("autocast", "dtype", "expected"),
+    [("always", "float32", True), ("always", "bfloat16", False), ("never", "float32", False)],
+)
+def test_training_rows_are_measured_under_autocast_where_the_model_is_in_float32(
+    request_with, autocast, dtype, expected
+):
+    asked = request_with(budget=0.33, autocast=autocast)
+    asked = asked.model_copy(update={"model": asked.model.model_copy(update={"dtype": dtype})})
+    effort = effort_of(asked, index_of_rows(1_000, tokens=40), index_of_rows(200, tokens=40))
+    assert effort.autocast is expected
+    assert ("under autocast" in (effort.line(effort.train_rows, 1_000) or "")) is expected
+
+
+def test_autocast_pays_for_more_rows(request_with):
+    train, held = index_of_rows(4_000, tokens=40), index_of_rows(200, tokens=40)
+    plain, cast = (effort_of(request_with(budget=0.33, autocast=how), train, held) for how in ("never", "always"))
+    assert cast.train_rows > 1.5 * plain.train_rows
 
 
 @pytest.fixture
@@ -159,3 +187,18 @@ def test_differences_are_the_derivatives_that_rows_with_gradients_store(simulate
     expected = [derivatives[sample_id] for sample_id in found]
     assert len(found) > 3
     assert list(found.values()) == pytest.approx(expected, rel=0.05, abs=0.02 * max(map(abs, expected)))
+
+
+def test_under_autocast_training_rows_alone_are_measured_in_bfloat16(simulated, few_rows):
+    plain, cast = (simulated("effort.budget=0.9", *FEW[1:], f"effort.autocast={how}") for how in ("never", "always"))
+    shards = [[made.key for name, made in run.step.steps if name == "landscape_shard"] for run in (plain, cast)]
+    alike = set(shards[0]) & set(shards[1])
+    opened = [
+        cast.store.open(made) for name, made in cast.step.steps if name == "landscape_shard" and made.key in alike
+    ]
+    heldout = {row["sample_id"] for row in cast.table("heldout_landscape", "samples")}
+    assert {row["sample_id"] for shard in opened for row in shard.arrow("samples.parquet").to_pylist()} == heldout
+    losses = [{row["sample_id"]: row["loss"] for row in run.table("landscape", "samples")} for run in (plain, cast)]
+    differing = [losses[1][sample_id] - losses[0][sample_id] for sample_id in losses[0].keys() & losses[1].keys()]
+    assert 0 < max(map(abs, differing)) < 0.05
+    assert cast.summary("prediction")["steps"] == 10
