@@ -225,7 +225,13 @@ def trusted_share(errors: Mapping[int, float], rates: Sequence[float], tolerance
 
 
 def plan_anchors(
-    field: GradientField, rates: Sequence[float], trusted: float, max_anchors: int, max_rows: int
+    field: GradientField,
+    rates: Sequence[float],
+    trusted: float,
+    max_anchors: int,
+    max_rows: int,
+    *,
+    to_the_last: bool = False,
 ) -> AnchorPlan:
     """As many segments as a base field that is `trusted` over that share of the run needs and `max_rows` rows pay for,
     three where they pay for three.
@@ -236,6 +242,7 @@ def plan_anchors(
     there is a block for each. Cosine on SmolLM2 by the length of a segment in trusted shares: 1.6 0.94 (216 steps, 16
     segments of one block; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
     layers, 8 of one and 4 of two).
+    With `to_the_last` as many anchors as leave the fewest blocks over, where the rule above leaves almost half of them.
     """
     wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
     blocks = int(max_rows * field.blocks / sum(field.rows))
@@ -244,9 +251,17 @@ def plan_anchors(
     long = 1 / (2 * trusted) if trusted else math.inf
     fewest = min(blocks, FEWEST_SEGMENTS)
     segments = max(blocks // min(2, field.blocks), math.ceil(len(rates) / SEGMENT_STEPS), min(blocks, long), fewest)
+    if to_the_last:
+        segments = _least_left_over(blocks, wanted)
     steps = equal_segments(rates, min(wanted, blocks, int(segments)))
     enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
     return AnchorPlan(tuple(steps), min(field.blocks, enough, max(1, blocks // len(steps))))
+
+
+def _least_left_over(blocks: int, most: int) -> int:
+    """How many anchors, at most `most` and half of that at least, share the blocks evenly with the fewest left over."""
+    most = min(blocks, most)
+    return max(range(math.ceil(most / 2), most + 1), key=lambda anchors: (anchors * (blocks // anchors), anchors))
 
 
 def equal_segments(rates: Sequence[float], segments: int) -> list[int]:

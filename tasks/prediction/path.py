@@ -6,7 +6,7 @@ It is an artefact of its own, so that a similar run (another rate, a few rows fe
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.events import EventLog
@@ -26,6 +26,7 @@ from foretune.tasks.prediction.gradient_shifts import ShiftFiles
 from foretune.tasks.prediction.horizon import path_summary
 from foretune.tasks.prediction.settings import PathSettings
 from foretune.tasks.prediction.trajectory import (
+    FrozenPath,
     Trajectory,
     anchored_trajectory,
     evaluation_steps,
@@ -81,12 +82,11 @@ def planned_path(
     virtual: VirtualRun, heldout: HeldOut, events: EventLog, settings: PathSettings
 ) -> tuple[Trajectory, AnchorPlan | None]:
     """The path over the frozen field, and where to measure again; without a plan, that path to the run's end."""
-    steps = evaluation_steps(virtual.steps, settings.path_points)
-    replay = virtual.replayed(steps)
+    steps, frozen_path = evaluation_steps(virtual.steps, settings.path_points), FrozenPath(virtual)
 
     def followed(**until: Any) -> Trajectory:
-        clipped = len(replay.clipped_steps)
-        return frozen_gradient_trajectory(replay, steps, heldout, events, clipped_steps=clipped, **until)
+        trajectory = frozen_gradient_trajectory(frozen_path, steps, heldout, events, **until)
+        return replace(trajectory, clipped_steps=frozen_path.clipped_steps)
 
     frozen = followed(tolerance=settings.tolerance if settings.anchors != 1 else None)
     plan = anchor_plan(virtual, frozen, settings)
@@ -114,7 +114,8 @@ def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings)
     if settings.anchors == "auto":
         errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in frozen.points}
         trusted = trusted_share(errors, virtual.rates, settings.tolerance)
-        plan = plan_anchors(field, virtual.rates, trusted, settings.max_anchors - 1, spare)
+        most, all_paid = settings.max_anchors - 1, settings.to_the_last
+        plan = plan_anchors(field, virtual.rates, trusted, most, spare, to_the_last=all_paid)
         return plan if plan.anchor_steps else None
     steps = tuple(equal_segments(virtual.rates, int(settings.anchors) - 1))
     blocks = int(spare * field.blocks / rows / len(steps))

@@ -55,6 +55,11 @@ class PathSettings(BaseModel):
         """Of the held-out rows, at anchors; None: at every second one."""
         return None
 
+    @property
+    def to_the_last(self) -> bool:
+        """Whether anchors are as many as take all rows that are paid for."""
+        return False
+
     def rows_again(self, rows: int, real: float) -> int:
         """Most rows measured again along the path, beside `rows` at the base; `real` are the gradient samples of the
         real run."""
@@ -63,13 +68,18 @@ class PathSettings(BaseModel):
 
 
 class SparingPathSettings(PathSettings):
-    """The same where the held-out rows are looked at less often."""
+    """The same on a budget: the held-out rows are looked at less often, and no row that is paid for is left over."""
 
+    version: Literal[2] = 2  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluations: int = Field(ge=1, le=10_000)
 
     @property
     def most_evaluations(self) -> int | None:
         return self.evaluations
+
+    @property
+    def to_the_last(self) -> bool:
+        return True
 
 
 class PredictionSettings(PathSettings):
@@ -115,7 +125,7 @@ class PredictionSettings(PathSettings):
     @property
     def path(self) -> PathSettings:
         """The part that decides what is measured."""
-        whole = self.model_dump(include=set(PathSettings.model_fields))
+        whole = self.model_dump(include=set(PathSettings.model_fields) - {"version"})
         if self.evaluations is None:
             return PathSettings(**whole)
         return SparingPathSettings(**whole, evaluations=self.evaluations)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.gradient_shift import GradientShift
     from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate, MeasuredAnchor
-    from foretune.tasks.numerics.replay import Factors
+    from foretune.tasks.numerics.replay import Factors, Replay
 
 LAST_EVALUATION = 0.75
 """No intermediate evaluation after this share of the cumulative learning rate: the final one is close enough."""
@@ -46,6 +46,28 @@ class Path(Protocol):
     def factors_at(self, step: int) -> Factors: ...
 
 
+class FrozenPath:
+    """The path over base gradients alone, replayed no further than it is asked for; steps are asked for in order."""
+
+    def __init__(self, virtual: VirtualRun) -> None:
+        self._virtual = virtual
+        self._replay: Replay | None = None
+        self.clipped_steps = 0  # as far as it was replayed
+
+    def delta_at(self, step: int) -> dict[str, Any]:
+        start = self._replay and self._replay.state
+        self._replay = self._virtual.replayed([step], start=start, stop=step)
+        self.clipped_steps += len(self._replay.clipped_steps)
+        return self._replay.delta_at(step)
+
+    def factors_at(self, step: int) -> Factors:
+        """At the last step that was asked for."""
+        if self._replay is None:
+            self.delta_at(step)
+        assert self._replay is not None
+        return self._replay.factors_at(step)
+
+
 def frozen_gradient_trajectory(
     path: Path,
     steps: Sequence[int],
@@ -54,7 +76,6 @@ def frozen_gradient_trajectory(
     *,
     tolerance: float | None = None,
     known: Trajectory | None = None,
-    clipped_steps: int = 0,
 ) -> Trajectory:
     """A path over base gradients alone, evaluated at `steps`. The predicted loss is first order: base loss +
     <base gradient, delta>.
@@ -75,7 +96,7 @@ def frozen_gradient_trajectory(
         if tolerance is not None and not abs(predicted - evaluated) <= tolerance:  # nan is beyond any tolerance
             break
     reached = points[-1]["step"]
-    return Trajectory(delta, points, [0], 0, clipped_steps, factors=path.factors_at(reached) if reached else {})
+    return Trajectory(delta, points, [0], 0, 0, factors=path.factors_at(reached) if reached else {})
 
 
 def anchored_trajectory(

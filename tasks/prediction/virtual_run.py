@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.factored import Gradient
     from foretune.tasks.numerics.field import GradientField, VirtualBatches
     from foretune.tasks.numerics.gradient_shift import GradientShift
-    from foretune.tasks.numerics.replay import Adapter, Replay
+    from foretune.tasks.numerics.replay import Adapter, Replay, ReplayState
     from foretune.tasks.numerics.row_gradients import RowGradients
 
 
@@ -50,8 +50,16 @@ class VirtualRun:
         """The cumulative learning rate before every step, and after the last."""
         return [0.0, *accumulate(self.rates)]
 
-    def replayed(self, snapshots: Sequence[int], shift: GradientShift | None = None) -> Replay:
-        """The optimizer's recursion over the frozen field; with `shift`, over the field with that added to its mean."""
+    def replayed(
+        self,
+        snapshots: Sequence[int],
+        shift: GradientShift | None = None,
+        *,
+        start: ReplayState | None = None,
+        stop: int | None = None,
+    ) -> Replay:
+        """The optimizer's recursion over the frozen field, to the run's end or from `start` until `stop` steps are
+        taken; with `shift`, over the field with that added to its mean."""
         from foretune.tasks.numerics.factored import plus
         from foretune.tasks.numerics.replay import replay
 
@@ -62,7 +70,7 @@ class VirtualRun:
             return drawn if shifted is None else plus(shifted, drawn)
 
         optimizer = self.training.optimizer_settings()
-        return replay(gradient, self.adapter, optimizer, self.rates, snapshots=snapshots)
+        return replay(gradient, self.adapter, optimizer, self.rates, start=start, stop=stop, snapshots=snapshots)
 
     def without(self, left_out: Collection[int]) -> VirtualRun:
         """The run without some of its rows, by their numbers in `row_gradients`: the trainer's own batches of the

@@ -212,6 +212,14 @@ def test_a_base_that_is_trusted_for_long_is_measured_again_three_times_where_the
     assert plan_anchors(field, rates, 0.9, 8, 8) == AnchorPlan((12, 24), 1)
 
 
+def test_to_the_last_no_block_that_is_paid_for_is_left_over():
+    field, rates = Quadratic().field(), [1e-3] * 40  # 6 blocks of 4 rows
+    assert plan_anchors(field, rates, 0.0, 8, 60) == AnchorPlan((5, 10, 15, 20, 25, 30, 35, 40), 1)  # 15 are paid for
+    assert plan_anchors(field, rates, 0.0, 8, 60, to_the_last=True) == AnchorPlan((8, 16, 24, 32, 40), 3)
+    assert plan_anchors(field, rates, 0.0, 8, 28, to_the_last=True) == AnchorPlan((6, 11, 17, 23, 29, 34, 40), 1)
+    assert plan_anchors(field, rates, 0.0, 8, 3, to_the_last=True) == AnchorPlan((), 0)
+
+
 def test_short_of_rows_a_second_block_goes_before_segments_shorter_than_twice_the_trusted_share():
     field, rates = Quadratic().field(), [1e-3] * 24
     assert plan_anchors(field, rates, 1 / 4, 8, 16) == AnchorPlan((8, 16, 24), 1)
