@@ -40,9 +40,8 @@ def _landscape(inputs: Inputs, sizes: Sizes) -> Estimate:
 
 def _losses(inputs: Inputs, sizes: Sizes) -> Estimate:
     batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
-    return Estimate(
-        inputs["model"].token_price * _sum(batches, inputs["dpo_beta"]), read=_widest(batches, inputs["dpo_beta"])
-    )
+    read = inputs["model"].token_price * _sum(batches, inputs["dpo_beta"])
+    return Estimate(read, read=_widest(batches, inputs["dpo_beta"]))
 
 
 def _prompt_gain(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -132,10 +131,8 @@ def _path(inputs: Inputs, sizes: Sizes) -> Estimate:
     once = sizes.rows(inputs["evaluation"]).batches(settings.batch_tokens)
     tables = [sizes.rows(rows) for rows in inputs["node_rows"]]
     batches = [table.batches(settings.batch_tokens) for table in tables if any(table.trained)]
-    evaluated, blocks = (
-        _sum(once, beta),
-        sorted((inputs["model"].token_price * _sum(each, beta) for each in batches), reverse=True),
-    )
+    price, evaluated = inputs["model"].token_price, _sum(once, beta)
+    blocks = sorted((price * _sum(each, beta) for each in batches), reverse=True)
     rows = sum(sum(table.trained) for table in tables)
     steps = training.steps(rows)
     forward = evaluated * len(evaluation_steps(steps, settings.path_points))
