@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from foretune.flows.dag.fixed import asked_tokens, other_tokens, within
 from foretune.flows.request import Request
 from foretune.tasks.inputs.training import SampledTraining, TrainingSettings
-from foretune.tasks.loading.autocast import fast_bfloat16
-from foretune.tasks.numerics.work import AUTOCAST
+from foretune.tasks.loading.autocast import AUTOCAST, fast_bfloat16
 from foretune.tasks.samples.table import SampleIndex
 
 FEWEST_ROWS = 128

@@ -19,8 +19,8 @@ from foretune.tasks.engine.keys import NUMERICS, Fingerprint, identity
 from foretune.tasks.engine.passes import content_task
 from foretune.tasks.engine.time_limits import uncounted
 from foretune.tasks.loading import ModelSettings, choose_device, close_models, convert_gguf, load_model
+from foretune.tasks.loading.autocast import AUTOCAST
 from foretune.tasks.loading.witnesses import witness
-from foretune.tasks.numerics.work import AUTOCAST
 from foretune.tasks.saes import SaeSettings, load_sae, load_saes
 
 if TYPE_CHECKING:

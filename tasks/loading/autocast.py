@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+AUTOCAST = 0.5
+"""Of a token in float32, what one in bfloat16 takes. SmolLM2-135M, 31 tokens a row, one thread with AVX512-BF16: 1.7 ms
+for 4.1 forward, 4.4 for 9.5 with the gradients of q and v."""
+
+
 def fast_bfloat16(device: str) -> bool:
     """Whether this machine multiplies bfloat16 faster than float32 on a device of the request: `auto`, `cpu`, `cuda`.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.storage.errors import BadInput
-from foretune.tasks.loading.autocast import autocast_here, autocasting
+from foretune.tasks.loading.autocast import AUTOCAST, autocast_here, autocasting
 from foretune.tasks.loading.files import model_files
 from foretune.tasks.loading.folders import model_config, model_fingerprint
 from foretune.tasks.loading.foreign import reading
@@ -23,7 +23,7 @@ from foretune.tasks.loading.placement import keep_resident, offloaded, placing, 
 from foretune.tasks.loading.settings import ModelSettings
 from foretune.tasks.loading.shared_tensors import share_equal
 from foretune.tasks.loading.witnesses import weights_digest
-from foretune.tasks.numerics.work import AUTOCAST, work_here
+from foretune.tasks.numerics.work import work_here
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from foretune.tasks.behaviour.answer_settings import AnswerSettings
 from foretune.tasks.behaviour.settings import AlongPathSettings, BehaviourSettings
 from foretune.tasks.inputs.field import per_row_gradients
 from foretune.tasks.landscape.landscape import LandscapeSettings
-from foretune.tasks.numerics.work import AUTOCAST
+from foretune.tasks.loading.autocast import AUTOCAST
 from foretune.tasks.samples.table import SampleIndex
 from tests.samples.test_role_rows import index_of_rows
 

@@ -9,11 +9,11 @@ import torch
 
 from foretune.tasks.loading import ModelSettings, label_caller, load_model, target_weights
 from foretune.tasks.loading.adapters import AdapterSettings
-from foretune.tasks.loading.autocast import fast_bfloat16
+from foretune.tasks.loading.autocast import AUTOCAST, fast_bfloat16
 from foretune.tasks.numerics.batches import collate
 from foretune.tasks.numerics.gradients import GradientSum
 from foretune.tasks.numerics.objectives import Objective
-from foretune.tasks.numerics.work import AUTOCAST, counted_work
+from foretune.tasks.numerics.work import counted_work
 
 
 @pytest.fixture
