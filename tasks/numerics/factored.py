@@ -117,18 +117,37 @@ def thin(left: Tensor, right: Tensor) -> Factored:
     return Factored(left[:, :0], right[:0], left, right)
 
 
-def across(gradient: Gradient, down: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Corrected:
+    """matrix + left @ right, [out, in], of which only products are taken: to form it takes longer than both of them."""
+
+    matrix: Tensor  # [out, in]
+    left: Tensor  # [out, r]
+    right: Tensor  # [r, in]
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return (self.matrix @ other).addmm_(self.left, self.right @ other)
+
+    def after(self, other: Tensor) -> Tensor:
+        """other @ self."""
+        return (other @ self.matrix).addmm_(other @ self.left, self.right)
+
+    def dense(self) -> Tensor:
+        return self.matrix.addmm(self.left, self.right)
+
+
+def across(gradient: Gradient | Corrected, down: Tensor) -> Tensor:
     """G A^T, [out, r], of A [r, in]."""
     return gradient @ down.T
 
 
-def along(gradient: Gradient, up: Tensor) -> Tensor:
+def along(gradient: Gradient | Corrected, up: Tensor) -> Tensor:
     """B^T G, [r, in], of B [out, r]."""
-    return gradient.after(up.T) if isinstance(gradient, Factored) else up.T @ gradient
+    return up.T @ gradient if isinstance(gradient, Tensor) else gradient.after(up.T)
 
 
-def dense(gradient: Gradient) -> Tensor:
-    return gradient.dense() if isinstance(gradient, Factored) else gradient
+def dense(gradient: Gradient | Corrected) -> Tensor:
+    return gradient if isinstance(gradient, Tensor) else gradient.dense()
 
 
 def plus(gradient: Gradient, other: Gradient, alpha: float = 1.0) -> Gradient:

@@ -14,7 +14,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Factored, Gradient, across, lerp, weighted_sum
+from foretune.tasks.numerics.factored import (
+    Corrected,
+    Factored,
+    Gradient,
+    across,
+    dense,
+    difference,
+    plus,
+    weighted_sum,
+)
 from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.row_gradients import RowGradients
 
@@ -75,6 +84,10 @@ class GradientField:
         return math.sqrt((1 / batch_rows - 1 / total) / (1 / group - 1 / total))
 
 
+KEEP_BYTES = 2**28
+"""Of what is kept for later rounds of a run, of every kind."""
+
+
 @dataclass(frozen=True)
 class VirtualBatches:
     """The batch gradients of a run that is not trained, one group of blocks per optimiser step."""
@@ -85,41 +98,76 @@ class VirtualBatches:
     row_gradients: RowGradients | None = None  # per-row gradients of a LoRA adapter, where they are stored
     shares: tuple[Mapping[int, float], ...] = ()  # of each step's rows, for `row_gradients`; see orders.row_shares
     mean_shares: tuple[float, ...] = ()  # of the field's mean beside them, where rows stand for others
-    keep_bytes: int = 2**31  # for gradients kept for later rounds and replays, an equal share per weight
-    _pulled: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _pulled: dict[tuple[tuple[int, ...], str], Tensor] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
     _kept: dict[tuple[tuple[int, ...], str], Gradient] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
-    def gradient(self, step: int, name: str) -> Gradient:
-        """Gradient of the token-mean loss at 0-based `step`, [out, in] fp32, read-only.
+    def gradient(self, step: int, name: str) -> Gradient | Corrected:
+        """Gradient of the token-mean loss at 0-based `step`, [out, in] fp32.
 
         That of a batch of blocks, variance-matched; with `row_gradients`, the batch's own rows in A0's row space.
         """
-        gradient = self._of_blocks(self.groups[step], name)
-        if self.row_gradients is None:
-            return gradient
-        replaced = self.row_gradients.with_row_space_replaced
-        if not self.mean_shares:
-            return replaced(gradient, self.shares[step], name)
-        return replaced(gradient, self.shares[step], name, self._mean_rows(name).mul(self.mean_shares[step]))
+        mean = self.field.mean(name)
+        return self.about(mean.clone() if isinstance(mean, Tensor) else mean, step, name)
 
-    def _mean_rows(self, name: str) -> Tensor:
+    def about(self, mean: Gradient, step: int, name: str) -> Gradient | Corrected:
+        """`gradient` where the field's mean were `mean`, which the result takes the place of where it is a tensor."""
+        blocks = self.groups[step]
+        scattered = self._scattered(mean, blocks, name)
+        if self.row_gradients is None:
+            return scattered
+        drawn = self.row_gradients.sum(self.shares[step], name, mean.device)
+        if self.mean_shares:
+            drawn.add_(self._of_all(name), alpha=self.mean_shares[step])
+        return self.row_gradients.moved(scattered, drawn.sub_(self._of_group(blocks, name)), name)
+
+    def _scattered(self, mean: Gradient, blocks: tuple[int, ...], name: str) -> Gradient:
+        """mean + c (mean of some blocks - mean of all), c their noise factor."""
+        factor, tokens = self._factor(blocks), sum(self.field.tokens[block] for block in blocks)
+        of_all = self.field.mean(name)
+        if isinstance(mean, Tensor) and isinstance(of_all, Tensor):
+            for block in blocks:
+                mean.add_(dense(self._block(block, name)), alpha=factor / tokens)
+            return mean.add_(of_all, alpha=-factor)
+        if (blocks, name) not in self._kept:
+            self._kept[blocks, name] = difference(self.field.group_mean(blocks, name), of_all) * factor
+        return plus(mean, self._kept[blocks, name])
+
+    def _block(self, block: int, name: str) -> Gradient:
+        """A block's sum in its stored dtype; what has been brought to an accelerator stays there, up to KEEP_BYTES."""
+        if ((block,), name) in self._kept:
+            return self._kept[(block,), name]
+        found = self.field.read(block, name)
+        if found.device.type != "cpu" and found.nbytes * self.field.blocks * len(self.field.names) <= KEEP_BYTES:
+            self._kept[(block,), name] = found
+        return found
+
+    def _factor(self, blocks: tuple[int, ...]) -> float:
+        return self.field.noise_factor(blocks, self.batch_rows)
+
+    def _of_all(self, name: str) -> Tensor:
         """The field's mean in A0's coordinates, [out, r]."""
         assert self.row_gradients is not None
-        if name not in self._pulled:
+        if ((), name) not in self._pulled:
             mean = self.field.mean(name)
-            self._pulled[name] = across(mean, self.row_gradients.factors[name].to(mean.device, mean.dtype))
-        return self._pulled[name]
+            self._pulled[(), name] = across(mean, self.row_gradients.start(name, mean))
+        return self._pulled[(), name]
 
-    def _of_blocks(self, blocks: tuple[int, ...], name: str) -> Gradient:
-        if (blocks, name) in self._kept:
-            return self._kept[blocks, name]
-        factor = self.field.noise_factor(blocks, self.batch_rows)
-        gradient = lerp(self.field.group_mean(blocks, name), self.field.mean(name), 1 - factor)
-        if gradient.nbytes * len(set(self.groups)) * len(self.field.names) <= self.keep_bytes:
-            self._kept[blocks, name] = gradient
-        return gradient
+    def _of_group(self, blocks: tuple[int, ...], name: str) -> Tensor:
+        """The scattered mean of some blocks in A0's coordinates, [out, r]."""
+        assert self.row_gradients is not None
+        if (blocks, name) in self._pulled:
+            return self._pulled[blocks, name]
+        group = self.field.group_mean(blocks, name)
+        pulled = torch.lerp(
+            self._of_all(name), across(group, self.row_gradients.start(name, group)), self._factor(blocks)
+        )
+        if pulled.nbytes * len(set(self.groups)) * len(self.field.names) <= KEEP_BYTES:
+            self._pulled[blocks, name] = pulled
+        return pulled
 
 
 def virtual_batches(field: GradientField, batch_rows: int, steps: int, seed: int) -> VirtualBatches:

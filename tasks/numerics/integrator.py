@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Factored, Gradient, difference, inner, lerp, plus, weighted_sum
+from foretune.tasks.numerics.factored import Corrected, Factored, Gradient, difference, inner, lerp, plus, weighted_sum
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.ranks import SUM_RANKS
@@ -249,10 +249,11 @@ def plan_anchors(
     if blocks < 1 or wanted < 1:
         return AnchorPlan((), 0)
     long = 1 / (2 * trusted) if trusted else math.inf
-    fewest = min(blocks, FEWEST_SEGMENTS)
-    segments = max(blocks // min(2, field.blocks), math.ceil(len(rates) / SEGMENT_STEPS), min(blocks, long), fewest)
     if to_the_last:
         segments = _least_left_over(blocks, wanted)
+    else:
+        fewest, by_length = min(blocks, FEWEST_SEGMENTS), math.ceil(len(rates) / SEGMENT_STEPS)
+        segments = max(blocks // min(2, field.blocks), by_length, min(blocks, long), fewest)
     steps = equal_segments(rates, min(wanted, blocks, int(segments)))
     enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
     return AnchorPlan(tuple(steps), min(field.blocks, enough, max(1, blocks // len(steps))))
@@ -325,10 +326,9 @@ class _Run:
         run's noise.
         """
 
-        def gradient(step: int, name: str) -> Gradient:
+        def gradient(step: int, name: str) -> Gradient | Corrected:
             share = self.share(start.step, end.step, step)
-            mean = lerp(start.gradient[name], end.gradient[name], share)
-            return plus(plus(mean, self.batches.gradient(step, name)), self.batches.field.mean(name), -1.0)
+            return self.batches.about(lerp(start.gradient[name], end.gradient[name], share), step, name)
 
         kept = [step for step in self.snapshots if start.step <= step <= end.step]
         return replay(gradient, self.adapter, self.settings, self.rates, start=state, stop=end.step, snapshots=kept)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Gradient, across, along, dense, thin
+from foretune.tasks.numerics.factored import Corrected, Gradient, across, along, dense, thin
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -19,7 +19,7 @@ from foretune.tasks.numerics.optimizers import (
 )
 
 # gradient(step, name): full-weight gradient of the virtual batch at 0-based `step`, [out, in]
-BatchGradient = Callable[[int, str], Gradient]
+BatchGradient = Callable[[int, str], Gradient | Corrected]
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """A [r, in] and B [out, r] of every LoRA module, by weight name; empty where the weights themselves move."""

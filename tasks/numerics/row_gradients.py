@@ -14,7 +14,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from foretune.tasks.numerics.factored import Factored, Gradient, across
+from foretune.tasks.numerics.factored import Corrected, Factored, Gradient
 
 
 class RowTaps:
@@ -75,24 +75,27 @@ class RowGradients:
     read: Callable[[int, str], Tensor] = field(repr=False)
     _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def with_row_space_replaced(
-        self, gradient: Gradient, shares: Mapping[int, float], name: str, beside: Tensor | None = None
-    ) -> Gradient:
-        """G (I - P) + sum_i s_i G_i P with P = A0^+ A0 the projection on the row space of A0, [out, in]; `beside`, in
-        A0's coordinates [out, r], is added to the sum.
-
-        G is `gradient`, the s_i are `shares`, by row. Inside the row space this is exactly the gradient of a batch of
-        those rows. Outside it only `gradient` is known, that of a batch of the same size but of other rows; an
-        approximation there matters little, because it enters through the motion of A alone.
-        """
-        down = self.factors[name].to(gradient.device, gradient.dtype)
-        change = across(gradient, down).neg_()
-        if beside is not None:
-            change.add_(beside)
+    def sum(self, shares: Mapping[int, float], name: str, device: torch.device) -> Tensor:
+        """sum_i s_i G_i A0^T, [out, r] fp32; the s_i are `shares`, by row."""
+        total = torch.zeros((), device=device)
         for row, share in shares.items():
-            change.add_(self.read(row, name).to(change), alpha=share)
-        lift = self._lift(name, down)
-        return gradient.moved(change, lift) if isinstance(gradient, Factored) else gradient.addmm(change, lift)
+            total = torch.add(total, self.read(row, name).to(device, torch.float32), alpha=share)
+        return total
+
+    def start(self, name: str, like: Gradient) -> Tensor:
+        """A0, [r, in], in the dtype and on the device of a gradient."""
+        return self.factors[name].to(like.device, like.dtype)
+
+    def moved(self, gradient: Gradient, change: Tensor, name: str) -> Gradient | Corrected:
+        """G + D (A0^T)^+, [out, in]: G with D = `change` [out, r] added to G A0^T, and nothing outside A0's row space.
+
+        With D = sum_i s_i G_i A0^T - G A0^T this is G (I - P) + sum_i s_i G_i P, P = A0^+ A0 the projection on that
+        space: inside it exactly the gradient of a batch of those rows. Outside it only `gradient` is known, that of a
+        batch of the same size but of other rows; an approximation there matters little, because it enters through
+        the motion of A alone.
+        """
+        lift = self._lift(name, self.start(name, gradient))
+        return gradient.moved(change, lift) if isinstance(gradient, Factored) else Corrected(gradient, change, lift)
 
     def _lift(self, name: str, down: Tensor) -> Tensor:
         """[r, in] with (G A0^T) lift = G projected on the row space of A0; the rank may exceed the input width."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Gradient, across, along, dense
+from foretune.tasks.numerics.factored import Corrected, Gradient, across, along, dense
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -16,7 +16,7 @@ from foretune.tasks.numerics.optimizers import (
     clip_global_norm,
     initial_state,
 )
-from foretune.tasks.numerics.replay import Adapter, FullAdapter, LoraAdapter
+from foretune.tasks.numerics.replay import Adapter, BatchGradient, FullAdapter, LoraAdapter
 from foretune.tasks.numerics.vectors import Vector
 
 
@@ -45,12 +45,12 @@ class Swept:
         return self.adapter.delta(self.snapshots[step])
 
 
-NamedGradient = Callable[[int, str], Gradient]  # (step or point, name) -> [out, in]
+NamedGradient = Callable[[int, str], Gradient]  # (point, name) -> [out, in]
 
 
 @torch.no_grad()
 def sweep(
-    gradient: NamedGradient, names: Sequence[str], members: Sequence[Member], shift: NamedGradient | None = None
+    gradient: BatchGradient, names: Sequence[str], members: Sequence[Member], shift: NamedGradient | None = None
 ) -> list[Swept]:
     """Replay every member over `gradient(step, name)` [out, in], as `replay` would each alone.
 
@@ -131,7 +131,7 @@ def _grams(factors: list[Tensor]) -> Tensor:
 
 
 def _read_gradients(
-    gradient: NamedGradient,
+    gradient: BatchGradient,
     names: Sequence[str],
     step: int,
     active: Sequence[_Running],
@@ -151,7 +151,7 @@ def _read_gradients(
                 _fill(shift(point, name).float(), name, shifted, fresh=False)
 
 
-def _fill(field: Gradient, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
+def _fill(field: Gradient | Corrected, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
     """Set (`fresh`) or add weight x `field` [out, in]; the LoRA factors of all members share two products."""
     lora = [run for run in weights if isinstance(run.member.adapter, LoraAdapter)]
     for run, weight in weights.items():
@@ -165,7 +165,7 @@ def _fill(field: Gradient, name: str, weights: Mapping[_Running, float], fresh: 
         _factor_gradients(field, name, {run: weights[run] for run in lora}, fresh)
 
 
-def _factor_gradients(field: Gradient, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
+def _factor_gradients(field: Gradient | Corrected, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
     """dL/dB = scale G A^T and dL/dA = scale B^T G, the factors of all members stacked."""
     down, up = f"{name}.lora_A", f"{name}.lora_B"
     ranks = [run.parameters[down].shape[0] for run in weights]

@@ -16,7 +16,7 @@ from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import undecayed_weights
 
 if TYPE_CHECKING:
-    from foretune.tasks.numerics.factored import Gradient
+    from foretune.tasks.numerics.factored import Corrected, Gradient
     from foretune.tasks.numerics.field import GradientField, VirtualBatches
     from foretune.tasks.numerics.gradient_shift import GradientShift
     from foretune.tasks.numerics.replay import Adapter, Replay, ReplayState
@@ -65,9 +65,11 @@ class VirtualRun:
 
         batches, elapsed_lr = self.batches(), self.elapsed_lr
 
-        def gradient(step: int, name: str) -> Gradient:
-            drawn, shifted = batches.gradient(step, name), shift and shift.at(elapsed_lr[step], name)
-            return drawn if shifted is None else plus(shifted, drawn)
+        def gradient(step: int, name: str) -> Gradient | Corrected:
+            shifted = shift and shift.at(elapsed_lr[step], name)
+            if shifted is None:
+                return batches.gradient(step, name)
+            return batches.about(plus(shifted, self.field.mean(name)), step, name)
 
         optimizer = self.training.optimizer_settings()
         return replay(gradient, self.adapter, optimizer, self.rates, start=start, stop=stop, snapshots=snapshots)

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from foretune.tasks.numerics.factored import Corrected, across, along, dense
 from foretune.tasks.numerics.field import GradientField, virtual_batches
+from foretune.tasks.numerics.row_gradients import RowGradients
 from tests.numerics.fields import field_of
 
 
@@ -94,3 +98,38 @@ def test_a_block_without_label_tokens_is_refused():
 def test_a_batch_of_no_rows_is_refused():
     with pytest.raises(ValueError, match="batch_rows must be positive, got 0"):
         virtual_batches(field_cut(row_gradients(4), [1] * 4, [2, 2]), 0, 3, 0)
+
+
+@pytest.mark.parametrize("batch_rows", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_about_another_mean_is_the_batch_moved_by_the_difference(batch_rows, dtype):
+    """Formed whole, by the definition, in float64."""
+    torch.manual_seed(3)
+    rows = torch.randn(8, 5, 6, dtype=torch.float64)
+    blocks = rows.view(4, 2, 5, 6).sum(1).to(dtype)
+    field = GradientField(("w",), (6,) * 4, (2,) * 4, lambda block, name: blocks[block])
+    factor, shares, mean = torch.randn(3, 6), {0: 0.1, 5: 0.2}, torch.randn(5, 6)
+    own = RowGradients({"w": factor}, (3.0,) * 8, lambda row, name: (rows[row].float() @ factor.T).to(dtype))
+    batches = virtual_batches(field, batch_rows, 1, seed=0)
+    batches = replace(batches, row_gradients=own, shares=(shares,), mean_shares=(0.3,))
+    of_all, group = blocks.double().sum(0) / 24, blocks[list(batches.groups[0])].double().sum(0)
+    c, a = field.noise_factor(batches.groups[0], batch_rows), factor.double()
+    scattered = of_all + c * (group / (6 * len(batches.groups[0])) - of_all)
+    drawn = sum(share * own.read(row, "w").double() for row, share in shares.items()) + 0.3 * of_all @ a.T
+    whole = scattered + (drawn - scattered @ a.T) @ torch.linalg.pinv(a.T)
+    before = field.mean("w").clone()
+    for _ in range(2):  # what is kept the first time serves the second
+        found = batches.about(mean.clone(), 0, "w")
+        torch.testing.assert_close(found.dense().double(), whole + mean - of_all, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(batches.gradient(0, "w").dense().double(), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(field.mean("w"), before, rtol=0, atol=0)
+
+
+def test_a_corrected_matrix_is_what_its_parts_make():
+    torch.manual_seed(4)
+    matrix, left, right = torch.randn(5, 6), torch.randn(5, 2), torch.randn(2, 6)
+    corrected, whole = Corrected(matrix, left, right), matrix + left @ right
+    down, up = torch.randn(3, 6), torch.randn(5, 3)
+    torch.testing.assert_close(dense(corrected), whole)
+    torch.testing.assert_close(across(corrected, down), whole @ down.T)
+    torch.testing.assert_close(along(corrected, up), up.T @ whole)
