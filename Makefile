@@ -7,7 +7,7 @@ RIVALS := .bench/rivals
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: demo test test-fast lint docs lock sbom audit bench bench-simulation bench-prediction bench-influence bench-caching bench-overheads \
-	bench-orchestration bench-rules bench-behaviour bench-concepts bench-scale bench-memory bench-gpu bench-quality bench-rivals-venv bench-quality-venv server clean
+	bench-orchestration bench-rules bench-behaviour bench-concepts bench-scale bench-ranking bench-memory bench-gpu bench-quality bench-rivals-venv bench-quality-venv server clean
 .DEFAULT_GOAL := demo
 
 # Every file that is installed is held against its digest in a lock. torch comes first: its build for processors where
@@ -124,6 +124,9 @@ bench-behaviour: $(STAMP) $(MODEL)
 
 bench-scale: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.scale
+
+bench-ranking: $(STAMP) $(MODEL)
+	$(BIN)/python -m tests.benchmarks.budget_ranking
 
 bench-memory: $(STAMP) $(MODEL)
 	$(BIN)/python -m tests.benchmarks.memory

@@ -32,7 +32,7 @@ def comparison(wiring: Wiring, made: dict[str, Any]) -> dict[str, Any]:
         rows=compared,
         checkpoint=made["checkpoint"],
         probes=wiring.tables.get("probes"),
-        pairs=wiring.tables.get("preferences", wiring.tables["heldout"] if paired else None),
+        pairs=wiring.some_pairs("heldout" if paired else None),
         nulls=nulls.get("null_deltas"),
         settings=request.diff,
     )

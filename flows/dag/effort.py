@@ -19,6 +19,9 @@ FEWEST_ROWS = 128
 conversations with that of all: 185 rows 0.90, 300 0.94, 400 0.965, 600 0.98."""
 GRADIENT = 3  # forwards: one, and a backward
 BESIDE_ROWS, BESIDE = 128, 0.7  # rows whose prompts are taken away and whose features are counted; forwards of each
+PAIRED, FEWEST_PAIRS = 6, 32
+"""Forwards of a preference pair that is read: with gradients at the base weights, and by both models compared."""
+OF_PAIRS = 0.1  # of the budget, for the pairs that are read: at most BESIDE_ROWS of them
 FIXED = 0.3  # of the budget at most: what does not grow with the rows, behaviour and curvature among it
 BESIDE_BUDGET = 0.07  # of the real run: so much of that comes on top of the budget, the rest out of it
 PADDED = 1.12  # tokens of a micro-batch with its padding, for one of its rows'
@@ -42,6 +45,7 @@ class Effort:
     train_rows: int | None = None  # whose gradients are measured; None: all
     heldout_rows: int | None = None
     beside_rows: int | None = None  # whose prompts are taken away, and whose features are counted; None: all measured
+    pair_rows: int | None = None  # preference pairs whose margins are taken; None: all
     read_rows: int = 0  # of the others, which are read once
     differences: bool = False  # whether these are read once more, beside the base weights
     gradient_passes: float | None = None  # over the measured rows, along the path; None: as the request says
@@ -62,6 +66,8 @@ class Effort:
             )
         if self.beside_rows:
             words.append(f"{self.beside_rows} without their prompts")
+        if self.pair_rows:
+            words.append(f"the margins of at most {self.pair_rows} pairs")
         in_bfloat16 = "; training rows under autocast to bfloat16" if self.autocast else ""
         return "on a budget: " + ", ".join(words) + in_bfloat16
 
@@ -78,7 +84,9 @@ class Effort:
         return within(request.model_copy(update={"prediction": prediction}), self.fixed, self.asked, self.paired)
 
 
-def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Effort:
+def effort_of(
+    request: Request, train: SampleIndex, heldout: SampleIndex, preferences: SampleIndex | None = None
+) -> Effort:
     """From the request's share and the rows' lengths, in rows of mean length. Every part grows with the share, so that
     a larger one keeps what a smaller one measured."""
     share = request.effort.share
@@ -96,6 +104,8 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
     out_of_it = max(0.0, spent - BESIDE_BUDGET * real)
     looked_at = GRADIENT * (held or len(heldout.trained_ids)) + _looks(cut)
     beside = BESIDE * min(BESIDE_ROWS, rows) + looked_at * held_mean / mean
+    pair_rows, of_pairs = _pairs(preferences or (train if paired else None), share * real, 1 if paired else 2)
+    beside += of_pairs / mean
     left = ((share * real - out_of_it) / (PADDED * mean) - beside) / price.forward
     along = max(min(FEWEST_ROWS, rows) // 2, min(MOST_ALONG, int(ALONG * left / GRADIENT)))
     measured = max(FEWEST_ROWS, price.rows((1 - READ) * left - GRADIENT * along))
@@ -106,6 +116,7 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
         train_rows=None if measured == rows else measured,
         heldout_rows=held,
         beside_rows=BESIDE_ROWS if rows > BESIDE_ROWS else None,
+        pair_rows=pair_rows,
         read_rows=min(read, rows - measured),
         differences=read * price.forward >= 2 * (rows - measured),
         gradient_passes=round(min(2.0, along / measured), 3),
@@ -114,6 +125,17 @@ def effort_of(request: Request, train: SampleIndex, heldout: SampleIndex) -> Eff
         paired=paired,
         autocast=price.forward < 1,
     )
+
+
+def _pairs(pairs: SampleIndex | None, budget: float, sides: int) -> tuple[int | None, float]:
+    """How many preference pairs are read, and their tokens through the model; a pair's length is that of its chosen
+    answer, of a run on pairs so is every other count, else both of its `sides` are counted."""
+    if pairs is None or not sum(pairs.tokens):
+        return None, 0.0
+    price = PAIRED * sides * _mean(pairs)
+    paid = min(BESIDE_ROWS, max(FEWEST_PAIRS, int(OF_PAIRS * budget / price)))
+    few = min(paid, len(pairs.trained_ids))
+    return paid, few * price
 
 
 @dataclass(frozen=True)

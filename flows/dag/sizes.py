@@ -46,6 +46,8 @@ class Sizes:
         return self.shapes and self.shapes.modules
 
     def table(self, samples: Any) -> Lengths:
+        if isinstance(samples, SubsetRows):
+            return self.rows(samples)
         return self.known(self.lengths(samples))
 
     def rows(self, rows: ShardRows | SubsetRows) -> Lengths:

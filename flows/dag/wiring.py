@@ -86,7 +86,8 @@ class Wiring:
             for role, source in sources.rows.items()
         }
         index = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
-        self.effort = effort_of(request, index["train"], index["heldout"])
+        pairs = step.index(self.tables["preferences"]) if "preferences" in self.tables else None
+        self.effort = effort_of(request, index["train"], index["heldout"], pairs)
         self.measuring = self.model.in_bfloat16() if self.effort.autocast else self.model
         self.step_tokens = step_tokens(request, index["train"])
         self.request = request = within_step(self.effort.of(request), self.step_tokens)
@@ -267,7 +268,8 @@ class Wiring:
 
     def preference(self, train: Landscape, made: dict[str, Any]) -> Any:
         """The pairs of the preference file, or the training rows where these are pairs; None without pairs."""
-        request, own, pairs = self.request, self.dpo_beta is not None, self.pairs()
+        request, own = self.request, self.dpo_beta is not None
+        pairs = self.some_pairs("train" if own else None)
         if pairs is None:
             return None
         return self.step(
@@ -280,6 +282,16 @@ class Wiring:
             dpo_beta=request.training.dpo_beta,
             settings=request.preference,
         )
+
+    def some_pairs(self, role: str | None) -> Any:
+        """The pairs of the preference file, else those of a role; on a budget the first of them by id."""
+        role = "preferences" if "preferences" in self.tables else role
+        if role is None:
+            return None
+        if (most := self.effort.pair_rows) is None:
+            return self.tables[role]
+        rows = self._rows(cast("Role", role), self.step.index(self.tables[role]), None)
+        return rows.subset(most, "pairs") if len(rows.trained_ids) > most else self.tables[role]
 
     def pairs(self) -> Any:
         """The table of preference pairs, or None."""

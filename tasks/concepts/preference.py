@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +17,9 @@ from foretune.tasks.engine.signals import Signal
 from foretune.tasks.inputs.handles import ModelHandle, SaeHandle, device_lock
 from foretune.tasks.loading import label_caller
 from foretune.tasks.loading.hooks import captured_residuals
-from foretune.tasks.samples.dataset import read_table
+from foretune.tasks.samples.dataset import read_some, row_numbers
 from foretune.tasks.samples.minibatches import Minibatch, minibatches
+from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +42,7 @@ class PreferenceSettings(BaseModel):
 def preference(
     draft: Any,
     run: Run,
-    pairs: ArtifactRef,
+    pairs: ArtifactRef | SubsetRows,
     gradient: ArtifactRef | None,
     baseline: ArtifactRef | None,
     model: ModelHandle,
@@ -50,9 +52,10 @@ def preference(
 ) -> None:
     """Margins of every pair, and with an SAE the DPO gradient over its features beside SFT's.
 
-    `gradient` is that of the SFT rows; without it SFT means training on the chosen answers.
+    `gradient` is that of the SFT rows; without it SFT means training on the chosen answers. On a budget the pairs are
+    some of all, and the summary has the standard errors that this leaves.
     """
-    loaded, table = model.open(run), read_table(run, pairs)
+    loaded, table = model.open(run), read_some(run, pairs)
     autoencoder = sae.open() if sae is not None else None
     measured: dict[int, dict[str, float | None]] = {}
     sums = PairGradients()
@@ -68,7 +71,8 @@ def preference(
         sft = stored.get("resid_grad_mean", sums.sft / sums.tokens)
         compared, cosine = relative_scores(sums.dpo / len(measured), sft, autoencoder, base_acts)
         draft.write_table("features.parquet", compared)
-    draft.write_json("summary.json", preference_summary(list(measured.values()), cosine, trained=gradient is None))
+    of = len(row_numbers(run, pairs.samples)) if isinstance(pairs, SubsetRows) else None
+    draft.write_json("summary.json", preference_summary(list(measured.values()), cosine, gradient is None, of))
 
 
 @dataclass
@@ -136,9 +140,12 @@ def _unit(vector: Any) -> Any:
     return vector / vector.norm().clamp_min(1e-30)
 
 
-def preference_summary(margins: list[dict[str, Any]], cosine: float | None, trained: bool) -> dict[str, Any]:
+def preference_summary(
+    margins: list[dict[str, Any]], cosine: float | None, trained: bool, of: int | None = None
+) -> dict[str, Any]:
     """Mean margins, the share of pairs the base model already ranks right, and a signal where the mean margin per
-    token is below zero: a warning when the run is `trained` on the pairs, else a note."""
+    token is below zero: a warning when the run is `trained` on the pairs, else a note. Where the margins are those of
+    some of `of` pairs, the means' standard errors too."""
     count = len(margins)
     known = {name: [pair[name] for pair in margins if pair[name] is not None] for name in margins[0]}
     means = {name: sum(values) / len(values) if values else None for name, values in known.items()}
@@ -155,10 +162,27 @@ def preference_summary(margins: list[dict[str, Any]], cosine: float | None, trai
                 "rejected are not swapped" + ("" if trained else " (this run is not trained on the pairs)"),
             ).stored()
         )
+    won = [float((pair["margin_raw"] or 0.0) > 0) for pair in margins]
+    sampled = {}
+    if of is not None and of > count:
+        errors = {name: standard_error(values, of) for name, values in {**known, "win_rate": won}.items()}
+        sampled = {"pairs_in_all": of} | {f"{name}_error": error for name, error in errors.items()}
     return {
         "pairs": count,
         **means,
-        "win_rate": sum(pair["margin_raw"] > 0 for pair in margins) / count,
+        "win_rate": sum(won) / count,
         "cosine_dpo_sft": cosine,
+        **sampled,
         "signals": signals,
     }
+
+
+def standard_error(values: Sequence[float], of: int) -> float | None:
+    """Of the mean of `values`, drawn without replacement from `of` (Cochran, Sampling Techniques, 2.4); None of fewer
+    than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    return math.sqrt(variance / n * max(0.0, 1 - n / of))

@@ -22,7 +22,7 @@ from foretune.tasks.inspection.preferred import pair_rows, pair_summary
 from foretune.tasks.inspection.reliability import calibration_rows
 from foretune.tasks.inspection.settings import ModelDiffSettings
 from foretune.tasks.inspection.weights import stored_dtypes, weight_changes
-from foretune.tasks.samples.dataset import read_table
+from foretune.tasks.samples.dataset import read_some
 from foretune.tasks.samples.rows import SubsetRows
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def model_diff(
     checkpoint: ArtifactRef,
     rows: SubsetRows,
     probes: ArtifactRef | None,
-    pairs: ArtifactRef | None,
+    pairs: ArtifactRef | SubsetRows | None,
     nulls: ArtifactRef | None,
     settings: ModelDiffSettings,
 ) -> None:
@@ -51,7 +51,7 @@ def model_diff(
     tables = {"heldout": rows.read(run)}
     for name, ref in (("probe", probes), ("chosen", pairs)):
         if ref is not None:
-            tables[name] = read_table(run, ref)
+            tables[name] = read_some(run, ref)
     with device_lock(models[0]):
         summary = compared_sets(draft, models, tables, settings)
     moved = [row["module"] for row in layers if row["delta_norm"]]

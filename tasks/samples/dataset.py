@@ -20,6 +20,7 @@ from foretune.tasks.samples.forms import canonical_rows
 from foretune.tasks.samples.heldout import split
 from foretune.tasks.samples.ids import identify
 from foretune.tasks.samples.rendering import rendering_signals
+from foretune.tasks.samples.rows import SubsetRows
 from foretune.tasks.samples.table import DatasetSettings, Role, SampleIndex, parse_probes, read_samples
 from foretune.tasks.samples.unread import as_records, unread_columns, unread_signals
 
@@ -121,6 +122,11 @@ def role_rows(uri: str, role: str) -> list[dict[str, Any]]:
 def read_table(run: Run, samples: ArtifactRef) -> pa.Table:
     """All samples of a role, sorted by id."""
     return run.store.open(samples).arrow("samples.parquet")
+
+
+def read_some(run: Run, rows: ArtifactRef | SubsetRows) -> pa.Table:
+    """All samples of a role, or a few of them, sorted by id."""
+    return rows.read(run) if isinstance(rows, SubsetRows) else read_table(run, rows)
 
 
 def label_tokens(run: Run, samples: ArtifactRef) -> dict[str, int]:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 
 import pytest
 
-from foretune.flows.dag.effort import ASKED, DEARER, FEWEST_ROWS, GRADIENT, PADDED, effort_of
+from foretune.flows.dag.effort import (
+    ASKED,
+    BESIDE_ROWS,
+    DEARER,
+    FEWEST_PAIRS,
+    FEWEST_ROWS,
+    GRADIENT,
+    OF_PAIRS,
+    PADDED,
+    PAIRED,
+    effort_of,
+)
 from foretune.flows.dag.fixed import ASKED_FEWEST, asked_tokens
 from foretune.flows.effort import EffortSettings
 from foretune.flows.request import load_request
@@ -16,6 +28,7 @@ from foretune.tasks.inputs.field import per_row_gradients
 from foretune.tasks.landscape.landscape import LandscapeSettings
 from foretune.tasks.loading.autocast import AUTOCAST
 from foretune.tasks.samples.table import SampleIndex
+from tests.flows.test_matrix import jsonl, pairs_of
 from tests.samples.test_role_rows import index_of_rows
 
 
@@ -31,6 +44,7 @@ def request_with(tiny_request):
 FEW = (
     "effort.autocast=never",
     "shards.max_rows=3",
+    "dataset.preferences=null",
     "prediction.evaluation_rows=1",
     "prediction.path_points=1",
     "prediction.evaluations=1",
@@ -187,6 +201,37 @@ def test_differences_are_the_derivatives_that_rows_with_gradients_store(simulate
     expected = [derivatives[sample_id] for sample_id in found]
     assert len(found) > 3
     assert list(found.values()) == pytest.approx(expected, rel=0.05, abs=0.02 * max(map(abs, expected)))
+
+
+def test_a_larger_budget_reads_more_preference_pairs_and_never_more_than_a_tenth_pays_for(request_with):
+    train, held, pairs = (index_of_rows(rows, tokens=40) for rows in (20_000, 200, 20_000))
+    read = [effort_of(request_with(budget=share), train, held, pairs).pair_rows for share in (0.02, 0.05, 0.1, 0.9)]
+    assert read == sorted(read) and read[0] == FEWEST_PAIRS < read[2] and read[-1] == BESIDE_ROWS
+    real = 3 * request_with().training.epochs * sum(train.tokens)
+    assert read[2] * 2 * PAIRED * 40 <= OF_PAIRS * 0.1 * real
+    without = effort_of(request_with(budget=0.2), train, held)
+    assert without.pair_rows is None
+    assert without.train_rows > effort_of(request_with(budget=0.2), train, held, pairs).train_rows
+
+
+def test_on_a_budget_some_pairs_are_read_and_their_errors_told(simulated, few_rows, tiny_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("foretune.flows.dag.effort.FEWEST_PAIRS", 5)
+    monkeypatch.setattr("foretune.flows.dag.effort.BESIDE_ROWS", 6)
+    path = jsonl(tmp_path / "pairs.jsonl", pairs_of(tiny_rows))
+    whole, some = (
+        simulated(*FEW, f"dataset.preferences={path}", "dataset.probes=null", *how)
+        for how in ([], ["effort.budget=0.7"])
+    )
+    every = {row["sample_id"]: row["margin_raw"] for row in whole.table("preference", "pairs")}
+    read = {row["sample_id"]: row["margin_raw"] for row in some.table("preference", "pairs")}
+    assert 5 <= len(read) <= 6 < len(every) == len(tiny_rows)
+    assert read == {sample_id: pytest.approx(every[sample_id], rel=1e-5) for sample_id in read}
+    told = some.summary("preference")
+    assert (told["pairs"], told["pairs_in_all"]) == (len(read), len(every))
+    error = statistics.stdev(read.values()) * ((1 - len(read) / len(every)) / len(read)) ** 0.5
+    assert told["margin_raw_error"] == pytest.approx(error)
+    assert "pairs_in_all" not in whole.summary("preference")
+    assert some.summary("model_diff")["compared_pairs"] == len(read)
 
 
 def test_under_autocast_training_rows_alone_are_measured_in_bfloat16(simulated, few_rows):
