@@ -19,6 +19,7 @@ from foretune.storage.disk import Disk
 from foretune.storage.errors import BadInput, Changed, Damaged, StorageFault
 from foretune.storage.manifest import MANIFEST, FileRecord, Manifest
 from foretune.storage.places import Place, local_path
+from foretune.storage.tensor_files import TensorFile
 
 if TYPE_CHECKING:
     import pandas
@@ -166,6 +167,10 @@ class Artifact:
         from safetensors import safe_open
 
         return safe_open(self.path(name), framework="pt")
+
+    def read_tensors(self, name: str) -> TensorFile:
+        """A safetensors file to read tensor by tensor, of which nothing stays in memory."""
+        return TensorFile(lambda: self.path(name))
 
     def json(self, name: str) -> Any:
         return json.loads(self.path(name).read_bytes())

@@ -157,15 +157,16 @@ def write_gradients(draft: Any, file: str, gradients: Mapping[str, Gradient], dt
 
 
 class GradientFile:
-    """One file of gradients, memory-mapped; `record` is what the JSON beside it has under RECORD, None for tensors."""
+    """One file of gradients, read one by one; `record` is what the JSON beside it has under RECORD, None for whole
+    gradients."""
 
     def __init__(self, artifact: Artifact, file: str, record: Mapping[str, Any] | None, modules: list[str]) -> None:
-        self._file, self._record, self._modules = artifact.tensor_file(file), record, modules
+        self._file, self._record, self._modules = artifact.read_tensors(file), record, modules
 
     def shape(self, name: str) -> tuple[int, ...]:
         if self._record is None:
-            return tuple(self._file.get_slice(name).get_shape())
-        outputs, inputs = (self._file.get_slice(name + part).get_shape() for part in (EXACT, RIGHT))
+            return self._file.shape(name)
+        outputs, inputs = (self._file.shape(name + part) for part in (EXACT, RIGHT))
         return outputs[0], inputs[1]
 
     @functools.cached_property
@@ -175,13 +176,13 @@ class GradientFile:
     def read(self, name: str, device: Any = "cpu") -> Gradient:
         """[out, in] in the stored dtype."""
         if self._record is None:
-            return self._file.get_tensor(name).to(device)
+            return self._file.tensor(name).to(device)
         return self._factored(name, device, starts_of(self._record, self.shapes, device))
 
     def _factored(self, name: str, device: Any, starts: Starts) -> Factored:
         from foretune.tasks.numerics.factored import Factored
 
-        exact, left, right = (self._file.get_tensor(name + part).to(device) for part in (EXACT, LEFT, RIGHT))
+        exact, left, right = (self._file.tensor(name + part).to(device) for part in (EXACT, LEFT, RIGHT))
         return Factored(exact, starts.lift(name), left, right)
 
 

@@ -26,7 +26,7 @@ FILE = "rows.safetensors"
 
 
 def gradient_field(run: Run, nodes: list[ArtifactRef], adapted: AdaptedModel) -> GradientField:
-    """The stored gradient sums of all blocks with a trained token, memory-mapped."""
+    """The stored gradient sums of all blocks with a trained token, read when they are asked for."""
     return stored_field(run, nodes, tuple(adapted.weights), adapted.loaded.device)
 
 

@@ -33,7 +33,7 @@ class GradientField:
     """Gradients of the summed loss in the full weights of the adapted modules, one sum per gradient block.
 
     A block is a macro-batch: the rows of one or several shards. `read(block, name)` returns its [out, in] sum in
-    any float dtype, typically a slice of a memory-mapped file; nothing is kept but the mean, so memory is one fp32
+    any float dtype, typically from a file; nothing is kept but the mean, so memory is one fp32
     copy of the adapted weights whatever the number of blocks, or factors of SUM_RANKS times a block's rank.
     """
 

@@ -34,7 +34,7 @@ class ShiftFiles:
 
 
 def stored_shift(path: Artifact, kind: str, device: Any = "cpu") -> GradientShift:
-    """A gradient shift along a stored path, memory-mapped."""
+    """A gradient shift along a stored path, read where it is asked for."""
     from foretune.tasks.numerics.gradient_shift import GradientShift
 
     description = path.json("path.json")
