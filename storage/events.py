@@ -162,6 +162,21 @@ def read_events(run: Run) -> list[dict[str, Any]]:
     return [event for line in _all_lines(run) if (event := event_in(line)) is not None]
 
 
+class EventTail:
+    """The events of a run as they come, each once: what was read is not read out of its text again."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._seen = run, 0  # lines
+
+    def read(self) -> list[dict[str, Any]]:
+        """Those since the last call, as `read_events` has them."""
+        found = [event_in(line) for line in _all_lines(self._run)[self._seen :]]
+        if found and found[-1] is None:  # half a line, whose other half may be on its way
+            found.pop()
+        self._seen += len(found)
+        return [event for event in found if event is not None]
+
+
 def _all_lines(run: Run) -> list[bytes]:
     try:
         lines = (run.place / EVENTS).read_bytes().splitlines()

@@ -13,7 +13,7 @@ from foretune.flows.gate import crossed_in_words
 from foretune.flows.interruption import when_stopped
 from foretune.storage.errors import BadInput, StorageFault
 from foretune.storage.event_records import is_whole
-from foretune.storage.events import read_events, run_status
+from foretune.storage.events import EventTail, run_status
 from foretune.storage.runs import Run
 from foretune.tasks.report.numbers import fixed, spread
 
@@ -36,7 +36,7 @@ class LivePasses:
         self.remaining = Remaining(plan)
         self._whole: Any = None  # the moving line of the whole run
         self._told, self._told_at = "", time.monotonic()
-        self._seen = 0
+        self._events = EventTail(run)
         self._ended = False
         self._running: dict[str, Any] = {}
         self._steps: dict[str, int] = {}  # of a real training, by task
@@ -97,11 +97,10 @@ class LivePasses:
 
     def _catch_up(self) -> None:
         try:
-            events = read_events(self.run)
+            events = self._events.read()
         except (BadInput, StorageFault):
             return  # the run meets the same fault, and says so
-        self.show(events[self._seen :])
-        self._seen = len(events)
+        self.show(events)
 
     def show(self, events: list[dict[str, Any]]) -> None:
         for event in events:

@@ -63,7 +63,16 @@ def test_every_run_takes_half_of_the_rows_once_an_epoch():
         seen = [row for step in steps for row in step]
         assert len(steps) == len(runs.rates) == 9
         assert all(seen.count(row) == 3 for row in seen)
-    assert (runs.weights(TOKENS).gather(2, torch.tensor([[[steps[0][0]]] for steps in runs.steps]))[:, 0] > 0).all()
+    for run, steps in enumerate(runs.steps):
+        weights = runs.weights(run, TOKENS)
+        assert [set(step) for step in steps] == [set(torch.nonzero(step).flatten().tolist()) for step in weights]
+
+
+def test_the_batches_of_some_runs_are_the_products_with_the_shares_of_all_rows():
+    runs, rows = halves(runs=5, epochs=2), torch.randn(ROWS, 7)
+    found = runs.batches(slice(1, 4), rows, TOKENS)
+    expected = torch.stack([runs.weights(run, TOKENS) @ rows for run in (1, 2, 3)])
+    torch.testing.assert_close(found, expected)
 
 
 def test_first_order_sums_the_rows_that_take_part():

@@ -16,7 +16,7 @@ import pytest
 
 from foretune.storage import events
 from foretune.storage.errors import StorageFault
-from foretune.storage.events import EventLog, read_events
+from foretune.storage.events import EventLog, EventTail, read_events
 from foretune.storage.runs import Run
 
 
@@ -113,6 +113,20 @@ def test_half_a_line_is_left_out_and_the_next_one_is_whole(run):
     with EventLog(run) as log:
         log.emit("step", step=1)
     assert [event["step"] for event in read_events(run)] == [0, 1]
+
+
+def test_a_tail_reads_every_event_once_and_half_a_line_when_it_is_whole(run):
+    one, two = b'{"type": "step", "step": 0}\n', b'{"type": "step", "step": 1}\n'
+    tail, path = EventTail(run), run.place / "events.jsonl"
+    assert tail.read() == []
+    path.write_bytes(one + two[:15])
+    assert [event["step"] for event in tail.read()] == [0]
+    assert tail.read() == []
+    path.write_bytes(one + two)
+    assert [event["step"] for event in tail.read()] == [1]
+    path.write_bytes(one + two + two[:15] + b"\n" + one)  # the half of a process that was killed
+    assert [event["step"] for event in tail.read()] == [0]
+    assert tail.read() == []
 
 
 def test_a_process_has_one_log_of_a_run(run):
