@@ -90,10 +90,14 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("score_signs", "moved to the side that the score says", "share of the features that moved"),
     ),
     "preference": (
-        ("pairs", "pairs", "pairs"),
+        ("pairs", "pairs read", "pairs"),
+        ("pairs_in_all", "of", "pairs"),
         ("win_rate", "of which the base model prefers the chosen answer", "share of the pairs"),
+        ("win_rate_error", "with a standard error of", "share of the pairs"),
         ("margin_raw", "mean margin", "nats per pair"),
+        ("margin_raw_error", "with a standard error of", "nats per pair"),
         ("margin_per_token", "mean margin", "nats per token"),
+        ("margin_per_token_error", "with a standard error of", "nats per token"),
         ("cosine_dpo_sft", "cosine of the preference gradient to fine-tuning's", "of 1"),
     ),
     "answers": (
