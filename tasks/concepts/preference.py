@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -64,24 +64,37 @@ def preference(
         for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
             measured.update(zip(minibatch.rows, measure_pairs(call, minibatch, dpo_beta, residuals, sums), strict=True))
     draft.write_table("pairs.parquet", _pair_table(table, measured))
-    cosine = None
+    of = len(row_numbers(run, pairs.samples)) if isinstance(pairs, SubsetRows) else len(measured)
+    left_out = 1 - len(measured) / of
+    cosine = error = None
     if autoencoder is not None and baseline is not None:  # with an SAE there is a baseline
         base_acts = run.store.open(baseline).tensors("baseline.safetensors")["base_acts_mean"]
         stored = run.store.open(gradient).tensors("gradients.safetensors") if gradient else {}
-        sft = stored.get("resid_grad_mean", sums.sft / sums.tokens)
-        compared, cosine = relative_scores(sums.dpo / len(measured), sft, autoencoder, base_acts)
+        sft = stored.get("resid_grad_mean")
+        compared, cosine = relative_scores(sums, sft, autoencoder, base_acts)
+        if left_out:
+            compared, error = with_errors(compared, sums, sft, autoencoder, base_acts, left_out)
         draft.write_table("features.parquet", compared)
-    of = len(row_numbers(run, pairs.samples)) if isinstance(pairs, SubsetRows) else None
-    draft.write_json("summary.json", preference_summary(list(measured.values()), cosine, gradient is None, of))
+    summary = preference_summary(list(measured.values()), cosine, gradient is None, of)
+    draft.write_json("summary.json", summary | ({"cosine_dpo_sft_error": error} if left_out else {}))
 
 
 @dataclass
 class PairGradients:
-    """Sums of gradients in the residual stream [d_model], over pairs and over the chosen answers' tokens."""
+    """Sums of gradients in the residual stream [d_model], over pairs and over the chosen answers' tokens, micro-batch
+    by micro-batch."""
 
-    dpo: Any = 0.0
-    sft: Any = 0.0
-    tokens: int = 0
+    dpo: list[Any] = field(default_factory=list)
+    sft: list[Any] = field(default_factory=list)
+    pairs: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def means(self, without: int | None = None) -> tuple[Any, Any]:
+        """Both gradients' means, one micro-batch left out."""
+        kept = [part for part in range(len(self.dpo)) if part != without]
+        dpo, sft = (sum(parts[part] for part in kept) for parts in (self.dpo, self.sft))
+        pairs, tokens = (sum(counts[part] for part in kept) for counts in (self.pairs, self.tokens))
+        return dpo / pairs, sft / max(tokens, 1)
 
 
 def measure_pairs(
@@ -100,9 +113,10 @@ def measure_pairs(
         loss = preference_losses(chosen, rejected, chosen.detach(), rejected.detach(), dpo_beta).sum()
         dpo = torch.autograd.grad(loss, captured, retain_graph=True)
         sft = torch.autograd.grad(-chosen.sum(), captured[:1])
-        sums.dpo = sums.dpo + sum(part.float().sum(dim=(0, 1)) for part in dpo)
-        sums.sft = sums.sft + sft[0].float().sum(dim=(0, 1))
-        sums.tokens += minibatch.batch.label_tokens
+        sums.dpo.append(sum(part.float().sum(dim=(0, 1)) for part in dpo))
+        sums.sft.append(sft[0].float().sum(dim=(0, 1)))
+        sums.pairs.append(len(minibatch.rows))
+        sums.tokens.append(minibatch.batch.label_tokens)
     lengths = [(batch.labels[:, 1:] != -100).sum(1) for batch in (minibatch.batch, minibatch.rejected)]
     measured = margins(chosen.detach(), rejected.detach(), chosen.detach(), rejected.detach(), *lengths)
     columns = zip(measured.raw.tolist(), measured.per_token.tolist(), measured.reference.tolist(), strict=True)
@@ -113,13 +127,22 @@ def measure_pairs(
     ]
 
 
-def relative_scores(dpo: Any, sft: Any, autoencoder: LoadedSae, base_acts: Any) -> tuple[pa.Table, float]:
-    """Feature scores of both gradients, each scaled to length one, their difference and their cosine."""
-    import pyarrow as pa
+def scores_of(sums: PairGradients, sft: Any, autoencoder: LoadedSae, base_acts: Any, without: int | None = None) -> Any:
+    """[2, d_sae] feature scores of both gradients; `sft` in place of the chosen answers' where it is one."""
+    import torch
 
     from foretune.tasks.numerics.features import feature_scores
 
-    dpo_scores, sft_scores = (feature_scores(g, autoencoder.W_dec, base_acts).score for g in (dpo, sft))
+    dpo, chosen = sums.means(without)
+    both = (dpo, chosen if sft is None else sft)
+    return torch.stack([feature_scores(g, autoencoder.W_dec, base_acts).score for g in both])
+
+
+def relative_scores(sums: PairGradients, sft: Any, autoencoder: LoadedSae, base_acts: Any) -> tuple[pa.Table, float]:
+    """Feature scores of both gradients, each scaled to length one, their difference and their cosine."""
+    import pyarrow as pa
+
+    dpo_scores, sft_scores = scores_of(sums, sft, autoencoder, base_acts)
     relative = _unit(dpo_scores) - _unit(sft_scores)
     columns = {
         "feature": list(range(autoencoder.d_sae)),
@@ -131,6 +154,27 @@ def relative_scores(dpo: Any, sft: Any, autoencoder: LoadedSae, base_acts: Any) 
     return pa.table(columns), float((_unit(dpo_scores) * _unit(sft_scores)).sum())
 
 
+def with_errors(
+    table: pa.Table, sums: PairGradients, sft: Any, autoencoder: LoadedSae, base_acts: Any, left_out: float
+) -> tuple[pa.Table, float | None]:
+    """`relative_error` beside the scores, and the cosine's standard error: the jackknife over micro-batches (Tukey
+    1958), less the share of pairs that were read. Of one micro-batch nothing is known."""
+    import pyarrow as pa
+    import torch
+
+    groups = len(sums.dpo)
+    if groups < 2:
+        nothing = pa.nulls(len(table), pa.float32())
+        return table.append_column("relative_error", nothing), None
+    units = []
+    for group in range(groups):
+        units.append(torch.stack([_unit(each) for each in scores_of(sums, sft, autoencoder, base_acts, group)]))
+    found = torch.stack(units).double()  # [groups, 2, d_sae]
+    relative, cosines = found[:, 0] - found[:, 1], (found[:, 0] * found[:, 1]).sum(-1, keepdim=True)
+    errors = [(each.var(0, correction=0) * (groups - 1) * left_out).sqrt() for each in (relative, cosines)]
+    return table.append_column("relative_error", pa.array(errors[0].float().numpy())), float(errors[1])
+
+
 def _pair_table(table: Any, margins: dict[int, dict[str, float | None]]) -> list[dict[str, Any]]:
     rows = table.select(["sample_id", "row", "prompt", "completion", "rejected"]).to_pylist()
     return [{**rows[position], **margins[position]} for position in sorted(margins, key=lambda p: rows[p]["row"])]
@@ -140,9 +184,7 @@ def _unit(vector: Any) -> Any:
     return vector / vector.norm().clamp_min(1e-30)
 
 
-def preference_summary(
-    margins: list[dict[str, Any]], cosine: float | None, trained: bool, of: int | None = None
-) -> dict[str, Any]:
+def preference_summary(margins: list[dict[str, Any]], cosine: float | None, trained: bool, of: int) -> dict[str, Any]:
     """Mean margins, the share of pairs the base model already ranks right, and a signal where the mean margin per
     token is below zero: a warning when the run is `trained` on the pairs, else a note. Where the margins are those of
     some of `of` pairs, the means' standard errors too."""
@@ -164,7 +206,7 @@ def preference_summary(
         )
     won = [float((pair["margin_raw"] or 0.0) > 0) for pair in margins]
     sampled = {}
-    if of is not None and of > count:
+    if of > count:
         errors = {name: standard_error(values, of) for name, values in {**known, "win_rate": won}.items()}
         sampled = {"pairs_in_all": of} | {f"{name}_error": error for name, error in errors.items()}
     return {

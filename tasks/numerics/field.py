@@ -84,8 +84,8 @@ class GradientField:
         return math.sqrt((1 / batch_rows - 1 / total) / (1 / group - 1 / total))
 
 
-KEEP_BYTES = 2**28
-"""Of what is kept for later rounds of a run, of every kind."""
+KEEP_BYTES = 2**30
+"""Of what is kept for later rounds of a run, of every kind: all of it, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +132,25 @@ class VirtualBatches:
             for block in blocks:
                 mean.add_(dense(self._block(block, name)), alpha=factor / tokens)
             return mean.add_(of_all, alpha=-factor)
-        if (blocks, name) not in self._kept:
-            self._kept[blocks, name] = difference(self.field.group_mean(blocks, name), of_all) * factor
-        return plus(mean, self._kept[blocks, name])
+        scatter = self._kept.get((blocks, name))
+        if scatter is None:
+            scatter = difference(self.field.group_mean(blocks, name), of_all) * factor
+            if self._all_fit(scatter.nbytes, len(set(self.groups))):
+                self._kept[blocks, name] = scatter
+        return plus(mean, scatter)
 
     def _block(self, block: int, name: str) -> Gradient:
         """A block's sum in its stored dtype; what has been brought to an accelerator stays there, up to KEEP_BYTES."""
         if ((block,), name) in self._kept:
             return self._kept[(block,), name]
         found = self.field.read(block, name)
-        if found.device.type != "cpu" and found.nbytes * self.field.blocks * len(self.field.names) <= KEEP_BYTES:
+        if found.device.type != "cpu" and self._all_fit(found.nbytes, self.field.blocks):
             self._kept[(block,), name] = found
         return found
+
+    def _all_fit(self, nbytes: int, of: int) -> bool:
+        """Whether so many of one weight's size may be kept, of every weight."""
+        return nbytes * of * len(self.field.names) <= KEEP_BYTES
 
     def _factor(self, blocks: tuple[int, ...]) -> float:
         return self.field.noise_factor(blocks, self.batch_rows)
@@ -165,7 +172,7 @@ class VirtualBatches:
         pulled = torch.lerp(
             self._of_all(name), across(group, self.row_gradients.start(name, group)), self._factor(blocks)
         )
-        if pulled.nbytes * len(set(self.groups)) * len(self.field.names) <= KEEP_BYTES:
+        if self._all_fit(pulled.nbytes, len(set(self.groups))):
             self._pulled[blocks, name] = pulled
         return pulled
 

@@ -99,6 +99,7 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("margin_per_token", "mean margin", "nats per token"),
         ("margin_per_token_error", "with a standard error of", "nats per token"),
         ("cosine_dpo_sft", "cosine of the preference gradient to fine-tuning's", "of 1"),
+        ("cosine_dpo_sft_error", "with a standard error of", "of 1"),
     ),
     "answers": (
         ("prompts", "prompts asked", "prompts"),

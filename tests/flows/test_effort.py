@@ -230,6 +230,9 @@ def test_on_a_budget_some_pairs_are_read_and_their_errors_told(simulated, few_ro
     assert (told["pairs"], told["pairs_in_all"]) == (len(read), len(every))
     error = statistics.stdev(read.values()) * ((1 - len(read) / len(every)) / len(read)) ** 0.5
     assert told["margin_raw_error"] == pytest.approx(error)
+    assert 0 < told["cosine_dpo_sft_error"] < 1
+    errors = [row["relative_error"] for row in some.table("preference", "features")]
+    assert all(error >= 0 for error in errors) and any(errors)
     assert "pairs_in_all" not in whole.summary("preference")
     assert some.summary("model_diff")["compared_pairs"] == len(read)
 
