@@ -32,16 +32,21 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name]["shape"])
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor in its stored dtype, of the caller's own. KeyError for an unknown name."""
+    def names(self) -> list[str]:
+        """In the order in which safetensors has them."""
+        return list(self._tensors)
+
+    def tensor(self, name: str, at: int | None = None) -> torch.Tensor:
+        """A tensor in its stored dtype, or the part of it `at` this place of its first axis; of the caller's own.
+        KeyError for an unknown name."""
         import torch
 
-        stored = self._tensors[name]
-        tensor = torch.empty(self.shape(name), dtype=getattr(torch, _DTYPES[stored["dtype"]]))
+        stored, shape = self._tensors[name], self.shape(name)
+        tensor = torch.empty(shape if at is None else shape[1:], dtype=getattr(torch, _DTYPES[stored["dtype"]]))
         numbers: Any = tensor.view(-1).view(torch.uint8).numpy()
         buffer, done = memoryview(numbers), 0
         with self._opened() as stream:
-            stream.seek(self._start + stored["data_offsets"][0])
+            stream.seek(self._start + stored["data_offsets"][0] + (at or 0) * len(buffer))
             while done < len(buffer):
                 read = stream.readinto(buffer[done:])
                 if not read:

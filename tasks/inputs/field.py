@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -108,19 +107,15 @@ def stored_rows(
     opened = [run.store.open(node) for node in nodes]
     if not all(FILE in node.names() for node in opened):
         return None
-    rows, tokens, files = [], [], [node.tensor_file(FILE) for node in opened]
+    rows, tokens, files = [], [], [node.read_tensors(FILE) for node in opened]
     for number, node in enumerate(opened):
         counts = node.arrow("samples.parquet", columns=["tokens"])["tokens"].to_pylist()
         rows += [(number, position) for position, count in enumerate(counts) if count]
         tokens += [count for count in counts if count]
 
-    @functools.cache  # a view of the file's pages: to open a slice anew takes longer than to read the row
-    def rows_of(number: int, name: str) -> Tensor:
-        return files[number].get_tensor(name)
-
     def read(row: int, name: str) -> Tensor:
         number, position = rows[row]
-        return rows_of(number, name)[position].to(device)
+        return files[number].tensor(name, position).to(device)
 
     return RowGradients(factors=factors, tokens=tuple(tokens), read=read)
 
@@ -141,7 +136,7 @@ class StoredRows:
     def block(self, name: str) -> Tensor:
         import torch
 
-        parts = [file.get_tensor(name)[kept].flatten(1).float() for file, kept in self._files]
+        parts = [file.tensor(name)[kept].flatten(1).float() for file, kept in self._files]
         return torch.cat(parts).mul_(self.scale)
 
 
@@ -156,5 +151,5 @@ def per_row_gradients(run: Run, nodes: list[ArtifactRef], scale: float) -> Store
         kept = [position for position, row in enumerate(rows) if row["tokens"]]
         ids += [rows[position]["sample_id"] for position in kept]
         tokens += [rows[position]["tokens"] for position in kept]
-        files.append((node.tensor_file(FILE), kept))
-    return StoredRows(ids, tokens, list(files[0][0].keys()), scale, files)
+        files.append((node.read_tensors(FILE), kept))
+    return StoredRows(ids, tokens, files[0][0].names(), scale, files)

@@ -27,6 +27,13 @@ def test_every_tensor_is_what_safetensors_itself_reads(stored):
         assert torch.equal(file.tensor(name), tensor)
 
 
+def test_a_part_of_a_tensor_is_its_row(stored):
+    file = TensorFile(lambda: stored)
+    assert file.names() == list(load_file(stored))
+    for name, tensor in load_file(stored).items():
+        assert all(torch.equal(file.tensor(name, at), tensor[at]) for at in range(3))
+
+
 def test_nothing_of_the_file_stays_mapped(stored):
     file = TensorFile(lambda: stored)
     file.tensor("torch.float32")
