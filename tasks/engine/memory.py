@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ logger = logging.getLogger("foretune")
 
 Result = TypeVar("Result")
 
+M_ARENA_MAX = -8  # malloc.h
 SIZES = ("batch_tokens", "graph_tokens")
 """Settings that bound what a device holds at once, and that no result depends on."""
 
@@ -49,6 +51,15 @@ def _halved(settings: BaseModel) -> BaseModel:
     sizes = {name: getattr(settings, name, None) for name in SIZES}
     smaller = {name: max(size // 2, int(name == "batch_tokens")) for name, size in sizes.items() if size is not None}
     return settings.model_copy(update=smaller)
+
+
+def one_arena() -> None:
+    """From now on threads that start share the C library's one arena, unless the environment says otherwise. glibc
+    gives each its own and keeps what is free in it: four blocks of 16 rows' gradients under autocast in each of three
+    threads left 2.7 GB with arenas of their own, 2.1 with one, at the same seconds."""
+    if not {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"} & os.environ.keys():
+        with contextlib.suppress(OSError, AttributeError):  # not glibc
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def give_back() -> None:

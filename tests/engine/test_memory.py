@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -30,6 +32,29 @@ def failing_above(tokens: int):
         return seen
 
     return compute
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
+@pytest.mark.parametrize(
+    ("called", "given", "arenas"), [(True, {}, 1), (False, {}, 4), (True, {"MALLOC_ARENA_MAX": "2"}, 2)]
+)
+def test_threads_that_start_share_one_arena(called, given, arenas):
+    code = f"""
+import ctypes, sys, threading
+from foretune.tasks.engine.memory import one_arena
+{called} and one_arena()
+libc, met = ctypes.CDLL(None), threading.Barrier(3)
+def filled():
+    libc.malloc(1000)
+    met.wait()
+threads = [threading.Thread(target=filled) for _ in range(3)]
+for each in threads: each.start()
+for each in threads: each.join()
+libc.malloc_stats()
+"""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given, check=True)
+    assert len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE)) == arenas
 
 
 def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes():
