@@ -19,6 +19,7 @@ from foretune.tasks.numerics.factored import (
     Factored,
     Gradient,
     across,
+    certain,
     dense,
     difference,
     plus,
@@ -42,6 +43,7 @@ class GradientField:
     rows: tuple[int, ...]  # rows per block
     read: Callable[[int, str], Gradient] = dataclasses.field(repr=False)
     _means: dict[str, Gradient] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _scatters: dict[str, float] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.rows):
@@ -69,6 +71,16 @@ class GradientField:
         for block in blocks[1:]:
             total += cast("Tensor", self.read(block, name))
         return total.div_(tokens)
+
+    def scatter(self, name: str) -> float:
+        """Variance of a token's gradient, summed over [out, in], by how far the blocks lie from their mean: divided by
+        tokens it is that of their mean. 0 of one block."""
+        if name not in self._scatters:
+            mean, total = certain(self.mean(name)), 0.0
+            for block, tokens in enumerate(self.tokens):
+                total += float((certain(self.read(block, name)).float() - tokens * mean).square().sum()) / tokens
+            self._scatters[name] = total / max(self.blocks - 1, 1)
+        return self._scatters[name]
 
     def noise_factor(self, blocks: Sequence[int], batch_rows: int) -> float:
         """Factor c that gives mean + c * (group_mean - mean) the variance of a real batch of `batch_rows`.

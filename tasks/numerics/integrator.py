@@ -18,7 +18,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Corrected, Factored, Gradient, difference, inner, lerp, plus, weighted_sum
+from foretune.tasks.numerics.factored import (
+    Corrected,
+    Factored,
+    Gradient,
+    certain,
+    difference,
+    inner,
+    lerp,
+    plus,
+    weighted_sum,
+)
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.ranks import SUM_RANKS
@@ -36,6 +46,7 @@ ENOUGH_BLOCKS, ENOUGH_ROWS = 2, 16  # per anchor: the size of those two blocks
 class MeanEstimate:
     mean: Gradients  # {name: [out, in]} gradient of the token-mean loss over all blocks
     coefficient: float  # of the control variate: share of a block's deviation at the base weights that is left
+    gain: float = 1.0  # share of the difference from the mean before that was taken over
 
 
 def estimate_mean(field: GradientField, blocks: Sequence[int], measured: Sequence[Gradients]) -> MeanEstimate:
@@ -74,10 +85,10 @@ def _coefficient(field: GradientField, blocks: Sequence[int], measured: Sequence
     """Regression of the blocks' deviations from mean_S on those at the base weights, all weights together."""
     covariance = variance = 0.0
     for name in field.names:
-        base = _certain(field.group_mean(blocks, name))
+        base = certain(field.group_mean(blocks, name))
         for block, gradient in zip(blocks, measured, strict=True):
-            before = _certain(field.group_mean([block], name)) - base
-            there = _certain(gradient[name]) / field.tokens[block] - _certain(now[name])
+            before = certain(field.group_mean([block], name)) - base
+            there = certain(gradient[name]) / field.tokens[block] - certain(now[name])
             covariance += float((before * there).sum())
             variance += float(before.square().sum())
     return _within_unit(covariance, variance)
@@ -85,18 +96,12 @@ def _coefficient(field: GradientField, blocks: Sequence[int], measured: Sequence
 
 def _coefficient_of_one(field: GradientField, block: int, now: Gradients) -> float:
     """One block has no mean to deviate from: the same regression on its part orthogonal to the field's mean."""
-    base: Gradients = {name: _certain(field.group_mean([block], name)) for name in field.names}
-    mean: Gradients = {name: _certain(field.mean(name)) for name in field.names}
-    now = {name: _certain(gradient) for name, gradient in now.items()}
+    base: Gradients = {name: certain(field.group_mean([block], name)) for name in field.names}
+    mean: Gradients = {name: certain(field.mean(name)) for name in field.names}
+    now = {name: certain(gradient) for name, gradient in now.items()}
     parallel = _dot(base, mean) / _dot(mean, mean)
     before = _axpy(-parallel, mean, base)
     return _within_unit(_dot(before, now), _dot(before, before))
-
-
-def _certain(gradient: Gradient) -> Tensor:
-    """What is known without error: in factors the exact part. What two of them miss does not go together, so that
-    over all of it the coefficient would be too low (0.38 for 0.53 on SmolLM2, 0.52 by the exact parts)."""
-    return gradient.exact if isinstance(gradient, Factored) else gradient
 
 
 def _dot(one: Gradients, other: Gradients) -> float:
@@ -120,6 +125,7 @@ def _within_unit(covariance: float, variance: float) -> float:
 class AnchorPlan:
     anchor_steps: tuple[int, ...]  # steps where the field is measured again; empty when the budget buys no block
     blocks_per_anchor: int
+    steady: bool = False  # whether means are held until the next is measured, and taken for what stands out of noise
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class Anchor:
     step: int  # optimiser steps taken
     delta: Gradients  # predicted weight change there
     blocks: tuple[int, ...]  # gradient blocks to measure
+    mean: Gradients  # so far
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,7 @@ class MeasuredAnchor:
     blocks: tuple[int, ...]  # gradient blocks measured
     coefficient: float  # see MeanEstimate
     correction: float  # movement that the corrector changed, as a share of the segment's movement
+    gain: float  # see MeanEstimate
     loss_change: float  # nats per training token since the base weights, by the path integral of the means
 
 
@@ -193,15 +201,16 @@ def integrate(
     state, segments, anchors = initial_replay_state(adapter, settings), [], []
     here, loss_change = adapter.delta(state.parameters), 0.0
     for step, blocks in zip(steps, rotation(field.blocks, plan.blocks_per_anchor, len(steps), seed), strict=True):
-        predicted = run.advance(state, last, run.extrapolated(before, last, step)).delta
-        estimate = yield Anchor(step, predicted, blocks)
+        ahead = _Mean(step, last.gradient) if plan.steady else run.extrapolated(before, last, step)
+        predicted = run.advance(state, last, ahead).delta
+        estimate = yield Anchor(step, predicted, blocks, last.gradient)
         before, last = last, _Mean(step, estimate.mean)
         segments.append(run.advance(state, before, last))
         state, start, here = segments[-1].state, here, segments[-1].delta
         moved = _axpy(-1.0, start, here)
         loss_change += 0.5 * (_dot(before.gradient, moved) + _dot(last.gradient, moved))
         correction = _norm(_axpy(-1.0, predicted, here)) / max(_norm(moved), 1e-30)
-        anchors.append(MeasuredAnchor(step, blocks, estimate.coefficient, correction, loss_change))
+        anchors.append(MeasuredAnchor(step, blocks, estimate.coefficient, correction, estimate.gain, loss_change))
     rows = sum(field.rows[block] for anchor in anchors for block in anchor.blocks)
     yield Integration(tuple(segments), tuple(anchors), rows)
 
@@ -242,7 +251,8 @@ def plan_anchors(
     there is a block for each. Cosine on SmolLM2 by the length of a segment in trusted shares: 1.6 0.94 (216 steps, 16
     segments of one block; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
     layers, 8 of one and 4 of two).
-    With `to_the_last` as many anchors as leave the fewest blocks over, where the rule above leaves almost half of them.
+    With `to_the_last` as many anchors as leave the fewest blocks over, where the rule above leaves almost half of them,
+    and a steady path: the straight line through two means of few rows leads astray by twice their noise.
     """
     wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
     blocks = int(max_rows * field.blocks / sum(field.rows))
@@ -256,7 +266,8 @@ def plan_anchors(
         segments = max(blocks // min(2, field.blocks), by_length, min(blocks, long), fewest)
     steps = equal_segments(rates, min(wanted, blocks, int(segments)))
     enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
-    return AnchorPlan(tuple(steps), min(field.blocks, enough, max(1, blocks // len(steps))))
+    each = min(field.blocks, enough, max(1, blocks // len(steps)))
+    return AnchorPlan(tuple(steps), each, steady=to_the_last)
 
 
 def _least_left_over(blocks: int, most: int) -> int:

@@ -119,7 +119,7 @@ def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings)
         return plan if plan.anchor_steps else None
     steps = tuple(equal_segments(virtual.rates, int(settings.anchors) - 1))
     blocks = int(spare * field.blocks / rows / len(steps))
-    return AnchorPlan(steps, min(field.blocks, max(1, blocks)))
+    return AnchorPlan(steps, min(field.blocks, max(1, blocks)), steady=settings.to_the_last)
 
 
 def write_path(

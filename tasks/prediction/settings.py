@@ -68,9 +68,10 @@ class PathSettings(BaseModel):
 
 
 class SparingPathSettings(PathSettings):
-    """The same on a budget: the held-out rows are looked at less often, and no row that is paid for is left over."""
+    """The same on a budget: the held-out rows are looked at less often, no row that is paid for is left over, and the
+    means of few rows are steadied."""
 
-    version: Literal[2] = 2  # pyright: ignore[reportIncompatibleVariableOverride]
+    version: Literal[3] = 3  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluations: int = Field(ge=1, le=10_000)
 
     @property

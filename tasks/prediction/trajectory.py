@@ -150,17 +150,20 @@ def _measured_at_anchors(
     reached, field = next(run), virtual.field
     while isinstance(reached, Anchor):
         events.emit("progress", task="path", done=steps.index(reached.step) + 1, total=len(steps))
-        estimate = _measured_mean(field, blocks, reached)
+        estimate = _measured_mean(field, blocks, reached, plan.steady)
         shifts.write(TRAIN_SHIFT, reached.step, {n: less(mean, field.mean(n)) for n, mean in estimate.mean.items()})
         reached = run.send(estimate)
     return reached
 
 
-def _measured_mean(field: GradientField, blocks: Sequence[RowsAtWeights], anchor: Anchor) -> MeanEstimate:
+def _measured_mean(field: GradientField, blocks: Sequence[RowsAtWeights], anchor: Anchor, steady: bool) -> MeanEstimate:
     """The mean at an anchor."""
     from foretune.tasks.numerics.integrator import estimate_mean
+    from foretune.tasks.numerics.steadied import steadied
 
-    return estimate_mean(field, anchor.blocks, [blocks[block].gradients(anchor.delta).sums for block in anchor.blocks])
+    measured = [blocks[block].gradients(anchor.delta).sums for block in anchor.blocks]
+    estimate = estimate_mean(field, anchor.blocks, measured)
+    return steadied(field, anchor.blocks, measured, estimate, anchor.mean) if steady else estimate
 
 
 def evaluated_anchors(anchor_steps: Sequence[int], most: int | None = None) -> list[int]:

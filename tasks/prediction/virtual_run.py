@@ -93,6 +93,7 @@ class VirtualRun:
             rows=tuple(counts[block] for block in blocks),
             read=lambda block, name: field.read(blocks[block], name),
             _means={},
+            _scatters={},
         )
         rows = replace(
             known,

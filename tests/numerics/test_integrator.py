@@ -17,6 +17,7 @@ from foretune.tasks.numerics.integrator import (
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.replay import FullAdapter, LoraAdapter, replay
 from foretune.tasks.numerics.schedules import learning_rates
+from foretune.tasks.numerics.steadied import steadied
 from tests.numerics.fields import field_of
 
 OUT, IN, RANK, SCALE, BLOCKS, TOKENS, STEPS = 5, 6, 2, 2.0, 6, 10, 40
@@ -89,13 +90,16 @@ def trainable(kind):
     return FullWeight(), FullAdapter({"w": torch.zeros(OUT, IN)})
 
 
-def integrated(problem, batches, adapter, settings, rates, plan, snapshots=()):
+def integrated(problem, batches, adapter, settings, rates, plan, snapshots=(), seed=0):
     """The integration, every anchor of which is measured on the quadratic."""
-    run = integrate(batches, adapter, settings, rates, plan, seed=0, snapshots=snapshots)
+    run = integrate(batches, adapter, settings, rates, plan, seed=seed, snapshots=snapshots)
     reached = next(run)
     while isinstance(reached, Anchor):
         sums = problem.block_sums(reached.delta, reached.blocks)
-        reached = run.send(estimate_mean(batches.field, reached.blocks, sums))
+        estimate = estimate_mean(batches.field, reached.blocks, sums)
+        if plan.steady:
+            estimate = steadied(batches.field, reached.blocks, sums, estimate, reached.mean)
+        reached = run.send(estimate)
     return reached
 
 
@@ -215,8 +219,8 @@ def test_a_base_that_is_trusted_for_long_is_measured_again_three_times_where_the
 def test_to_the_last_no_block_that_is_paid_for_is_left_over():
     field, rates = Quadratic().field(), [1e-3] * 40  # 6 blocks of 4 rows
     assert plan_anchors(field, rates, 0.0, 8, 60) == AnchorPlan((5, 10, 15, 20, 25, 30, 35, 40), 1)  # 15 are paid for
-    assert plan_anchors(field, rates, 0.0, 8, 60, to_the_last=True) == AnchorPlan((8, 16, 24, 32, 40), 3)
-    assert plan_anchors(field, rates, 0.0, 8, 28, to_the_last=True) == AnchorPlan((6, 11, 17, 23, 29, 34, 40), 1)
+    assert plan_anchors(field, rates, 0.0, 8, 60, to_the_last=True) == AnchorPlan((8, 16, 24, 32, 40), 3, True)
+    assert plan_anchors(field, rates, 0.0, 8, 28, to_the_last=True) == AnchorPlan((6, 11, 17, 23, 29, 34, 40), 1, True)
     assert plan_anchors(field, rates, 0.0, 8, 3, to_the_last=True) == AnchorPlan((), 0)
 
 
