@@ -158,6 +158,23 @@ def test_a_run_on_a_budget_measures_some_rows_and_tells_of_all(simulated, few_ro
     assert {part["by"] for part in told} == {"the loss and the length", "the length"}
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["landscape.storage=factored"],
+        ["adapter={method: full}"],
+        ["training.optimizer=sgd"],
+        ["prediction.anchors=4"],
+    ],
+    ids=lambda how: how[0],
+)
+def test_means_on_a_budget_are_steadied_whatever_is_trained(simulated, few_rows, how):
+    run = simulated("effort.budget=1.5", *FEW, "prediction.tolerance=1e-6", *how)
+    anchors = run.store.open(run.made["path"]).json("path.json")["anchors"]
+    assert anchors and all(0 <= anchor["gain"] <= 1 for anchor in anchors)
+    assert any(anchor["gain"] < 1 for anchor in anchors)
+
+
 def test_a_larger_budget_takes_only_what_a_smaller_one_left(simulated, few_rows):
     small = simulated("effort.budget=0.33", *FEW)
     large = simulated("effort.budget=2.0", *FEW)
