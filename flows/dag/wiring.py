@@ -86,7 +86,8 @@ class Wiring:
             for role, source in sources.rows.items()
         }
         index = {role: step.index(self.tables[role]) for role in ("train", "heldout")}
-        pairs = step.index(self.tables["preferences"]) if "preferences" in self.tables else None
+        bounded = request.effort.share is not None and "preferences" in self.tables
+        pairs = step.index(self.tables["preferences"]) if bounded else None
         self.effort = effort_of(request, index["train"], index["heldout"], pairs)
         self.measuring = self.model.in_bfloat16() if self.effort.autocast else self.model
         self.step_tokens = step_tokens(request, index["train"])
@@ -290,8 +291,8 @@ class Wiring:
             return None
         if (most := self.effort.pair_rows) is None:
             return self.tables[role]
-        rows = self._rows(cast("Role", role), self.step.index(self.tables[role]), None)
-        return rows.subset(most, "pairs") if len(rows.trained_ids) > most else self.tables[role]
+        rows = self.rows.get(role) or self._rows(cast("Role", role), self.step.index(self.tables[role]), None)
+        return rows.of_all(most, "pairs") if len(rows.index.trained_ids) > most else self.tables[role]
 
     def pairs(self) -> Any:
         """The table of preference pairs, or None."""

@@ -90,14 +90,15 @@ def ranked(halves: Halves, budget: float | None) -> dict[str, Any]:
     numbers = halves.heldout["row"].to_pylist()
     targets = {t["name"]: numbers.index(t["row"]) for t in influence.json("targets.json") if t["kind"] == "row"}
     of_rows, names = torch.zeros(len(place), len(targets), dtype=torch.float64), list(targets)
-    for row in influence.arrow("targets.parquet").to_pylist():
+    single_rows = influence.arrow("targets.parquet").to_pylist()
+    for row in single_rows:
         if row["target"] in targets:
             of_rows[place[row["sample_id"]], names.index(row["target"])] = row["score"]
     single = datamodeling_score(summed(of_rows, found), losses[:, list(targets.values())])
     return {
         "effort": "exhaustive" if budget is None else f"budget {budget:g}",
         "rows": len(place),
-        "measured_rows": len({row["sample_id"] for row in influence.arrow("targets.parquet").to_pylist()}),
+        "measured_rows": len({row["sample_id"] for row in single_rows}),
         "halves": len(found),
         "mean_loss_spearman": round(overall.score, 4),
         "mean_loss_low": round(overall.low, 4),
