@@ -31,11 +31,11 @@ without a template's marks, read in small batches and written one by one, as man
 MARKED = 2.4  # tokens of theirs through the model, with a template's marks and padding, for one of their texts'
 HELD_OUT = 0.04  # of the budget: gradients of held-out rows
 ALONG, MOST_ALONG = 0.36, 2112
-"""Of what is left: gradients along the path, of so many rows at most (64 rows at each of 33 anchors). Over the same
+"""Of what is left: gradients along the path, of so many rows at most (32 rows at each of 66 anchors). Over the same
 1,000 conversations the square of what the direction misses was about 70 (1/measured - 1/1,000) + 140/along; means
 that are steadied need fewer along the path. Cosine at a budget of 0.33: 0.45 0.846, 0.36 0.864, 0.28 0.822."""
 EVALUATIONS = 4  # of the held-out rows along the path: with 17 anchors nine cost as much as a third of the rows there
-ANCHORS = 33  # at most: over 1,000 rows and 375 steps few rows at many steps are nearer than many at few
+ANCHORS = 65  # at most: over 1,000 rows and 375 steps few rows at many steps are nearer than many at few
 READ = 0.25  # of what is left: rows without gradients, once, and where all are read, once more beside the base weights
 
 

@@ -132,9 +132,9 @@ def _path(inputs: Inputs, sizes: Sizes) -> Estimate:
     tables = [sizes.rows(rows) for rows in inputs["node_rows"]]
     batches = [table.batches(settings.batch_tokens) for table in tables if any(table.trained)]
     price, evaluated = inputs["model"].token_price, _sum(once, beta)
-    blocks = sorted((price * _sum(each, beta) for each in batches), reverse=True)
     rows = sum(sum(table.trained) for table in tables)
-    steps = training.steps(rows)
+    steps, of = training.steps(rows), settings.portions(rows, len(batches))
+    blocks = sorted((-(-price * _sum(each, beta) // of) for each in batches for _ in range(of)), reverse=True)
     forward = evaluated * len(evaluation_steps(steps, settings.path_points))
     anchors, measured = _anchors(settings, rows, steps, training.epochs, len(blocks))
     whole, rest = divmod(measured, len(blocks))

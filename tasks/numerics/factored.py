@@ -110,6 +110,8 @@ class Factored:
 
 Gradient = Tensor | Factored
 """[out, in] of one weight, in either form."""
+Gradients = Mapping[str, Gradient]
+"""{name: [out, in]}."""
 
 
 def thin(left: Tensor, right: Tensor) -> Factored:
@@ -192,9 +194,19 @@ def inner(gradient: Gradient, other: Gradient) -> float:
     return float(((left.double().T @ others[0].double()) * (right.double() @ others[1].double().T)).sum())
 
 
-def distance(vector: Mapping[str, Gradient]) -> float:
+def dot(one: Gradients, other: Gradients) -> float:
+    """The inner product over all weights."""
+    return sum(inner(gradient, other[name]) for name, gradient in one.items())
+
+
+def distance(vector: Gradients) -> float:
     """The norm over all weights."""
-    return math.sqrt(max(sum(inner(each, each) for each in vector.values()), 0.0))
+    return math.sqrt(max(dot(vector, vector), 0.0))
+
+
+def axpy(alpha: float, x: Gradients, y: Gradients) -> Gradients:
+    """alpha * x + y, in a place of its own."""
+    return {name: plus(each.clone() if isinstance(each, Tensor) else each, x[name], alpha) for name, each in y.items()}
 
 
 def weighted_sum(parts: Iterable[Factored], rank: int) -> Factored:

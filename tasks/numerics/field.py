@@ -61,16 +61,22 @@ class GradientField:
             self._means[name] = self.group_mean(range(self.blocks), name)
         return self._means[name]
 
-    def group_mean(self, blocks: Sequence[int], name: str) -> Gradient:
-        """Gradient of the token-mean loss over the rows of some blocks, [out, in] fp32."""
-        first, tokens = self.read(blocks[0], name), sum(self.tokens[block] for block in blocks)
+    def group_mean(self, blocks: Sequence[int], name: str, tokens: Sequence[float] | None = None) -> Gradient:
+        """Gradient of the token-mean loss over the rows of some blocks, [out, in] fp32; with `tokens` as if each block
+        had so many."""
+        counts = [self.tokens[block] for block in blocks]
+        first, shares = self.read(blocks[0], name), [n / own for n, own in zip(tokens or counts, counts, strict=True)]
+        whole = sum(tokens or counts)
         if isinstance(first, Factored):
-            parts = (cast("Factored", self.read(block, name)).float() for block in blocks)
-            return weighted_sum(parts, SUM_RANKS * first.rank) * (1 / tokens)
-        total = first.to(torch.float32, copy=True)
-        for block in blocks[1:]:
-            total += cast("Tensor", self.read(block, name))
-        return total.div_(tokens)
+            parts = (
+                cast("Factored", self.read(block, name)).float() * share
+                for block, share in zip(blocks, shares, strict=True)
+            )
+            return weighted_sum(parts, SUM_RANKS * first.rank) * (1 / whole)
+        total = first.to(torch.float32, copy=True).mul_(shares[0])
+        for block, share in zip(blocks[1:], shares[1:], strict=True):
+            total.add_(cast("Tensor", self.read(block, name)), alpha=share)
+        return total.div_(whole)
 
     def scatter(self, name: str) -> float:
         """Variance of a token's gradient, summed over [out, in], by how far the blocks lie from their mean: divided by

@@ -13,29 +13,14 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import cast
 
 import torch
-from torch import Tensor
 
-from foretune.tasks.numerics.factored import (
-    Corrected,
-    Factored,
-    Gradient,
-    certain,
-    difference,
-    inner,
-    lerp,
-    plus,
-    weighted_sum,
-)
+from foretune.tasks.numerics.control_variate import MeanEstimate
+from foretune.tasks.numerics.factored import Corrected, Gradient, Gradients, axpy, distance, dot, lerp
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
-from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.replay import Adapter, Factors, Replay, ReplayState, initial_replay_state, replay
-
-Gradients = Mapping[str, Gradient]
-"""{name: [out, in]}, in either form."""
 
 SEGMENT_STEPS = 14  # over 12 steps two blocks are enough (cosine 0.995), over 27 they are not
 FEWEST_SEGMENTS = 3  # 24 steps trusted for half of them: cosine 0.996 over three, 0.974 over two on more rows
@@ -43,89 +28,20 @@ ENOUGH_BLOCKS, ENOUGH_ROWS = 2, 16  # per anchor: the size of those two blocks
 
 
 @dataclass(frozen=True)
-class MeanEstimate:
-    mean: Gradients  # {name: [out, in]} gradient of the token-mean loss over all blocks
-    coefficient: float  # of the control variate: share of a block's deviation at the base weights that is left
-    gain: float = 1.0  # share of the difference from the mean before that was taken over
-
-
-def estimate_mean(field: GradientField, blocks: Sequence[int], measured: Sequence[Gradients]) -> MeanEstimate:
-    """Mean gradient over the whole field from some blocks' gradient sums measured elsewhere: a control variate.
-
-    mean(theta) ~ mean_S(theta) + c * (mean(0) - mean_S(0)), with the coefficient c between 0 and 1: at 1 the blocks
-    S only say how far the mean has shifted, at 0 the stored field is not used.
-    """
-    tokens = sum(field.tokens[block] for block in blocks)
-    now = {name: _total([gradient[name] for gradient in measured], tokens) for name in field.names}
-    if len(blocks) == 1:
-        coefficient = _coefficient_of_one(field, blocks[0], now)
-    else:
-        coefficient = _coefficient(field, blocks, measured, now)
-    for name, mean in now.items():
-        moved = plus(mean, difference(field.mean(name), field.group_mean(blocks, name)), coefficient)
-        now[name] = _shortened(moved, field.read(blocks[0], name))
-    return MeanEstimate(now, coefficient)
-
-
-def _total(sums: Sequence[Gradient], tokens: float) -> Gradient:
-    if isinstance(sums[0], Factored):
-        parts = cast("Sequence[Factored]", sums)
-        return weighted_sum(parts, SUM_RANKS * parts[0].rank) * (1 / tokens)
-    return cast("Tensor", sum(cast("Tensor", each).float() for each in sums)) / tokens
-
-
-def _shortened(gradient: Gradient, block: Gradient) -> Gradient:
-    """A mean in factors again no longer than the field's own."""
-    if isinstance(gradient, Factored) and isinstance(block, Factored):
-        return gradient.truncated(SUM_RANKS * block.rank)
-    return gradient
-
-
-def _coefficient(field: GradientField, blocks: Sequence[int], measured: Sequence[Gradients], now: Gradients) -> float:
-    """Regression of the blocks' deviations from mean_S on those at the base weights, all weights together."""
-    covariance = variance = 0.0
-    for name in field.names:
-        base = certain(field.group_mean(blocks, name))
-        for block, gradient in zip(blocks, measured, strict=True):
-            before = certain(field.group_mean([block], name)) - base
-            there = certain(gradient[name]) / field.tokens[block] - certain(now[name])
-            covariance += float((before * there).sum())
-            variance += float(before.square().sum())
-    return _within_unit(covariance, variance)
-
-
-def _coefficient_of_one(field: GradientField, block: int, now: Gradients) -> float:
-    """One block has no mean to deviate from: the same regression on its part orthogonal to the field's mean."""
-    base: Gradients = {name: certain(field.group_mean([block], name)) for name in field.names}
-    mean: Gradients = {name: certain(field.mean(name)) for name in field.names}
-    now = {name: certain(gradient) for name, gradient in now.items()}
-    parallel = _dot(base, mean) / _dot(mean, mean)
-    before = _axpy(-parallel, mean, base)
-    return _within_unit(_dot(before, now), _dot(before, before))
-
-
-def _dot(one: Gradients, other: Gradients) -> float:
-    return sum(inner(gradient, other[name]) for name, gradient in one.items())
-
-
-def _norm(vector: Gradients) -> float:
-    return math.sqrt(max(_dot(vector, vector), 0.0))
-
-
-def _axpy(alpha: float, x: Gradients, y: Gradients) -> Gradients:
-    """alpha * x + y."""
-    return {name: plus(each.clone() if isinstance(each, Tensor) else each, x[name], alpha) for name, each in y.items()}
-
-
-def _within_unit(covariance: float, variance: float) -> float:
-    return min(1.0, max(0.0, covariance / variance)) if variance > 0 else 0.0
-
-
-@dataclass(frozen=True)
 class AnchorPlan:
     anchor_steps: tuple[int, ...]  # steps where the field is measured again; empty when the budget buys no block
     blocks_per_anchor: int
     steady: bool = False  # whether means are held until the next is measured, and taken for what stands out of noise
+    portions: int = 1  # of a block, one of which is measured at an anchor
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Rows of a gradient block that are measured together: every `of`-th, from `first` on."""
+
+    block: int
+    first: int = 0
+    of: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +50,7 @@ class Anchor:
 
     step: int  # optimiser steps taken
     delta: Gradients  # predicted weight change there
-    blocks: tuple[int, ...]  # gradient blocks to measure
+    portions: tuple[Portion, ...]  # to measure
     mean: Gradients  # so far
 
 
@@ -187,9 +103,9 @@ def integrate(
 
         reached = next(run)
         while isinstance(reached, Anchor):
-            reached = run.send(estimate_mean(field, reached.blocks, measured(reached)))
+            reached = run.send(estimate_mean(field, measured(reached)))
 
-    The measured blocks rotate through the field in a seeded order, so that what one subset gets wrong the
+    The measured portions rotate through the field in a seeded order, so that what one subset gets wrong the
     next ones average out. Raises ValueError when the anchor steps do not rise to the end of the schedule, or the
     field has fewer blocks than the plan measures at once.
     """
@@ -200,18 +116,20 @@ def integrate(
     before = last = _Mean(0, {name: field.mean(name) for name in field.names})
     state, segments, anchors = initial_replay_state(adapter, settings), [], []
     here, loss_change = adapter.delta(state.parameters), 0.0
-    for step, blocks in zip(steps, rotation(field.blocks, plan.blocks_per_anchor, len(steps), seed), strict=True):
+    turns = rotation(field.blocks, plan.blocks_per_anchor, len(steps), seed, plan.portions)
+    rows = 0
+    for step, portions in zip(steps, turns, strict=True):
         ahead = _Mean(step, last.gradient) if plan.steady else run.extrapolated(before, last, step)
         predicted = run.advance(state, last, ahead).delta
-        estimate = yield Anchor(step, predicted, blocks, last.gradient)
+        estimate = yield Anchor(step, predicted, portions, last.gradient)
         before, last = last, _Mean(step, estimate.mean)
         segments.append(run.advance(state, before, last))
         state, start, here = segments[-1].state, here, segments[-1].delta
-        moved = _axpy(-1.0, start, here)
-        loss_change += 0.5 * (_dot(before.gradient, moved) + _dot(last.gradient, moved))
-        correction = _norm(_axpy(-1.0, predicted, here)) / max(_norm(moved), 1e-30)
+        moved = axpy(-1.0, start, here)
+        loss_change += 0.5 * (dot(before.gradient, moved) + dot(last.gradient, moved))
+        correction = distance(axpy(-1.0, predicted, here)) / max(distance(moved), 1e-30)
+        blocks, rows = tuple(portion.block for portion in portions), rows + estimate.rows
         anchors.append(MeasuredAnchor(step, blocks, estimate.coefficient, correction, estimate.gain, loss_change))
-    rows = sum(field.rows[block] for anchor in anchors for block in anchor.blocks)
     yield Integration(tuple(segments), tuple(anchors), rows)
 
 
@@ -241,6 +159,7 @@ def plan_anchors(
     max_rows: int,
     *,
     to_the_last: bool = False,
+    portions: int = 1,
 ) -> AnchorPlan:
     """As many segments as a base field that is `trusted` over that share of the run needs and `max_rows` rows pay for,
     three where they pay for three.
@@ -252,10 +171,11 @@ def plan_anchors(
     segments of one block; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
     layers, 8 of one and 4 of two).
     With `to_the_last` as many anchors as leave the fewest blocks over, where the rule above leaves almost half of them,
-    and a steady path: the straight line through two means of few rows leads astray by twice their noise.
+    and a steady path: the straight line through two means of few rows leads astray by twice their noise. Of several
+    `portions` of a block each counts for a block of its own.
     """
     wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
-    blocks = int(max_rows * field.blocks / sum(field.rows))
+    blocks = int(max_rows * field.blocks * portions / sum(field.rows))
     if blocks < 1 or wanted < 1:
         return AnchorPlan((), 0)
     long = 1 / (2 * trusted) if trusted else math.inf
@@ -265,9 +185,9 @@ def plan_anchors(
         fewest, by_length = min(blocks, FEWEST_SEGMENTS), math.ceil(len(rates) / SEGMENT_STEPS)
         segments = max(blocks // min(2, field.blocks), by_length, min(blocks, long), fewest)
     steps = equal_segments(rates, min(wanted, blocks, int(segments)))
-    enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
+    enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks * portions / sum(field.rows)))
     each = min(field.blocks, enough, max(1, blocks // len(steps)))
-    return AnchorPlan(tuple(steps), each, steady=to_the_last)
+    return AnchorPlan(tuple(steps), each, to_the_last, portions)
 
 
 def _least_left_over(blocks: int, most: int) -> int:
@@ -291,12 +211,14 @@ def nearest_steps(elapsed_lr: Sequence[float], wanted: Sequence[float]) -> list[
     return [min(range(len(elapsed_lr)), key=lambda step: abs(elapsed_lr[step] - each)) for each in wanted]
 
 
-def rotation(blocks: int, size: int, rounds: int, seed: int) -> list[tuple[int, ...]]:
-    """`size` distinct blocks per round, walking cyclically through one seeded order of all blocks."""
+def rotation(blocks: int, size: int, rounds: int, seed: int, of: int = 1) -> list[tuple[Portion, ...]]:
+    """A portion of each of `size` distinct blocks per round, walking cyclically through one seeded order of all blocks,
+    through the first portions before the second."""
     if not 1 <= size <= blocks:
         raise ValueError(f"{size} blocks per anchor asked of a field of {blocks}: give between 1 and {blocks}")
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed)).tolist()
-    return [tuple(order[(turn * size + i) % blocks] for i in range(size)) for turn in range(rounds)]
+    turns = [range(turn * size, (turn + 1) * size) for turn in range(rounds)]
+    return [tuple(Portion(order[at % blocks], at // blocks % of, of) for at in turn) for turn in turns]
 
 
 @dataclass(frozen=True)

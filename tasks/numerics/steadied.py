@@ -11,26 +11,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from foretune.tasks.numerics.factored import Gradient, certain, difference, lerp
+from foretune.tasks.numerics.control_variate import MeanEstimate, Measured, deviations, tokens_of
+from foretune.tasks.numerics.factored import Gradients, certain, difference, lerp
 from foretune.tasks.numerics.field import GradientField
-from foretune.tasks.numerics.integrator import Gradients, MeanEstimate
 
 
 def steadied(
-    field: GradientField,
-    blocks: Sequence[int],
-    measured: Sequence[Gradients],
-    estimate: MeanEstimate,
-    before: Gradients,
+    field: GradientField, measured: Sequence[Measured], estimate: MeanEstimate, before: Gradients
 ) -> MeanEstimate:
     """The estimate with its mean between `before`, the mean so far, and the measured one.
 
     Weights count alike, each by how often its difference holds the square of its standard error.
     """
-    left_out = 1 - sum(field.tokens[block] for block in blocks) / sum(field.tokens)
+    left_out = 1 - tokens_of(measured) / sum(field.tokens)
     ratios = []
     for name in field.names:
-        noise = left_out * _noise(field, blocks, [each[name] for each in measured], estimate.coefficient, name)
+        noise = left_out * _noise(field, measured, estimate.coefficient, name)
         if noise > 0:
             change = certain(difference(estimate.mean[name], before[name]))
             ratios.append(float(change.square().sum()) / noise)
@@ -39,22 +35,24 @@ def steadied(
     return replace(estimate, mean=mean, gain=gain)
 
 
-def _noise(
-    field: GradientField, blocks: Sequence[int], measured: Sequence[Gradient], coefficient: float, name: str
-) -> float:
+def _noise(field: GradientField, measured: Sequence[Measured], coefficient: float, name: str) -> float:
     """Squared standard error of an estimated mean, over the weight's [out, in].
 
     Of several blocks by how far they lie from each other, less what the control variate tells of that; one block has
-    no other, so the base field's scatter stands in for it, as much larger or smaller as the block's gradient is now.
+    no other, so the base field's scatter stands in for it, as much larger or smaller as a gradient is now.
     """
-    tokens = sum(field.tokens[block] for block in blocks)
-    if len(blocks) == 1:
-        now, then = (certain(each).float().square().sum() for each in (measured[0], field.read(blocks[0], name)))
-        return field.scatter(name) * (1 - coefficient**2) / tokens * float(now / then.clamp_min(1e-30))
-    mean = sum(certain(each).float() for each in measured) / tokens
-    base, total = certain(field.group_mean(blocks, name)), 0.0
-    for block, each in zip(blocks, measured, strict=True):
-        now = certain(each).float() / field.tokens[block] - mean
-        then = certain(field.group_mean([block], name)) - base
-        total += float((now - coefficient * then).square().sum()) * (field.tokens[block] / tokens) ** 2
-    return total * len(blocks) / (len(blocks) - 1)
+    if len(measured) == 1:
+        return _noise_of_one(field, measured[0], coefficient, name)
+    total = 0.0
+    for then, now, share in deviations(field, measured, name):
+        total += float((now - coefficient * then).square().sum()) * share**2
+    return total * len(measured) / (len(measured) - 1)
+
+
+def _noise_of_one(field: GradientField, part: Measured, coefficient: float, name: str) -> float:
+    """A part of a block is measured against what so few rows would have had at the base weights."""
+    scatter, tokens = field.scatter(name), field.tokens[part.block]
+    now = float((certain(part.sums[name]).float() / part.tokens).square().sum())
+    then = float((certain(field.read(part.block, name)).float() / tokens).square().sum())
+    then += scatter * (1 / part.tokens - 1 / tokens)
+    return scatter * (1 - coefficient**2) / part.tokens * now / max(then, 1e-30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from foretune.storage.refs import ArtifactRef
@@ -50,17 +51,41 @@ class RowsAtWeights:
         from foretune.tasks.numerics.objectives import Objective
 
         self.adapted, self.factors, self.dpo_beta = adapted, factors, dpo_beta
-        self.objective = Objective(dpo_beta)
-        self.batches = minibatches(table, batch_tokens, adapted.loaded.device)
-        self.references = [self._reference(m) if dpo_beta and m.rejected else None for m in self.batches]
+        self.objective, self.table, self.batch_tokens = Objective(dpo_beta), table, batch_tokens
+        self._parts: dict[tuple[int, int], RowsAtWeights] = {(0, 1): self}
+
+    @cached_property
+    def batches(self) -> list[Minibatch]:
+        return minibatches(self.table, self.batch_tokens, self.adapted.loaded.device)
+
+    @property
+    def trained(self) -> list[int]:
+        """Positions of the rows that have a loss."""
+        return sorted(row for minibatch in self.batches for row in minibatch.rows)
+
+    @cached_property
+    def references(self) -> list[tuple[Tensor, Tensor] | None]:
+        """What the base weights say of every micro-batch of pairs; read before the weights are moved."""
+        return [self._reference(each) if self.dpo_beta and each.rejected else None for each in self.batches]
+
+    def part(self, first: int, of: int) -> RowsAtWeights:
+        """Every `of`-th of the rows that have a loss, from `first` on; of fewer rows than `of` one by one."""
+        of = min(of, len(self.trained))
+        first %= of
+        if (first, of) not in self._parts:
+            table = self.table.take(self.trained[first::of])
+            part = RowsAtWeights(self.adapted, table, self.dpo_beta, self.batch_tokens, self.factors)
+            self._parts[first, of] = part
+        return self._parts[first, of]
 
     def loss(self, delta: Mapping[str, Gradient]) -> float:
         """Mean loss, by forward passes."""
         import torch
 
         total = tokens = 0.0
+        read = list(zip(self.batches, self.references, strict=True))
         with torch.no_grad(), self.adapted.moved(delta) as weights:
-            for minibatch, reference in zip(self.batches, self.references, strict=True):
+            for minibatch, reference in read:
                 losses = self.objective.losses(
                     self.adapted.call, weights, minibatch.batch, minibatch.rejected, reference
                 )
@@ -70,11 +95,11 @@ class RowsAtWeights:
 
     def gradients(self, delta: Mapping[str, Gradient]) -> GradientSum | SketchSum:
         """Sums of the full-weight gradients over all rows, by forward and backward passes."""
-        adapted = self.adapted
+        adapted, read = self.adapted, list(zip(self.batches, self.references, strict=True))
         with adapted.moved(delta) as weights:
             total = gradient_sum(adapted.loaded, weights, self.dpo_beta, self.factors)
             with recomputed(adapted.loaded, total.leaves):
-                for minibatch, reference in zip(self.batches, self.references, strict=True):
+                for minibatch, reference in read:
                     total.add(adapted.call, minibatch.batch, minibatch.rejected, reference=reference)
         return total
 

@@ -34,7 +34,10 @@ class ShiftFiles:
 
 
 def stored_shift(path: Artifact, kind: str, device: Any = "cpu") -> GradientShift:
-    """A gradient shift along a stored path, read where it is asked for."""
+    """A gradient shift along a stored path, read where it is asked for.
+
+    Of every weight the last two points are kept in the stored dtype: steps between two points ask for the same two.
+    """
     from foretune.tasks.numerics.gradient_shift import GradientShift
 
     description = path.json("path.json")
@@ -42,7 +45,19 @@ def stored_shift(path: Artifact, kind: str, device: Any = "cpu") -> GradientShif
     modules = record["modules"] if record else []
     files = [GradientFile(path, shift_file(kind, step), record, modules) for step, _ in points]
     elapsed_lr = tuple(elapsed for _, elapsed in points)
-    return GradientShift(elapsed_lr, lambda point, name: files[point].read(name, device))
+    kept: dict[str, dict[int, Gradient]] = {}
+
+    def read(point: int, name: str) -> Gradient:
+        found = kept.setdefault(name, {})
+        if point in found:
+            found[point] = found.pop(point)  # asked for last
+        else:
+            if len(found) == 2:
+                found.pop(next(iter(found)))
+            found[point] = files[point].read(name, device)
+        return found[point]
+
+    return GradientShift(elapsed_lr, read)
 
 
 def shift_file(kind: str, step: int) -> str:

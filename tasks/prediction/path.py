@@ -111,15 +111,16 @@ def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings)
         return None
     field, rows = virtual.field, sum(virtual.field.rows)
     spare = settings.rows_again(rows, virtual.training.whole(rows) * virtual.training.epochs)
+    portions = settings.portions(rows, field.blocks)
     if settings.anchors == "auto":
         errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in frozen.points}
         trusted = trusted_share(errors, virtual.rates, settings.tolerance)
         most, all_paid = settings.max_anchors - 1, settings.to_the_last
-        plan = plan_anchors(field, virtual.rates, trusted, most, spare, to_the_last=all_paid)
+        plan = plan_anchors(field, virtual.rates, trusted, most, spare, to_the_last=all_paid, portions=portions)
         return plan if plan.anchor_steps else None
     steps = tuple(equal_segments(virtual.rates, int(settings.anchors) - 1))
-    blocks = int(spare * field.blocks / rows / len(steps))
-    return AnchorPlan(steps, min(field.blocks, max(1, blocks)), steady=settings.to_the_last)
+    blocks = int(spare * field.blocks * portions / rows / len(steps))
+    return AnchorPlan(steps, min(field.blocks, max(1, blocks)), settings.to_the_last, portions)
 
 
 def write_path(

@@ -15,10 +15,11 @@ from foretune.tasks.prediction.gradient_shifts import HELDOUT_SHIFT, TRAIN_SHIFT
 from foretune.tasks.prediction.virtual_run import VirtualRun
 
 if TYPE_CHECKING:
+    from foretune.tasks.numerics.control_variate import MeanEstimate
     from foretune.tasks.numerics.factored import Gradient
     from foretune.tasks.numerics.field import GradientField
     from foretune.tasks.numerics.gradient_shift import GradientShift
-    from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeanEstimate, MeasuredAnchor
+    from foretune.tasks.numerics.integrator import Anchor, AnchorPlan, Integration, MeasuredAnchor
     from foretune.tasks.numerics.replay import Factors, Replay
 
 LAST_EVALUATION = 0.75
@@ -158,12 +159,20 @@ def _measured_at_anchors(
 
 def _measured_mean(field: GradientField, blocks: Sequence[RowsAtWeights], anchor: Anchor, steady: bool) -> MeanEstimate:
     """The mean at an anchor."""
-    from foretune.tasks.numerics.integrator import estimate_mean
+    from foretune.tasks.numerics.control_variate import Measured, estimate_mean
     from foretune.tasks.numerics.steadied import steadied
 
-    measured = [blocks[block].gradients(anchor.delta).sums for block in anchor.blocks]
-    estimate = estimate_mean(field, anchor.blocks, measured)
-    return steadied(field, anchor.blocks, measured, estimate, anchor.mean) if steady else estimate
+    measured = []
+    for portion in anchor.portions:
+        block, whole = portion.block, blocks[portion.block]
+        rows = whole.part(portion.first, portion.of)
+        found = rows.gradients(anchor.delta)
+        if rows is whole:
+            measured.append(Measured.whole(field, block, found.sums))
+        else:
+            measured.append(Measured(block, found.sums, found.tokens, len(rows.trained)))
+    estimate = estimate_mean(field, measured)
+    return steadied(field, measured, estimate, anchor.mean) if steady else estimate
 
 
 def evaluated_anchors(anchor_steps: Sequence[int], most: int | None = None) -> list[int]:

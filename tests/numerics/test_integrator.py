@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
+from foretune.tasks.numerics.control_variate import Measured, estimate_mean
 from foretune.tasks.numerics.field import virtual_batches
 from foretune.tasks.numerics.integrator import (
     Anchor,
     AnchorPlan,
     equal_segments,
-    estimate_mean,
     integrate,
     plan_anchors,
     rotation,
@@ -90,15 +90,21 @@ def trainable(kind):
     return FullWeight(), FullAdapter({"w": torch.zeros(OUT, IN)})
 
 
+def whole(field, blocks, sums):
+    """All rows of some blocks, measured."""
+    return [Measured.whole(field, block, each) for block, each in zip(blocks, sums, strict=True)]
+
+
 def integrated(problem, batches, adapter, settings, rates, plan, snapshots=(), seed=0):
     """The integration, every anchor of which is measured on the quadratic."""
     run = integrate(batches, adapter, settings, rates, plan, seed=seed, snapshots=snapshots)
     reached = next(run)
     while isinstance(reached, Anchor):
-        sums = problem.block_sums(reached.delta, reached.blocks)
-        estimate = estimate_mean(batches.field, reached.blocks, sums)
+        blocks = [portion.block for portion in reached.portions]
+        measured = whole(batches.field, blocks, problem.block_sums(reached.delta, blocks))
+        estimate = estimate_mean(batches.field, measured)
         if plan.steady:
-            estimate = steadied(batches.field, reached.blocks, sums, estimate, reached.mean)
+            estimate = steadied(batches.field, measured, estimate, reached.mean)
         reached = run.send(estimate)
     return reached
 
@@ -142,7 +148,7 @@ def test_the_control_variate_removes_noise_that_blocks_keep():
     field, delta = problem.field(), {"w": torch.ones(OUT, IN)}
     exact = problem.hessian @ (delta["w"] - problem.goal)
     plain = problem.block_sums(delta, [0, 3])
-    estimate = estimate_mean(field, [0, 3], plain)
+    estimate = estimate_mean(field, whole(field, [0, 3], plain))
     assert estimate.coefficient == pytest.approx(1.0, abs=1e-4)
     torch.testing.assert_close(estimate.mean["w"], exact, rtol=1e-4, atol=1e-4)
     assert float(((plain[0]["w"] + plain[1]["w"]) / (2 * TOKENS) - exact).norm()) > 1.0
@@ -153,7 +159,7 @@ def test_one_block_gives_the_coefficient_by_its_part_orthogonal_to_the_mean():
     field, left = problem.field(), 0.6
     deviation = field.group_mean([2], "w") - field.mean("w")
     mean = 0.5 * field.mean("w")
-    estimate = estimate_mean(field, [2], [{"w": TOKENS * (mean + left * deviation)}])
+    estimate = estimate_mean(field, whole(field, [2], [{"w": TOKENS * (mean + left * deviation)}]))
     assert estimate.coefficient == pytest.approx(left, abs=1e-5)
     torch.testing.assert_close(estimate.mean["w"], mean, rtol=1e-4, atol=1e-4)
 
@@ -162,7 +168,7 @@ def test_the_control_variate_leaves_out_noise_that_blocks_lost():
     problem = Quadratic(noise=5.0)
     field = problem.field()
     mean = torch.full((OUT, IN), 0.7)
-    estimate = estimate_mean(field, [1, 2], [{"w": TOKENS * mean}] * 2)
+    estimate = estimate_mean(field, whole(field, [1, 2], [{"w": TOKENS * mean}] * 2))
     assert estimate.coefficient == 0.0
     torch.testing.assert_close(estimate.mean["w"], mean)
 
@@ -262,9 +268,26 @@ def test_segments_are_equal_in_cumulative_learning_rate():
 
 
 def test_rotating_subsets_visit_all_nodes_equally():
-    turns = rotation(6, 4, 3, seed=1)
+    turns = [[portion.block for portion in turn] for turn in rotation(6, 4, 3, seed=1)]
     assert all(len(set(turn)) == 4 for turn in turns)
-    assert sorted(sum(turns, ())) == sorted([*range(6)] * 2)
+    assert sorted(block for turn in turns for block in turn) == sorted([*range(6)] * 2)
+
+
+def test_every_row_of_a_block_is_measured_before_one_is_measured_again():
+    turns = rotation(6, 4, 9, seed=1, of=3)
+    assert all(len({portion.block for portion in turn}) == 4 for turn in turns)
+    visited = [portion for turn in turns for portion in turn]
+    assert sorted((p.block, p.first) for p in visited[:18]) == [(b, f) for b in range(6) for f in range(3)]
+    assert visited[18:] == visited[:18]
+    assert {portion.first for portion in visited[:6]} == {0}  # all blocks, before any block's second portion
+
+
+def test_blocks_in_portions_pay_for_more_anchors():
+    rates = learning_rates("linear", 1.0, 400)
+    field = field_of([{"w": torch.ones(OUT, IN)}] * 8, [TOKENS] * 8, [62] * 8)
+    whole, parts = (plan_anchors(field, rates, 0.0, 64, 200, to_the_last=True, portions=of) for of in (1, 4))
+    assert (len(whole.anchor_steps), whole.blocks_per_anchor) == (3, 1)  # three blocks are paid for
+    assert (len(parts.anchor_steps), parts.blocks_per_anchor, parts.portions) == (12, 1, 4)
 
 
 def test_more_blocks_than_the_field_has_are_refused():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from foretune.tasks.numerics.batches import Batch
+from foretune.tasks.numerics.control_variate import estimate_mean
 from foretune.tasks.numerics.factored import (
     Factored,
     across,
@@ -18,13 +19,13 @@ from foretune.tasks.numerics.factored import (
 )
 from foretune.tasks.numerics.field import VirtualBatches, virtual_batches
 from foretune.tasks.numerics.gradients import GradientSum
-from foretune.tasks.numerics.integrator import estimate_mean
 from foretune.tasks.numerics.objectives import Objective
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.replay import LoraAdapter, replay
 from foretune.tasks.numerics.row_gradients import RowGradients
 from foretune.tasks.numerics.sketch import Sketch, SketchSum, lift_of, square
 from tests.numerics.fields import field_of
+from tests.numerics.test_integrator import whole
 
 OUT, IN, R = 24, 30, 3
 
@@ -164,9 +165,9 @@ def test_a_mean_measured_elsewhere_takes_its_coefficient_from_what_is_exact(bloc
         {"w": Factored(f.exact, factored.read(0, "w").lift, f.left, f.right)}
         for f in (of_lowrank(t["w"], OUT) for t in there)
     ]
-    found = estimate_mean(factored, blocks, in_factors)
+    found = estimate_mean(factored, whole(factored, blocks, in_factors))
     seen = field_of([{"w": dense.read(block, "w") @ start().T} for block in range(4)], [32] * 4, [4] * 4)
-    one = estimate_mean(seen, blocks, [{"w": each["w"] @ start().T} for each in there])
+    one = estimate_mean(seen, whole(seen, blocks, [{"w": each["w"] @ start().T} for each in there]))
     assert found.coefficient == pytest.approx(one.coefficient, abs=1e-4)  # by what is exact alone
     mean = sum(each["w"] for each in there) / (32 * len(blocks))
     mean += found.coefficient * (dense.mean("w") - dense.group_mean(blocks, "w"))

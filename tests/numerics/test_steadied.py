@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from foretune.tasks.numerics.control_variate import estimate_mean
 from foretune.tasks.numerics.field import virtual_batches
-from foretune.tasks.numerics.integrator import AnchorPlan, equal_segments, estimate_mean
+from foretune.tasks.numerics.integrator import AnchorPlan, equal_segments
 from foretune.tasks.numerics.schedules import learning_rates
 from foretune.tasks.numerics.steadied import steadied
 from tests.numerics.fields import field_of
-from tests.numerics.test_integrator import ADAMW, STEPS, TOKENS, Quadratic, integrated, train, trainable
+from tests.numerics.test_integrator import ADAMW, STEPS, TOKENS, Quadratic, integrated, train, trainable, whole
 
 BLOCKS, SHAPE, NAMES = 40, (6, 7), "abcdefgh"
 
@@ -39,8 +40,9 @@ def test_a_steadied_mean_is_nearer_to_the_truth(blocks, moved):
 
     for seed in range(30):
         field, measured, before, true = problem(moved, blocks, seed)
-        estimate = estimate_mean(field, chosen, measured)
-        found = steadied(field, chosen, measured, estimate, before)
+        measured = whole(field, chosen, measured)
+        estimate = estimate_mean(field, measured)
+        found = steadied(field, measured, estimate, before)
         plain, steady = plain + missed(estimate.mean, true), steady + missed(found.mean, true)
         gains.append(found.gain)
     noise = plain / 30 / (len(NAMES) * torch.Size(SHAPE).numel())
@@ -51,9 +53,9 @@ def test_a_steadied_mean_is_nearer_to_the_truth(blocks, moved):
 def test_what_every_block_tells_is_taken_over_whole():
     quadratic = Quadratic()
     field, delta, every = quadratic.field(), {"w": torch.ones(5, 6)}, range(6)
-    sums = quadratic.block_sums(delta, every)
-    estimate = estimate_mean(field, every, sums)
-    found = steadied(field, every, sums, estimate, {"w": torch.zeros(5, 6)})
+    measured = whole(field, every, quadratic.block_sums(delta, every))
+    estimate = estimate_mean(field, measured)
+    found = steadied(field, measured, estimate, {"w": torch.zeros(5, 6)})
     assert found.gain == 1.0
     torch.testing.assert_close(found.mean, estimate.mean)
 

@@ -37,6 +37,10 @@ class Bowl:
     def __init__(self, h=0.5):
         self.h, self.goal, self.evaluations = h, torch.ones(3, 2), 0
 
+    def part(self, first, of):
+        assert (first, of) == (0, 1)
+        return self
+
     def loss(self, delta):
         self.evaluations += 1
         return 0.5 * self.h * float((delta.get("w", torch.zeros(3, 2)) - self.goal).square().sum())
