@@ -4,15 +4,19 @@ counts to a process's memory, and the recursion reads the gradients of every blo
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Callable
-from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foretune.storage.errors import StorageFault
 
 if TYPE_CHECKING:
     import torch
+
+MOST_OPEN = 128
+"""Files that stay open between two reads, in a process: opening one anew takes longer than reading a row of it."""
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -23,6 +27,7 @@ class TensorFile:
 
     def __init__(self, fetch: Callable[[], Path]) -> None:
         self._fetch, self._path = fetch, fetch()
+        self._file: _OpenFile | None = None
         with open(self._path, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             self._tensors: dict[str, dict[str, Any]] = json.loads(stream.read(length))
@@ -39,24 +44,47 @@ class TensorFile:
     def tensor(self, name: str, at: int | None = None) -> torch.Tensor:
         """A tensor in its stored dtype, or the part of it `at` this place of its first axis; of the caller's own.
         KeyError for an unknown name."""
+        import numpy as np
         import torch
 
         stored, shape = self._tensors[name], self.shape(name)
-        tensor = torch.empty(shape if at is None else shape[1:], dtype=getattr(torch, _DTYPES[stored["dtype"]]))
-        numbers: Any = tensor.view(-1).view(torch.uint8).numpy()
-        buffer, done = memoryview(numbers), 0
-        with self._opened() as stream:
-            stream.seek(self._start + stored["data_offsets"][0] + (at or 0) * len(buffer))
-            while done < len(buffer):
-                read = stream.readinto(buffer[done:])
-                if not read:
-                    raise StorageFault(f"{self._path}: ends before its tensors do")
-                done += read
-        return tensor
+        wanted = shape if at is None else shape[1:]
+        dtype = getattr(torch, _DTYPES[stored["dtype"]])
+        begin, end = stored["data_offsets"]
+        size = end - begin if at is None else (end - begin) // shape[0]
+        if not size:
+            return torch.empty(wanted, dtype=dtype)
+        numbers = np.empty(size, np.uint8)
+        self._read(memoryview(numbers), self._start + begin + (at or 0) * size)
+        return torch.from_numpy(numbers).view(dtype).view(wanted)
 
-    def _opened(self) -> FileIO:
+    def _read(self, buffer: memoryview, offset: int) -> None:
+        file, done = self._opened(), 0
+        while done < len(buffer):
+            read = os.preadv(file.number, [buffer[done:]], offset + done)
+            if not read:
+                raise StorageFault(f"{self._path}: ends before its tensors do")
+            done += read
+
+    def _opened(self) -> _OpenFile:
+        if self._file is not None:
+            return self._file
         try:
-            return open(self._path, "rb", buffering=0)
+            file = _OpenFile(os.open(self._path, os.O_RDONLY))
         except FileNotFoundError:
             self._path = self._fetch()
-            return open(self._path, "rb", buffering=0)
+            file = _OpenFile(os.open(self._path, os.O_RDONLY))
+        if len(_OpenFile.kept) < MOST_OPEN:
+            self._file = file
+            _OpenFile.kept.add(file)
+        return file
+
+
+class _OpenFile:
+    """A file's descriptor, closed with its last reader."""
+
+    kept: ClassVar[weakref.WeakSet[_OpenFile]] = weakref.WeakSet()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        weakref.finalize(self, os.close, number)

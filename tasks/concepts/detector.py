@@ -49,29 +49,34 @@ class Detector:
         if len(contexts.unlike) < FEWEST:
             return rules[0]
 
+        groups = (contexts.shown, contexts.further, contexts.unlike)
+        parts = {part for rule in rules for part in rule.parts}  # most are in several rules
+        scored = {part: [self._usual(part, tokens) for tokens in groups] for part in parts}
+
         def worth(rule: Rule) -> float:
-            told = [self.separation(rule, fired, contexts.unlike) for fired in (contexts.shown, contexts.further)]
+            shown, further, unlike = (
+                sum((scored[part][group] for part in rule.parts), np.zeros(len(tokens)))
+                for group, tokens in enumerate(groups)
+            )
+            told = [_told_apart(fired, unlike) for fired in (shown, further)]
             return sum(told) / 2 - PER_WORD * rule.words - PER_PART * len(rule.parts)
 
         return max(rules, key=worth)
 
     def separation(self, rule: Rule, fired: Any, silent: Any) -> float:
         """AUROC of a rule between two lists of tokens."""
-        import torch
-
-        from foretune.tasks.numerics.detection import auroc
-
-        return auroc(*(torch.as_tensor(self._scores(rule, tokens)) for tokens in (fired, silent)))
+        return _told_apart(self._scores(rule, fired), self._scores(rule, silent))
 
     def _scores(self, rule: Rule, tokens: Any) -> Any:
-        total = np.zeros(len(tokens))
-        for part in rule.parts:
-            if part not in self._spread:
-                usual = self._part(*part, self.evidence.sampled)
-                self._spread[part] = float(usual.mean()), float(usual.std())
-            mean, deviation = self._spread[part]
-            total += (self._part(*part, tokens) - mean) / max(deviation, 1e-6)
-        return total
+        return sum((self._usual(part, tokens) for part in rule.parts), np.zeros(len(tokens)))
+
+    def _usual(self, part: tuple[str, tuple[str, ...]], tokens: Any) -> Any:
+        """Scores by a part of a rule, in deviations from what it gives elsewhere."""
+        if part not in self._spread:
+            usual = self._part(*part, self.evidence.sampled)
+            self._spread[part] = float(usual.mean()), float(usual.std())
+        mean, deviation = self._spread[part]
+        return (self._part(*part, tokens) - mean) / max(deviation, 1e-6)
 
     def _part(self, name: str, words: tuple[str, ...], tokens: Any) -> Any:
         if name == "kind":
@@ -102,3 +107,11 @@ class Detector:
             pieces = self._table[[number for number in ids if number < len(self._table)] or [0]]
             self._similar[word] = (self._rows @ pieces.T).amax(1).cpu().numpy()
         return self._similar[word]
+
+
+def _told_apart(fired: Any, silent: Any) -> float:
+    import torch
+
+    from foretune.tasks.numerics.detection import auroc
+
+    return auroc(torch.as_tensor(fired), torch.as_tensor(silent))

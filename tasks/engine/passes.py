@@ -31,6 +31,7 @@ from foretune.tasks.engine.pass_inputs import DeviceBound
 from foretune.tasks.engine.time_limits import within_time
 from foretune.tasks.numerics.work import counted_work
 
+SHORT = 1.0  # seconds; what a shorter pass has freed is not worth the walk over the heap, 30 ms a pass
 BACK_OFF = (2.0, 8.0, 30.0)
 """Seconds before each further attempt of a pass that the outside world failed; storage has tried for longer by then."""
 
@@ -134,7 +135,7 @@ def _produce(
         announce(run, "pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
         raise
-    if "torch" in sys.modules:
+    if "torch" in sys.modules and time.perf_counter() - started > SHORT:
         give_back()
     remember_rate(draft.manifest)  # pyright: ignore[reportArgumentType]
     announce(

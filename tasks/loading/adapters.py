@@ -115,7 +115,10 @@ def target_weights(loaded: LoadedModel, targets: AdapterTargets) -> dict[str, Te
             f"model.device_map: {away} tensors fit on no device, so a full fine-tune cannot be simulated here; "
             "set adapter.method: lora or use more GPUs"
         )
-    return {name: loaded.weight(name) for name in moved_names(model, targets)}
+    known, told = loaded.moved_names, targets.model_dump_json()
+    if told not in known:
+        known[told] = moved_names(model, targets)
+    return {name: loaded.weight(name) for name in known[told]}
 
 
 def moved_names(model: PreTrainedModel, targets: AdapterTargets) -> list[str]:

@@ -50,6 +50,8 @@ class LoadedModel:
     digest: str  # of the weights as they were read, see `weights_digest`
     gradient_checkpointing: bool = False  # see `recomputed`
     autocast: bool = False  # whether its products are in bfloat16
+    moved_names: dict[str, list[str]] = dataclasses.field(default_factory=dict, repr=False)
+    """What moves by the settings that say so: to find it peft wraps a copy, a third of a second a time."""
 
     @property
     def config(self) -> Any:

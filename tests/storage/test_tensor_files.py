@@ -1,9 +1,11 @@
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from foretune.storage import tensor_files
 from foretune.storage.errors import StorageFault
 from foretune.storage.tensor_files import TensorFile
 
@@ -61,3 +63,17 @@ def test_a_file_cut_short_meanwhile_is_told(stored):
     with pytest.raises(StorageFault, match="ends before its tensors do"):
         for dtype in ("float64", "float32", "float16", "bfloat16"):
             file.tensor(f"torch.{dtype}")
+
+
+def test_files_stay_open_while_they_are_read_but_no_more_than_a_few(stored, monkeypatch):
+    def opened():
+        return sum(os.path.realpath(f"/proc/self/fd/{number}") == str(stored) for number in os.listdir("/proc/self/fd"))
+
+    monkeypatch.setattr(tensor_files, "MOST_OPEN", len(tensor_files._OpenFile.kept) + 2)
+    files = [TensorFile(lambda: stored) for _ in range(3)]
+    assert opened() == 0
+    for _ in range(2):
+        assert all(file.tensor("torch.float32").shape == (3, 5) for file in files)
+        assert opened() == 2
+    files.clear()
+    assert opened() == 0
