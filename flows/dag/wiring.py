@@ -123,7 +123,7 @@ class Wiring:
 
     def quality(self) -> Any:
         settings = self.request.quality
-        shards = [self.step(quality_shard, rows=leaf, settings=settings) for leaf in self.rows["train"].leaves]
+        shards = [self.step(quality_shard, rows=leaf, settings=settings) for leaf in self.rows["train"].all_leaves]
         return self.step(quality, samples=self.tables["train"], shards=shards, settings=settings)
 
     def leaks(self) -> Any:

@@ -170,9 +170,9 @@ def plan_anchors(
     there is a block for each. Cosine on SmolLM2 by the length of a segment in trusted shares: 1.6 0.94 (216 steps, 16
     segments of one block; 8 of two 0.79), 2 0.995 (48 steps, 4 of two), 4 0.92 and 7 0.82 (48 steps, all linear
     layers, 8 of one and 4 of two).
-    With `to_the_last` as many anchors as leave the fewest blocks over, where the rule above leaves almost half of them,
-    and a steady path: the straight line through two means of few rows leads astray by twice their noise. Of several
-    `portions` of a block each counts for a block of its own.
+    With `to_the_last` all that is paid for is measured, at as many anchors as leave the fewest blocks over, where the
+    rule above leaves almost half of them, and along a steady path: the straight line through two means of few rows
+    leads astray by twice their noise. Of several `portions` of a block each counts for a block of its own.
     """
     wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
     blocks = int(max_rows * field.blocks * portions / sum(field.rows))
@@ -185,8 +185,8 @@ def plan_anchors(
         fewest, by_length = min(blocks, FEWEST_SEGMENTS), math.ceil(len(rates) / SEGMENT_STEPS)
         segments = max(blocks // min(2, field.blocks), by_length, min(blocks, long), fewest)
     steps = equal_segments(rates, min(wanted, blocks, int(segments)))
-    enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks * portions / sum(field.rows)))
-    each = min(field.blocks, enough, max(1, blocks // len(steps)))
+    enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
+    each = min(field.blocks, field.blocks if to_the_last else enough, max(1, blocks // len(steps)))
     return AnchorPlan(tuple(steps), each, to_the_last, portions)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from foretune.storage.refs import ArtifactRef
 from foretune.tasks.samples.rows import ShardRows, SubsetRows
 from foretune.tasks.samples.shards import Shard, ShardSettings, Subset, rows_of_shard, shard_tree, subset_of
 from foretune.tasks.samples.table import SampleIndex
+
+BLOCK_ROWS = 64
+"""Of a gradient block at most, where not all rows are measured, as far as the tree is deep."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,17 @@ class RoleRows:
     wanted: int | None = None  # rows to measure, in whole gradient blocks; None: all
 
     @cached_property
+    def all_leaves(self) -> list[ShardRows]:
+        """What the passes over every row map over, measured or not."""
+        return self._shards(self.cut.max_depth)
+
+    @cached_property
     def leaves(self) -> list[ShardRows]:
         """What the passes over every measured row map over."""
-        found, measured = self._shards(self.cut.max_depth), [node.shard.prefix for node in self.nodes]
-        return found if not self.others else [leaf for leaf in found if leaf.shard.prefix.startswith(tuple(measured))]
+        if not self.others:
+            return self.all_leaves
+        measured = tuple(node.shard.prefix for node in self.nodes)
+        return [leaf for leaf in self.all_leaves if leaf.shard.prefix.startswith(measured)]
 
     def first_leaves(self, rows: int | None) -> list[ShardRows]:
         """The first of them, until they hold so many rows; all without a number."""
@@ -64,7 +75,10 @@ class RoleRows:
 
     @cached_property
     def _blocks(self) -> list[ShardRows]:
-        return self._shards(min(self.cut.node_depth, self.cut.max_depth))
+        depth = self.cut.node_depth
+        if self.wanted is not None:  # many rows in few blocks would make a few rows of them a poor draw
+            depth = max(depth, math.ceil(math.log2(max(len(self.index.ids), 1) / BLOCK_ROWS)))
+        return self._shards(min(depth, self.cut.max_depth))
 
     @cached_property
     def _measured_blocks(self) -> int:

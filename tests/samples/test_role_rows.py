@@ -32,6 +32,21 @@ def test_blocks_are_measured_until_as_many_rows_as_wanted_are(wanted):
     assert rows.measured_rows + sum(block.shard.rows for block in rows.others) == 1_000
 
 
+@pytest.mark.parametrize(("rows", "largest"), [(4_000, 100), (10_000, 64), (60_000, 100)])
+def test_of_many_rows_blocks_stay_small_where_some_are_measured(rows, largest):
+    some = rows_with(1_920, rows)
+    assert max(node.shard.rows for node in some.nodes) <= largest
+    assert 1_920 <= some.measured_rows < 2_048  # what is kept row by row
+    assert len(rows_with(None, rows).nodes) == 64
+
+
+def test_what_reads_no_model_maps_over_every_row():
+    some = rows_with(128)
+    assert sum(leaf.shard.rows for leaf in some.all_leaves) == 1_000
+    assert {leaf.shard.prefix for leaf in some.leaves} < {leaf.shard.prefix for leaf in some.all_leaves}
+    assert rows_with(None).leaves == rows_with(None).all_leaves
+
+
 def test_more_rows_keep_the_blocks_of_fewer():
     few, more = ([node.identity() for node in rows_with(wanted).nodes] for wanted in (128, 400))
     assert more[: len(few)] == few
