@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ FILES = {
 }
 """What a digest stands for, by the first part of its path that is named here."""
 
+DIGEST = re.compile(r"[0-9a-f]{32,}$")
 LONGEST = 60  # characters of a value
 _ABSENT = "none"
 
@@ -78,6 +80,9 @@ def _compared(path: str, now: Any, before: Any) -> Iterator[Change]:
     elif path == "sae" and (isinstance(now, list) or isinstance(before, list)):  # several are read in one forward
         counts = [len(each) if isinstance(each, list) else int(bool(each)) for each in (before, now)]
         yield Change(path, "other SAEs" if counts[0] == counts[1] else f"SAEs ({counts[0]} -> {counts[1]})", 1)
+    elif _are_digests(now) and _are_digests(before):
+        counts = str(len(now)) if len(now) == len(before) else f"{len(before)} -> {len(now)}"
+        yield Change(path, f"other {path.replace('_', ' ')} ({counts})", 1)
     else:
         yield Change(path, f"{path} {_shown(before)} -> {_shown(now)}", 1)
 
@@ -91,6 +96,13 @@ def _file(path: str, now: Any, before: Any) -> str:
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("digest"), str)
+
+
+def _are_digests(value: Any) -> bool:
+    """Of several things, in hexadecimal: nobody reads them."""
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(each, str) and DIGEST.match(each) for each in value)
+    )
 
 
 def _is_reference(value: Any) -> bool:

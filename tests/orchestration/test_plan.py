@@ -342,6 +342,13 @@ def test_one_sae_more_is_told_by_how_many_are_read():
     assert said(changes({"sae": [second, first]}, {"sae": [first, second]})) == "other SAEs"
 
 
+def test_several_digests_are_counted_and_not_shown():
+    one, two = "0" * 64, "a" * 64
+    assert said(changes({"items": [one, two]}, {"items": [one]})) == "other items (1 -> 2)"
+    assert said(changes({"items": [two]}, {"items": [one]})) == "other items (1)"
+    assert said(changes({"names": ["up", "down"]}, {"names": ["up"]})) == "names [up] -> [up, down]"
+
+
 @pytest.mark.slow
 def test_planning_imports_no_torch(first_run):
     code = (
