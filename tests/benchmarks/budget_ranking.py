@@ -19,7 +19,7 @@ import torch
 from foretune.tasks.numerics.agreement import datamodeling_score
 from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.paired_runs import PairedRun
-from tests.benchmarks.retraining import query_losses
+from tests.benchmarks.retraining import losses_after
 from tests.benchmarks.scale import Case
 
 ROWS, EPOCHS = 256, 3
@@ -57,16 +57,11 @@ class Halves:
 
     def build(self, most: int) -> None:
         """Train the first `most` halves where they are not stored."""
-        from foretune.tasks.backtest.real_run import train
-        from foretune.tasks.inputs.adapted import adapt
-
         found, request = self.stored(), self._wiring.request
-        loaded = self._wiring.model.open(self._run)
-        adapted = adapt(loaded, request.adapter, request.training.seed)
+        loaded, folder = self._wiring.model.open(self._run), self.paired.folder / "trainer"
         for kept in self.subsets()[len(found) : most]:
-            folder = self.paired.folder / "trainer"
-            real = train(loaded, self.train, request.adapter, request.training, None, folder=folder, rows=kept)
-            found.append({"kept": kept, "losses": query_losses(adapted, self.heldout, real.delta)})
+            losses = losses_after(kept, request, loaded, self.train, self.heldout, folder)
+            found.append({"kept": kept, "losses": losses})
             self.path.write_text(json.dumps(found))
             print(len(found), flush=True)
 

@@ -73,16 +73,19 @@ class Bank:
         return halves + [("leave8", sorted(order[LEFT_OUT:])) for order in orders[HALVES:]]
 
     def retrain(self, kept: list[int]) -> list[float]:
-        """Held-out loss of every query, nats per label token, after training on the kept rows."""
-        from foretune.tasks.backtest.real_run import train
-        from foretune.tasks.inputs.adapted import adapt
+        """`losses_after` the kept rows."""
+        return losses_after(kept, self.request, self.loaded, self.train, self.heldout, self.folder / "trainer")
 
-        request = self.request
-        real = train(
-            self.loaded, self.train, request.adapter, request.training, None, folder=self.folder / "trainer", rows=kept
-        )
-        adapted = adapt(self.loaded, request.adapter, request.training.seed)
-        return query_losses(adapted, self.heldout, real.delta)
+
+def losses_after(
+    kept: list[int], request: Any, loaded: Any, rows: pa.Table, heldout: pa.Table, folder: Path
+) -> list[float]:
+    """Loss of every held-out row, nats per label token, after the request's training on the kept ones of `rows`."""
+    from foretune.tasks.backtest.real_run import train
+    from foretune.tasks.inputs.adapted import adapt
+
+    real = train(loaded, rows, request.adapter, request.training, None, folder=folder, rows=kept)
+    return query_losses(adapt(loaded, request.adapter, request.training.seed), heldout, real.delta)
 
 
 def query_losses(adapted: Any, table: pa.Table, delta: dict[str, Any]) -> list[float]:
