@@ -1,7 +1,8 @@
 """Anchors: the gradient field measured again along the predicted path, and the recursion continued over it.
 
-A segment is predicted with the field extrapolated from the anchors behind it, the gradients of a few blocks
-are measured at its predicted end, and the segment is replayed with the field interpolated to that end: a
+A segment is predicted with the field extrapolated from the anchors behind it, on the line through the last two or held
+at the last, whichever came nearer to what was measured at the last one; the gradients of a few blocks are measured at
+its predicted end, and the segment is replayed with the field interpolated to that end: a
 predictor and a corrector with one measurement per segment (PEC; Hairer, Norsett & Wanner, Solving Ordinary
 Differential Equations I, III.1). Between anchors the mean gradient is linear in the cumulative learning rate.
 """
@@ -117,11 +118,15 @@ def integrate(
     state, segments, anchors = initial_replay_state(adapter, settings), [], []
     here, loss_change = adapter.delta(state.parameters), 0.0
     turns = rotation(field.blocks, plan.blocks_per_anchor, len(steps), seed, plan.portions)
-    rows = 0
+    rows, straight = 0, True
     for step, portions in zip(steps, turns, strict=True):
-        ahead = _Mean(step, last.gradient) if plan.steady else run.extrapolated(before, last, step)
+        held = _Mean(step, last.gradient)
+        line = held if plan.steady else run.extrapolated(before, last, step)
+        ahead = line if straight else held
         predicted = run.advance(state, last, ahead).delta
         estimate = yield Anchor(step, predicted, portions, last.gradient)
+        if line is not held and before.step < last.step:
+            straight = _apart(line, estimate.mean) < _apart(held, estimate.mean)
         before, last = last, _Mean(step, estimate.mean)
         segments.append(run.advance(state, before, last))
         state, start, here = segments[-1].state, here, segments[-1].delta
@@ -225,6 +230,10 @@ def rotation(blocks: int, size: int, rounds: int, seed: int, of: int = 1) -> lis
 class _Mean:
     step: int
     gradient: Gradients
+
+
+def _apart(mean: _Mean, other: Gradients) -> float:
+    return distance(axpy(-1.0, mean.gradient, other))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from foretune.tasks.numerics.integrator import AnchorPlan
 
 
-@content_task(version=4)
+@content_task(version=5)
 def path(
     draft: Any,
     run: Run,

@@ -1,6 +1,9 @@
+import itertools
+
 import pytest
 import torch
 
+from foretune.tasks.numerics import integrator
 from foretune.tasks.numerics.control_variate import estimate_mean
 from foretune.tasks.numerics.field import virtual_batches
 from foretune.tasks.numerics.integrator import AnchorPlan, equal_segments
@@ -90,3 +93,27 @@ def test_along_a_path_of_noisy_means_a_steady_one_ends_nearer_to_the_real_run():
         return total
 
     assert error(True) < 0.9 * error(False)
+
+
+@pytest.mark.parametrize(("noise", "straight"), [(0.0, True), (1.0, False)])
+def test_a_segment_is_predicted_on_the_line_or_from_the_last_mean_as_the_one_before_would_have_been(
+    noise, straight, monkeypatch
+):
+    rates = learning_rates("linear", 0.03, STEPS)
+    quadratic = Restless(noise)
+    batches = virtual_batches(quadratic.field(), 4, STEPS, seed=0)
+    adapter, plan = trainable("full")[1], AnchorPlan(tuple(equal_segments(rates, 10)), 2)
+
+    def corrections(nearer=None):
+        """What the corrector had to change, over all anchors; `nearer`: 0 the line always, 1 the last mean always."""
+        quadratic.generator.manual_seed(7)
+        if nearer is not None:
+            distances = itertools.cycle([float(nearer), float(1 - nearer)])
+            monkeypatch.setattr(integrator, "_apart", lambda *_: next(distances))
+        found = integrated(quadratic, batches, adapter, ADAMW, rates, plan)
+        monkeypatch.undo()
+        return sum(anchor.correction for anchor in found.anchors)
+
+    own, line, held = corrections(), corrections(0), corrections(1)
+    assert (line < held) is straight
+    assert abs(own - min(line, held)) < abs(own - max(line, held))
