@@ -18,7 +18,7 @@ from itertools import accumulate
 import torch
 
 from foretune.tasks.numerics.control_variate import MeanEstimate
-from foretune.tasks.numerics.factored import Corrected, Gradient, Gradients, axpy, distance, dot, lerp
+from foretune.tasks.numerics.factored import Corrected, Gradient, Gradients, axpy, difference, distance, dot, lerp
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.replay import Adapter, Factors, Replay, ReplayState, initial_replay_state, replay
@@ -52,7 +52,7 @@ class Anchor:
     step: int  # optimiser steps taken
     delta: Gradients  # predicted weight change there
     portions: tuple[Portion, ...]  # to measure
-    mean: Gradients  # so far
+    mean: Gradients  # as it was predicted
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def integrate(
         line = held if plan.steady else run.extrapolated(before, last, step)
         ahead = line if straight else held
         predicted = run.advance(state, last, ahead).delta
-        estimate = yield Anchor(step, predicted, portions, last.gradient)
+        estimate = yield Anchor(step, predicted, portions, ahead.gradient)
         if line is not held and before.step < last.step:
             straight = _apart(line, estimate.mean) < _apart(held, estimate.mean)
         before, last = last, _Mean(step, estimate.mean)
@@ -233,7 +233,8 @@ class _Mean:
 
 
 def _apart(mean: _Mean, other: Gradients) -> float:
-    return distance(axpy(-1.0, mean.gradient, other))
+    """Over all weights, of which one is in memory at a time."""
+    return math.hypot(*(distance({name: difference(each, mean.gradient[name])}) for name, each in other.items()))
 
 
 @dataclass(frozen=True)
