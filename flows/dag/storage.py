@@ -74,6 +74,11 @@ class FieldStorage:
         return means + shifts * self.factors.shift_numbers(*self._sizes) * BYTES[self.dtype]
 
 
+SPARING_GB = 4
+"""Of a whole field on a budget: beyond that what is not measured costs more than what is. 1,000 rows, all linear layers
+of a 135M model, 375 steps: 20 GB with the shifts along the path, and 1.3 times the real run's seconds."""
+
+
 def in_words(told: dict[str, Any]) -> str:
     """What `FieldStorage.told` says of gradients in factors."""
     words = f"gradients are stored in factors: {told['exact_rank']} columns exact, the rest of rank {told['rank']}"
@@ -96,7 +101,9 @@ def field_storage(request: Request, shapes: Footprint | None, nodes: int) -> Fie
     if adapter.method != "lora" or settings.storage == "full":
         return whole
     size = nodes * shapes.adapted * BYTES[settings.gradient_dtype] if shapes else 0
-    if settings.storage == "auto" and size <= settings.full_gb * 1e9:
+    sparing = request.prediction.path.to_the_last
+    largest = min(SPARING_GB, settings.full_gb) if sparing else settings.full_gb
+    if settings.storage == "auto" and size <= largest * 1e9:
         return whole
     factors = FactorSettings(r=adapter.r, seed=request.training.seed, rank=settings.storage_rank)
     return FieldStorage(factors, shapes, settings.gradient_dtype)

@@ -25,6 +25,9 @@ from foretune.tasks.numerics.replay import Adapter, Factors, Replay, ReplayState
 
 SEGMENT_STEPS = 14  # over 12 steps two blocks are enough (cosine 0.995), over 27 they are not
 FEWEST_SEGMENTS = 3  # 24 steps trusted for half of them: cosine 0.996 over three, 0.974 over two on more rows
+LARGEST_GROWTH = 4.0
+"""Of segments. Cosine of all linear layers over 48 steps, whose base is trusted for 3 % of them, in nine segments:
+equal 0.924, growing to 4 times the first 0.980. Of the run of 216 steps, trusted longer: 0.956 and 0.937."""
 ENOUGH_BLOCKS, ENOUGH_ROWS = 2, 16  # per anchor: the size of those two blocks
 
 
@@ -189,7 +192,8 @@ def plan_anchors(
     else:
         fewest, by_length = min(blocks, FEWEST_SEGMENTS), math.ceil(len(rates) / SEGMENT_STEPS)
         segments = max(blocks // min(2, field.blocks), by_length, min(blocks, long), fewest)
-    steps = equal_segments(rates, min(wanted, blocks, int(segments)))
+    count = min(wanted, blocks, int(segments))
+    steps = growing_segments(rates, count, _growth(count, trusted))
     enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
     each = min(field.blocks, field.blocks if to_the_last else enough, max(1, blocks // len(steps)))
     return AnchorPlan(tuple(steps), each, to_the_last, portions)
@@ -201,13 +205,26 @@ def _least_left_over(blocks: int, most: int) -> int:
     return max(range(math.ceil(most / 2), most + 1), key=lambda anchors: (anchors * (blocks // anchors), anchors))
 
 
+def _growth(segments: int, trusted: float) -> float:
+    """How often the last segment holds the first in cumulative learning rate. Errors grow with its square, and up to
+    twice the trusted share segments of equal length serve."""
+    return min(LARGEST_GROWTH, max(1.0, (1 / (2 * trusted * segments)) ** 2)) if trusted else 1.0
+
+
 def equal_segments(rates: Sequence[float], segments: int) -> list[int]:
-    """Steps that end segments of equal cumulative learning rate; the last is the schedule's end.
+    """`growing_segments` of equal cumulative learning rate."""
+    return growing_segments(rates, segments, 1.0)
+
+
+def growing_segments(rates: Sequence[float], segments: int, growth: float) -> list[int]:
+    """Steps that end segments of cumulative learning rates in a geometric series, the last `growth` times the first;
+    the last is the schedule's end.
 
     Fewer than `segments` when the run has too few steps.
     """
     elapsed_lr = [0.0, *accumulate(rates)]
-    ends = [elapsed_lr[-1] * cut / segments for cut in range(1, segments)]
+    lengths = [growth ** (cut / max(segments - 1, 1)) for cut in range(segments)]
+    ends = [elapsed_lr[-1] * reached / sum(lengths) for reached in list(accumulate(lengths))[:-1]]
     return sorted({*nearest_steps(elapsed_lr, ends), len(rates)} - {0})
 
 

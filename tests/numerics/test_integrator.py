@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -265,6 +266,18 @@ def test_segments_are_equal_in_cumulative_learning_rate():
     assert shares == pytest.approx([0.25] * 4, abs=0.02)
     assert equal_segments(rates, 1) == [100]
     assert equal_segments([1.0, 1.0], 9) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "longest_to_first"), [(1.0, 1.0), (0.125, 1.0), (0.0625, 1.0), (0.05, 1.56), (0.03, 4.0), (0.001, 4.0)]
+)
+def test_segments_grow_where_the_base_is_trusted_for_less_than_half_of_one(trusted, longest_to_first):
+    rates, field = [1.0] * 4_000, field_of([{"w": torch.ones(OUT, IN)}] * 16, [TOKENS] * 16, [4] * 16)
+    steps = plan_anchors(field, rates, trusted, 8, 32).anchor_steps
+    lengths = [end - start for start, end in pairwise((0, *steps))]
+    assert lengths[-1] / lengths[0] == pytest.approx(longest_to_first, rel=0.02)
+    ratios = [later / earlier for earlier, later in pairwise(lengths)]
+    assert max(ratios) - min(ratios) < 0.02
 
 
 def test_rotating_subsets_visit_all_nodes_equally():
