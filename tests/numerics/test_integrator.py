@@ -269,7 +269,7 @@ def test_segments_are_equal_in_cumulative_learning_rate():
 
 
 @pytest.mark.parametrize(
-    ("trusted", "longest_to_first"), [(1.0, 1.0), (0.125, 1.0), (0.0625, 1.0), (0.05, 1.56), (0.03, 4.0), (0.001, 4.0)]
+    ("trusted", "longest_to_first"), [(1.0, 1.0), (0.125, 1.0), (0.0625, 1.0), (0.05, 2.0), (0.041, 4.0), (0.001, 4.0)]
 )
 def test_segments_grow_where_the_base_is_trusted_for_less_than_half_of_one(trusted, longest_to_first):
     rates, field = [1.0] * 4_000, field_of([{"w": torch.ones(OUT, IN)}] * 16, [TOKENS] * 16, [4] * 16)
