@@ -98,7 +98,7 @@ class Wiring:
             self.request = request = request.model_copy(update={"training": self.whole_run(request.training)})
         self.suite_scores: dict[Any, list[Any]] = {}  # scores of the suites, by the weights that were asked
         self.dpo_beta = request.training.beta_for(self.rows["train"].index.form)
-        folder = self.model.folder(step.run) if sources.model else None
+        folder = self.model.folder(step.run) if self.model.source.uri else None  # "": a GGUF file that was not read yet
         check_costs(request, self.rows["train"].index, self.rows["heldout"].index, folder)
         nodes = sum(len(rows.nodes) for rows in self.rows.values())
         self.storage = field_storage(request, footprint_of(request, folder), nodes)

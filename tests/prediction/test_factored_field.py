@@ -16,6 +16,8 @@ from foretune.tasks.prediction.outcome import Setting
 from foretune.tasks.prediction.whatif import predicted_outcomes
 from tests.conftest import request_beside
 from tests.dag import called
+from tests.flows.test_matrix import jsonl
+from tests.loading.test_conversion import written
 
 pytestmark = pytest.mark.slow
 
@@ -108,3 +110,13 @@ def test_other_settings_are_predicted_from_factors_as_from_whole_gradients(reque
         table = predicted_outcomes(stored, settings, request.prediction, None, everything=False)
         losses.append([outcome.predicted_loss for outcome in table.outcomes])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_gguf_file_is_stored_in_factors_where_its_field_is_too_large(tiny_llama, tiny_request, tmp_path):
+    file = written(tmp_path / "tiny.gguf", tiny_llama)
+    rows = jsonl(
+        tmp_path / "rows.jsonl", [{"prompt": f"What is {n}?", "completion": f"It is {n + 1}."} for n in range(8)]
+    )
+    asked = [f"model.name_or_path={file}", f"runtime.root={tmp_path / 'root'}", f"dataset={{path: {rows}}}"]
+    sizes = [called(load_request(str(tiny_request), [*asked, f"landscape.full_gb={gb}"])).storage for gb in (0, 20)]
+    assert sizes[0].factors is not None and sizes[1].factors is None
