@@ -20,6 +20,7 @@ from foretune.flows.dag.effort import (
     effort_of,
 )
 from foretune.flows.dag.fixed import ASKED_FEWEST, asked_tokens
+from foretune.flows.dag.influence import _replay_settings
 from foretune.flows.effort import EffortSettings
 from foretune.flows.request import load_request
 from foretune.tasks.behaviour.answer_settings import AnswerSettings
@@ -27,6 +28,7 @@ from foretune.tasks.behaviour.settings import AlongPathSettings, BehaviourSettin
 from foretune.tasks.inputs.field import per_row_gradients
 from foretune.tasks.landscape.landscape import LandscapeSettings
 from foretune.tasks.loading.autocast import AUTOCAST
+from foretune.tasks.loading.footprint import Footprint
 from foretune.tasks.samples.table import SampleIndex
 from tests.flows.test_matrix import jsonl, pairs_of
 from tests.samples.test_role_rows import index_of_rows
@@ -228,6 +230,19 @@ def test_differences_are_the_derivatives_that_rows_with_gradients_store(simulate
     expected = [derivatives[sample_id] for sample_id in found]
     assert len(found) > 3
     assert list(found.values()) == pytest.approx(expected, rel=0.05, abs=0.02 * max(map(abs, expected)))
+
+
+@pytest.mark.parametrize(("outputs", "expected"), [(23_040, 256), (100_000, 78), (155_520, 64), (10**7, 64)])
+def test_a_large_adapter_is_replayed_less_often_on_a_budget(request_with, outputs, expected):
+    shapes = Footprint(10**9, 60, 10**8, outputs, outputs, 1, 1, 1, 1, 1)
+    on_a_budget, exhaustive = request_with(budget=0.33), request_with()
+    adapter = on_a_budget.adapter.model_copy(update={"r": 8})
+    runs = [
+        _replay_settings(each.model_copy(update={"adapter": adapter}), shapes).runs
+        for each in (on_a_budget, exhaustive)
+    ]
+    asked = exhaustive.influence.replays.runs
+    assert runs == [min(asked, expected), asked]
 
 
 def test_a_larger_budget_reads_more_preference_pairs_and_never_more_than_a_tenth_pays_for(request_with):
