@@ -59,7 +59,7 @@ def estimate_mean(field: GradientField, measured: Sequence[Measured]) -> MeanEst
     blocks, tokens = [part.block for part in measured], [part.tokens for part in measured]
     for name, mean in now.items():
         moved = plus(mean, difference(field.mean(name), field.group_mean(blocks, name, tokens)), coefficient)
-        now[name] = _shortened(moved, field.read(measured[0].block, name))
+        now[name] = shortened(moved, field.read(measured[0].block, name))
     return MeanEstimate(now, coefficient, sum(part.rows for part in measured))
 
 
@@ -85,7 +85,7 @@ def _mean(sums: Sequence[Gradient], tokens: float) -> Gradient:
     return cast("Tensor", sum(cast("Tensor", each).float() for each in sums)) / tokens
 
 
-def _shortened(gradient: Gradient, block: Gradient) -> Gradient:
+def shortened(gradient: Gradient, block: Gradient) -> Gradient:
     """A mean in factors again no longer than the field's own."""
     if isinstance(gradient, Factored) and isinstance(block, Factored):
         return gradient.truncated(SUM_RANKS * block.rank)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from foretune.tasks.numerics.control_variate import MeanEstimate, Measured, deviations, tokens_of
+from foretune.tasks.numerics.control_variate import MeanEstimate, Measured, deviations, shortened, tokens_of
 from foretune.tasks.numerics.factored import Gradients, certain, difference, lerp
 from foretune.tasks.numerics.field import GradientField
 
@@ -31,7 +31,8 @@ def steadied(
             change = certain(difference(estimate.mean[name], before[name]))
             ratios.append(float(change.square().sum()) / noise)
     gain = 1.0 if not ratios else max(0.0, 1 - len(ratios) / max(sum(ratios), 1e-30))
-    mean = {name: lerp(before[name], each, gain) for name, each in estimate.mean.items()}
+    block = measured[0].block
+    mean = {n: shortened(lerp(before[n], each, gain), field.read(block, n)) for n, each in estimate.mean.items()}
     return replace(estimate, mean=mean, gain=gain)
 
 

@@ -21,9 +21,11 @@ from foretune.tasks.numerics.field import VirtualBatches, virtual_batches
 from foretune.tasks.numerics.gradients import GradientSum
 from foretune.tasks.numerics.objectives import Objective
 from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.replay import LoraAdapter, replay
 from foretune.tasks.numerics.row_gradients import RowGradients
 from foretune.tasks.numerics.sketch import Sketch, SketchSum, lift_of, square
+from foretune.tasks.numerics.steadied import steadied
 from tests.numerics.fields import field_of
 from tests.numerics.test_integrator import whole
 
@@ -172,6 +174,19 @@ def test_a_mean_measured_elsewhere_takes_its_coefficient_from_what_is_exact(bloc
     mean = sum(each["w"] for each in there) / (32 * len(blocks))
     mean += found.coefficient * (dense.mean("w") - dense.group_mean(blocks, "w"))
     torch.testing.assert_close(mean, found.mean["w"].dense(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_steadied_mean_in_factors_is_no_longer_after_many_anchors():
+    _, factored = fields()
+    mean = {"w": factored.mean("w")}
+    for seed in range(8):
+        sums = [of_lowrank(dense_of(*steep(seed + part)), OUT) for part in (20, 40)]
+        lift = factored.read(0, "w").lift
+        measured = whole(factored, (0, 2), [{"w": Factored(f.exact, lift, f.left, f.right)} for f in sums])
+        found = steadied(factored, measured, estimate_mean(factored, measured), mean)
+        mean = found.mean
+    assert 0 < found.gain < 1  # else nothing is between the two
+    assert mean["w"].rank <= SUM_RANKS * factored.read(0, "w").rank
 
 
 class Pair(nn.Module):
