@@ -55,7 +55,7 @@ class TensorFile:
         if not size:
             return torch.empty(wanted, dtype=dtype)
         numbers = np.empty(size, np.uint8)
-        self._read(memoryview(numbers), self._start + begin + (at or 0) * size)
+        self._read(numbers.data, self._start + begin + (at or 0) * size)
         return torch.from_numpy(numbers).view(dtype).view(wanted)
 
     def _read(self, buffer: memoryview, offset: int) -> None:
