@@ -1,10 +1,10 @@
 """Anchors: the gradient field measured again along the predicted path, and the recursion continued over it.
 
-A segment is predicted with the field extrapolated from the anchors behind it, on the line through the last two or held
-at the last, whichever came nearer to what was measured at the last one; the gradients of a few blocks are measured at
-its predicted end, and the segment is replayed with the field interpolated to that end: a
-predictor and a corrector with one measurement per segment (PEC; Hairer, Norsett & Wanner, Solving Ordinary
-Differential Equations I, III.1). Between anchors the mean gradient is linear in the cumulative learning rate.
+A segment is predicted with the mean on the line through the last two, or held at the last, whichever came nearer to
+what was measured at the last anchor; the gradients of a few blocks are measured at its predicted end, and the segment
+is replayed with the mean interpolated to that end: a predictor and a corrector with one measurement per segment (PEC;
+Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, III.1). Between anchors the mean gradient is
+linear in the cumulative learning rate.
 """
 
 from __future__ import annotations
