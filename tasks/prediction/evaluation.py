@@ -52,7 +52,7 @@ class RowsAtWeights:
 
         self.adapted, self.factors, self.dpo_beta = adapted, factors, dpo_beta
         self.objective, self.table, self.batch_tokens = Objective(dpo_beta), table, batch_tokens
-        self._parts: dict[tuple[int, int], RowsAtWeights] = {(0, 1): self}
+        self._parts: dict[tuple[int, int], RowsAtWeights] = {}
 
     @cached_property
     def batches(self) -> list[Minibatch]:
@@ -71,6 +71,8 @@ class RowsAtWeights:
     def part(self, first: int, of: int) -> RowsAtWeights:
         """Every `of`-th of the rows that have a loss, from `first` on; of fewer rows than `of` one by one."""
         of = min(of, len(self.trained))
+        if of <= 1:
+            return self
         first %= of
         if (first, of) not in self._parts:
             table = self.table.take(self.trained[first::of])
