@@ -21,7 +21,8 @@ from tests.benchmarks.public_data import data_folder
 from tests.benchmarks.real_runs import ALL_LINEAR, BANK, MODEL, Q_AND_V, RERUN, SAE
 
 HELD_OUT = 64  # rows
-LONGEST = 200  # characters of a prompt and its answer together
+LONGEST = 200  # characters of a turn and its answer together
+LONGEST_MATHS = 500  # the same of a question with its solution
 WARM_UP = 0.03  # of the steps
 KEPT = BANK / "scale"
 ORDER = 1 + RERUN  # of the rows, in a second training
@@ -35,16 +36,19 @@ class Case:
     epochs: int
     adapter_name: str = "q,v r=8"
     adapter: dict[str, Any] = field(default_factory=lambda: dict(Q_AND_V))
+    texts: str = "conversations"  # or maths, four times as long
+    max_length: int = 96
 
     @property
     def name(self) -> str:
-        return f"{self.rows}x{self.epochs}-{self.adapter_name.replace(' ', '_').replace(',', '')}"
+        of = "" if self.texts == "conversations" else f"{self.texts}-"
+        return f"{self.rows}x{self.epochs}-{of}{self.adapter_name.replace(' ', '_').replace(',', '')}"
 
     def paired(self) -> PairedRun:
         """Its request and rows, written."""
         folder = KEPT / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        rows = turns(self.rows + HELD_OUT)
+        rows = (turns if self.texts == "conversations" else questions)(self.rows + HELD_OUT)
         for role, part in (("heldout", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):
             (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
         content = {
@@ -52,7 +56,7 @@ class Case:
             "dataset": {
                 "path": str(folder / "train.jsonl"),
                 "heldout": {"path": str(folder / "heldout.jsonl")},
-                "max_length": 96,
+                "max_length": self.max_length,
             },
             "model": {"name_or_path": MODEL},
             "sae": {"path": SAE},
@@ -81,10 +85,22 @@ def turns(count: int) -> list[dict[str, str]]:
                     asked, _, answered = turn.partition("\n\nAssistant: ")
                     if asked.strip() and answered.strip() and len(asked) + len(answered) <= LONGEST:
                         found.add((asked.strip(), answered.strip()))
+    return _drawn(found, count)
+
+
+def questions(count: int) -> list[dict[str, str]]:
+    """Public questions of school mathematics with their solutions, in a seeded order."""
+    with (data_folder() / "gsm8k_test.jsonl").open(encoding="utf-8") as file:
+        read = [json.loads(line) for line in file]
+    found = {(row["question"], row["answer"]) for row in read}
+    return _drawn({pair for pair in found if len("".join(pair)) <= LONGEST_MATHS}, count)
+
+
+def _drawn(found: set[tuple[str, str]], count: int) -> list[dict[str, str]]:
     listed = sorted(found)
     random.Random(1).shuffle(listed)
     if len(listed) < count:
-        raise SystemExit(f"{len(listed)} single turns, {count} asked for")
+        raise SystemExit(f"{len(listed)} texts, {count} asked for")
     return [{"prompt": asked, "completion": answered} for asked, answered in listed[:count]]
 
 
@@ -93,6 +109,7 @@ CASES = [
     Case(4000, 1),
     Case(4000, 3),
     Case(1000, 3, "all-linear r=16", ALL_LINEAR),
+    Case(400, 3, texts="maths", max_length=288),
 ]
 BUDGETS: tuple[float | None, ...] = (0.15, 0.33, 0.66, None)
 
@@ -107,7 +124,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case in (each for each in CASES if chosen.case in each.name):
         run = case.paired()
-        about = {"rows": case.rows, "epochs": case.epochs, "adapter": case.adapter_name}
+        about = {"rows": case.rows, "epochs": case.epochs, "adapter": case.adapter_name, "texts": case.texts}
         if chosen.again:
             rows.append(about | run.rerun_row(ORDER))
         for budget in [each or None for each in chosen.budget] if chosen.budget else BUDGETS:

@@ -50,8 +50,15 @@ FEW = (
     "prediction.evaluation_rows=1",
     "prediction.path_points=1",
     "prediction.evaluations=1",
+    "behaviour.enabled=false",
+    "sae=null",
+    "residual_change.when=never",
+    "influence.solver.when=ranking",
+    "circuits.prompts=0",
+    "answers.rows=0",
 )
-"""Blocks of few rows, and next to nothing for the held-out rows along the path: of 18 rows these would be the most."""
+"""Blocks of few rows, and next to nothing for the held-out rows along the path: of 18 rows these would be the most.
+What no budget changes is left out."""
 
 
 def spent(effort, train: SampleIndex) -> float:
@@ -257,12 +264,14 @@ def test_a_larger_budget_reads_more_preference_pairs_and_never_more_than_a_tenth
     assert (without.train_rows, without.gradient_passes) > (beside.train_rows, beside.gradient_passes)
 
 
-def test_on_a_budget_some_pairs_are_read_and_their_errors_told(simulated, few_rows, tiny_rows, tmp_path, monkeypatch):
+def test_on_a_budget_some_pairs_are_read_and_their_errors_told(
+    simulated, few_rows, tiny_rows, tiny_sae, tmp_path, monkeypatch
+):
     monkeypatch.setattr("foretune.flows.dag.effort.FEWEST_PAIRS", 5)
     monkeypatch.setattr("foretune.flows.dag.effort.BESIDE_ROWS", 6)
     path = jsonl(tmp_path / "pairs.jsonl", pairs_of(tiny_rows))
     whole, some = (
-        simulated(*FEW, f"dataset.preferences={path}", "dataset.probes=null", *how)
+        simulated(*FEW, f"dataset.preferences={path}", f"sae={{path: {tiny_sae}}}", "dataset.probes=null", *how)
         for how in ([], ["effort.budget=0.7"])
     )
     every = {row["sample_id"]: row["margin_raw"] for row in whole.table("preference", "pairs")}
