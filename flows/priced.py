@@ -42,7 +42,7 @@ class Priced:
                 read[samples.key] = read_lengths(self.run, samples)
             return read[samples.key]
 
-        sizes = sizes_of(wiring, lengths, wiring.model.folder(self.run))
+        sizes = sizes_of(wiring, lengths)
         self.run.write_planned({"tasks": [_told(task, inputs, sizes) for task, inputs in self.noted]})
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from foretune.flows.commands.history import Cost, History, Reason
 from foretune.flows.commands.nearest import Nearest, nearest_run
@@ -34,9 +33,8 @@ from foretune.storage.results import artifact_of
 from foretune.storage.roots import root_to_read
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import ContentKey, identity, work_of
-from foretune.tasks.inputs.sources import Sources
 from foretune.tasks.loading.footprint import BYTES, Footprint
-from foretune.tasks.samples.dataset import preview_index, preview_table
+from foretune.tasks.samples.dataset import preview_table
 from foretune.tasks.samples.lengths import Lengths, lengths_of, read_lengths
 from foretune.tasks.samples.table import SampleIndex, index_of, read_index
 
@@ -70,7 +68,7 @@ class Planned:
     history: History
     tasks: list[PlannedTask] = field(default_factory=list)
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # of every task, by its key
-    lengths: dict[str, Lengths | None] = field(default_factory=dict)  # of every `samples` artefact, by its key
+    lengths: dict[str, Lengths] = field(default_factory=dict)  # of every `samples` artefact, by its key
     remembered: dict[str, Cost] = field(default_factory=dict)  # of the tasks to run, by their keys
     missing: dict[str, tuple[ContentKey, dict[str, Any]]] = field(default_factory=dict)  # what to run declares, by key
 
@@ -96,14 +94,10 @@ class Planned:
     def index(self, samples: ArtifactRef) -> SampleIndex:
         if samples.uri:
             return read_index(self.run, samples)
-        inputs = self.inputs[samples.key]
-        table = self._preview(samples)
-        if table is None:
-            return preview_index(inputs["source"], inputs["role"], inputs["settings"])
-        return index_of(table)
+        return index_of(self._preview(samples))
 
-    def lengths_of(self, samples: ArtifactRef) -> Lengths | None:
-        """Of a table's rows; None without a tokenizer yet."""
+    def lengths_of(self, samples: ArtifactRef) -> Lengths:
+        """Of a table's rows."""
         if samples.key not in self.lengths:
             if samples.uri:
                 self.lengths[samples.key] = read_lengths(self.run, samples)
@@ -114,7 +108,7 @@ class Planned:
     def _preview(self, samples: ArtifactRef) -> Any:
         inputs = self.inputs[samples.key]
         table = preview_table(self.run, inputs["source"], inputs["tokenizer"], inputs["role"], inputs["settings"])
-        self.lengths[samples.key] = None if table is None else lengths_of(table)
+        self.lengths[samples.key] = lengths_of(table)
         return table
 
     def measure(self, sizes: Sizes, dtype: str, storage: FieldStorage) -> None:
@@ -164,7 +158,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     keys = {(task.task, task.key) for task in step.tasks}
     nearest = nearest_run(run.root, keys, request.model_dump(mode="json")) if waiting else None
     reasons = step.explain(nearest)
-    sizes = sizes_of(wiring, step.lengths_of, _folder(step, sources, request))
+    sizes = sizes_of(wiring, step.lengths_of)
     step.measure(sizes, request.model.dtype, wiring.storage)
     storage = wiring.storage
     shapes, tasks = sizes.shapes, [vars(task) for task in step.tasks]
@@ -194,9 +188,8 @@ def make_plan(request: Request) -> dict[str, Any]:
 
 
 def _real_run(step: Planned, wiring: Wiring, sizes: Sizes) -> RealRun:
-    rows = step.lengths_of(wiring.tables["train"]) or Lengths([], [], [], [], [])
     timed = seconds_per_token(step.run.root, step.history, identity(wiring.model))
-    return real_run(wiring.request, rows, sizes, timed)
+    return real_run(wiring.request, step.lengths_of(wiring.tables["train"]), sizes, timed)
 
 
 def _changed_rows(wiring: Wiring, nearest: Nearest | None) -> str | None:
@@ -242,15 +235,6 @@ def _field(shapes: Footprint, blocks: list[dict[str, Any]], storage: FieldStorag
         "row_numbers": shapes.outputs * per_row[0]["coordinates"].r if per_row else 0,
         "bytes_per_number": BYTES[blocks[0]["settings"].gradient_dtype] if blocks else 0,
     }
-
-
-def _folder(step: Planned, sources: Sources, request: Request) -> Path | None:
-    """The model's; None for a GGUF file that was never converted."""
-    converted = [step.run.store.find(task.task, task.key) for task in step.tasks if task.task == "model"]
-    stored = next((each for each in converted if each is not None), None)
-    if sources.model is None and stored is None:
-        return None
-    return sources.model_handle(lambda _: cast("ArtifactRef", stored), request.model).folder(step.run)
 
 
 def _graph_tokens(wiring: Wiring) -> int:

@@ -165,9 +165,6 @@ def _sum(waiting: list[dict[str, Any]], name: str, unit: float, form: str) -> st
 def print_real_run(terminal: Terminal, cost: dict[str, Any]) -> None:
     """The real run's line, and how much of it the simulation is."""
     real = cost["real"]
-    if not real["tokens"]:
-        terminal.say("real run: not known before the model is converted, with its tokenizer", whole=True)
-        return
     memory = f", {real['memory_bytes'] / 1e6:,.0f} MB at most in a step" if real["memory_bytes"] is not None else ""
     timed = f"about {real['seconds']:.0f} s" if real["seconds"] is not None else "seconds not known"
     terminal.say(f"real run: {real['forward_passes']:.3g} forwards, {timed}{memory}", whole=True)

@@ -42,7 +42,7 @@ def checked_sources(request: Request) -> Sources:
     return replace(sources, benchmarks=benchmark_files(benchmarks), prompts=prompts)
 
 
-def check_costs(request: Request, train: SampleIndex, heldout: SampleIndex, folder: Path | None) -> None:
+def check_costs(request: Request, train: SampleIndex, heldout: SampleIndex, folder: Path) -> None:
     """BadInput for more steps, replays or attention than the request's `runtime` part allows."""
     check_steps(request, request.training, len(train.trained_ids))
     _check_attention(request, max([*train.tokens, *heldout.tokens]), folder)
@@ -66,7 +66,7 @@ def check_steps(request: Request, training: TrainingSettings, rows: int) -> None
         )
 
 
-def _check_attention(request: Request, longest: int, folder: Path | None) -> None:
+def _check_attention(request: Request, longest: int, folder: Path) -> None:
     heads = _heads(folder) if request.model.attn_implementation == "eager" else 0
     needed = heads * longest**2 * SCORE_BYTES / 1e9
     if needed > request.runtime.max_attention_gb:
@@ -77,9 +77,9 @@ def _check_attention(request: Request, longest: int, folder: Path | None) -> Non
         )
 
 
-def _heads(folder: Path | None) -> int:
+def _heads(folder: Path) -> int:
     """Attention heads of the model in this folder; 0 where its configuration does not say."""
-    config = read_config(folder / "config.json") if folder is not None else {}
+    config = read_config(folder / "config.json")
     for part in (config, config.get("text_config")):
         found = part.get("num_attention_heads") or part.get("n_head") if isinstance(part, dict) else None
         if isinstance(found, int):

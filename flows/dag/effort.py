@@ -92,7 +92,7 @@ def effort_of(
     """From the request's share and the rows' lengths, in rows of mean length. Every part grows with the share, so that
     a larger one keeps what a smaller one measured."""
     share = request.effort.share
-    if share is None or not sum(train.tokens) or not sum(heldout.tokens):  # the latter: no tokenizer yet, in a plan
+    if share is None or not sum(train.tokens) or not sum(heldout.tokens):
         return Effort()
     mean, held_mean = _mean(train), _mean(heldout)
     rows, real = len(train.trained_ids), GRADIENT * request.training.epochs * sum(train.tokens)

@@ -270,19 +270,19 @@ def _suite_gradient(inputs: Inputs, sizes: Sizes) -> Estimate:
 def _generations(inputs: Inputs, sizes: Sizes) -> Estimate:
     """Every answer as long as it may be, after the longest prompt, with a cache; then read once more as a whole."""
     prompts, settings = inputs["prompts"], inputs["settings"]
-    if prompts.count and not prompts.longest:
-        raise Unknown  # no tokenizer yet
     sizes.asked[prompts.prompts.key] = prompts
     written = prompts.longest + settings.max_new_tokens
-    forward = prompts.count * (settings.samples + 1) * (2 * written - 1)
-    return Estimate(forward, 0, "at most", read=max(settings.batch_tokens, written))
+    texts = prompts.count * (settings.samples + 1)
+    return Estimate(
+        texts * (2 * written - 1), 0, "at most", read=max(written, min(settings.batch_tokens, texts * written))
+    )
 
 
 def _answers(inputs: Inputs, sizes: Sizes) -> Estimate:
     """Both models on the greedy answers of both, each as long as it may be."""
     prompts = sizes.known(sizes.asked.get(inputs["prompts"].key))
     written = prompts.longest + inputs["settings"].max_new_tokens
-    read = max(inputs["settings"].batch_tokens, written)
+    read = max(written, min(inputs["settings"].batch_tokens, 2 * prompts.count * written))
     return Estimate(4 * prompts.count * written, 0, "at most", models=2, read=2 * read)
 
 

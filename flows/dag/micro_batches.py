@@ -29,19 +29,16 @@ FEW_KINDS = 2
 """Of modules that are adapted, as q and v: more of them are many layers."""
 
 
-def step_tokens(request: Request, train: SampleIndex) -> int | None:
-    """Tokens of the longest rows as one step of the training takes them, of pairs twice the chosen one's; None while
-    no tokenizer tells (in a plan)."""
+def step_tokens(request: Request, train: SampleIndex) -> int:
+    """Tokens of the longest rows as one step of the training takes them, of pairs twice the chosen one's."""
     longest = max(train.tokens, default=0)
     paired = request.training.beta_for(train.form) is not None
     rows = min(request.training.batch_size, max(len(train.trained_ids), 1))
-    return max(FEWEST, rows * longest * (2 if paired else 1)) if longest else None
+    return max(FEWEST, rows * longest * (2 if paired else 1))
 
 
-def within_step(request: Request, tokens: int | None) -> Request:
+def within_step(request: Request, tokens: int) -> Request:
     """The request with no micro-batch of these sections larger than `tokens`; what it sets lower stays."""
-    if tokens is None:
-        return request
     changed: Request = request
     for section in WITH_GRAPH:
         changed = _at_most(changed, [*section.split("."), "batch_tokens"], tokens)
@@ -52,10 +49,8 @@ def within_step(request: Request, tokens: int | None) -> Request:
     return changed
 
 
-def curved_within_step(request: Request, tokens: int | None) -> CurvatureSettings:
+def curved_within_step(request: Request, tokens: int) -> CurvatureSettings:
     """The same of products with the curvature. Labels are drawn by micro-batch: what samples them keeps its own."""
-    if tokens is None:
-        return request.curvature
     adapter = request.adapter
     wide = adapter.method == "full" or adapter.target_modules == "all-linear" or len(adapter.target_modules) > FEW_KINDS
     settings = _at_most(request.curvature, ["batch_tokens"], tokens // CURVED)

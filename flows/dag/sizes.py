@@ -23,17 +23,17 @@ Value = TypeVar("Value")
 
 
 class Unknown(Exception):
-    """Nothing tells how much this is, as the tokens of rows without a tokenizer."""
+    """Nothing tells how much this is, as the layers of a model whose configuration does not say."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
     """Of one wiring."""
 
-    lengths: Callable[[Any], Lengths | None]  # of a `samples` artefact
+    lengths: Callable[[Any], Lengths]  # of a `samples` artefact
     trained_rows: int  # training rows with a label
     variants: int  # weights on the way, and at the ends of other orders
-    shapes: Footprint | None  # of the model; None for pickles, and for a GGUF file that was never converted
+    shapes: Footprint | None  # of the model; None for pickles
     hook_share: float | None  # of the layers, up to the SAE's hook
     tokenizer: Path | None  # its folder
     depth: int | None = None  # layers
@@ -48,7 +48,7 @@ class Sizes:
     def table(self, samples: Any) -> Lengths:
         if isinstance(samples, SubsetRows):
             return self.rows(samples)
-        return self.known(self.lengths(samples))
+        return self.lengths(samples)
 
     def rows(self, rows: ShardRows | SubsetRows) -> Lengths:
         return self.table(rows.samples).of(rows)
@@ -80,18 +80,18 @@ def _opened(tokenizer: Path) -> Any:
     return load_tokenizer(tokenizer)
 
 
-def sizes_of(wiring: Wiring, lengths: Callable[[Any], Lengths | None], folder: Path | None) -> Sizes:
-    """Those of a wiring whose model lies in `folder`, None while that is a GGUF file that was never converted."""
-    request, hook_name = wiring.request, wiring.sources.hook_name
-    depth = model_config(folder).text.depth if folder is not None else None
+def sizes_of(wiring: Wiring, lengths: Callable[[Any], Lengths]) -> Sizes:
+    """Those of a wiring, with the lengths of its `samples` artefacts."""
+    request, hook_name, folder = wiring.request, wiring.sources.hook_name, wiring.folder
+    depth = model_config(folder).text.depth
     more = wiring.sources.more_saes
     return Sizes(
         lengths,
         trained_rows=len(wiring.rows["train"].index.trained_ids),
         variants=request.behaviour.path.points + request.behaviour.path.orders,
-        shapes=footprint(folder, request.adapter.targets) if folder is not None else None,
+        shapes=footprint(folder, request.adapter.targets),
         hook_share=share_to_hook(hook_name, depth) if hook_name is not None and depth else None,
-        tokenizer=folder if folder is not None and (folder / "tokenizer.json").is_file() else None,
+        tokenizer=folder if (folder / "tokenizer.json").is_file() else None,
         depth=depth,
         hook_shares={each.handle: share_to_hook(each.hook_name, depth) for each in more} if depth else {},
     )

@@ -86,9 +86,9 @@ def in_words(told: dict[str, Any]) -> str:
     return words if beside is None else f"{words}; means and shifts along the path at most {beside / 1e6:,.0f} MB more"
 
 
-def footprint_of(request: Request, folder: Path | None) -> Footprint | None:
+def footprint_of(request: Request, folder: Path) -> Footprint | None:
     """Of the model in `folder`, where it decides anything."""
-    if folder is None or request.adapter.method != "lora" or request.landscape.storage == "full":
+    if request.adapter.method != "lora" or request.landscape.storage == "full":
         return None  # nothing is decided by it
     return footprint(folder, request.adapter.targets)
 

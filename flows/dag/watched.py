@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from foretune.flows.dag.wiring import Wiring
@@ -81,7 +80,7 @@ def _cut(wiring: Wiring, chosen: Chosen) -> Chosen:
 
 
 def _gradient(wiring: Wiring, suite: Suite, items: SuiteItems, name: str) -> Any:
-    tokens = min(wiring.request.behaviour.batch_tokens, wiring.step_tokens or sys.maxsize)
+    tokens = min(wiring.request.behaviour.batch_tokens, wiring.step_tokens)
     return wiring.step(
         suite_gradient,
         model=wiring.model,

@@ -72,7 +72,7 @@ class Wiring:
         self.model = sources.model_handle(
             lambda gguf: step.ready(step(model, gguf=gguf, dtype=request.model.dtype)), request.model
         )
-        self.tokenizer = TokenizerHandle(source=sources.tokenizer or self.model.source)
+        self.tokenizer = TokenizerHandle(source=sources.tokenizer or self.model.source, gguf=sources.gguf)
         self.tables = {
             role: step.ready(
                 step(
@@ -98,10 +98,10 @@ class Wiring:
             self.request = request = request.model_copy(update={"training": self.whole_run(request.training)})
         self.suite_scores: dict[Any, list[Any]] = {}  # scores of the suites, by the weights that were asked
         self.dpo_beta = request.training.beta_for(self.rows["train"].index.form)
-        folder = self.model.folder(step.run) if self.model.source.uri else None  # "": a GGUF file that was not read yet
-        check_costs(request, self.rows["train"].index, self.rows["heldout"].index, folder)
+        self.folder = (self.model if self.model.source.uri else self.tokenizer).folder(step.run)  # of shapes at least
+        check_costs(request, self.rows["train"].index, self.rows["heldout"].index, self.folder)
         nodes = sum(len(rows.nodes) for rows in self.rows.values())
-        self.storage = field_storage(request, footprint_of(request, folder), nodes)
+        self.storage = field_storage(request, footprint_of(request, self.folder), nodes)
 
     def lines(self) -> RequestLines:
         """What the report's first lines say about the request."""

@@ -87,10 +87,7 @@ def previewed_lengths(
     tokenizer: TokenizerHandle,
     rows: int,
 ) -> dict[str, int]:
-    """The same without the artefact, from the files of "heldout" and "probes"; none without a tokenizer yet (a GGUF
-    file that was never converted)."""
-    if isinstance(tokenizer.source, ArtifactRef) and not tokenizer.source.uri:
-        return {}
+    """The same without the artefact, from the files of "heldout" and "probes"."""
     chat = load_tokenizer(tokenizer.folder(run))
     tables = {
         role: read_samples(

@@ -12,7 +12,7 @@ from foretune.tasks.loading.adapters import (
 )
 from foretune.tasks.loading.checkpointing import recomputed
 from foretune.tasks.loading.checkpoints import CheckpointCheck, verify_checkpoint, write_checkpoint
-from foretune.tasks.loading.conversion import convert_gguf
+from foretune.tasks.loading.conversion import convert_gguf, gguf_preview
 from foretune.tasks.loading.files import companion_files, model_files
 from foretune.tasks.loading.folders import (
     ModelConfig,
@@ -60,6 +60,7 @@ __all__ = [
     "companion_files",
     "convert_gguf",
     "functional_caller",
+    "gguf_preview",
     "label_caller",
     "load_model",
     "lora_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,26 +31,51 @@ def convert_gguf(gguf: Path, out: Path, dtype: Literal["float32", "bfloat16", "f
     name_for_older_readers(out)
 
 
-def gguf_tokenizer(gguf: Path) -> Path:
-    """Local folder of a GGUF file's tokenizer, chat template and configuration; its tensors are not read.
+SHAPES = "shapes.json"
+"""{name: shape} of the weights that a preview does not have."""
+
+
+def gguf_preview(gguf: Path) -> Path:
+    """Local folder of a GGUF file's tokenizer, chat template, configuration and shapes, as `convert_gguf` would write
+    them; its tensors are not read.
 
     BadInput as for `convert_gguf`.
     """
     check_gguf(gguf, weights=False)
     versions = [importlib.metadata.version(library) for library in ("transformers", "tokenizers", "gguf")]
-    identity = digest_of(["tokenizer", file_digest(gguf), versions])
-    return cached_copy(identity, gguf.stem, partial(_write_tokenizer, gguf))
+    identity = digest_of(["preview", file_digest(gguf), versions])
+    return cached_copy(identity, gguf.stem, partial(_write_preview, gguf))
 
 
-def _write_tokenizer(gguf: Path, out: Path) -> None:
+def gguf_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """{name: shape} of the weights of such a folder; None of any other."""
+    if not (folder / SHAPES).is_file():
+        return None
+    return {name: tuple(shape) for name, shape in json.loads((folder / SHAPES).read_text(encoding="utf-8")).items()}
+
+
+def _write_preview(gguf: Path, out: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     quiet_transformers()
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
     with reading(f"model {gguf}: transformers cannot read this GGUF file, it", "give the model's folder"):
-        AutoConfig.from_pretrained(**where).save_pretrained(out)
+        config = AutoConfig.from_pretrained(**where)
+        config.save_pretrained(out)
         AutoTokenizer.from_pretrained(**where).save_pretrained(out)
+        (out / SHAPES).write_text(json.dumps(_shapes(config)), encoding="utf-8")
     name_for_older_readers(out)
+
+
+def _shapes(config: Any) -> dict[str, list[int]]:
+    """Of the tensors that a model of this configuration is saved as: tied ones once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tied = model.all_tied_weights_keys
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
 
 
 def _read(gguf: Path, dtype: str) -> tuple[Any, Any]:

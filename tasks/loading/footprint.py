@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foretune.tasks.loading import AdapterTargets, model_config
+from foretune.tasks.loading.conversion import gguf_shapes
 from foretune.tasks.loading.files import model_files
 from foretune.tasks.loading.folders import ModelConfig
 
@@ -67,10 +68,9 @@ class Footprint:
 
 def footprint(folder: Path, targets: AdapterTargets) -> Footprint | None:
     """Sizes of the model in a Hugging Face folder; None for pickles, whose shapes only torch can read."""
-    config, files = model_config(folder), model_files(folder, allow_pickle=True)
-    if files.pickled:
+    config, shapes = model_config(folder), _shapes(folder)
+    if shapes is None:
         return None
-    shapes = {name: form.shape for name, form in files.layout().items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     adapted = [name for name in shapes if _moves(name, shapes[name], targets)]
     return Footprint(
@@ -85,6 +85,15 @@ def footprint(folder: Path, targets: AdapterTargets) -> Footprint | None:
         layers=config.text.depth or 0,
         vocabulary=config.text.vocab_size or 0,
     )
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """Of its weights; None for pickles."""
+    previewed = gguf_shapes(folder)
+    if previewed is not None:
+        return previewed
+    files = model_files(folder, allow_pickle=True)
+    return None if files.pickled else {name: form.shape for name, form in files.layout().items()}
 
 
 def graph_numbers(config: ModelConfig) -> int:

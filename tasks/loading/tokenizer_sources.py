@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from foretune.storage.errors import BadInput
 from foretune.storage.places import localise
-from foretune.tasks.loading.conversion import gguf_tokenizer
+from foretune.tasks.loading.conversion import gguf_preview
 from foretune.tasks.loading.files import COMPANIONS, is_companion
 from foretune.tasks.loading.folders import looks_like_path
 from foretune.tasks.loading.hub import hub_snapshot
@@ -27,7 +27,7 @@ def resolve_tokenizer(settings: ModelSettings) -> Path:
     if "://" in name or os.path.exists(os.path.expanduser(name)) or looks_like_path(name):
         found = localise(os.path.expanduser(name), is_companion)
         if found.is_file() and found.suffix.lower() == ".gguf":
-            return gguf_tokenizer(found)
+            return gguf_preview(found)
         if found.is_file():
             raise BadInput(f"model {name}: a file; give the folder that tokenizer.json lies in")
         return found

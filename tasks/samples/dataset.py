@@ -14,14 +14,11 @@ from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.keys import Fingerprint, identity
 from foretune.tasks.engine.passes import content_task
-from foretune.tasks.loading import token_limits
+from foretune.tasks.loading import gguf_preview, token_limits
 from foretune.tasks.samples.chat import load_tokenizer
-from foretune.tasks.samples.forms import canonical_rows
-from foretune.tasks.samples.heldout import split
-from foretune.tasks.samples.ids import identify
 from foretune.tasks.samples.rendering import rendering_signals
 from foretune.tasks.samples.rows import SubsetRows
-from foretune.tasks.samples.table import DatasetSettings, Role, SampleIndex, parse_probes, read_samples
+from foretune.tasks.samples.table import DatasetSettings, Role, parse_probes, read_samples
 from foretune.tasks.samples.unread import as_records, unread_columns, unread_signals
 
 if TYPE_CHECKING:
@@ -39,15 +36,18 @@ class TokenizerHandle(BaseModel, frozen=True):
     """The tokenizer files of the base model: of a folder outside the root, or of a converted GGUF."""
 
     source: Fingerprint | ArtifactRef
+    gguf: Fingerprint | None = None  # the file that `source` is converted from
 
     def identity(self) -> Any:
         return identity(self.source)
 
     def folder(self, run: Run) -> Path:
-        """Local folder that holds tokenizer.json."""
-        if isinstance(self.source, ArtifactRef):
+        """Local folder that holds tokenizer.json; in a plan that of a file which was never converted."""
+        if not isinstance(self.source, ArtifactRef):
+            return localise(self.source.uri)
+        if self.source.uri or self.gguf is None:
             return run.store.open(self.source).folder()
-        return localise(self.source.uri)
+        return gguf_preview(localise(self.gguf.uri))
 
 
 def role_settings(settings: DatasetSettings, role: Role) -> DatasetSettings:
@@ -143,18 +143,6 @@ def row_numbers(run: Run, samples: ArtifactRef) -> dict[str, int]:
 
 def preview_table(
     run: Run, source: Fingerprint, tokenizer: TokenizerHandle, role: Role, settings: DatasetSettings
-) -> pa.Table | None:
-    """The table of a role whose `samples` artefact is not stored, made in memory; None without a tokenizer yet (a GGUF
-    file that was never converted)."""
-    if isinstance(tokenizer.source, ArtifactRef) and not tokenizer.source.uri:
-        return None
+) -> pa.Table:
+    """The table of a role whose `samples` artefact is not stored, made in memory."""
     return read_samples(role_rows(source.uri, role), load_tokenizer(tokenizer.folder(run)), settings, role)
-
-
-def preview_index(source: Fingerprint, role: Role, settings: DatasetSettings) -> SampleIndex:
-    """The index of such a role without a tokenizer: tokens are unknown and count as 0."""
-    identified = identify(canonical_rows(role_rows(source.uri, role), settings.columns))
-    kept = split(identified, settings.heldout, "train" if role == "train" else "heldout")
-    kept = sorted(kept, key=lambda row: row.sample_id)
-    ids, numbers = [row.sample_id for row in kept], [row.canonical.row for row in kept]
-    return SampleIndex(ids, numbers, [0] * len(ids), [True] * len(ids), kept[0].canonical.form)

@@ -15,11 +15,14 @@ from foretune.storage.errors import BadInput
 from foretune.tasks.loading import (
     check_gguf,
     convert_gguf,
+    gguf_preview,
     load_model,
+    model_files,
     model_fingerprint,
     resolve_model,
     verify_checkpoint,
 )
+from foretune.tasks.loading.conversion import gguf_shapes
 from foretune.tasks.loading.gguf_header import gguf_header
 from foretune.tasks.loading.tokenizer_sources import resolve_tokenizer
 
@@ -291,3 +294,10 @@ def test_a_gguf_file_that_is_no_model_is_one_line_before_anything_runs(tmp_path,
     writer.close()
     with pytest.raises(BadInput, match=words):
         check_gguf(tmp_path / "x.gguf")
+
+
+def test_a_preview_has_the_shapes_and_the_tokenizer_of_the_folder_that_it_becomes(gguf_file, converted):
+    preview = gguf_preview(gguf_file)
+    assert gguf_shapes(preview) == {name: each.shape for name, each in model_files(converted).layout().items()}
+    assert (preview / "tokenizer.json").read_bytes() == (converted / "tokenizer.json").read_bytes()
+    assert gguf_shapes(converted) is None

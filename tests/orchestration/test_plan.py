@@ -21,6 +21,7 @@ from foretune.flows.request import load_request
 from foretune.storage.artifacts import ArtifactStore
 from foretune.storage.cache import cache_dir
 from foretune.storage.digests import change_identity, digest_of
+from foretune.storage.errors import BadInput
 from foretune.storage.rates import KEPT, remember_rate, remembered_rates
 from foretune.storage.runs import Run
 from foretune.tasks.engine.changes import changes, said
@@ -29,6 +30,7 @@ from foretune.tasks.loading import AdapterTargets
 from foretune.tasks.loading.footprint import footprint
 from foretune.tasks.loading.headers import stored_tensors
 from tests.dag import run_dag
+from tests.loading.test_conversion import written
 from tests.orchestration.test_invalidation import SETTINGS
 
 OTHER_RATE = sum(SETTINGS["training.learning_rate=2e-3"].values())
@@ -372,12 +374,25 @@ def test_the_printed_plan_has_the_shards_of_a_task_on_one_line(first_run, capsys
     assert f"{OTHER_RATE} to run" in printed and "s of passes" in printed and "(measured on this root)" in printed
 
 
-def test_a_gguf_file_that_was_never_converted_is_planned_without_sizes(first_run, tmp_path):
+def test_a_gguf_file_that_was_never_converted_is_planned_as_it_will_run(first_run, tiny_llama, tmp_path):
+    told = [
+        f"model.name_or_path={written(tmp_path / 'tiny.gguf', tiny_llama)}",
+        f"runtime.root={tmp_path / 'root'}",
+        "effort.budget=0.33",
+        "behaviour.enabled=false",
+        "influence.solver.when=ranking",
+    ]
+    planned = plan_of(first_run, *told)
+    assert planned["tasks"][0]["task"] == "model" and planned["cached"] == 0
+    assert planned["effort"].startswith("on a budget") and planned["cost"]["real"]["tokens"]
+    assert planned["memory_bytes"] and planned["field_bytes"]
+    run = run_dag(first_run, *told)
+    assert [(task["task"], task["key"]) for task in planned["tasks"]] == [(n, made.key) for n, made in run.step.steps]
+
+
+def test_a_gguf_file_without_a_model_is_refused_by_its_plan(first_run, tmp_path):
     name, family = b"general.architecture", b"llama"
     field = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(family)) + family
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
-    root = tmp_path / "root"
-    planned = plan_of(first_run, f"model.name_or_path={tmp_path / 'model.gguf'}", f"runtime.root={root}")
-    assert planned["tasks"][0]["task"] == "model"
-    assert planned["cached"] == 0
-    assert planned["memory_bytes"] is planned["field_bytes"] is None
+    with pytest.raises(BadInput, match=r"model\.gguf"):
+        plan_of(first_run, f"model.name_or_path={tmp_path / 'model.gguf'}", f"runtime.root={tmp_path / 'root'}")
