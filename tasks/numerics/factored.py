@@ -119,42 +119,13 @@ def thin(left: Tensor, right: Tensor) -> Factored:
     return Factored(left[:, :0], right[:0], left, right)
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """matrix + left @ right, [out, in], of which only products are taken: to form it takes longer than both of them."""
-
-    matrix: Tensor  # [out, in]
-    left: Tensor  # [out, r]
-    right: Tensor  # [r, in]
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        return (self.matrix @ other).addmm_(self.left, self.right @ other)
-
-    def after(self, other: Tensor) -> Tensor:
-        """other @ self."""
-        return (other @ self.matrix).addmm_(other @ self.left, self.right)
-
-    def dense(self) -> Tensor:
-        return self.matrix.addmm(self.left, self.right)
-
-
 def certain(gradient: Gradient) -> Tensor:
     """What is known without error: in factors the exact part. What two of them miss does not go together, so that a
     coefficient over all of it would be too low (0.38 for 0.53 on SmolLM2, 0.52 by the exact parts)."""
     return gradient.exact if isinstance(gradient, Factored) else gradient
 
 
-def across(gradient: Gradient | Corrected, down: Tensor) -> Tensor:
-    """G A^T, [out, r], of A [r, in]."""
-    return gradient @ down.T
-
-
-def along(gradient: Gradient | Corrected, up: Tensor) -> Tensor:
-    """B^T G, [r, in], of B [out, r]."""
-    return up.T @ gradient if isinstance(gradient, Tensor) else gradient.after(up.T)
-
-
-def dense(gradient: Gradient | Corrected) -> Tensor:
+def dense(gradient: Gradient) -> Tensor:
     return gradient if isinstance(gradient, Tensor) else gradient.dense()
 
 

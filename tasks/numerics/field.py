@@ -14,17 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import (
-    Corrected,
-    Factored,
-    Gradient,
-    across,
-    certain,
-    dense,
-    difference,
-    plus,
-    weighted_sum,
-)
+from foretune.tasks.numerics.factored import Factored, Gradient, certain, dense, plus, weighted_sum
+from foretune.tasks.numerics.products import Multiplicand, Summed, across
 from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.row_gradients import RowGradients
 
@@ -123,7 +114,7 @@ class VirtualBatches:
         default_factory=dict, repr=False, compare=False
     )
 
-    def gradient(self, step: int, name: str) -> Gradient | Corrected:
+    def gradient(self, step: int, name: str) -> Multiplicand:
         """Gradient of the token-mean loss at 0-based `step`, [out, in] fp32.
 
         That of a batch of blocks, variance-matched; with `row_gradients`, the batch's own rows in A0's row space.
@@ -131,7 +122,7 @@ class VirtualBatches:
         mean = self.field.mean(name)
         return self.about(mean.clone() if isinstance(mean, Tensor) else mean, step, name)
 
-    def about(self, mean: Gradient, step: int, name: str) -> Gradient | Corrected:
+    def about(self, mean: Gradient | Summed, step: int, name: str) -> Multiplicand:
         """`gradient` where the field's mean were `mean`, which the result takes the place of where it is a tensor."""
         blocks = self.groups[step]
         scattered = self._scattered(mean, blocks, name)
@@ -142,20 +133,29 @@ class VirtualBatches:
             drawn.add_(self._of_all(name), alpha=self.mean_shares[step])
         return self.row_gradients.moved(scattered, drawn.sub_(self._of_group(blocks, name)), name)
 
-    def _scattered(self, mean: Gradient, blocks: tuple[int, ...], name: str) -> Gradient:
+    def _scattered(self, mean: Gradient | Summed, blocks: tuple[int, ...], name: str) -> Gradient | Summed:
         """mean + c (mean of some blocks - mean of all), c their noise factor."""
-        factor, tokens = self._factor(blocks), sum(self.field.tokens[block] for block in blocks)
-        of_all = self.field.mean(name)
-        if isinstance(mean, Tensor) and isinstance(of_all, Tensor):
-            for block in blocks:
-                mean.add_(dense(self._block(block, name)), alpha=factor / tokens)
-            return mean.add_(of_all, alpha=-factor)
-        scatter = self._kept.get((blocks, name))
-        if scatter is None:
-            scatter = difference(self.field.group_mean(blocks, name), of_all) * factor
-            if self._all_fit(scatter.nbytes, len(set(self.groups))):
-                self._kept[blocks, name] = scatter
-        return plus(mean, scatter)
+        factor, of_all = self._factor(blocks), self.field.mean(name)
+        if isinstance(of_all, Factored):
+            group = cast("Factored", self._group(blocks, name))
+            if isinstance(mean, Tensor):  # along shifts that were measured around another adapter
+                return plus(plus(mean, group, factor), of_all, -factor)
+            summed = mean if isinstance(mean, Summed) else Summed.of(mean)
+            return summed.plus(group, factor).plus(of_all, -factor)
+        mean = mean if isinstance(mean, Tensor) else mean.dense()
+        tokens = sum(self.field.tokens[block] for block in blocks)
+        for block in blocks:
+            mean.add_(dense(self._block(block, name)), alpha=factor / tokens)
+        return mean.add_(of_all, alpha=-factor)
+
+    def _group(self, blocks: tuple[int, ...], name: str) -> Gradient:
+        """The mean of some blocks; in factors kept, up to KEEP_BYTES."""
+        found = self._kept.get((blocks, name))
+        if found is None:
+            found = self.field.group_mean(blocks, name)
+            if isinstance(found, Factored) and self._all_fit(found.nbytes, len(set(self.groups))):
+                self._kept[blocks, name] = found
+        return found
 
     def _block(self, block: int, name: str) -> Gradient:
         """A block's sum in its stored dtype; what has been brought to an accelerator stays there, up to KEEP_BYTES."""
@@ -186,7 +186,7 @@ class VirtualBatches:
         assert self.row_gradients is not None
         if (blocks, name) in self._pulled:
             return self._pulled[blocks, name]
-        group = self.field.group_mean(blocks, name)
+        group = self._group(blocks, name)
         pulled = torch.lerp(
             self._of_all(name), across(group, self.row_gradients.start(name, group)), self._factor(blocks)
         )

@@ -18,9 +18,10 @@ from itertools import accumulate
 import torch
 
 from foretune.tasks.numerics.control_variate import MeanEstimate
-from foretune.tasks.numerics.factored import Corrected, Gradient, Gradients, axpy, difference, distance, dot, lerp
+from foretune.tasks.numerics.factored import Gradients, axpy, difference, distance, dot, lerp
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
+from foretune.tasks.numerics.products import Multiplicand, between
 from foretune.tasks.numerics.replay import Adapter, Factors, Replay, ReplayState, initial_replay_state, replay
 
 SEGMENT_STEPS = 14  # over 12 steps two blocks are enough (cosine 0.995), over 27 they are not
@@ -287,9 +288,9 @@ class _Run:
         run's noise.
         """
 
-        def gradient(step: int, name: str) -> Gradient | Corrected:
+        def gradient(step: int, name: str) -> Multiplicand:
             share = self.share(start.step, end.step, step)
-            return self.batches.about(lerp(start.gradient[name], end.gradient[name], share), step, name)
+            return self.batches.about(between(start.gradient[name], end.gradient[name], share), step, name)
 
         kept = [step for step in self.snapshots if start.step <= step <= end.step]
         return replay(gradient, self.adapter, self.settings, self.rates, start=state, stop=end.step, snapshots=kept)

@@ -14,7 +14,8 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from foretune.tasks.numerics.factored import Corrected, Factored, Gradient
+from foretune.tasks.numerics.factored import Gradient
+from foretune.tasks.numerics.products import Corrected, Multiplicand, Summed
 
 
 class RowTaps:
@@ -82,11 +83,11 @@ class RowGradients:
             total = torch.add(total, self.read(row, name).to(device, torch.float32), alpha=share)
         return total
 
-    def start(self, name: str, like: Gradient) -> Tensor:
+    def start(self, name: str, like: Gradient | Summed) -> Tensor:
         """A0, [r, in], in the dtype and on the device of a gradient."""
         return self.factors[name].to(like.device, like.dtype)
 
-    def moved(self, gradient: Gradient, change: Tensor, name: str) -> Gradient | Corrected:
+    def moved(self, gradient: Gradient | Summed, change: Tensor, name: str) -> Multiplicand:
         """G + D (A0^T)^+, [out, in]: G with D = `change` [out, r] added to G A0^T, and nothing outside A0's row space.
 
         With D = sum_i s_i G_i A0^T - G A0^T this is G (I - P) + sum_i s_i G_i P, P = A0^+ A0 the projection on that
@@ -95,7 +96,7 @@ class RowGradients:
         the motion of A alone.
         """
         lift = self._lift(name, self.start(name, gradient))
-        return gradient.moved(change, lift) if isinstance(gradient, Factored) else Corrected(gradient, change, lift)
+        return Corrected(gradient, change, lift) if isinstance(gradient, Tensor) else gradient.moved(change, lift)
 
     def _lift(self, name: str, down: Tensor) -> Tensor:
         """[r, in] with (G A0^T) lift = G projected on the row space of A0; the rank may exceed the input width."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from foretune.tasks.numerics.factored import Gradient, across, dense
+from foretune.tasks.numerics.factored import Gradient, dense
+from foretune.tasks.numerics.products import across
 from foretune.tasks.numerics.vectors import Vector
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Corrected, Gradient, across, along, dense
+from foretune.tasks.numerics.factored import Gradient
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -16,6 +16,7 @@ from foretune.tasks.numerics.optimizers import (
     clip_global_norm,
     initial_state,
 )
+from foretune.tasks.numerics.products import Multiplicand, across, along, formed
 from foretune.tasks.numerics.replay import Adapter, BatchGradient, FullAdapter, LoraAdapter
 from foretune.tasks.numerics.vectors import Vector
 
@@ -151,21 +152,21 @@ def _read_gradients(
                 _fill(shift(point, name).float(), name, shifted, fresh=False)
 
 
-def _fill(field: Gradient | Corrected, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
+def _fill(field: Multiplicand, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
     """Set (`fresh`) or add weight x `field` [out, in]; the LoRA factors of all members share two products."""
     lora = [run for run in weights if isinstance(run.member.adapter, LoraAdapter)]
     for run, weight in weights.items():
         if run in lora:
             continue
         if fresh:
-            run.gradients[name].copy_(dense(field))
+            run.gradients[name].copy_(formed(field))
         else:
-            run.gradients[name].add_(dense(field), alpha=weight)
+            run.gradients[name].add_(formed(field), alpha=weight)
     if lora:
         _factor_gradients(field, name, {run: weights[run] for run in lora}, fresh)
 
 
-def _factor_gradients(field: Gradient | Corrected, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
+def _factor_gradients(field: Multiplicand, name: str, weights: Mapping[_Running, float], fresh: bool) -> None:
     """dL/dB = scale G A^T and dL/dA = scale B^T G, the factors of all members stacked."""
     down, up = f"{name}.lora_A", f"{name}.lora_B"
     ranks = [run.parameters[down].shape[0] for run in weights]

@@ -15,7 +15,7 @@ from foretune.tasks.prediction.trajectory import evaluation_steps
 from foretune.tasks.prediction.virtual_run import VirtualRun
 
 if TYPE_CHECKING:
-    from foretune.tasks.numerics.factored import Corrected, Gradient
+    from foretune.tasks.numerics.products import Multiplicand
     from foretune.tasks.numerics.sweep import Swept
     from foretune.tasks.prediction.stored_gradients import StoredGradients
 
@@ -62,7 +62,7 @@ def replayed(
     shift = stored.path.train.read if stored.path else None
     batches = longest.batches()
 
-    def gradient(step: int, name: str) -> Gradient | Corrected:
+    def gradient(step: int, name: str) -> Multiplicand:
         if name == stored.field.names[0]:
             told(step)
         return batches.gradient(step, name)

@@ -16,9 +16,9 @@ from foretune.tasks.inputs.training import TrainingSettings
 from foretune.tasks.loading import undecayed_weights
 
 if TYPE_CHECKING:
-    from foretune.tasks.numerics.factored import Corrected, Gradient
     from foretune.tasks.numerics.field import GradientField, VirtualBatches
     from foretune.tasks.numerics.gradient_shift import GradientShift
+    from foretune.tasks.numerics.products import Multiplicand
     from foretune.tasks.numerics.replay import Adapter, Replay, ReplayState
     from foretune.tasks.numerics.row_gradients import RowGradients
 
@@ -65,7 +65,7 @@ class VirtualRun:
 
         batches, elapsed_lr = self.batches(), self.elapsed_lr
 
-        def gradient(step: int, name: str) -> Gradient | Corrected:
+        def gradient(step: int, name: str) -> Multiplicand:
             shifted = shift and shift.at(elapsed_lr[step], name)
             if shifted is None:
                 return batches.gradient(step, name)
