@@ -5,10 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
-from foretune.tasks.numerics.factored import Gradient, lerp
+from foretune.tasks.numerics.factored import Factored, Gradient, lerp, plus
+from foretune.tasks.numerics.products import Summed
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,19 @@ class GradientShift:
         start = self.elapsed_lr[point - 1] if point else 0.0
         share = (elapsed_lr - start) / (self.elapsed_lr[point] - start)
         return {point - 1: 1 - share, point: share} if point else {point: share}
+
+    def added(self, mean: Gradient, elapsed_lr: float, name: str) -> Gradient | Summed:
+        """mean + the shift here, in a place of its own where it is a tensor."""
+        points = [(weight, self.read(point, name)) for point, weight in self.weights(elapsed_lr).items()]
+        if isinstance(mean, Factored) and all(isinstance(shift, Factored) for _, shift in points):
+            summed = Summed.of(mean)
+            for weight, shift in points:
+                summed = summed.plus(cast("Factored", shift).float(), weight)
+            return summed
+        shift = self.at(elapsed_lr, name)
+        if shift is None:
+            return mean.clone() if isinstance(mean, torch.Tensor) else mean
+        return plus(shift, mean)
 
     def at(self, elapsed_lr: float, name: str) -> Gradient | None:
         """[out, in] fp32, which the caller may change; None where there is no shift."""

@@ -182,7 +182,7 @@ def plan_anchors(
     layers, 8 of one and 4 of two).
     With `to_the_last` all that is paid for is measured, at as many anchors as leave the fewest blocks over, where the
     rule above leaves almost half of them, and along a steady path: the straight line through two means of few rows
-    leads astray by twice their noise. Of several `portions` of a block each counts for a block of its own.
+    leads astray by twice their noise. Its segments are equal: late in a run noise is more of what few rows tell. Of several `portions` of a block each counts for a block of its own.
     """
     wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
     blocks = int(max_rows * field.blocks * portions / sum(field.rows))
@@ -195,7 +195,7 @@ def plan_anchors(
         fewest, by_length = min(blocks, FEWEST_SEGMENTS), math.ceil(len(rates) / SEGMENT_STEPS)
         segments = max(blocks // min(2, field.blocks), by_length, min(blocks, long), fewest)
     count = min(wanted, blocks, int(segments))
-    steps = growing_segments(rates, count, _growth(count, trusted))
+    steps = growing_segments(rates, count, 1.0 if to_the_last else _growth(count, trusted))
     enough = max(ENOUGH_BLOCKS, math.ceil(ENOUGH_ROWS * field.blocks / sum(field.rows)))
     each = min(field.blocks, field.blocks if to_the_last else enough, max(1, blocks // len(steps)))
     return AnchorPlan(tuple(steps), each, to_the_last, portions)

@@ -36,7 +36,8 @@ class ShiftFiles:
 def stored_shift(path: Artifact, kind: str, device: Any = "cpu") -> GradientShift:
     """A gradient shift along a stored path, read where it is asked for.
 
-    Of every weight the last two points are kept in the stored dtype: steps between two points ask for the same two.
+    Of every weight the last two points are kept, matrices in the stored dtype: steps between two points ask for the
+    same two.
     """
     from foretune.tasks.numerics.gradient_shift import GradientShift
 
@@ -54,7 +55,8 @@ def stored_shift(path: Artifact, kind: str, device: Any = "cpu") -> GradientShif
         else:
             if len(found) == 2:
                 found.pop(next(iter(found)))
-            found[point] = files[point].read(name, device)
+            shift = files[point].read(name, device)
+            found[point] = shift.float() if record else shift
         return found[point]
 
     return GradientShift(elapsed_lr, read)

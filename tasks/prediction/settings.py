@@ -80,7 +80,7 @@ class SparingPathSettings(PathSettings):
     """The same on a budget: the held-out rows are looked at less often, no row that is paid for is left over, the
     means of few rows are steadied, and of blocks of many rows parts are measured."""
 
-    version: Literal[4] = 4  # pyright: ignore[reportIncompatibleVariableOverride]
+    version: Literal[5] = 5  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluations: int = Field(ge=1, le=10_000)
 
     @property

@@ -60,16 +60,14 @@ class VirtualRun:
     ) -> Replay:
         """The optimizer's recursion over the frozen field, to the run's end or from `start` until `stop` steps are
         taken; with `shift`, over the field with that added to its mean."""
-        from foretune.tasks.numerics.factored import plus
         from foretune.tasks.numerics.replay import replay
 
         batches, elapsed_lr = self.batches(), self.elapsed_lr
 
         def gradient(step: int, name: str) -> Multiplicand:
-            shifted = shift and shift.at(elapsed_lr[step], name)
-            if shifted is None:
+            if shift is None:
                 return batches.gradient(step, name)
-            return batches.about(plus(shifted, self.field.mean(name)), step, name)
+            return batches.about(shift.added(self.field.mean(name), elapsed_lr[step], name), step, name)
 
         optimizer = self.training.optimizer_settings()
         return replay(gradient, self.adapter, optimizer, self.rates, start=start, stop=stop, snapshots=snapshots)

@@ -130,14 +130,15 @@ def without_rows(
     )
     adapted = others.adapted
     if len(set(others.ids) - set(named)) > 1:
-        with device_lock(adapted.loaded):
-            heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
-            left: dict[Kind, Sequence[str]] = {"without": named, "control": others.others(named, training.seed)}
-            for kind, ids in left.items():
-                end = others.ending(ids)
-                variant = Variant(kind, end.steps, training.seed, heldout.loss(end.delta))
-                write_factors(draft, end.factors, variant.file)
-                kept.append(variant)
+        heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
+        left: dict[Kind, Sequence[str]] = {"without": named, "control": others.others(named, training.seed)}
+        for kind, ids in left.items():
+            end = others.ending(ids)
+            with device_lock(adapted.loaded):
+                loss = heldout.loss(end.delta)
+            variant = Variant(kind, end.steps, training.seed, loss)
+            write_factors(draft, end.factors, variant.file)
+            kept.append(variant)
     draft.write_json("variants.json", {"variants": [asdict(each) for each in kept], "end": others.virtual.steps})
 
 

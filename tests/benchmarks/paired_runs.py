@@ -70,6 +70,7 @@ class PairedRun:
         from foretune.flows.request import load_request
         from foretune.storage.results import artifact_of
         from foretune.storage.runs import Run
+        from foretune.tasks.inputs.adapter_factors import stored_delta
 
         real, took = self.trained(), self.simulated(budget)
         run = Run(took["root"], took["run_id"])
@@ -78,7 +79,7 @@ class PairedRun:
             "budget": budget,
             "effort": "exhaustive" if budget is None else f"budget {budget:g}",
             "method": "foretune",
-            **self.axes(prediction.tensors("delta.safetensors")),
+            **self.axes(stored_delta(prediction)),
             "seconds_simulated": took["seconds"],
             "seconds_real": real["seconds"],
             "cpu_seconds_simulated": took["cpu_seconds"],

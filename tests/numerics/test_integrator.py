@@ -278,6 +278,8 @@ def test_segments_grow_where_the_base_is_trusted_for_less_than_half_of_one(trust
     assert lengths[-1] / lengths[0] == pytest.approx(longest_to_first, rel=0.02)
     ratios = [later / earlier for earlier, later in pairwise(lengths)]
     assert max(ratios) - min(ratios) < 0.02
+    on_a_budget = plan_anchors(field, rates, trusted, 8, 32, to_the_last=True).anchor_steps
+    assert len({end - start for start, end in pairwise((0, *on_a_budget))}) == 1
 
 
 def test_rotating_subsets_visit_all_nodes_equally():
