@@ -11,10 +11,12 @@ import gzip
 import json
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.benchmarks.caching import PROJECT
 from tests.benchmarks.environment import environment, with_earlier, write_results
 from tests.benchmarks.paired_runs import PairedRun
 from tests.benchmarks.public_data import data_folder
@@ -36,7 +38,7 @@ class Case:
     epochs: int
     adapter_name: str = "q,v r=8"
     adapter: dict[str, Any] = field(default_factory=lambda: dict(Q_AND_V))
-    texts: str = "conversations"  # or maths, four times as long
+    texts: str = "conversations"  # or maths, four times as long; or the demo, whose request it is
     max_length: int = 96
 
     @property
@@ -48,10 +50,15 @@ class Case:
         """Its request and rows, written."""
         folder = KEPT / self.name
         folder.mkdir(parents=True, exist_ok=True)
+        run = PairedRun(folder)
+        run.request.write_text(yaml.safe_dump(demo() if self.texts == "demo" else self._request(folder)))
+        return run
+
+    def _request(self, folder: Path) -> dict[str, Any]:
         rows = (turns if self.texts == "conversations" else questions)(self.rows + HELD_OUT)
         for role, part in (("heldout", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):
             (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        content = {
+        return {
             "name": self.name.replace("=", "").replace("_", "-"),
             "dataset": {
                 "path": str(folder / "train.jsonl"),
@@ -70,9 +77,20 @@ class Case:
                 "seed": 1,
             },
         }
-        run = PairedRun(folder)
-        run.request.write_text(yaml.safe_dump(content))
-        return run
+
+
+def demo() -> dict[str, Any]:
+    """The demo's request, its files wherever it is run."""
+    asked = yaml.safe_load((PROJECT / "examples/demo/request.yaml").read_text())
+    data = asked["dataset"]
+    for part, key in (
+        *((data, name) for name in ("path", "preferences", "probes")),
+        (data["heldout"], "path"),
+        (asked["model"], "name_or_path"),
+        (asked["sae"], "path"),
+    ):
+        part[key] = str(PROJECT / part[key])
+    return asked
 
 
 def turns(count: int) -> list[dict[str, str]]:
@@ -110,6 +128,7 @@ CASES = [
     Case(4000, 3),
     Case(1000, 3, "all-linear r=16", ALL_LINEAR),
     Case(400, 3, texts="maths", max_length=288),
+    Case(96, 3, texts="demo"),
 ]
 BUDGETS: tuple[float | None, ...] = (0.15, 0.33, 0.66, None)
 
