@@ -11,7 +11,7 @@ from foretune.storage.errors import BadInput
 from foretune.tasks.influence.derivatives import influence_directions, influence_shard
 from foretune.tasks.influence.differences import influence_difference
 from foretune.tasks.influence.ranking import RankingSettings, influence
-from foretune.tasks.influence.replays import ReplaySettings, influence_replays
+from foretune.tasks.influence.replays import ReplaySettings, SampledReplaySettings, influence_replays
 from foretune.tasks.influence.solve import influence_solve
 from foretune.tasks.influence.target_gradients import feature_gradient, margin_gradient
 from foretune.tasks.influence.targets import influence_targets
@@ -19,7 +19,7 @@ from foretune.tasks.influence.tokens import influence_tokens
 from foretune.tasks.loading.footprint import Footprint
 
 MIN_REPLAYED_ROWS = 8  # fewer rows have too few halves to tell one from another
-MOST_REPLAYED, FEWEST_REPLAYS = 4e9, 64  # on a budget: steps of all replays times an adapter's start coordinates
+MOST_REPLAYED = 4e9  # on a budget: steps of all replays times the coordinates that are replayed
 
 
 def influence_passes(wiring: Wiring, train: Landscape, heldout: Landscape) -> dict[str, Any]:
@@ -128,13 +128,13 @@ def _replays(wiring: Wiring, train: Landscape, targets: Any, shards: list[Any]) 
 
 
 def _replay_settings(request: Request, shapes: Footprint | None) -> ReplaySettings:
-    """On a budget fewer replays of a large adapter: 256 of 64 steps took 20 s of r=8 on q and v of a 135M model, and
-    six minutes of r=16 on all linear layers."""
+    """On a budget some coordinates of a large adapter: 256 replays of 64 steps took 20 s of r=8 on q and v of a 135M
+    model, and six minutes of r=16 on all linear layers."""
     asked = request.influence.replays
     if request.effort.share is None or shapes is None:
         return asked
-    paid = int(MOST_REPLAYED / (asked.steps * shapes.outputs * request.adapter.r))
-    return asked.model_copy(update={"runs": min(asked.runs, max(FEWEST_REPLAYS, paid))})
+    share = MOST_REPLAYED / (asked.runs * asked.steps * shapes.outputs * request.adapter.r)
+    return asked if share >= 1 else SampledReplaySettings(**asked.model_dump(), coordinates=round(share, 4))
 
 
 def _targets(wiring: Wiring, heldout: Landscape) -> Any:

@@ -33,6 +33,21 @@ class ReplaySettings(BaseModel):
         default=64, ge=1, le=1_000_000, title="Longest replay", description="steps; in whole epochs, at least one"
     )
 
+    @property
+    def of_coordinates(self) -> float:
+        """Share of the adapter's coordinates that is replayed."""
+        return 1.0
+
+
+class SampledReplaySettings(ReplaySettings):
+    """The same of a large adapter on a budget."""
+
+    coordinates: float = Field(gt=0, lt=1)
+
+    @property
+    def of_coordinates(self) -> float:
+        return self.coordinates
+
 
 @content_task(version=3, libraries=("torch",))
 def influence_replays(
@@ -68,7 +83,14 @@ def influence_replays(
     runs = datamodel.half_runs(rows, per_step, epochs, settings.runs, training.seed, rates)
     optimizer = training.optimizer_settings()
     changes = datamodel.replayed_changes(
-        kept.block, kept.names, kept.tokens, lambda name: stored.get_tensor(name).flatten(1), runs, optimizer
+        kept.block,
+        kept.names,
+        kept.tokens,
+        lambda name: stored.get_tensor(name).flatten(1),
+        runs,
+        optimizer,
+        settings.of_coordinates,
+        training.seed,
     )
     first_order = datamodel.first_order(derivatives, kept.tokens, runs, optimizer.betas[0])
     fitted = datamodel.fit_datamodel(runs.inclusion(rows), changes, first_order)
@@ -82,6 +104,7 @@ def influence_replays(
             "runs": settings.runs,
             "steps": len(runs.rates),
             "rows_each": rows // 2,
+            **({"coordinates": settings.of_coordinates} if settings.of_coordinates < 1 else {}),
             "explained_by_first_order": float(fitted.explained[0]),
             "ridge": float(fitted.ridge[0]),
         },

@@ -8,6 +8,7 @@ the regression (a control variate), and the ridge shrinks towards the first-orde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +20,7 @@ from foretune.tasks.numerics.optimizers import CLIP_EPS, OptimizerSettings, adva
 
 RIDGES = tuple(10.0 ** (power / 2) for power in range(-1, 9))
 CHUNK = 2**24  # numbers of batch gradients in memory at once: 64 MB
+DRAWS = 16  # of coordinates, where not all are replayed: so many parts of the runs have each its own
 
 # [n, d] fp32 gradient of each row's summed loss in the adapter coordinates of one module
 Block = Callable[[str], Tensor]
@@ -86,14 +88,20 @@ def replayed_changes(
     targets: Callable[[str], Tensor],
     runs: HalfRuns,
     optimizer: OptimizerSettings,
+    coordinates: float = 1.0,
+    seed: int = 0,
 ) -> Tensor:
     """[k, targets] float64 first-order change of every target after each run over the frozen row gradients.
 
     `targets(name)` is [targets, d], the targets' gradients in one module's coordinates. The recursion is
     separable over coordinates but for clipping by the global norm, whose norms are formed in a pass of their own;
     so one module of all rows is in memory at a time. Weight decay is left out: it acts on every run alike.
+
+    Of a share of the `coordinates`, drawn anew for every sixteenth of the runs, the sums are scaled to all: what a
+    draw gets wrong is noise between runs, which the fit averages and tells.
     """
-    scales = _clip_scales(block, names, runs, tokens, optimizer.max_grad_norm)
+    generator = torch.Generator().manual_seed(seed)
+    scales = _clip_scales(block, names, runs, tokens, optimizer.max_grad_norm, coordinates, generator)
     settings = OptimizerSettings(
         optimizer.name,
         betas=optimizer.betas,
@@ -105,31 +113,50 @@ def replayed_changes(
     changes = torch.zeros(len(runs.steps), targets(names[0]).shape[0], dtype=torch.float64)
     for name in names:
         rows, target = block(name), targets(name)
-        for chunk in _chunks(runs, rows.shape[1]):
-            batches = runs.batches(chunk, rows, tokens) * scales[chunk]
+        for chunk in _chunks(runs, rows.shape[1], coordinates):
+            taken = _drawn(rows.shape[1], coordinates, generator)
+            batches = runs.batches(chunk, rows[:, taken], tokens) * scales[chunk]
             change = {"": torch.zeros_like(batches[:, 0])}
             state = initial_state(settings, change)
             for step, rate in enumerate(runs.rates):
                 state = advance(settings, state, change, {"": batches[:, step]}, rate)
-            changes[chunk] += (change[""] @ target.T).double()
+            moved = (change[""] @ target[:, taken].T).double()
+            changes[chunk] += moved * (rows.shape[1] / change[""].shape[1])
     return changes
 
 
 def _clip_scales(
-    block: Block, names: Sequence[str], runs: HalfRuns, tokens: Sequence[float], max_norm: float | None
+    block: Block,
+    names: Sequence[str],
+    runs: HalfRuns,
+    tokens: Sequence[float],
+    max_norm: float | None,
+    coordinates: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """[k, t, 1] factor that clipping puts on every batch gradient."""
     if not max_norm:
         return torch.ones(len(runs.steps), len(runs.rates), 1)
     # |w R|^2 = w (R R^T) w^T: the rows' inner products once, instead of every batch gradient for its norm alone.
-    products = sum((rows @ rows.T).double() for rows in map(block, names))
+    products = torch.zeros(len(tokens), len(tokens), dtype=torch.float64)
+    for rows in map(block, names):
+        some = rows[:, _drawn(rows.shape[1], coordinates, generator)]
+        products += (some @ some.T).double() * (rows.shape[1] / some.shape[1])
     drawn = (runs.weights(run, tokens).double() for run in range(len(runs.steps)))
     squares = torch.stack([((each @ products) * each).sum(-1) for each in drawn]).clamp_min(0.0)
     return (max_norm / (squares.sqrt() + CLIP_EPS)).clamp_max(1.0).float().unsqueeze(-1)
 
 
-def _chunks(runs: HalfRuns, width: int) -> list[slice]:
-    size = max(1, CHUNK // (len(runs.rates) * width))
+def _drawn(width: int, share: float, generator: torch.Generator) -> Tensor | slice:
+    """The columns of one draw; all of them where all are taken."""
+    count = max(1, round(share * width))
+    return slice(None) if count == width else torch.randperm(width, generator=generator)[:count]
+
+
+def _chunks(runs: HalfRuns, width: int, coordinates: float) -> list[slice]:
+    size = max(1, int(CHUNK // (len(runs.rates) * width * coordinates)))
+    if coordinates < 1:
+        size = min(size, math.ceil(len(runs.steps) / DRAWS))
     return [slice(start, start + size) for start in range(0, len(runs.steps), size)]
 
 

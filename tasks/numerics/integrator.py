@@ -182,7 +182,8 @@ def plan_anchors(
     layers, 8 of one and 4 of two).
     With `to_the_last` all that is paid for is measured, at as many anchors as leave the fewest blocks over, where the
     rule above leaves almost half of them, and along a steady path: the straight line through two means of few rows
-    leads astray by twice their noise. Its segments are equal: late in a run noise is more of what few rows tell. Of several `portions` of a block each counts for a block of its own.
+    leads astray by twice their noise. Its segments are equal: late in a run noise is more of what few rows tell. Of
+    several `portions` of a block each counts for a block of its own.
     """
     wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
     blocks = int(max_rows * field.blocks * portions / sum(field.rows))

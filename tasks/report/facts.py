@@ -36,6 +36,7 @@ SHOWN: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("ranked_by", "rows ranked by", ""),
         ("spread", "standard deviation of the scores", "nats per token"),
         ("replays_runs", "simulated runs", "each on a random half of the rows"),
+        ("replays_coordinates", "of the adapter's coordinates", "share, drawn anew for every sixteenth of them"),
         ("replays_explained_by_first_order", "explained by the first order", "share of the variance"),
     ),
     "lissa": (

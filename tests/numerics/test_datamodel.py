@@ -56,6 +56,21 @@ def test_a_replay_is_what_torchs_adamw_does_on_a_linear_loss(max_norm):
     torch.testing.assert_close(changes, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("max_norm", [None, 0.02])
+def test_some_of_the_coordinates_tell_of_all_with_noise_that_differs_between_runs(max_norm):
+    torch.manual_seed(5)
+    shared, width = torch.randn(1, 4_000), 4_000
+    rows, target = shared + torch.randn(ROWS, width), 0.2 * shared + torch.randn(1, width)
+    runs = half_runs(ROWS, 2, 1, 64, seed=0, rates=lambda steps: [1.0] * steps)
+    asked = (lambda _: rows, ["w"], TOKENS, lambda _: target, runs, OptimizerSettings(max_grad_norm=max_norm))
+    whole, some = replayed_changes(*asked), replayed_changes(*asked, coordinates=0.1, seed=1)
+    off = (some - whole).view(-1, 4)  # 16 draws, each for 4 of the runs
+    assert 0 < off.std() < 0.5 * whole.abs().mean()
+    assert abs(off.mean()) < 3 * off.mean(1).std() / 4
+    assert off.mean(1).std() > off.std(1).mean()  # runs of a draw err together, those of different ones do not
+    assert torch.equal(replayed_changes(*asked, coordinates=1.0), whole)
+
+
 def test_every_run_takes_half_of_the_rows_once_an_epoch():
     runs = halves(runs=7, epochs=3)
     assert runs.inclusion(ROWS).sum(1).tolist() == [5.0] * 7
