@@ -94,10 +94,12 @@ def rows_in_words(suite: Mapping[str, Any]) -> str:
 
 
 def effect_in_words(suite: Mapping[str, Any]) -> str:
-    """`without them the predicted score is 0.92 instead of 0.61`; "" where that was not replayed."""
+    """`without them the predicted score is 0.92 instead of 0.61`; "" where no row stands out."""
     effect = suite.get("effect")
-    if not effect or not suite["rows"]:
+    if not suite["rows"]:
         return ""
+    if not effect:
+        return "the run without them was not replayed"
     more = "" if effect["measured"] else ", no more than chance or any rows do"
     return (
         f"without them the predicted {title_of(suite)} is {effect['without']:.3g} instead of {effect['predicted']:.3g} "

@@ -83,6 +83,7 @@ def test_without_them_the_run_is_replayed_and_asked_again(loose):
     assert set(effects["loss"]) == {"predicted", "without", "control"}
     lines = causes_lines(causes_block(causes, effects))
     assert lines[0].startswith("refusal: row") and f"instead of {effect['predicted']:.3g}" in lines[1]
+    assert "the run without them was not replayed" in causes_lines(causes_block(causes, None))
     assert causes_command(causes_block(causes, effects), "r").endswith("--drop-causes refusal -o clean.jsonl")
 
 

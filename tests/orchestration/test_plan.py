@@ -396,3 +396,12 @@ def test_a_gguf_file_without_a_model_is_refused_by_its_plan(first_run, tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
     with pytest.raises(BadInput, match=r"model\.gguf"):
         plan_of(first_run, f"model.name_or_path={tmp_path / 'model.gguf'}", f"runtime.root={tmp_path / 'root'}")
+
+
+def test_on_a_budget_a_large_adapters_run_is_not_replayed_without_the_rows_that_cause_a_change(first_run):
+    def planned(*overrides: str) -> set[str]:
+        return {task["task"] for task in plan_of(first_run, *overrides)["tasks"]}
+
+    assert {"causes", "without_rows"} <= planned("effort.budget=0.5") & planned("landscape.storage=factored")
+    of_a_large_one = planned("effort.budget=0.5", "landscape.storage=factored")
+    assert "causes" in of_a_large_one and "without_rows" not in of_a_large_one
