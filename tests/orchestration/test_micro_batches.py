@@ -35,7 +35,6 @@ def test_a_step_is_its_rows_as_long_as_the_longest(request_of):
     assert step_tokens(request_of("training.batch_size=64"), replace(ROWS, tokens=[500, 900, 700])) == 2700
     assert step_tokens(request_of("training.batch_size=64"), ROWS) == 270
     assert step_tokens(request_of("training.batch_size=1"), ROWS) == FEWEST
-    assert step_tokens(request_of(), replace(ROWS, tokens=[0, 0, 0])) is None
     assert step_tokens(request_of("training.batch_size=2"), replace(ROWS, form="preference")) == 2 * 180
 
 
@@ -44,7 +43,6 @@ def test_what_is_larger_than_a_step_is_lowered_and_no_key_moves(request_of):
     lowered = within_step(request, 400)
     assert (lowered.landscape.batch_tokens, lowered.landscape.graph_tokens) == (100, 400)
     assert lowered.prediction.batch_tokens == lowered.influence.scoring.batch_tokens == 400
-    assert within_step(request, None) == request
     products = curved_within_step(request, 400)
     assert products.batch_tokens == products.graph_tokens == 400 // CURVED
     for wide in ("adapter.method=full", "adapter.target_modules=all-linear"):
@@ -67,7 +65,7 @@ def test_the_passes_with_the_largest_graphs_keep_to_it(request_of, monkeypatch):
     wiring = Wiring(step, request, checked_sources(request))
     simulation(wiring)
     limit, seen = wiring.step_tokens, {}
-    assert limit is not None and limit < 256
+    assert limit < 256
     for task in step.tasks:
         inputs = step.inputs[task.key]
         if task.task == "landscape_shard":
