@@ -74,12 +74,6 @@ class Factored:
         mine, theirs = self.lift, other.lift
         return not len(mine) or not len(theirs) or mine is theirs or torch.equal(mine, theirs)
 
-    def moved(self, exact: Tensor, lift: Tensor) -> Factored:
-        """self + exact @ lift: of its own lift to the exact part."""
-        if lift is self.lift or torch.equal(lift, self.lift):
-            return replace(self, exact=self.exact + exact)
-        return replace(self, left=torch.cat([self.left, exact], 1), right=torch.cat([self.right, lift]))
-
     def double(self) -> Factored:
         return self.to(torch.float64)
 

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Factored, Gradient, certain, dense, plus, weighted_sum
+from foretune.tasks.numerics.factored import Factored, Gradient, certain, dense, weighted_sum
 from foretune.tasks.numerics.products import Multiplicand, Summed, across
 from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.row_gradients import RowGradients
@@ -133,13 +133,13 @@ class VirtualBatches:
             drawn.add_(self._of_all(name), alpha=self.mean_shares[step])
         return self.row_gradients.moved(scattered, drawn.sub_(self._of_group(blocks, name)), name)
 
-    def _scattered(self, mean: Gradient | Summed, blocks: tuple[int, ...], name: str) -> Gradient | Summed:
+    def _scattered(self, mean: Gradient | Summed, blocks: tuple[int, ...], name: str) -> Tensor | Summed:
         """mean + c (mean of some blocks - mean of all), c their noise factor."""
         factor, of_all = self._factor(blocks), self.field.mean(name)
         if isinstance(of_all, Factored):
             group = cast("Factored", self._group(blocks, name))
             if isinstance(mean, Tensor):  # along shifts that were measured around another adapter
-                return plus(plus(mean, group, factor), of_all, -factor)
+                return mean.add_(group.dense(), alpha=factor).add_(of_all.dense(), alpha=-factor)
             summed = mean if isinstance(mean, Summed) else Summed.of(mean)
             return summed.plus(group, factor).plus(of_all, -factor)
         mean = mean if isinstance(mean, Tensor) else mean.dense()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foretune.tasks.numerics.factored import Gradient
-from foretune.tasks.numerics.products import Corrected, Multiplicand, Summed
+from foretune.tasks.numerics.products import Corrected, Summed
 
 
 class RowTaps:
@@ -87,7 +87,7 @@ class RowGradients:
         """A0, [r, in], in the dtype and on the device of a gradient."""
         return self.factors[name].to(like.device, like.dtype)
 
-    def moved(self, gradient: Gradient | Summed, change: Tensor, name: str) -> Multiplicand:
+    def moved(self, gradient: Tensor | Summed, change: Tensor, name: str) -> Corrected | Summed:
         """G + D (A0^T)^+, [out, in]: G with D = `change` [out, r] added to G A0^T, and nothing outside A0's row space.
 
         With D = sum_i s_i G_i A0^T - G A0^T this is G (I - P) + sum_i s_i G_i P, P = A0^+ A0 the projection on that
