@@ -56,17 +56,17 @@ def variants(
     ways = [step for step in evaluation_steps(end, waypoints + 1) if step < end] if waypoints else []
     seeds = [training.seed + FURTHER_SEED * (number + 1) for number in range(orders)]
     kept: list[Variant] = []
-    with device_lock(adapted.loaded):
-        heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
-        for seed, steps in [(training.seed, ways), *((seed, [end]) for seed in seeds)]:
-            if not steps:
-                continue
-            reordered = dataclasses.replace(virtual, training=training.model_copy(update={"seed": seed}))
-            replay = reordered.replayed(steps, shift)
-            for step in steps:
-                applied = applied_at(replay, step, adapted.weights, max_relative_change)
-                kind = "waypoint" if seed == training.seed else "order"
-                variant = Variant(kind, step, seed, heldout.loss(applied.delta))
-                write_factors(draft, applied.factors, variant.file)
-                kept.append(variant)
+    heldout = RowsAtWeights(adapted, evaluation.read(run), dpo_beta, settings.batch_tokens)
+    for seed, steps in [(training.seed, ways), *((seed, [end]) for seed in seeds)]:
+        if not steps:
+            continue
+        reordered = dataclasses.replace(virtual, training=training.model_copy(update={"seed": seed}))
+        replay = reordered.replayed(steps, shift)
+        for step in steps:
+            applied = applied_at(replay, step, adapted.weights, max_relative_change)
+            with device_lock(adapted.loaded):
+                loss = heldout.loss(applied.delta)
+            variant = Variant("waypoint" if seed == training.seed else "order", step, seed, loss)
+            write_factors(draft, applied.factors, variant.file)
+            kept.append(variant)
     draft.write_json("variants.json", {"variants": [asdict(variant) for variant in kept], "end": end})
