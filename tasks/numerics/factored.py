@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -119,7 +119,13 @@ def certain(gradient: Gradient) -> Tensor:
     return gradient.exact if isinstance(gradient, Factored) else gradient
 
 
-def dense(gradient: Gradient) -> Tensor:
+class Formable(Protocol):
+    """[out, in] that is held in parts."""
+
+    def dense(self) -> Tensor: ...
+
+
+def dense(gradient: Tensor | Formable) -> Tensor:
     return gradient if isinstance(gradient, Tensor) else gradient.dense()
 
 

@@ -97,11 +97,6 @@ def along(gradient: Multiplicand, up: Tensor) -> Tensor:
     return up.T @ gradient if isinstance(gradient, Tensor) else gradient.after(up.T)
 
 
-def formed(gradient: Multiplicand) -> Tensor:
-    """[out, in] itself."""
-    return gradient if isinstance(gradient, Tensor) else gradient.dense()
-
-
 def between(start: Gradient, end: Gradient, share: float) -> Gradient | Summed:
     """start + share * (end - start), in a place of its own where it is a tensor."""
     if start is not end and isinstance(start, Factored) and isinstance(end, Factored):

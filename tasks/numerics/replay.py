@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import thin
+from foretune.tasks.numerics.factored import dense, thin
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -17,7 +17,7 @@ from foretune.tasks.numerics.optimizers import (
     clip_global_norm,
     initial_state,
 )
-from foretune.tasks.numerics.products import Multiplicand, across, along, formed
+from foretune.tasks.numerics.products import Multiplicand, across, along
 
 # gradient(step, name): full-weight gradient of the virtual batch at 0-based `step`, [out, in]
 BatchGradient = Callable[[int, str], Multiplicand]
@@ -88,7 +88,7 @@ class FullAdapter:
         return {name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.weights.items()}
 
     def gradients(self, parameters: Mapping[str, Tensor], batch: BatchGradient, step: int) -> dict[str, Tensor]:
-        return {name: formed(batch(step, name)) for name in parameters}
+        return {name: dense(batch(step, name)) for name in parameters}
 
     def delta(self, parameters: Mapping[str, Tensor]) -> Delta:
         return {name: parameter.clone() for name, parameter in parameters.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.factored import Gradient
+from foretune.tasks.numerics.factored import Gradient, dense
 from foretune.tasks.numerics.optimizers import (
     OptimizerSettings,
     OptimizerState,
@@ -16,7 +16,7 @@ from foretune.tasks.numerics.optimizers import (
     clip_global_norm,
     initial_state,
 )
-from foretune.tasks.numerics.products import Multiplicand, across, along, formed
+from foretune.tasks.numerics.products import Multiplicand, across, along
 from foretune.tasks.numerics.replay import Adapter, BatchGradient, FullAdapter, LoraAdapter
 from foretune.tasks.numerics.vectors import Vector
 
@@ -159,9 +159,9 @@ def _fill(field: Multiplicand, name: str, weights: Mapping[_Running, float], fre
         if run in lora:
             continue
         if fresh:
-            run.gradients[name].copy_(formed(field))
+            run.gradients[name].copy_(dense(field))
         else:
-            run.gradients[name].add_(formed(field), alpha=weight)
+            run.gradients[name].add_(dense(field), alpha=weight)
     if lora:
         _factor_gradients(field, name, {run: weights[run] for run in lora}, fresh)
 

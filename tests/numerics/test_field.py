@@ -5,8 +5,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from foretune.tasks.numerics.factored import dense
 from foretune.tasks.numerics.field import GradientField, virtual_batches
-from foretune.tasks.numerics.products import Corrected, across, along, formed
+from foretune.tasks.numerics.products import Corrected, across, along
 from foretune.tasks.numerics.row_gradients import RowGradients
 from tests.numerics.fields import field_of
 
@@ -130,6 +131,6 @@ def test_a_corrected_matrix_is_what_its_parts_make():
     matrix, left, right = torch.randn(5, 6), torch.randn(5, 2), torch.randn(2, 6)
     corrected, whole = Corrected(matrix, left, right), matrix + left @ right
     down, up = torch.randn(3, 6), torch.randn(5, 3)
-    torch.testing.assert_close(formed(corrected), whole)
+    torch.testing.assert_close(dense(corrected), whole)
     torch.testing.assert_close(across(corrected, down), whole @ down.T)
     torch.testing.assert_close(along(corrected, up), up.T @ whole)

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from foretune.tasks.numerics.factored import Factored
+from foretune.tasks.numerics.factored import Factored, dense
 from foretune.tasks.numerics.gradient_shift import GradientShift
-from foretune.tasks.numerics.products import formed
 
 MEASURED = {"w": [torch.tensor([[2.0, -4.0]]), torch.tensor([[3.0, 0.0]])]}
 SHIFT = GradientShift((0.1, 0.3), lambda point, name: MEASURED[name][point].to(torch.bfloat16))
@@ -33,7 +32,7 @@ def test_a_mean_with_its_shift_in_factors_is_that_of_the_dense_ones(elapsed_lr):
     thin = GradientShift((0.1, 0.3), lambda point, name: points[point])
     full = GradientShift((0.1, 0.3), lambda point, name: points[point].dense())
     expected = full.added(mean.dense(), elapsed_lr, "w")
-    assert torch.allclose(formed(thin.added(mean, elapsed_lr, "w")), expected, atol=1e-5)
+    assert torch.allclose(dense(thin.added(mean, elapsed_lr, "w")), expected, atol=1e-5)
     shift = full.at(elapsed_lr, "w")
     assert torch.allclose(expected, mean.dense() if shift is None else mean.dense() + shift, atol=1e-6)
 

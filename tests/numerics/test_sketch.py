@@ -8,6 +8,7 @@ from foretune.tasks.numerics.batches import Batch
 from foretune.tasks.numerics.control_variate import estimate_mean
 from foretune.tasks.numerics.factored import (
     Factored,
+    dense,
     difference,
     inner,
     lerp,
@@ -19,7 +20,7 @@ from foretune.tasks.numerics.field import VirtualBatches, virtual_batches
 from foretune.tasks.numerics.gradients import GradientSum
 from foretune.tasks.numerics.objectives import Objective
 from foretune.tasks.numerics.optimizers import OptimizerSettings
-from foretune.tasks.numerics.products import across, along, between, formed
+from foretune.tasks.numerics.products import across, along, between
 from foretune.tasks.numerics.ranks import SUM_RANKS
 from foretune.tasks.numerics.replay import LoraAdapter, replay
 from foretune.tasks.numerics.row_gradients import RowGradients
@@ -134,7 +135,7 @@ def test_arithmetic_in_factors_is_that_of_the_dense_ones():
     close(plus(g, foreign), g.dense() + foreign.dense())
 
 
-def test_products_of_a_sum_are_those_of_the_matrix_that_is_never_formed():
+def test_products_of_a_sum_are_those_of_the_matrix_that_is_never_dense():
     torch.manual_seed(4)
     lift = lift_of(start())
     one, two, elsewhere = (
@@ -144,7 +145,7 @@ def test_products_of_a_sum_are_those_of_the_matrix_that_is_never_formed():
     change = torch.randn(OUT, R)
     whole = 0.75 * one.dense() + 0.25 * two.dense() - 2 * elsewhere.dense() + change @ lift
     summed = between(one, two, 0.25).plus(elsewhere, -2.0).moved(change, lift)
-    torch.testing.assert_close(formed(summed), whole)
+    torch.testing.assert_close(dense(summed), whole)
     down, up = torch.randn(R, IN), torch.randn(OUT, R)
     torch.testing.assert_close(across(summed, down), whole @ down.T, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(along(summed, up), up.T @ whole, rtol=1e-4, atol=1e-4)
