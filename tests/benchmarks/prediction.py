@@ -73,12 +73,14 @@ class Simulation:
 
     def predicted(self, *overrides: str) -> tuple[dict[str, Any], dict[str, Any], float]:
         """Delta, summary, and the seconds that the passes behind it took when they ran."""
+        from foretune.tasks.inputs.adapter_factors import stored_delta
+
         store, made = self.made(*overrides)
         artifact = store.open(made["prediction"])
         summary = artifact.json("summary.json")
         ran = [ref for name, ref in made.items() if name != "path" or summary["path_of"] == "this run"]
         seconds = sum(store.manifest(ref.task, ref.key).seconds for ref in ran)
-        return artifact.tensors("delta.safetensors"), summary, seconds
+        return stored_delta(artifact), summary, seconds
 
     def predicted_along(self, factor: float) -> tuple[dict[str, Any], dict[str, Any], float]:
         """`predicted` along the path that a run at `factor` times the rate measures."""

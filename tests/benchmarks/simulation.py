@@ -38,6 +38,7 @@ class Demo:
         from foretune.storage.refs import ArtifactRef
         from foretune.storage.results import artifact_of
         from foretune.storage.runs import resolve_run
+        from foretune.tasks.inputs.adapter_factors import stored_delta
         from foretune.tasks.inputs.handles import ModelHandle
         from foretune.tasks.samples.dataset import read_table
 
@@ -49,7 +50,7 @@ class Demo:
         read = self.run.store.manifest(landscape.task, landscape.key).inputs["samples"]
         self.heldout = read_table(self.run, ArtifactRef(task=read["task"], key=read["key"], uri="", sha256=""))
         prediction = self.run.store.open(artifact_of(self.run, "prediction"))
-        self.predicted = prediction.tensors("delta.safetensors")
+        self.predicted = stored_delta(prediction)
 
     def at_weights(self, table: Any) -> Any:
         """Rows whose loss and gradients can be taken at any weights."""
