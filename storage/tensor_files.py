@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,22 +41,26 @@ class TensorFile:
         """In the order in which safetensors has them."""
         return list(self._tensors)
 
-    def tensor(self, name: str, at: int | None = None) -> torch.Tensor:
-        """A tensor in its stored dtype, or the part of it `at` this place of its first axis; of the caller's own.
-        KeyError for an unknown name."""
-        import numpy as np
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor in its stored dtype, of the caller's own. KeyError for an unknown name."""
+        begin, end = self._tensors[name]["data_offsets"]
+        numbers = _place(end - begin)
+        self._read(numbers.data, self._start + begin)
+        return self._as_stored(numbers, name, self.shape(name))
+
+    def _read_part(self, buffer: memoryview, name: str, at: int) -> None:
+        begin = self._start + self._tensors[name]["data_offsets"][0]
+        self._read(buffer, begin + at * len(buffer))
+
+    def _part_bytes(self, name: str) -> int:
+        begin, end = self._tensors[name]["data_offsets"]
+        return (end - begin) // self.shape(name)[0]
+
+    def _as_stored(self, numbers: Any, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         import torch
 
-        stored, shape = self._tensors[name], self.shape(name)
-        wanted = shape if at is None else shape[1:]
-        dtype = getattr(torch, _DTYPES[stored["dtype"]])
-        begin, end = stored["data_offsets"]
-        size = end - begin if at is None else (end - begin) // shape[0]
-        if not size:
-            return torch.empty(wanted, dtype=dtype)
-        numbers = np.empty(size, np.uint8)
-        self._read(numbers.data, self._start + begin + (at or 0) * size)
-        return torch.from_numpy(numbers).view(dtype).view(wanted)
+        dtype = getattr(torch, _DTYPES[self._tensors[name]["dtype"]])
+        return torch.from_numpy(numbers).view(dtype).view(shape) if numbers.size else torch.empty(shape, dtype=dtype)
 
     def _read(self, buffer: memoryview, offset: int) -> None:
         file, done = self._opened(), 0
@@ -78,6 +82,23 @@ class TensorFile:
             self._file = file
             _OpenFile.kept.add(file)
         return file
+
+
+def stacked(parts: Sequence[tuple[TensorFile, int]], name: str) -> torch.Tensor:
+    """[k, ...]: of k files, all alike, the part of the tensor of this name at a place of its first axis each; in the
+    stored dtype, of the caller's own. KeyError for an unknown name."""
+    first, _ = parts[0]
+    size = first._part_bytes(name)
+    numbers = _place(size * len(parts))
+    for number, (file, at) in enumerate(parts):
+        file._read_part(numbers.data[number * size : (number + 1) * size], name, at)
+    return first._as_stored(numbers, name, (len(parts), *first.shape(name)[1:]))
+
+
+def _place(size: int) -> Any:
+    import numpy as np
+
+    return np.empty(size, np.uint8)
 
 
 class _OpenFile:

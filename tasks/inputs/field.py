@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
+from foretune.storage.tensor_files import stacked
 from foretune.tasks.inputs.adapted import AdaptedModel
 from foretune.tasks.inputs.factors import GRADIENTS, RECORD, GradientFile
 from foretune.tasks.loading import AdapterSettings, lora_init
@@ -113,9 +115,8 @@ def stored_rows(
         rows += [(number, position) for position, count in enumerate(counts) if count]
         tokens += [count for count in counts if count]
 
-    def read(row: int, name: str) -> Tensor:
-        number, position = rows[row]
-        return files[number].tensor(name, position).to(device)
+    def read(numbers: Sequence[int], name: str) -> Tensor:
+        return stacked([(files[rows[number][0]], rows[number][1]) for number in numbers], name).to(device)
 
     return RowGradients(factors=factors, tokens=tuple(tokens), read=read)
 

@@ -68,20 +68,20 @@ class RowTaps:
 class RowGradients:
     """G_i A0^T of every trained row, in the order in which the trainer numbers the rows.
 
-    `read(row, name)` returns [out, r] of the row's summed loss in any float dtype.
+    `read(rows, name)` returns [rows, out, r], each of a row's summed loss, in any float dtype.
     """
 
     factors: Mapping[str, Tensor]  # weight name -> A0 [r, in]
     tokens: tuple[float, ...]  # label tokens per row (1 per pair for DPO)
-    read: Callable[[int, str], Tensor] = field(repr=False)
+    read: Callable[[Sequence[int], str], Tensor] = field(repr=False)
     _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def sum(self, shares: Mapping[int, float], name: str, device: torch.device) -> Tensor:
         """sum_i s_i G_i A0^T, [out, r] fp32; the s_i are `shares`, by row."""
-        total = torch.zeros((), device=device)
-        for row, share in shares.items():
-            total = torch.add(total, self.read(row, name).to(device, torch.float32), alpha=share)
-        return total
+        if not shares:
+            return torch.zeros((), device=device)
+        rows = self.read(list(shares), name).to(device, torch.float32)
+        return torch.tensordot(torch.tensor(list(shares.values()), device=device), rows, 1)
 
     def start(self, name: str, like: Gradient | Summed) -> Tensor:
         """A0, [r, in], in the dtype and on the device of a gradient."""

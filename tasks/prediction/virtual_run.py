@@ -96,7 +96,7 @@ class VirtualRun:
         rows = replace(
             known,
             tokens=tuple(known.tokens[row] for row in kept),
-            read=lambda row, name: known.read(kept[row], name),
+            read=lambda rows, name: known.read([kept[row] for row in rows], name),
         )
         return replace(self, field=others, row_gradients=rows, steps=self.training.steps(len(kept)))
 

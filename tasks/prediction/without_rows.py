@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -30,9 +30,6 @@ from foretune.tasks.prediction.evaluation import RowsAtWeights
 from foretune.tasks.prediction.gradient_shifts import TRAIN_SHIFT, stored_shift
 from foretune.tasks.prediction.virtual_run import VirtualRun, virtual_run
 from foretune.tasks.samples.rows import SubsetRows
-
-if TYPE_CHECKING:
-    pass
 
 
 class EndSettings(BaseModel, frozen=True):

@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from foretune.flows.dag.causes import replays_are_dear
 from foretune.flows.dag.effort import (
     ASKED,
     BESIDE_ROWS,
@@ -251,6 +252,20 @@ def test_of_a_large_adapter_some_coordinates_are_replayed_on_a_budget(request_wi
     ]
     assert [each.of_coordinates for each in found] == [expected, 1.0]
     assert {each.runs for each in found} == {exhaustive.influence.replays.runs}
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "adapted", "dear"),
+    [(31, 13_300_000, True), (140, 13_300_000, False), (140, 106_000_000, True), (1_000, 106_000_000, False)],
+)
+def test_on_a_budget_the_run_is_replayed_without_rows_where_that_is_little_of_it(
+    request_with, row_tokens, adapted, dear
+):
+    shapes, rows = Footprint(135_000_000, 60, adapted, 1, 1, 1, 1, 1, 1, 1), index_of_rows(100, tokens=row_tokens)
+    asked = [request_with(budget=0.33), request_with()]
+    batches = asked[0].training.model_copy(update={"batch_size": 8})
+    found = [replays_are_dear(each.model_copy(update={"training": batches}), rows, shapes) for each in asked]
+    assert found == [dear, False]
 
 
 def test_a_larger_budget_reads_more_preference_pairs_and_never_more_than_a_tenth_pays_for(request_with):

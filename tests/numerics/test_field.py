@@ -110,13 +110,16 @@ def test_a_batch_about_another_mean_is_the_batch_moved_by_the_difference(batch_r
     blocks = rows.view(4, 2, 5, 6).sum(1).to(dtype)
     field = GradientField(("w",), (6,) * 4, (2,) * 4, lambda block, name: blocks[block])
     factor, shares, mean = torch.randn(3, 6), {0: 0.1, 5: 0.2}, torch.randn(5, 6)
-    own = RowGradients({"w": factor}, (3.0,) * 8, lambda row, name: (rows[row].float() @ factor.T).to(dtype))
+    own = RowGradients({"w": factor}, (3.0,) * 8, lambda numbers, name: (rows[numbers].float() @ factor.T).to(dtype))
     batches = virtual_batches(field, batch_rows, 1, seed=0)
     batches = replace(batches, row_gradients=own, shares=(shares,), mean_shares=(0.3,))
     of_all, group = blocks.double().sum(0) / 24, blocks[list(batches.groups[0])].double().sum(0)
     c, a = field.noise_factor(batches.groups[0], batch_rows), factor.double()
     scattered = of_all + c * (group / (6 * len(batches.groups[0])) - of_all)
-    drawn = sum(share * own.read(row, "w").double() for row, share in shares.items()) + 0.3 * of_all @ a.T
+    drawn = (
+        sum(share * row.double() for share, row in zip(shares.values(), own.read([*shares], "w"), strict=True))
+        + 0.3 * of_all @ a.T
+    )
     whole = scattered + (drawn - scattered @ a.T) @ torch.linalg.pinv(a.T)
     before = field.mean("w").clone()
     for _ in range(2):  # what is kept the first time serves the second

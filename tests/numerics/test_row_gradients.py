@@ -39,7 +39,7 @@ def test_a_batch_has_its_own_rows_in_the_adapters_row_space_and_the_blocks_outsi
     tokens = (3.0, 5.0, 2.0, 4.0, 6.0, 1.0)
     blocks = [rows[0] + rows[1], rows[2] + rows[3], rows[4] + rows[5]]
     field = field_of([{"w": block} for block in blocks], (8, 6, 7), (2, 2, 2))
-    row_gradients = RowGradients({"w": factor}, tokens, lambda row, name: rows[row] @ factor.T)
+    row_gradients = RowGradients({"w": factor}, tokens, lambda numbers, name: torch.stack(rows)[numbers] @ factor.T)
     batches = VirtualBatches(field, ((0,),), 2, row_gradients, ({1: 1 / 11, 4: 1 / 11},))
     real = (rows[1] + rows[4]) / (tokens[1] + tokens[4])
     gradient, of_blocks = batches.gradient(0, "w"), VirtualBatches(field, ((0,),), 2).gradient(0, "w")
@@ -91,7 +91,7 @@ def test_the_order_is_the_trainers_own(tmp_path):
 def test_a_rank_above_the_input_width_spans_everything():
     torch.manual_seed(2)
     factor, row = torch.randn(9, 6), torch.randn(4, 6)
-    rows = RowGradients({"w": factor}, (1.0,), lambda *_: row @ factor.T)
+    rows = RowGradients({"w": factor}, (1.0,), lambda *_: row[None] @ factor.T)
     gradient = torch.randn(4, 6)
     change = rows.sum({0: 1.0}, "w", gradient.device) - gradient @ factor.T
     torch.testing.assert_close(rows.moved(gradient, change, "w").dense(), row, rtol=1e-4, atol=1e-4)

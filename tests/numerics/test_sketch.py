@@ -166,7 +166,9 @@ def test_a_run_over_factors_is_that_over_dense_gradients():
     dense, factored = fields()
     adapter = LoraAdapter({"w": start()}, 2.0, {"w": OUT})
     settings, rates = OptimizerSettings("adamw"), [1e-3] * 12
-    own = RowGradients({"w": start()}, (32.0,) * 4, lambda row, _: dense.read(row, "w") @ start().T)
+    own = RowGradients(
+        {"w": start()}, (32.0,) * 4, lambda rows, _: torch.stack([dense.read(row, "w") @ start().T for row in rows])
+    )
     ends = []
     for field in (dense, factored):
         batches = virtual_batches(field, 4, len(rates), seed=1)

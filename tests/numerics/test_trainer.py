@@ -125,7 +125,9 @@ def test_a_virtual_run_of_lora_is_the_trainers(case, rows, tmp_path):
         [1] * ROWS,
     )
     detail = RowGradients(
-        factors, tuple(map(float, field.tokens)), lambda row, name: row_gradient(rows[row], name) @ factors[name].T
+        factors,
+        tuple(map(float, field.tokens)),
+        lambda numbers, name: torch.stack([row_gradient(rows[number], name) @ factors[name].T for number in numbers]),
     )
     moving = LoraAdapter(factors, lora_scale(adapter), {name: shape[0] for name, shape in SHAPES.items()})
     steps = training.steps(ROWS)

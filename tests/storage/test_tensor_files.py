@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from foretune.storage import tensor_files
 from foretune.storage.errors import StorageFault
-from foretune.storage.tensor_files import TensorFile
+from foretune.storage.tensor_files import TensorFile, stacked
 
 
 @pytest.fixture
@@ -29,11 +29,15 @@ def test_every_tensor_is_what_safetensors_itself_reads(stored):
         assert torch.equal(file.tensor(name), tensor)
 
 
-def test_a_part_of_a_tensor_is_its_row(stored):
-    file = TensorFile(lambda: stored)
-    assert file.names() == list(load_file(stored))
+def test_parts_of_several_files_are_their_rows(stored, tmp_path):
+    other = {name: tensor + 1 for name, tensor in load_file(stored).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    files = [TensorFile(lambda: stored), TensorFile(lambda: tmp_path / "other.safetensors")]
+    assert files[0].names() == list(load_file(stored))
     for name, tensor in load_file(stored).items():
-        assert all(torch.equal(file.tensor(name, at), tensor[at]) for at in range(3))
+        found = stacked([(files[0], 2), (files[1], 0), (files[0], 1)], name)
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, torch.stack((tensor[2], other[name][0], tensor[1])))
 
 
 def test_nothing_of_the_file_stays_mapped(stored):
