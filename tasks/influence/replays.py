@@ -23,7 +23,7 @@ class ReplaySettings(BaseModel):
 
     version: Literal[1] = 1
     runs: int = Field(
-        default=256,
+        default=1024,
         ge=8,
         le=1_000_000,
         title="Replays",
@@ -32,24 +32,17 @@ class ReplaySettings(BaseModel):
     steps: int = Field(
         default=64, ge=1, le=1_000_000, title="Longest replay", description="steps; in whole epochs, at least one"
     )
-
-    @property
-    def of_coordinates(self) -> float:
-        """Share of the adapter's coordinates that is replayed."""
-        return 1.0
-
-
-class SampledReplaySettings(ReplaySettings):
-    """The same of a large adapter on a budget."""
-
-    coordinates: float = Field(gt=0, lt=1)
-
-    @property
-    def of_coordinates(self) -> float:
-        return self.coordinates
+    coordinates: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        title="Share of the coordinates",
+        description="of the adapter's, drawn anew for each sixteenth of the replays: more replays over fewer of them "
+        "foretell more than all of them over fewer replays",
+    )
 
 
-@content_task(version=3, libraries=("torch",))
+@content_task(version=4, libraries=("torch",))
 def influence_replays(
     draft: Any,
     run: Run,
@@ -66,6 +59,7 @@ def influence_replays(
     `training.learning_rate` is not read: the recursion over a frozen field is linear in it.
     """
     from foretune.tasks.numerics import datamodel
+    from foretune.tasks.numerics.half_runs import half_runs
     from foretune.tasks.numerics.schedules import learning_rates
 
     kept = per_row_gradients(run, nodes, lora_scale(adapter))
@@ -80,7 +74,7 @@ def influence_replays(
         warmup = math.ceil(steps * training.warmup_steps(rows) / training.steps(rows))
         return learning_rates(training.lr_scheduler_type, 1.0, steps, warmup)
 
-    runs = datamodel.half_runs(rows, per_step, epochs, settings.runs, training.seed, rates)
+    runs = half_runs(rows, per_step, epochs, settings.runs, training.seed, rates)
     optimizer = training.optimizer_settings()
     changes = datamodel.replayed_changes(
         kept.block,
@@ -89,7 +83,7 @@ def influence_replays(
         lambda name: stored.get_tensor(name).flatten(1),
         runs,
         optimizer,
-        settings.of_coordinates,
+        settings.coordinates,
         training.seed,
     )
     first_order = datamodel.first_order(derivatives, kept.tokens, runs, optimizer.betas[0])
@@ -104,7 +98,7 @@ def influence_replays(
             "runs": settings.runs,
             "steps": len(runs.rates),
             "rows_each": rows // 2,
-            **({"coordinates": settings.of_coordinates} if settings.of_coordinates < 1 else {}),
+            "coordinates": settings.coordinates,
             "explained_by_first_order": float(fitted.explained[0]),
             "ridge": float(fitted.ridge[0]),
         },

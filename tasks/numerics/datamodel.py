@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from foretune.tasks.numerics.half_runs import HalfRuns
 from foretune.tasks.numerics.optimizers import CLIP_EPS, OptimizerSettings, advance, initial_state
 
 RIDGES = tuple(10.0 ** (power / 2) for power in range(-1, 9))
@@ -24,60 +24,6 @@ DRAWS = 16  # of coordinates, where not all are replayed: so many parts of the r
 
 # [n, d] fp32 gradient of each row's summed loss in the adapter coordinates of one module
 Block = Callable[[str], Tensor]
-
-
-@dataclass(frozen=True)
-class HalfRuns:
-    """Runs over random halves of the rows, all of the same length."""
-
-    steps: tuple[tuple[tuple[int, ...], ...], ...]  # run -> step -> rows
-    rates: tuple[float, ...]  # learning rate per step, as a share of the peak
-
-    def inclusion(self, rows: int) -> Tensor:
-        """[k, rows] float64, 1 where a row takes part."""
-        taken = torch.zeros(len(self.steps), rows, dtype=torch.float64)
-        for run, steps in enumerate(self.steps):
-            taken[run, sorted({row for step in steps for row in step})] = 1.0
-        return taken
-
-    def weights(self, run: int, tokens: Sequence[float]) -> Tensor:
-        """[t, rows] share of each row in the token-mean gradient of every step of one run."""
-        weights = torch.zeros(len(self.rates), len(tokens))
-        for number, step in enumerate(self.steps[run]):
-            weights[number, list(step)] = 1.0 / sum(tokens[row] for row in step)
-        return weights
-
-    def batches(self, runs: slice, rows: Tensor, tokens: Sequence[float]) -> Tensor:
-        """[c, t, d] token-mean gradient of every step of some runs, of the rows' summed ones [n, d].
-
-        A step has few of the rows: adding these takes a third of the time of a product with the shares of all.
-        """
-        steps = [step for steps in self.steps[runs] for step in steps]
-        flat = torch.tensor([row for step in steps for row in step], device=rows.device)
-        starts = torch.tensor([0, *accumulate(map(len, steps))][:-1], device=rows.device)
-        shares = [share for step in steps for share in [1.0 / sum(tokens[row] for row in step)] * len(step)]
-        weights = torch.tensor(shares, dtype=rows.dtype, device=rows.device)
-        summed = nn.functional.embedding_bag(flat, rows, starts, mode="sum", per_sample_weights=weights)
-        return summed.view(-1, len(self.rates), rows.shape[1])
-
-
-def half_runs(
-    rows: int, rows_per_step: int, epochs: int, runs: int, seed: int, rates: Callable[[int], Sequence[float]]
-) -> HalfRuns:
-    """`runs` random halves, every epoch in an order of its own; `rates(steps)` gives the schedule.
-
-    Raises ValueError for fewer than four rows: halves of so few do not tell the rows apart.
-    """
-    if rows < 4:
-        raise ValueError(f"{rows} rows: a datamodel needs at least 4")
-    generator = torch.Generator().manual_seed(seed)
-    taken = []
-    for _ in range(runs):
-        half = torch.randperm(rows, generator=generator)[: rows // 2]
-        orders = [half[torch.randperm(len(half), generator=generator)].tolist() for _ in range(epochs)]
-        size = rows_per_step
-        taken.append(tuple(tuple(o[start : start + size]) for o in orders for start in range(0, len(o), size)))
-    return HalfRuns(tuple(taken), tuple(rates(len(taken[0]))))
 
 
 @torch.no_grad()
@@ -101,7 +47,11 @@ def replayed_changes(
     draw gets wrong is noise between runs, which the fit averages and tells.
     """
     generator = torch.Generator().manual_seed(seed)
-    scales = _clip_scales(block, names, runs, tokens, optimizer.max_grad_norm, coordinates, generator)
+    shares = runs.shares(tokens)
+    if optimizer.max_grad_norm:
+        products = _inner_products(block, names, len(tokens), coordinates, generator)
+        norms = runs.squared_norms(products, shares, CHUNK).clamp_min(0.0).sqrt()
+        shares *= (optimizer.max_grad_norm / (norms + CLIP_EPS)).clamp_max(1.0).float().unsqueeze(-1)
     settings = OptimizerSettings(
         optimizer.name,
         betas=optimizer.betas,
@@ -110,54 +60,47 @@ def replayed_changes(
         nesterov=optimizer.nesterov,
         max_grad_norm=None,
     )
-    changes = torch.zeros(len(runs.steps), targets(names[0]).shape[0], dtype=torch.float64)
+    changes = torch.zeros(runs.runs, targets(names[0]).shape[0], dtype=torch.float64)
     for name in names:
         rows, target = block(name), targets(name)
         for chunk in _chunks(runs, rows.shape[1], coordinates):
             taken = _drawn(rows.shape[1], coordinates, generator)
-            batches = runs.batches(chunk, rows[:, taken], tokens) * scales[chunk]
+            batches = runs.batches(chunk, _of(rows, taken), shares)
             change = {"": torch.zeros_like(batches[:, 0])}
             state = initial_state(settings, change)
             for step, rate in enumerate(runs.rates):
                 state = advance(settings, state, change, {"": batches[:, step]}, rate)
-            moved = (change[""] @ target[:, taken].T).double()
+            moved = (change[""] @ _of(target, taken).T).double()
             changes[chunk] += moved * (rows.shape[1] / change[""].shape[1])
     return changes
 
 
-def _clip_scales(
-    block: Block,
-    names: Sequence[str],
-    runs: HalfRuns,
-    tokens: Sequence[float],
-    max_norm: float | None,
-    coordinates: float,
-    generator: torch.Generator,
+def _inner_products(
+    block: Block, names: Sequence[str], rows: int, coordinates: float, generator: torch.Generator
 ) -> Tensor:
-    """[k, t, 1] factor that clipping puts on every batch gradient."""
-    if not max_norm:
-        return torch.ones(len(runs.steps), len(runs.rates), 1)
-    # |w R|^2 = w (R R^T) w^T: the rows' inner products once, instead of every batch gradient for its norm alone.
-    products = torch.zeros(len(tokens), len(tokens), dtype=torch.float64)
-    for rows in map(block, names):
-        some = rows[:, _drawn(rows.shape[1], coordinates, generator)]
-        products += (some @ some.T).double() * (rows.shape[1] / some.shape[1])
-    drawn = (runs.weights(run, tokens).double() for run in range(len(runs.steps)))
-    squares = torch.stack([((each @ products) * each).sum(-1) for each in drawn]).clamp_min(0.0)
-    return (max_norm / (squares.sqrt() + CLIP_EPS)).clamp_max(1.0).float().unsqueeze(-1)
+    """R R^T [n, n] float64 of all rows: what every step's norm is read from, which is |w R|^2 = w (R R^T) w^T."""
+    products = torch.zeros(rows, rows, dtype=torch.float64)
+    for each in map(block, names):
+        some = _of(each, _drawn(each.shape[1], coordinates, generator))
+        products += (some @ some.T).double() * (each.shape[1] / some.shape[1])
+    return products
 
 
-def _drawn(width: int, share: float, generator: torch.Generator) -> Tensor | slice:
-    """The columns of one draw; all of them where all are taken."""
+def _drawn(width: int, share: float, generator: torch.Generator) -> Tensor | None:
+    """The columns of one draw; None for all of them."""
     count = max(1, round(share * width))
-    return slice(None) if count == width else torch.randperm(width, generator=generator)[:count]
+    return None if count == width else torch.randperm(width, generator=generator)[:count].sort().values
+
+
+def _of(rows: Tensor, columns: Tensor | None) -> Tensor:
+    return rows if columns is None else rows.index_select(1, columns.to(rows.device))
 
 
 def _chunks(runs: HalfRuns, width: int, coordinates: float) -> list[slice]:
     size = max(1, int(CHUNK // (len(runs.rates) * width * coordinates)))
     if coordinates < 1:
-        size = min(size, math.ceil(len(runs.steps) / DRAWS))
-    return [slice(start, start + size) for start in range(0, len(runs.steps), size)]
+        size = min(size, math.ceil(runs.runs / DRAWS))
+    return [slice(start, start + size) for start in range(0, runs.runs, size)]
 
 
 @dataclass(frozen=True)
@@ -180,9 +123,8 @@ def first_order(derivatives: Tensor, tokens: Sequence[float], runs: HalfRuns, mo
     step = torch.arange(len(rates), dtype=torch.float64)
     decay = (momentum ** (step - step[:, None]).clamp_min(0)).triu()  # [t, u] m^(u - t) of every later step u
     effect = decay @ (rates * (1 - momentum) / (1 - momentum ** (step + 1)))  # [t]
-    size = max(len(step) for step in runs.steps[0]) * sum(tokens) / len(tokens)
-    taken = ((runs.weights(run, tokens) > 0).double() for run in range(len(runs.steps)))
-    shares = torch.stack([effect @ each for each in taken]) / size  # [k, n]
+    size = runs.rows.shape[2] * sum(tokens) / len(tokens)
+    shares = runs.effects(effect, len(tokens)) / size  # [k, n]
     inclusion = runs.inclusion(len(tokens))
     return FirstOrder(-d * (shares.sum() / inclusion.sum()), -shares @ d)
 

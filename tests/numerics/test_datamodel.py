@@ -3,12 +3,11 @@ import torch
 
 from foretune.tasks.numerics.datamodel import (
     FirstOrder,
-    HalfRuns,
     first_order,
     fit_datamodel,
-    half_runs,
     replayed_changes,
 )
+from foretune.tasks.numerics.half_runs import HalfRuns, half_runs
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.preconditioner import Moments, row_moments
 
@@ -27,17 +26,30 @@ def halves(runs=5, epochs=2):
     return half_runs(ROWS, 2, epochs, runs, seed=1, rates=lambda steps: [1.0 - t / steps for t in range(steps)])
 
 
+def steps_of(runs):
+    """Run, step, rows."""
+    return [[[row for row in step if row >= 0] for step in run] for run in runs.rows.tolist()]
+
+
+def shares_of_all(runs, run):
+    """[t, rows] share of each row in every step of a run, by the definition."""
+    shares = torch.zeros(len(runs.rates), ROWS)
+    for number, step in enumerate(steps_of(runs)[run]):
+        shares[number, step] = 1 / sum(TOKENS[row] for row in step)
+    return shares
+
+
 def trained(rows, targets, runs, make_optimizer, max_norm):
     """The truth by torch's own optimizer on a loss that is linear in the weights, one run after another."""
     outcomes = []
-    for steps in runs.steps:
+    for steps in steps_of(runs):
         weights = {name: torch.zeros(width, requires_grad=True) for name, width in WIDTHS.items()}
         optimizer = make_optimizer(weights.values())
         for step, rate in zip(steps, runs.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             items = sum(TOKENS[row] for row in step)
-            sum((rows[n][list(step)].sum(0) / items * w).sum() for n, w in weights.items()).backward()
+            sum((rows[n][step].sum(0) / items * w).sum() for n, w in weights.items()).backward()
             if max_norm:
                 torch.nn.utils.clip_grad_norm_(weights.values(), max_norm)
             optimizer.step()
@@ -74,26 +86,25 @@ def test_some_of_the_coordinates_tell_of_all_with_noise_that_differs_between_run
 def test_every_run_takes_half_of_the_rows_once_an_epoch():
     runs = halves(runs=7, epochs=3)
     assert runs.inclusion(ROWS).sum(1).tolist() == [5.0] * 7
-    for steps in runs.steps:
+    for steps in steps_of(runs):
         seen = [row for step in steps for row in step]
-        assert len(steps) == len(runs.rates) == 9
+        assert [len(step) for step in steps] == [2, 2, 1] * 3 and len(runs.rates) == 9
         assert all(seen.count(row) == 3 for row in seen)
-    for run, steps in enumerate(runs.steps):
-        weights = runs.weights(run, TOKENS)
-        assert [set(step) for step in steps] == [set(torch.nonzero(step).flatten().tolist()) for step in weights]
 
 
 def test_the_batches_of_some_runs_are_the_products_with_the_shares_of_all_rows():
     runs, rows = halves(runs=5, epochs=2), torch.randn(ROWS, 7)
-    found = runs.batches(slice(1, 4), rows, TOKENS)
-    expected = torch.stack([runs.weights(run, TOKENS) @ rows for run in (1, 2, 3)])
-    torch.testing.assert_close(found, expected)
+    expected = torch.stack([shares_of_all(runs, run) @ rows for run in range(5)])
+    torch.testing.assert_close(runs.batches(slice(1, 4), rows, runs.shares(TOKENS)), expected[1:4])
+    for most in (1, 10, 10**6):
+        found = runs.squared_norms((rows @ rows.T).double(), runs.shares(TOKENS), most)
+        torch.testing.assert_close(found, expected.double().square().sum(-1), rtol=1e-5, atol=1e-9)
 
 
 def test_first_order_sums_the_rows_that_take_part():
     rows, targets = problem()
     derivatives = sum(rows[name] @ targets[name].T for name in WIDTHS)
-    runs = HalfRuns((((0, 1), (2, 3)),), (1.0, 0.5))
+    runs = HalfRuns(torch.tensor([[[0, 1], [2, 3]]]), (1.0, 0.5))
     order = first_order(derivatives, TOKENS, runs, momentum=0.0)
     size = 2 * sum(TOKENS) / ROWS
     expected = -(derivatives[[0, 1]].sum(0) + 0.5 * derivatives[[2, 3]].sum(0)) / size
@@ -103,7 +114,7 @@ def test_first_order_sums_the_rows_that_take_part():
 
 def test_momentum_spreads_a_batch_over_later_steps_and_keeps_the_sum():
     derivatives = torch.ones(ROWS, 1)
-    runs = HalfRuns((((0,), (1,), (2,)),), (1.0, 1.0, 1.0))
+    runs = HalfRuns(torch.tensor([[[0], [1], [2]]]), (1.0, 1.0, 1.0))
     spread = first_order(derivatives, [1.0] * ROWS, runs, momentum=0.9)
     # Every step's mean of equal gradients is that gradient, whatever the momentum.
     torch.testing.assert_close(spread.changes, torch.tensor([[-3.0]], dtype=torch.float64))
