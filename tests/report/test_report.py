@@ -278,7 +278,7 @@ def test_a_frame_without_its_columns_is_refused() -> None:
 
 
 def test_words_of_the_settings_are_said_as_a_reader_knows_them() -> None:
-    (ranked, *_) = facts("influence", {"ranked_by": "replayed", "replays_runs": 256})
+    (ranked, *_) = facts("influence", {"ranked_by": "replayed", "replays_runs": 1024})
     assert (ranked.label, ranked.value) == ("rows ranked by", "1,024 simulated runs on random halves of the rows")
     (rule,) = facts("prediction", {"rule": "recursion"})
     assert (rule.label, rule.value) == ("end reached by", "the optimizer's own steps, one after the other")
