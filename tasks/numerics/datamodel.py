@@ -2,7 +2,7 @@
 
 The optimiser's recursion is advanced over the stored row gradients for random halves of the rows, each in an order
 of its own, and the outcome is regressed on which rows took part (Ilyas et al. 2022, arXiv 2202.00622). Two things
-make a few hundred replays enough: the first-order effect of each replay's own order is known and taken out before
+make a thousand replays enough: the first-order effect of each replay's own order is known and taken out before
 the regression (a control variate), and the ridge shrinks towards the first-order score instead of towards zero.
 """
 

@@ -22,7 +22,7 @@ from foretune.tasks.numerics.factored import Gradients, axpy, difference, distan
 from foretune.tasks.numerics.field import GradientField, VirtualBatches
 from foretune.tasks.numerics.optimizers import OptimizerSettings
 from foretune.tasks.numerics.products import Multiplicand, between
-from foretune.tasks.numerics.replay import Adapter, Factors, Replay, ReplayState, initial_replay_state, replay
+from foretune.tasks.numerics.replay import Adapter, Replay, ReplayState, initial_replay_state, replay
 
 SEGMENT_STEPS = 14  # over 12 steps two blocks are enough (cosine 0.995), over 27 they are not
 FEWEST_SEGMENTS = 3  # 24 steps trusted for half of them: cosine 0.996 over three, 0.974 over two on more rows
@@ -72,25 +72,9 @@ class MeasuredAnchor:
 
 @dataclass(frozen=True)
 class Integration:
-    segments: tuple[Replay, ...]  # in order, each continued from the one before
+    replay: Replay  # of the whole run
     anchors: tuple[MeasuredAnchor, ...]  # re-measurements; the base weights are not among them
     measured_rows: int  # rows whose gradients were measured again
-
-    @property
-    def delta(self) -> Gradients:
-        """Merged weight change after the last step, {name: [out, in]}."""
-        return self.segments[-1].delta
-
-    def delta_at(self, step: int) -> Gradients:
-        """Merged weight change once `step` steps are taken; `step` must be one of the snapshots."""
-        return self._segment(step).delta_at(step)
-
-    def factors_at(self, step: int) -> Factors:
-        """LoRA's factors at a snapshot."""
-        return self._segment(step).factors_at(step)
-
-    def _segment(self, step: int) -> Replay:
-        return next(segment for segment in self.segments if step in segment.snapshots)
 
 
 def integrate(
@@ -118,9 +102,10 @@ def integrate(
     field, steps = batches.field, plan.anchor_steps
     if list(steps) != sorted({*steps} - {0}) or steps[-1] != len(rates):
         raise ValueError(f"anchor steps {list(steps)} must rise from above 0 to {len(rates)}, the schedule's end")
-    run = _Run(batches, adapter, settings, rates, tuple(snapshots))
+    run = _Run(batches, adapter, settings, rates)
     before = last = _Mean(0, {name: field.mean(name) for name in field.names})
-    state, segments, anchors = initial_replay_state(adapter, settings), [], []
+    state, anchors, clipped = initial_replay_state(adapter, settings), [], []
+    kept: dict[int, dict[str, torch.Tensor]] = {}
     here, loss_change = adapter.delta(state.parameters), 0.0
     turns = rotation(field.blocks, plan.blocks_per_anchor, len(steps), seed, plan.portions)
     rows, straight = 0, True
@@ -133,14 +118,16 @@ def integrate(
         if line is not held and before.step < last.step:
             straight = _apart(line, estimate.mean) < _apart(held, estimate.mean)
         before, last = last, _Mean(step, estimate.mean)
-        segments.append(run.advance(state, before, last))
-        state, start, here = segments[-1].state, here, segments[-1].delta
+        segment = run.advance(state, before, last, snapshots)
+        kept |= segment.snapshots
+        clipped += segment.clipped_steps
+        state, start, here = segment.state, here, segment.delta
         moved = axpy(-1.0, start, here)
         loss_change += 0.5 * (dot(before.gradient, moved) + dot(last.gradient, moved))
         correction = distance(axpy(-1.0, predicted, here)) / max(distance(moved), 1e-30)
         blocks, rows = tuple(portion.block for portion in portions), rows + estimate.rows
         anchors.append(MeasuredAnchor(step, blocks, estimate.coefficient, correction, estimate.gain, loss_change))
-    yield Integration(tuple(segments), tuple(anchors), rows)
+    yield Integration(Replay(state, kept, tuple(clipped), adapter), tuple(anchors), rows)
 
 
 def trusted_share(errors: Mapping[int, float], rates: Sequence[float], tolerance: float) -> float:
@@ -263,7 +250,6 @@ class _Run:
     adapter: Adapter
     settings: OptimizerSettings
     rates: Sequence[float]
-    snapshots: tuple[int, ...]
 
     @cached_property
     def elapsed_lr(self) -> list[float]:
@@ -282,8 +268,9 @@ class _Run:
             return _Mean(step, last.gradient)
         return _Mean(step, {n: lerp(before.gradient[n], g, ahead) for n, g in last.gradient.items()})
 
-    def advance(self, state: ReplayState, start: _Mean, end: _Mean) -> Replay:
-        """Replays from `start` to `end` with the mean on the line between them.
+    def advance(self, state: ReplayState, start: _Mean, end: _Mean, snapshots: Collection[int] = ()) -> Replay:
+        """Replays from `start` to `end` with the mean on the line between them, and keeps those of the snapshots that
+        lie in it; its beginning is the end of the one before.
 
         The batches' scatter about the mean stays the base field's, so AdamW's second moment keeps the real
         run's noise.
@@ -293,5 +280,5 @@ class _Run:
             share = self.share(start.step, end.step, step)
             return self.batches.about(between(start.gradient[name], end.gradient[name], share), step, name)
 
-        kept = [step for step in self.snapshots if start.step <= step <= end.step]
+        kept = [step for step in snapshots if start.step < step <= end.step or step == 0 == start.step]
         return replay(gradient, self.adapter, self.settings, self.rates, start=state, stop=end.step, snapshots=kept)

@@ -117,24 +117,24 @@ def anchored_trajectory(
     the error comes from the third derivative of the loss along the path alone.
     """
     integration = _measured_at_anchors(virtual, plan, blocks, events, shifts)
+    replay = integration.replay
     elapsed_lr, loss, gradient = virtual.elapsed_lr, heldout.base_loss, heldout.base_gradient
     points, delta = [_point(0, loss, loss, {})], {}
     for start, end in pairwise([0, *evaluated_anchors(plan.anchor_steps, most)]):
-        reached = heldout.rows.gradients(integration.delta_at(end))
+        reached = heldout.rows.gradients(replay.delta_at(end))
         ahead = {name: total / reached.tokens for name, total in reached.sums.items()}
         base = heldout.base_gradient
         shifts.write(HELDOUT_SHIFT, end, {name: less(mean, base[name]) for name, mean in ahead.items()})
         predicted = loss
         for last, step in pairwise([start, *(step for step in plan.anchor_steps if start < step <= end)]):
-            before, delta = delta, integration.delta_at(step)
+            before, delta = delta, replay.delta_at(step)
             moved = difference(delta, before)
             share = _share_of_middle(elapsed_lr, start, end, last, step)
             predicted += (1 - share) * inner(gradient, moved) + share * inner(ahead, moved)
         loss, gradient = reached.loss_sum / reached.tokens, ahead
         points.append(_point(end, predicted, loss, delta))
-    clipped = sum(len(segment.clipped_steps) for segment in integration.segments)
-    anchor_steps, rows = [0, *plan.anchor_steps], integration.measured_rows
-    factors = integration.factors_at(plan.anchor_steps[-1])
+    anchor_steps, rows, clipped = [0, *plan.anchor_steps], integration.measured_rows, len(replay.clipped_steps)
+    factors = replay.factors_at(plan.anchor_steps[-1])
     return Trajectory(dict(delta), points, anchor_steps, rows, clipped, integration.anchors, factors)
 
 

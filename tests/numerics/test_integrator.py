@@ -122,7 +122,7 @@ def test_more_anchors_converge_to_the_real_run(kind, settings, rate):
     def error(segments):
         plan = AnchorPlan(tuple(equal_segments(rates, segments)), BLOCKS)
         integration = integrated(problem, batches, adapter, settings, rates, plan)
-        return float((integration.delta["w"] - truth).norm() / truth.norm())
+        return float((integration.replay.delta["w"] - truth).norm() / truth.norm())
 
     frozen = replay(batches.gradient, adapter, settings, rates).delta["w"]
     errors = [float((frozen - truth).norm() / truth.norm()), error(2), error(8), error(STEPS)]
@@ -139,7 +139,7 @@ def test_a_linear_loss_needs_no_anchors():
     rates = learning_rates("cosine", 0.03, STEPS)
     _, adapter = trainable("lora")
     integration = integrated(problem, batches, adapter, ADAMW, rates, AnchorPlan((13, STEPS), 2))
-    torch.testing.assert_close(integration.delta, replay(batches.gradient, adapter, ADAMW, rates).delta)
+    torch.testing.assert_close(integration.replay.delta, replay(batches.gradient, adapter, ADAMW, rates).delta)
     assert all(anchor.correction < 1e-5 for anchor in integration.anchors)
     assert all(anchor.coefficient == pytest.approx(1.0, abs=1e-5) for anchor in integration.anchors)
 
@@ -184,9 +184,9 @@ def test_cost_and_snapshots_are_reported():
     assert problem.measured == 6
     assert integration.measured_rows == 24
     assert [anchor.step for anchor in integration.anchors] == [10, 25, STEPS]
-    assert float(integration.delta_at(0)["w"].norm()) == 0.0
-    assert torch.equal(integration.delta_at(STEPS)["w"], integration.delta["w"])
-    assert float(integration.delta_at(17)["w"].norm()) > 0
+    assert float(integration.replay.delta_at(0)["w"].norm()) == 0.0
+    assert torch.equal(integration.replay.delta_at(STEPS)["w"], integration.replay.delta["w"])
+    assert float(integration.replay.delta_at(17)["w"].norm()) > 0
 
 
 def test_the_path_integral_gives_the_loss_that_was_reached():
@@ -201,7 +201,7 @@ def test_the_path_integral_gives_the_loss_that_was_reached():
         error = delta - problem.goal
         return float(0.5 * (error * (problem.hessian @ error)).sum())
 
-    reached = loss(integration.delta["w"]) - loss(torch.zeros(OUT, IN))
+    reached = loss(integration.replay.delta["w"]) - loss(torch.zeros(OUT, IN))
     assert reached < -0.05
     assert integration.anchors[-1].loss_change == pytest.approx(reached, rel=0.02)
 
