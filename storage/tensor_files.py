@@ -48,6 +48,17 @@ class TensorFile:
         self._read(numbers.data, self._start + begin)
         return self._as_stored(numbers, name, self.shape(name))
 
+    @staticmethod
+    def stacked(parts: Sequence[tuple[TensorFile, int]], name: str) -> torch.Tensor:
+        """[k, ...]: of k files, all alike, the part of the tensor of this name at a place of its first axis each; in
+        the stored dtype, of the caller's own. KeyError for an unknown name."""
+        first, _ = parts[0]
+        size = first._part_bytes(name)
+        numbers = _place(size * len(parts))
+        for number, (file, at) in enumerate(parts):
+            file._read_part(numbers.data[number * size : (number + 1) * size], name, at)
+        return first._as_stored(numbers, name, (len(parts), *first.shape(name)[1:]))
+
     def _read_part(self, buffer: memoryview, name: str, at: int) -> None:
         begin = self._start + self._tensors[name]["data_offsets"][0]
         self._read(buffer, begin + at * len(buffer))
@@ -82,17 +93,6 @@ class TensorFile:
             self._file = file
             _OpenFile.kept.add(file)
         return file
-
-
-def stacked(parts: Sequence[tuple[TensorFile, int]], name: str) -> torch.Tensor:
-    """[k, ...]: of k files, all alike, the part of the tensor of this name at a place of its first axis each; in the
-    stored dtype, of the caller's own. KeyError for an unknown name."""
-    first, _ = parts[0]
-    size = first._part_bytes(name)
-    numbers = _place(size * len(parts))
-    for number, (file, at) in enumerate(parts):
-        file._read_part(numbers.data[number * size : (number + 1) * size], name, at)
-    return first._as_stored(numbers, name, (len(parts), *first.shape(name)[1:]))
 
 
 def _place(size: int) -> Any:

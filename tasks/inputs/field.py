@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
-from foretune.storage.tensor_files import stacked
+from foretune.storage.tensor_files import TensorFile
 from foretune.tasks.inputs.adapted import AdaptedModel
 from foretune.tasks.inputs.factors import GRADIENTS, RECORD, GradientFile
 from foretune.tasks.loading import AdapterSettings, lora_init
@@ -116,7 +116,7 @@ def stored_rows(
         tokens += [count for count in counts if count]
 
     def read(numbers: Sequence[int], name: str) -> Tensor:
-        return stacked([(files[rows[number][0]], rows[number][1]) for number in numbers], name).to(device)
+        return TensorFile.stacked([(files[rows[number][0]], rows[number][1]) for number in numbers], name).to(device)
 
     return RowGradients(factors=factors, tokens=tuple(tokens), read=read)
 

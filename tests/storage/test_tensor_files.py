@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from foretune.storage import tensor_files
 from foretune.storage.errors import StorageFault
-from foretune.storage.tensor_files import TensorFile, stacked
+from foretune.storage.tensor_files import TensorFile
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_parts_of_several_files_are_their_rows(stored, tmp_path):
     files = [TensorFile(lambda: stored), TensorFile(lambda: tmp_path / "other.safetensors")]
     assert files[0].names() == list(load_file(stored))
     for name, tensor in load_file(stored).items():
-        found = stacked([(files[0], 2), (files[1], 0), (files[0], 1)], name)
+        found = TensorFile.stacked([(files[0], 2), (files[1], 0), (files[0], 1)], name)
         assert found.dtype == tensor.dtype
         assert torch.equal(found, torch.stack((tensor[2], other[name][0], tensor[1])))
 
