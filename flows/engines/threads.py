@@ -20,7 +20,7 @@ from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.engine.memory import one_arena
+from foretune.tasks.engine.memory import give_back, keep_heap
 from foretune.tasks.engine.time_limits import pass_minutes, stop_passes
 from foretune.tasks.loading import close_models
 from foretune.tasks.loading.witnesses import unwatch, watch, weights_unchanged
@@ -136,7 +136,7 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[OnThreads | OnRay]
             if settings.runner == "ray":
                 step = OnRay(run, settings, stack)
             else:
-                one_arena()
+                keep_heap()
                 step = OnThreads(run, stack.enter_context(ThreadPoolTaskRunner(max_workers=settings.max_workers)))
             stack.enter_context(progress_shown(step))
             try:
@@ -145,6 +145,7 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[OnThreads | OnRay]
                 stop_passes()  # the runner ends when its threads do
                 raise
     finally:
+        give_back()
         _compare_weights(run)
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from foretune.tasks.engine.memory import halved, within_memory
+from foretune.tasks.engine import memory
+from foretune.tasks.engine.memory import give_back_after_another, halved, leaves_memory, within_memory
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +39,11 @@ def failing_above(tokens: int):
 @pytest.mark.parametrize(
     ("called", "given", "arenas"), [(True, {}, 1), (False, {}, 4), (True, {"MALLOC_ARENA_MAX": "2"}, 2)]
 )
-def test_threads_that_start_share_one_arena(called, given, arenas):
+def test_threads_that_start_share_keep_heap(called, given, arenas):
     code = f"""
 import ctypes, sys, threading
-from foretune.tasks.engine.memory import one_arena
-{called} and one_arena()
+from foretune.tasks.engine.memory import keep_heap
+{called} and keep_heap()
 libc, met = ctypes.CDLL(None), threading.Barrier(3)
 def filled():
     libc.malloc(1000)
@@ -55,6 +56,19 @@ libc.malloc_stats()
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given, check=True)
     assert len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE)) == arenas
+
+
+def test_what_a_long_pass_freed_is_given_back_before_one_of_another_task(monkeypatch):
+    given = []
+    monkeypatch.setattr(memory, "_left", [])
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(len(given)))
+    give_back_after_another("gradients")
+    leaves_memory("gradients")
+    give_back_after_another("gradients")
+    assert given == []  # of its own kind, or where nothing long was before
+    give_back_after_another("losses")
+    give_back_after_another("gradients")
+    assert given == [0]
 
 
 def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes():
