@@ -28,7 +28,6 @@ from foretune.storage.places import Place
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.engine.memory import give_back
 from foretune.tasks.engine.time_limits import pass_minutes
 from foretune.tasks.loading.witnesses import watch, weights_unchanged
 from foretune.tasks.samples.table import SampleIndex, read_index
@@ -286,7 +285,6 @@ def worker_batch(
                 raise
         return made
     finally:
-        give_back()
         EventLog.of(run).flush()
 
 

@@ -20,7 +20,7 @@ from foretune.storage.events import EventLog, read_events
 from foretune.storage.refs import ArtifactRef
 from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant
-from foretune.tasks.engine.memory import give_back, keep_heap
+from foretune.tasks.engine.memory import keep_heap
 from foretune.tasks.engine.time_limits import pass_minutes, stop_passes
 from foretune.tasks.loading import close_models
 from foretune.tasks.loading.witnesses import unwatch, watch, weights_unchanged
@@ -145,7 +145,6 @@ def steps_on(run: Run, settings: RuntimeSettings) -> Iterator[OnThreads | OnRay]
                 stop_passes()  # the runner ends when its threads do
                 raise
     finally:
-        give_back()
         _compare_weights(run)
 
 

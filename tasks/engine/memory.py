@@ -72,22 +72,6 @@ def keep_heap() -> None:
                 set_option(option, value)
 
 
-_left: list[str] = []  # the task that took long last, in this process
-
-
-def leaves_memory(task: str) -> None:
-    """A pass of this task took long: what it freed is the next one's of its kind, or is given back."""
-    _left[:] = [task]
-
-
-def give_back_after_another(task: str) -> None:
-    """`give_back` what a long pass of another task has left. One of the same task would have its pages faulted in
-    again: a tenth of the processor time of 30 blocks of gradients, a gigabyte each."""
-    if _left and _left != [task]:
-        _left.clear()
-        give_back()
-
-
 def give_back() -> None:
     """Let the C library return what is free. glibc keeps it: 1.9 GB after the curvature graph of 8 rows of a 135M
     model, on top of which the next pass comes."""

@@ -26,7 +26,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.announcements import announce
 from foretune.tasks.engine.invariants import NO_TRAINING_LOOP, no_optimizer_steps
 from foretune.tasks.engine.keys import NUMERICS, ContentKey, library_versions, work_of
-from foretune.tasks.engine.memory import give_back_after_another, leaves_memory, within_memory
+from foretune.tasks.engine.memory import give_back, within_memory
 from foretune.tasks.engine.pass_inputs import DeviceBound
 from foretune.tasks.engine.time_limits import within_time
 from foretune.tasks.numerics.work import counted_work
@@ -109,7 +109,6 @@ def _produce(
     started = time.perf_counter()
     label = pass_label(policy.task, arguments)
     announce(run, "pass_started", task=policy.task, label=label, key=key)
-    give_back_after_another(policy.task)
     try:
         with (
             panics_as_errors(),
@@ -136,8 +135,8 @@ def _produce(
         announce(run, "pass_failed", task=policy.task, label=label, error=failure_line(error))
         error.add_note(f"{label} failed")
         raise
-    if time.perf_counter() - started > SHORT:
-        leaves_memory(policy.task)
+    if "torch" in sys.modules and time.perf_counter() - started > SHORT:
+        give_back()
     remember_rate(draft.manifest)  # pyright: ignore[reportArgumentType]
     announce(
         run,

@@ -12,8 +12,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from foretune.tasks.engine import memory
-from foretune.tasks.engine.memory import give_back_after_another, halved, leaves_memory, within_memory
+from foretune.tasks.engine.memory import halved, within_memory
 
 pytestmark = pytest.mark.slow
 
@@ -56,19 +55,6 @@ libc.malloc_stats()
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given, check=True)
     assert len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE)) == arenas
-
-
-def test_what_a_long_pass_freed_is_given_back_before_one_of_another_task(monkeypatch):
-    given = []
-    monkeypatch.setattr(memory, "_left", [])
-    monkeypatch.setattr(memory, "give_back", lambda: given.append(len(given)))
-    give_back_after_another("gradients")
-    leaves_memory("gradients")
-    give_back_after_another("gradients")
-    assert given == []  # of its own kind, or where nothing long was before
-    give_back_after_another("losses")
-    give_back_after_another("gradients")
-    assert given == [0]
 
 
 def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes():
