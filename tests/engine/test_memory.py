@@ -57,6 +57,30 @@ libc.malloc_stats()
     assert len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE)) == arenas
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+@pytest.mark.parametrize("called", [True, False])
+def test_what_is_freed_is_there_for_what_is_needed_next(called):
+    """Three blocks of 4 MB, written and freed a hundred times: what was given back is faulted in again."""
+    code = f"""
+import ctypes, resource
+from foretune.tasks.engine.memory import keep_heap
+{called} and keep_heap()
+libc, size = ctypes.CDLL(None), 2**22
+libc.malloc.restype = ctypes.c_void_p
+def round():
+    blocks = [ctypes.c_void_p(libc.malloc(size)) for _ in range(3)]
+    for block in blocks: libc.memset(block, 1, size)
+    for block in blocks: libc.free(block)
+for _ in range(5): round()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100): round()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain, check=True)
+    assert (int(done.stdout) < 1000) == called
+
+
 def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes():
     arguments = {"settings": Sizes(), "number": 3}
     assert within_memory(failing_above(20), arguments, "pass") == [64, 32, 16]
