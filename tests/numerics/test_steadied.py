@@ -89,7 +89,7 @@ def test_along_a_path_of_noisy_means_a_steady_one_ends_nearer_to_the_real_run():
         plan, total = AnchorPlan(tuple(equal_segments(rates, 10)), 2, steady), 0.0
         for seed in range(8):
             found = integrated(quadratic, batches, adapter, ADAMW, rates, plan, seed=seed)
-            total += float((found.delta["w"] - truth).square().sum())
+            total += float((found.replay.delta["w"] - truth).square().sum())
         return total
 
     assert error(True) < 0.9 * error(False)
