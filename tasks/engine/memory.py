@@ -62,8 +62,8 @@ def keep_heap() -> None:
 
     glibc gives each thread an arena and keeps what is free in it: four blocks of 16 rows' gradients under autocast in
     each of three threads left 2.7 GB, 2.1 with one, at the same seconds. And it returns the top of a heap as soon as a
-    few megabytes are free there: in a bare process the sums and products of a step of the recursion, which makes a tensor
-    of every weight anew, took 55 ms over q and v of 135M, and 25 where the heap is kept.
+    few megabytes are free there: in a bare process the sums and products of a step of the recursion, which makes a
+    tensor of every weight anew, took 55 ms over q and v of 135M, and 25 where the heap is kept.
     """
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         with contextlib.suppress(OSError, AttributeError):  # not glibc
