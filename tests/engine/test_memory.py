@@ -7,6 +7,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -15,6 +17,17 @@ from pydantic import BaseModel
 from foretune.tasks.engine.memory import halved, within_memory
 
 pytestmark = pytest.mark.slow
+of_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="arenas, and a heap that keeps what is freed, are glibc's"
+)
+
+
+def run_alone(code: str, given: Mapping[str, str] = MappingProxyType({})) -> subprocess.CompletedProcess[str]:
+    """The code in a process of its own, whose allocator no variable sets but those `given`."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=plain | {**given}, check=True
+    )
 
 
 class Sizes(BaseModel):
@@ -34,11 +47,11 @@ def failing_above(tokens: int):
     return compute
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
+@of_glibc
 @pytest.mark.parametrize(
     ("called", "given", "arenas"), [(True, {}, 1), (False, {}, 4), (True, {"MALLOC_ARENA_MAX": "2"}, 2)]
 )
-def test_threads_that_start_share_keep_heap(called, given, arenas):
+def test_threads_that_start_share_one_arena(called, given, arenas):
     code = f"""
 import ctypes, sys, threading
 from foretune.tasks.engine.memory import keep_heap
@@ -52,12 +65,10 @@ for each in threads: each.start()
 for each in threads: each.join()
 libc.malloc_stats()
 """
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given, check=True)
-    assert len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE)) == arenas
+    assert len(re.findall(r"^Arena \d+:", run_alone(code, given).stderr, re.MULTILINE)) == arenas
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+@of_glibc
 @pytest.mark.parametrize("called", [True, False])
 def test_what_is_freed_is_there_for_what_is_needed_next(called):
     """Three blocks of 4 MB, written and freed a hundred times: what was given back is faulted in again."""
@@ -76,9 +87,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(100): round()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain, check=True)
-    assert (int(done.stdout) < 1000) == called
+    assert (int(run_alone(code).stdout) < 1000) == called
 
 
 def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes():
@@ -113,11 +122,10 @@ print(held - resident())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+@of_glibc
 def test_what_a_pass_freed_goes_back_to_the_system():
     # A process of its own: the heap of this one has holes in which the small ones would lie.
-    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
-    assert float(done.stdout) > 15  # MiB, of 29
+    assert float(run_alone(FREED).stdout) > 15  # MiB, of 29
 
 
 def test_other_errors_are_not_tried_again():
