@@ -77,9 +77,7 @@ class RowGradients:
     _lifts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def sum(self, shares: Mapping[int, float], name: str, device: torch.device) -> Tensor:
-        """sum_i s_i G_i A0^T, [out, r] fp32; the s_i are `shares`, by row."""
-        if not shares:
-            return torch.zeros((), device=device)
+        """sum_i s_i G_i A0^T, [out, r] fp32; the s_i are `shares`, by row, of one row at least."""
         rows = self.read(list(shares), name).to(device, torch.float32)
         return torch.tensordot(torch.tensor(list(shares.values()), device=device), rows, 1)
 
