@@ -35,7 +35,9 @@ ALONG, MOST_ALONG = 0.36, 8192
 1,000 conversations the square of what the direction misses was about 70 (1/measured - 1/1,000) + 140/along; means
 that are steadied need fewer along the path. Cosine at a budget of 0.33: 0.45 0.846, 0.36 0.864, 0.28 0.822."""
 MOST_PASSES = 4.0  # over the measured rows, along the path
-EVALUATIONS = 4  # of the held-out rows along the path: with 17 anchors nine cost as much as a third of the rows there
+EVALUATIONS, FEWEST_EVALUATIONS, EVALUATED = 4, 2, 0.06
+"""Of the held-out rows along the path, gradients too: with 17 anchors nine cost as much as a third of the rows there. So
+many as this part of the budget pays for: of a small one four cost more than its rows along the path."""
 ANCHORS = 65  # at most: over 1,000 rows and 375 steps few rows at many steps are nearer than many at few
 READ = 0.25  # of what is left: rows without gradients, once, and where all are read, once more beside the base weights
 
@@ -51,6 +53,7 @@ class Effort:
     read_rows: int = 0  # of the others, which are read once
     differences: bool = False  # whether these are read once more, beside the base weights
     gradient_passes: float | None = None  # over the measured rows, along the path; None: as the request says
+    evaluations: int = EVALUATIONS  # of the held-out rows, along the path
     fixed: float = 1.0  # share of what does not grow with the rows
     asked: float = 1.0  # the same of suites and answers
     paired: bool = False
@@ -78,10 +81,10 @@ class Effort:
         if self.gradient_passes is None:
             return request
         spent = {"gradient_passes": self.gradient_passes, "gradient_budget": 1e6}
-        if self.train_rows is not None and "max_anchors" not in request.prediction.model_fields_set:
+        if "max_anchors" not in request.prediction.model_fields_set:
             spent["max_anchors"] = ANCHORS
         if request.prediction.evaluations is None:
-            spent["evaluations"] = EVALUATIONS
+            spent["evaluations"] = self.evaluations
         prediction = request.prediction.model_copy(update=spent)
         return within(request.model_copy(update={"prediction": prediction}), self.fixed, self.asked, self.paired)
 
@@ -104,7 +107,9 @@ def effort_of(
     cut = within(request, fixed, asked, paired)
     spent = other_tokens(cut, held_mean) + MARKED * asked_tokens(cut, held_mean)
     out_of_it = max(0.0, spent - BESIDE_BUDGET * real)
-    looked_at = GRADIENT * (held or len(heldout.trained_ids)) + _looks(cut)
+    evaluations = cut.prediction.evaluations or _evaluations(cut, EVALUATED * share * real / held_mean)
+    looks = cut.prediction.evaluation_rows * (GRADIENT * evaluations + cut.prediction.path_points)
+    looked_at = GRADIENT * (held or len(heldout.trained_ids)) + looks
     beside = BESIDE * min(BESIDE_ROWS, rows) + looked_at * held_mean / mean
     pair_rows, of_pairs = _pairs(preferences or (train if paired else None), share * real, 1 if paired else 2)
     beside += of_pairs / mean
@@ -125,6 +130,7 @@ def effort_of(
         read_rows=min(read, rows - measured),
         differences=read * price.forward >= 2 * (rows - measured),
         gradient_passes=round(min(MOST_PASSES, along / measured), 3),
+        evaluations=evaluations,
         fixed=round(fixed, 3),
         asked=round(asked, 3),
         paired=paired,
@@ -176,10 +182,9 @@ def autocast(request: Request) -> bool:
     return request.effort.autocast == "always" or fast_bfloat16(request.model.device)
 
 
-def _looks(request: Request) -> int:
-    """Forwards of held-out rows along the path, gradients at its anchors among them."""
-    asked = request.prediction
-    return asked.evaluation_rows * (GRADIENT * (asked.evaluations or EVALUATIONS) + asked.path_points)
+def _evaluations(request: Request, paid: float) -> int:
+    """As many as so many forwards of held-out rows pay for."""
+    return max(FEWEST_EVALUATIONS, min(EVALUATIONS, int(paid / (GRADIENT * request.prediction.evaluation_rows))))
 
 
 def trained_on_all(training: TrainingSettings, rows: int) -> TrainingSettings:

@@ -31,11 +31,11 @@ def estimate(task: str, inputs: Inputs, sizes: Sizes) -> Estimate | None:
 
 
 def _landscape(inputs: Inputs, sizes: Sizes) -> Estimate:
-    batches = sizes.rows(inputs["rows"]).batches(inputs["settings"].batch_tokens)
+    settings = inputs["settings"]
+    batches = sizes.rows(inputs["rows"]).batches(settings.micro_batch(inputs.get("factors") is not None))
     read = inputs["model"].token_price * _sum(batches, inputs["dpo_beta"])
-    most = inputs["settings"].graph_tokens if inputs.get("factors") is None else None
     widest = _widest(batches, inputs["dpo_beta"])
-    return Estimate(read, read, graph=min(widest, most or widest), gradients=True)
+    return Estimate(read, read, graph=min(widest, settings.graph_tokens or widest), gradients=True)
 
 
 def _losses(inputs: Inputs, sizes: Sizes) -> Estimate:
@@ -133,10 +133,11 @@ def _path(inputs: Inputs, sizes: Sizes) -> Estimate:
     batches = [table.batches(settings.batch_tokens) for table in tables if any(table.trained)]
     price, evaluated = inputs["model"].token_price, _sum(once, beta)
     rows = sum(sum(table.trained) for table in tables)
-    steps, of = training.steps(rows), settings.portions(rows, len(batches))
+    steps, again = training.steps(rows), settings.rows_again(rows, rows * training.epochs)
+    of = settings.portions(rows, len(batches), again, steps)
     blocks = sorted((-(-price * _sum(each, beta) // of) for each in batches for _ in range(of)), reverse=True)
     forward = evaluated * len(evaluation_steps(steps, settings.path_points))
-    anchors, measured = _anchors(settings, rows, steps, training.epochs, len(blocks))
+    anchors, measured = _anchors(settings, again * len(blocks) // rows, steps)
     whole, rest = divmod(measured, len(blocks))
     looks = min((anchors + 1) // 2, settings.most_evaluations or anchors)
     there = whole * sum(blocks) + sum(blocks[:rest]) + evaluated * looks
@@ -151,11 +152,10 @@ def _path(inputs: Inputs, sizes: Sizes) -> Estimate:
     )
 
 
-def _anchors(settings: Any, rows: int, steps: int, epochs: float, blocks: int) -> tuple[int, int]:
+def _anchors(settings: Any, paid: int, steps: int) -> tuple[int, int]:
     """Most anchors beside the base, and most blocks that are measured at all of them together."""
     if settings.anchors == 1:
         return 0, 0
-    paid = int(settings.rows_again(rows, rows * epochs) * blocks / rows)
     if settings.anchors == "auto":
         anchors = min(settings.max_anchors - 1, paid, steps)
         return anchors, paid if anchors else 0

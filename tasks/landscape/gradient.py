@@ -46,10 +46,10 @@ def reduce_gradients(
     """Mean gradients, their norms, and |mean gradient|^2 of every node; one weight of all nodes in memory at a time."""
     from foretune.tasks.numerics.gradients import mean_gradient
 
-    files = [artifact.tensor_file("gradients.safetensors") for artifact in opened]
+    files = [artifact.read_tensors("gradients.safetensors") for artifact in opened]  # mapped all would be in memory
     mean, norms, node_squares = {}, [], [0.0] * len(opened)
     for name in modules:
-        reduced = mean_gradient([file.get_tensor(name) for file in files], tokens)
+        reduced = mean_gradient([file.tensor(name) for file in files], tokens)
         mean[name] = reduced.mean
         norms.append(float(reduced.mean.double().norm()))
         node_squares = [total + square for total, square in zip(node_squares, reduced.node_squares, strict=True)]

@@ -55,7 +55,8 @@ class LandscapeSettings(BaseModel):
         ge=1,
         le=10**8,
         title="Tokens with a graph at once",
-        description="of a micro-batch, at least a row; null: as many as a step of the training takes",
+        description="of a micro-batch, at least a row; null: as many as a step of the training takes; of a field in "
+        "factors the micro-batch itself is no larger",
         json_schema_extra=without_result(),
     )
     row_gradients: int = Field(
@@ -97,6 +98,11 @@ class LandscapeSettings(BaseModel):
         """The part that a forward over rows reads."""
         return ReadSettings(batch_tokens=self.batch_tokens)
 
+    def micro_batch(self, factored: bool) -> int:
+        """Tokens. In factors the norms that are told of a micro-batch take all of its tokens at once, so that it is no
+        larger than a graph may be."""
+        return min(self.batch_tokens, self.graph_tokens or self.batch_tokens) if factored else self.batch_tokens
+
 
 @content_task(version=2)
 def landscape_shard(
@@ -129,7 +135,7 @@ def landscape_shard(
     per_row = PerRowGradients(loaded, weights, coordinates, len(table), dtype, tapped=factors is None)
     with device_lock(loaded), per_row.taps as taps, captured_residuals(loaded, hook_name) as residuals:
         tapped = {"taps": taps, "graph_tokens": settings.graph_tokens} if factors is None else {}
-        for minibatch in minibatches(table, settings.batch_tokens, loaded.device):
+        for minibatch in minibatches(table, settings.micro_batch(factors is not None), loaded.device):
             with recomputed(loaded, total.leaves):
                 measured = total.add(call, minibatch.batch, minibatch.rejected, residuals, **tapped)
             per_row.keep(minibatch.rows, measured.rows)

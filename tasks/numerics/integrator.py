@@ -169,18 +169,20 @@ def plan_anchors(
     layers, 8 of one and 4 of two).
     With `to_the_last` all that is paid for is measured, at as many anchors as leave the fewest blocks over, where the
     rule above leaves almost half of them, and along a steady path: the straight line through two means of few rows
-    leads astray by twice their noise. Its segments are equal: late in a run noise is more of what few rows tell. Of
-    several `portions` of a block each counts for a block of its own.
+    leads astray by twice their noise. Its segments are equal: late in a run noise is more of what few rows tell. They
+    are no longer than SEGMENT_STEPS as long as there are two blocks for each (1,680 rows along 375 steps: cosine 0.934
+    at 12 anchors, 0.962 at 27). Of several `portions` of a block each counts for a block of its own.
     """
     wanted = min(max_anchors, max(FEWEST_SEGMENTS, math.ceil(1 / trusted - 1e-9))) if trusted else max_anchors
     blocks = int(max_rows * field.blocks * portions / sum(field.rows))
     if blocks < 1 or wanted < 1:
         return AnchorPlan((), 0)
-    long = 1 / (2 * trusted) if trusted else math.inf
+    long, by_length = 1 / (2 * trusted) if trusted else math.inf, math.ceil(len(rates) / SEGMENT_STEPS)
     if to_the_last:
+        wanted = max(wanted, min(max_anchors, by_length, blocks // ENOUGH_BLOCKS))
         segments = _least_left_over(blocks, wanted)
     else:
-        fewest, by_length = min(blocks, FEWEST_SEGMENTS), math.ceil(len(rates) / SEGMENT_STEPS)
+        fewest = min(blocks, FEWEST_SEGMENTS)
         segments = max(blocks // min(2, field.blocks), by_length, min(blocks, long), fewest)
     count = min(wanted, blocks, int(segments))
     steps = growing_segments(rates, count, 1.0 if to_the_last else _growth(count, trusted))

@@ -111,7 +111,7 @@ def anchor_plan(virtual: VirtualRun, frozen: Trajectory, settings: PathSettings)
         return None
     field, rows = virtual.field, sum(virtual.field.rows)
     spare = settings.rows_again(rows, virtual.training.whole(rows) * virtual.training.epochs)
-    portions = settings.portions(rows, field.blocks)
+    portions = settings.portions(rows, field.blocks, spare, virtual.steps)
     if settings.anchors == "auto":
         errors = {p["step"]: p["predicted_loss"] - p["evaluated_loss"] for p in frozen.points}
         trusted = trusted_share(errors, virtual.rates, settings.tolerance)

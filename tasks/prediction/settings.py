@@ -13,9 +13,14 @@ LEAST_AGAIN = 0.5
 number. Two epochs of 96 rows, 24 steps: cosine 0.80 without, 0.996 with 35 rows at three anchors."""
 
 
-PORTION_ROWS = 16
+PORTION_ROWS, FEWEST_PORTION_ROWS = 16, 4
 """Of a gradient block, measured at an anchor on a budget, as nearly as equal parts allow: blocks of thousands of rows
-hold more, and few rows at many steps are nearer than many at few."""
+hold more, and few rows at many steps are nearer than many at few. Fewer where these would leave segments longer than
+SHORT_SEGMENT steps: 52 rows along 375 steps have cosine 0.52 and 0.74 of the loss drop by fours, 0.45 and -0.05 by
+thirteens."""
+
+SHORT_SEGMENT = 25
+"""Steps below which more anchors of fewer rows gained nothing over 4,000 rows."""
 
 
 class PathSettings(BaseModel):
@@ -65,8 +70,9 @@ class PathSettings(BaseModel):
         """Whether anchors are as many as take all rows that are paid for."""
         return False
 
-    def portions(self, rows: int, blocks: int) -> int:
-        """Equal parts of a gradient block, one of which is measured at an anchor."""
+    def portions(self, rows: int, blocks: int, again: int, steps: int) -> int:
+        """Equal parts of a gradient block, one of which is measured at an anchor; `again` of the `rows` are measured
+        along so many steps."""
         return 1
 
     def rows_again(self, rows: int, real: float) -> int:
@@ -80,7 +86,7 @@ class SparingPathSettings(PathSettings):
     """The same on a budget: the held-out rows are looked at less often, no row that is paid for is left over, the
     means of few rows are steadied, and of blocks of many rows parts are measured."""
 
-    version: Literal[5] = 5  # pyright: ignore[reportIncompatibleVariableOverride]
+    version: Literal[6] = 6  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluations: int = Field(ge=1, le=10_000)
 
     @property
@@ -91,8 +97,9 @@ class SparingPathSettings(PathSettings):
     def to_the_last(self) -> bool:
         return True
 
-    def portions(self, rows: int, blocks: int) -> int:
-        return max(1, round(rows / blocks / PORTION_ROWS))
+    def portions(self, rows: int, blocks: int, again: int, steps: int) -> int:
+        each = min(PORTION_ROWS, max(FEWEST_PORTION_ROWS, again * SHORT_SEGMENT / steps))
+        return max(1, round(rows / blocks / each))
 
 
 class PredictionSettings(PathSettings):

@@ -231,6 +231,13 @@ def test_to_the_last_no_block_that_is_paid_for_is_left_over():
     assert plan_anchors(field, rates, 0.0, 8, 3, to_the_last=True) == AnchorPlan((), 0)
 
 
+def test_on_a_budget_segments_are_short_as_long_as_there_are_two_blocks_for_each():
+    field, rates = Quadratic().field(), [1e-3] * 56  # trusted for half of it: three segments would do
+    assert plan_anchors(field, rates, 0.5, 8, 48, to_the_last=True) == AnchorPlan((14, 28, 42, 56), 3, True)
+    assert plan_anchors(field, rates, 0.5, 8, 16, to_the_last=True) == AnchorPlan((28, 56), 2, True)
+    assert plan_anchors(field, rates, 0.5, 3, 48, to_the_last=True) == AnchorPlan((19, 37, 56), 4, True)
+
+
 def test_short_of_rows_a_second_block_goes_before_segments_shorter_than_twice_the_trusted_share():
     field, rates = Quadratic().field(), [1e-3] * 24
     assert plan_anchors(field, rates, 1 / 4, 8, 16) == AnchorPlan((8, 16, 24), 1)

@@ -56,10 +56,12 @@ def test_what_is_larger_than_a_step_is_lowered_and_no_key_moves(request_of):
         assert identity(before) == identity(after)
 
 
-def test_the_passes_with_the_largest_graphs_keep_to_it(request_of, monkeypatch):
+@pytest.mark.parametrize("storage", ["full", "factored"])
+def test_the_passes_with_the_largest_graphs_keep_to_it(request_of, monkeypatch, storage):
     """Over the wiring of all passes: the graph of a micro-batch, padded, against the step of this very training."""
     monkeypatch.setattr(micro_batches, "FEWEST", 1)
-    request = request_of("training.batch_size=2", "influence.watch=[refusal]", "influence.solver.when=always")
+    asked = ("training.batch_size=2", "influence.watch=[refusal]", "influence.solver.when=always")
+    request = request_of(*asked, f"landscape.storage={storage}")
     run = Run(request.runtime.root, "plan")
     step = Planned(run, History(run.store))
     wiring = Wiring(step, request, checked_sources(request))
@@ -69,7 +71,10 @@ def test_the_passes_with_the_largest_graphs_keep_to_it(request_of, monkeypatch):
     for task in step.tasks:
         inputs = step.inputs[task.key]
         if task.task == "landscape_shard":
-            found = min(inputs["settings"].graph_tokens or 1024, inputs["settings"].batch_tokens)
+            settings, factored = inputs["settings"], inputs.get("factors") is not None
+            assert factored == (storage == "factored")
+            found = settings.micro_batch(factored)
+            found = found if factored else min(settings.graph_tokens, found)  # whole ones are taken by pieces
             seen[task.task] = max(found, seen.get(task.task, 0))
         if task.task in ("path", "prediction", "influence_shard", "suite_gradient"):
             seen[task.task] = inputs["settings"].batch_tokens

@@ -44,13 +44,17 @@ def test_what_the_parts_hold_is_what_the_whole_holds(rows):
 
 def test_a_budget_cuts_blocks_of_many_rows_into_portions():
     sparing = SparingPathSettings(evaluations=4)
-    assert [sparing.portions(blocks * rows, blocks) for blocks, rows in ((64, 15), (64, 23), (13, 25), (13, 62))] == [
-        1,
-        1,
-        2,
-        4,
-    ]
-    assert PathSettings().portions(13 * 62, 13) == 1
+    blocks = ((64, 15), (64, 23), (13, 25), (13, 62))
+    found = [sparing.portions(count * rows, count, again=1000, steps=375) for count, rows in blocks]
+    assert found == [1, 1, 2, 4]
+    assert PathSettings().portions(13 * 62, 13, again=1000, steps=375) == 1
+
+
+def test_portions_are_smaller_where_few_rows_would_leave_long_segments():
+    sparing = SparingPathSettings(evaluations=4)
+    found = [sparing.portions(7 * 18, 7, again, steps=375) for again in (1000, 240, 120, 52, 5)]
+    assert found == [1, 1, 2, 4, 4]
+    assert sparing.portions(7 * 18, 7, again=52, steps=36) == 1  # three segments of 12 steps are short enough
 
 
 def test_along_a_path_in_portions_there_are_more_anchors_for_the_rows_that_are_paid_for(
