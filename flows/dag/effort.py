@@ -36,8 +36,8 @@ ALONG, MOST_ALONG = 0.36, 8192
 that are steadied need fewer along the path. Cosine at a budget of 0.33: 0.45 0.846, 0.36 0.864, 0.28 0.822."""
 MOST_PASSES = 4.0  # over the measured rows, along the path
 EVALUATIONS, FEWEST_EVALUATIONS, EVALUATED = 4, 2, 0.06
-"""Of the held-out rows along the path, gradients too: with 17 anchors nine cost as much as a third of the rows there. So
-many as this part of the budget pays for: of a small one four cost more than its rows along the path."""
+"""Of the held-out rows along the path, gradients too: with 17 anchors nine cost as much as a third of the rows there.
+As many as this part of the budget pays for: of a small one four cost more than its rows along the path."""
 ANCHORS = 65  # at most: over 1,000 rows and 375 steps few rows at many steps are nearer than many at few
 READ = 0.25  # of what is left: rows without gradients, once, and where all are read, once more beside the base weights
 

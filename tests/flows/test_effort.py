@@ -9,6 +9,7 @@ import pytest
 
 from foretune.flows.dag.causes import replays_are_dear
 from foretune.flows.dag.effort import (
+    ANCHORS,
     ASKED,
     BESIDE_ROWS,
     DEARER,
@@ -119,6 +120,24 @@ def test_a_budget_leaves_pairs_the_order_that_alone_tells_their_noise(request_wi
 def test_a_budget_that_pays_for_every_row_measures_every_row(request_with):
     effort = effort_of(request_with(budget=0.66), index_of_rows(100, tokens=40), index_of_rows(10, tokens=40))
     assert effort.train_rows is None and effort.gradient_passes
+
+
+def test_a_small_budget_looks_at_the_held_out_rows_less_often(request_with):
+    train, held = index_of_rows(1_000, tokens=40), index_of_rows(200, tokens=40)
+    found = [effort_of(request_with(preset=preset), train, held).evaluations for preset in ("quick", "standard")]
+    assert found[0] == 2 < found[1]
+    asked = request_with(preset="quick")
+    fixed = asked.model_copy(update={"prediction": asked.prediction.model_copy(update={"evaluations": 7})})
+    effort = effort_of(fixed, train, held)
+    assert effort.of(fixed).prediction.evaluations == 7 and effort.train_rows == FEWEST_ROWS
+
+
+def test_on_a_budget_as_many_anchors_are_possible_whether_all_rows_are_measured_or_some(request_with):
+    held = index_of_rows(10, tokens=40)
+    for rows in (100, 5_000):
+        request = request_with(budget=0.66)
+        spent = effort_of(request, index_of_rows(rows, tokens=40), held).of(request).prediction
+        assert spent.max_anchors == ANCHORS
 
 
 def test_a_larger_budget_measures_the_smaller_ones_rows_and_more(request_with):
