@@ -93,8 +93,10 @@ class GradientField:
         return math.sqrt((1 / batch_rows - 1 / total) / (1 / group - 1 / total))
 
 
-KEEP_BYTES = 2**30
-"""Of what is kept for later rounds of a run, of every kind: all of it, or nothing."""
+KEEP_BYTES, KEEP_BYTES_THERE = 2**29, 2**30
+"""Of what is kept for later rounds of a run, of every kind: all of it, or nothing; in memory, and on an accelerator. Of
+1,000 rows and r=16 on all linear layers of a 135M model the blocks' factors are 0.9 GB, where a step of the training
+takes 3.8; read anew they cost 27 ms of 300 a step."""
 
 
 @dataclass(frozen=True)
@@ -153,22 +155,24 @@ class VirtualBatches:
         found = self._kept.get((blocks, name))
         if found is None:
             found = self.field.group_mean(blocks, name)
-            if isinstance(found, Factored) and self._all_fit(found.nbytes, len(set(self.groups))):
+            if isinstance(found, Factored) and self._all_fit(found, len(set(self.groups))):
                 self._kept[blocks, name] = found
         return found
 
     def _block(self, block: int, name: str) -> Gradient:
-        """A block's sum in its stored dtype; what has been brought to an accelerator stays there, up to KEEP_BYTES."""
+        """A block's sum in its stored dtype; what has been brought to an accelerator stays there, up to
+        KEEP_BYTES_THERE."""
         if ((block,), name) in self._kept:
             return self._kept[(block,), name]
         found = self.field.read(block, name)
-        if found.device.type != "cpu" and self._all_fit(found.nbytes, self.field.blocks):
+        if found.device.type != "cpu" and self._all_fit(found, self.field.blocks):
             self._kept[(block,), name] = found
         return found
 
-    def _all_fit(self, nbytes: int, of: int) -> bool:
+    def _all_fit(self, gradient: Gradient, of: int) -> bool:
         """Whether so many of one weight's size may be kept, of every weight."""
-        return nbytes * of * len(self.field.names) <= KEEP_BYTES
+        most = KEEP_BYTES if gradient.device.type == "cpu" else KEEP_BYTES_THERE
+        return gradient.nbytes * of * len(self.field.names) <= most
 
     def _factor(self, blocks: tuple[int, ...]) -> float:
         return self.field.noise_factor(blocks, self.batch_rows)
@@ -190,7 +194,7 @@ class VirtualBatches:
         pulled = torch.lerp(
             self._of_all(name), across(group, self.row_gradients.start(name, group)), self._factor(blocks)
         )
-        if self._all_fit(pulled.nbytes, len(set(self.groups))):
+        if self._all_fit(pulled, len(set(self.groups))):
             self._pulled[blocks, name] = pulled
         return pulled
 
