@@ -22,7 +22,8 @@ from tests.loading.test_conversion import written
 pytestmark = pytest.mark.slow
 
 OVERRIDES = ("prediction.anchors=3", "prediction.gradient_budget=3")  # all before the path is stored already
-FACTORED = ("landscape.storage=factored", "landscape.storage_rank=16")
+# The micro-batches of a whole field, which a graph may hold: norms are told of each.
+FACTORED = ("landscape.storage=factored", "landscape.storage_rank=16", "landscape.graph_tokens=1024")
 
 
 def predicted(request, *overrides):
