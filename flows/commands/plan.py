@@ -240,9 +240,8 @@ def _field(shapes: Footprint, blocks: list[dict[str, Any]], storage: FieldStorag
 def _graph_tokens(wiring: Wiring) -> int:
     """Tokens whose activations the widest pass keeps at once."""
     request, products = wiring.request, wiring.curvature_products()
-    landscape = request.landscape
-    graph = min(landscape.batch_tokens, landscape.graph_tokens or landscape.batch_tokens)
-    return max(graph, products.graph_tokens + products.batch_tokens, request.prediction.batch_tokens)
+    landscape = request.landscape.most_at_once
+    return max(landscape, products.graph_tokens + products.batch_tokens, request.prediction.batch_tokens)
 
 
 def total(parts: list[Any]) -> Any:

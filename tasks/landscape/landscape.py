@@ -98,10 +98,15 @@ class LandscapeSettings(BaseModel):
         """The part that a forward over rows reads."""
         return ReadSettings(batch_tokens=self.batch_tokens)
 
+    @property
+    def most_at_once(self) -> int:
+        """Tokens of a micro-batch that a graph holds."""
+        return min(self.batch_tokens, self.graph_tokens or self.batch_tokens)
+
     def micro_batch(self, factored: bool) -> int:
         """Tokens. In factors the norms that are told of a micro-batch take all of its tokens at once, so that it is no
         larger than a graph may be."""
-        return min(self.batch_tokens, self.graph_tokens or self.batch_tokens) if factored else self.batch_tokens
+        return self.most_at_once if factored else self.batch_tokens
 
 
 @content_task(version=2)
