@@ -22,7 +22,8 @@ class EffortSettings(BaseModel):
         default="exhaustive",
         title="Preset",
         description="quick 0.15, standard 0.33, thorough 0.66 of the real run's forward passes; exhaustive: no budget, "
-        "every row's gradient is measured and every other setting is as it stands",
+        "every row's gradient is measured and every other setting is as it stands, but that LoRA over more than 224 "
+        "steps is measured at more of them",
     )
     budget: float | None = Field(
         default=None,

@@ -76,8 +76,9 @@ _remembered: set[str] = set()
 
 def redacted(text: str) -> str:
     """`text` with every secret in it as `***`; idempotent, and ordinary text stays as it is."""
-    for value in known_secrets():
-        text = text.replace(value, MARK)
+    if len(text) >= SHORTEST:  # else it holds none; of a report's cells most are shorter
+        for value in known_secrets():
+            text = text.replace(value, MARK)
     return by_form(text)
 
 
@@ -103,8 +104,8 @@ def remember_secret(value: str | None) -> None:
 
 def known_secrets() -> list[str]:
     """Values to look for word for word, the longest first: one may be a part of another."""
-    named = {value for name, value in os.environ.items() if _is_secret_name(name) and _telling(value)}
-    return sorted(named | _remembered, key=len, reverse=True)
+    named = {os.environ.get(name, "") for name in os.environ if _is_secret_name(name)}
+    return sorted({value for value in named if _telling(value)} | _remembered, key=len, reverse=True)
 
 
 def redacted_tree(value: Any, of_text: Callable[[str], str] = redacted) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from foretune.storage.errors import BadInput
 from foretune.tasks.samples.chat_template import ChatTemplateError, RenderedChat
-from foretune.tasks.samples.template_child import Renderer, renderer
+from foretune.tasks.samples.template_child import Conversation, renderer
 
 if TYPE_CHECKING:
     from foretune.tasks.samples.chat import ChatTokenizer
@@ -44,22 +46,28 @@ def contexts(tokenizer: ChatTokenizer, asked: Sequence[Turns]) -> list[Context]:
     """
     if not tokenizer.has_template:
         return [Context("\n\n".join(turn["content"] for turn in turns) + "\n", chat=False) for turns in asked]
-    with renderer(len(asked)) as renders:
+    try:
+        texts = _rendered(tokenizer, asked)
+    except ChatTemplateError:
         try:
-            chats = _rendered(renders, tokenizer, asked)
-        except ChatTemplateError:
-            with renderer(len(asked)) as again:
-                try:
-                    chats = _rendered(again, tokenizer, [_without_system(turns) for turns in asked])
-                except ChatTemplateError as error:
-                    raise BadInput(
-                        f"behaviour: {error}; set behaviour.enabled: false, or leave that suite out"
-                    ) from None
-    return [Context(chat.text, chat=True) for chat in chats]
+            texts = _rendered(tokenizer, [_without_system(turns) for turns in asked])
+        except ChatTemplateError as error:
+            raise BadInput(f"behaviour: {error}; set behaviour.enabled: false, or leave that suite out") from None
+    return [Context(text, chat=True) for text in texts]
 
 
-def _rendered(renders: Renderer, tokenizer: ChatTokenizer, asked: Sequence[Turns]) -> list[RenderedChat]:
-    return renders.render([tokenizer.conversation(n, list(turns), True) for n, turns in enumerate(asked)])
+def _rendered(tokenizer: ChatTokenizer, asked: Sequence[Turns]) -> tuple[str, ...]:
+    conversations = [tokenizer.conversation(n, list(turns), True) for n, turns in enumerate(asked)]
+    return _texts(json.dumps([asdict(each) for each in conversations]))
+
+
+@functools.lru_cache(maxsize=128)
+def _texts(conversations: str) -> tuple[str, ...]:
+    """Texts of conversations, given as JSON. A suite is asked of several models, and a child that renders it takes as
+    long to start as a small model's forward."""
+    asked = [Conversation(**each) for each in json.loads(conversations)]
+    with renderer(len(asked)) as renders:
+        return tuple(chat.text for chat in renders.render(asked))
 
 
 def _without_system(turns: Turns) -> Turns:

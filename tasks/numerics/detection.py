@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foretune.tasks.numerics.agreement import ranks
-
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
     """Probability that a positive [n] scores above a negative [m], ties counting half; not a number where one is empty.
@@ -16,5 +14,6 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
     n, m = positive.numel(), negative.numel()
     if not n or not m:
         return float("nan")
-    ranked = ranks(torch.cat([positive.double(), negative.double()]))
-    return (float(ranked[:n].sum()) - n * (n + 1) / 2) / (n * m)
+    ordered, scores = negative.double().sort().values, positive.double()
+    below, up_to = torch.searchsorted(ordered, scores), torch.searchsorted(ordered, scores, right=True)
+    return float((below + up_to).sum()) / (2 * n * m)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ CARTESIAN = {"bar", "scatter", "heatmap"}
 """What plotly-cartesian.min.js draws of what reports have; its version is that of plotly for Python, by a test."""
 
 
+@functools.cache  # keeps templates compiled: that takes as long as filling them
 def page_environment() -> jinja2.Environment:
     """Where templates, style and script of every page are loaded from; text is escaped, redacted and made visible."""
     import jinja2

@@ -20,6 +20,7 @@ from foretune.storage.runs import list_runs
 from foretune.tasks.report.address import report_address
 from tests.deployments.postgres import binaries
 from tests.deployments.team import PROJECT, Team, end, published
+from tests.lean import made_lean
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +34,7 @@ def shared_root(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def request_body(tiny_request: Path, shared_root: str) -> dict:
     """The tiny request as an HTTP client would send it: plain JSON."""
-    content = yaml.safe_load(tiny_request.read_text())
-    del content["sae"], content["dataset"]["preferences"]
+    content = yaml.safe_load(made_lean(tiny_request).read_text())
     content["runtime"]["root"] = shared_root
     return content
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.deployments.team import PROJECT, Team
+from tests.lean import made_lean
 
 pytestmark = pytest.mark.slow
 README = (PROJECT / "deployments" / "README.md").read_text(encoding="utf-8")
@@ -37,8 +38,7 @@ def shared_root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def request_file(tiny_request: Path, shared_root: str) -> Path:
-    content = yaml.safe_load(tiny_request.read_text())
-    del content["sae"], content["dataset"]["preferences"]
+    content = yaml.safe_load(made_lean(tiny_request).read_text())
     content["runtime"]["root"] = shared_root
     tiny_request.write_text(yaml.safe_dump(content))
     return tiny_request

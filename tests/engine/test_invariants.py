@@ -12,6 +12,7 @@ from foretune.storage.runs import Run
 from foretune.tasks.engine.invariants import BrokenInvariant, no_optimizer_steps
 from foretune.tasks.inputs.handles import ModelHandle
 from tests.dense import moved
+from tests.lean import LEAN
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +43,12 @@ def test_a_weight_that_moves_during_a_run_fails_it_and_deletes_what_it_computed(
 
     monkeypatch.setattr(ModelHandle, "open", disturbed)
     with pytest.raises(BrokenInvariant, match="base weights changed during simulate"):
-        run_with(tiny_request)
+        run_with(tiny_request, *LEAN)
     run = Run(load_request(str(tiny_request)).runtime.root, "broken")
     assert list_rows(run.root) == [{"run_id": "broken", "status": "failed"}]
     assert list(run.store.iterate()) == []
     monkeypatch.undo()
-    result = simulate(load_request(str(tiny_request)), run_id="after")
+    result = simulate(load_request(str(tiny_request), list(LEAN)), run_id="after")
     assert result["tasks"]["cached"] == 0 and all(result["invariants"].values())
 
 
@@ -62,7 +63,7 @@ def test_a_model_whose_layers_wait_on_disk_is_simulated_by_the_flow(
 
 def test_a_diverging_solve_ends_the_run_and_ranks_nothing(prefect_server, tiny_request):
     with pytest.raises(BrokenInvariant, match="solve diverged, residual .* raise it above"):
-        run_with(tiny_request, "influence.solver.scale=1e-3")
+        run_with(tiny_request, *LEAN, "influence.solver={when: always, scale: 1e-3}")
     request = load_request(str(tiny_request))
     run = Run(request.runtime.root, "broken")
     assert list_rows(run.root) == [{"run_id": "broken", "status": "failed"}]

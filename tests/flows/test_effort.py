@@ -16,6 +16,7 @@ from foretune.flows.dag.effort import (
     FEWEST_PAIRS,
     FEWEST_ROWS,
     GRADIENT,
+    LONG_RUN,
     OF_PAIRS,
     PADDED,
     PAIRED,
@@ -94,6 +95,29 @@ def test_without_a_budget_nothing_is_bounded(request_with):
     assert effort.train_rows is None and effort.of(request) is request
 
 
+@pytest.mark.parametrize(
+    ("steps", "own", "long"),
+    [
+        (LONG_RUN, {}, False),
+        (LONG_RUN + 1, {}, True),
+        (LONG_RUN + 1, {"max_anchors": 18}, False),
+        (LONG_RUN + 1, {"gradient_budget": 0.4}, False),
+        (LONG_RUN + 1, {"anchors": 1}, False),
+        (LONG_RUN + 1, {"evaluations": 3}, False),
+    ],
+)
+def test_without_a_budget_a_long_run_is_measured_at_more_of_its_steps(request_with, steps, own, long):
+    """By what the settings are, not by whether they were written down: a form sends every default."""
+    request, rows = request_with(), index_of_rows(steps, tokens=9)
+    batches = request.training.model_copy(update={"batch_size": 1, "epochs": 1})
+    prediction = type(request.prediction)(**request.prediction.model_dump() | own)
+    request = request.model_copy(update={"training": batches, "prediction": prediction})
+    spent = effort_of(request, rows, rows).of(request).prediction
+    assert (spent.max_anchors == ANCHORS) is long and spent.path.to_the_last is (long or "evaluations" in own)
+    full = request.model_copy(update={"adapter": request.adapter.model_copy(update={"method": "full"})})
+    assert effort_of(full, rows, rows).of(full) is full
+
+
 @pytest.mark.parametrize("tokens", [60, 120, 500])
 @pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
 def test_suites_and_answers_cost_a_tenth_of_the_real_run_at_most(tiny_request, preset, tokens):
@@ -136,6 +160,8 @@ def test_on_a_budget_as_many_anchors_are_possible_whether_all_rows_are_measured_
     held = index_of_rows(10, tokens=40)
     for rows in (100, 5_000):
         request = request_with(budget=0.66)
+        spelled = type(request.prediction)(**request.prediction.model_dump())  # every default, as a form sends them
+        request = request.model_copy(update={"prediction": spelled})
         spent = effort_of(request, index_of_rows(rows, tokens=40), held).of(request).prediction
         assert spent.max_anchors == ANCHORS
 
@@ -289,7 +315,7 @@ def test_on_a_budget_the_run_is_replayed_without_rows_where_that_is_little_of_it
 
 def test_a_larger_budget_reads_more_preference_pairs_and_never_more_than_a_tenth_pays_for(request_with):
     train, held, pairs = (index_of_rows(rows, tokens=40) for rows in (20_000, 200, 20_000))
-    read = [effort_of(request_with(budget=share), train, held, pairs).pair_rows for share in (0.02, 0.05, 0.1, 0.9)]
+    read = [effort_of(request_with(budget=share), train, held, pairs).pair_rows for share in (0.005, 0.05, 0.1, 0.9)]
     assert read == sorted(read) and read[0] == FEWEST_PAIRS < read[2] and read[-1] == BESIDE_ROWS
     real = 3 * request_with().training.epochs * sum(train.tokens)
     assert read[2] * 2 * PAIRED * 40 <= OF_PAIRS * 0.1 * real

@@ -18,6 +18,7 @@ from foretune.storage.events import read_events
 from foretune.storage.ledger import Ledger
 from foretune.storage.runs import Run, list_runs
 from tests.flows.test_command_line import assert_bad_input, foretune
+from tests.lean import LEAN
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +32,7 @@ def versions(tiny_request: Path, tiny_rows: list[dict]) -> Request:
     folder = tiny_request.parent / "versions"
     folder.mkdir()
     publish(folder, 1, tiny_rows[:12])
-    cheap = ["sae=null", "dataset.preferences=null", "dataset.probes=null"]
-    return load_request(str(tiny_request), [f"dataset.path={folder}", *cheap])
+    return load_request(str(tiny_request), [f"dataset.path={folder}", *LEAN])
 
 
 def publish(folder: Path, number: int, rows: list[dict]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from foretune.storage.events import read_events
 from foretune.storage.runs import list_runs
 from tests.hostile.contract import Outcome, faults
+from tests.lean import LEAN
 from tests.orchestration.test_telling import started_server
 
 pytestmark = pytest.mark.slow
@@ -25,14 +26,13 @@ pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from foretune.flows.command import main; main()"]
 SAYS_WHEN = [sys.executable, "-c", "from foretune.flows.command import main; print('handled', flush=True); main()"]
 """The command, which says when a handler of ours is there: before, the interpreter's own ends it as it likes."""
-CHEAP = ["sae=null", "dataset.preferences=null", "dataset.probes=null", "influence.replays.runs=16"]
 LONG = bool(os.environ.get("HOSTILE_SECONDS"))
 """Whether this is `make hostile`."""
 SECONDS_TO_GO_ON = 120.0
 """A server takes 10 s to start on a quiet machine, and Prefect's client asks again after up to 32 s."""
 SECONDS_WITHOUT_A_SERVER = 60.0
 """After a named server has died: what is left of the run, and some 30 s in which the server is asked again."""
-SETTINGS = [word for each in CHEAP for word in ("--set", each)]
+SETTINGS = [word for each in LEAN for word in ("--set", each)]
 
 
 def started(*words: str | Path, command: list[str] = COMMAND, **environment: str) -> subprocess.Popen[str]:
@@ -149,9 +149,9 @@ def test_a_clock_that_goes_back_loses_no_event_and_no_artefact(tiny_request: Pat
 
     clock, real = iter(range(10**9)), time.time
     monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(clock))
-    first = run_dag(tiny_request, *CHEAP)
+    first = run_dag(tiny_request, *LEAN)
     monkeypatch.setattr(time, "time", real)
-    again = run_dag(tiny_request, *CHEAP)
+    again = run_dag(tiny_request, *LEAN)
     assert first.computed and not again.computed
 
 
@@ -160,6 +160,6 @@ def test_one_trained_token_in_the_held_out_set_has_a_loss(tiny_request: Path, ro
     from tests.dag import run_dag
 
     (tiny_request.parent / "heldout.jsonl").write_text(json.dumps(row) + "\n")
-    done = run_dag(tiny_request, *CHEAP)
+    done = run_dag(tiny_request, *LEAN)
     assert done.found.summary["heldout_loss_base"] > 0
     json.dumps(done.found.summary, allow_nan=False)

@@ -28,6 +28,7 @@ from foretune.storage.manifest import FileRecord
 from foretune.storage.runs import Run
 from foretune.tasks.engine.passes import BACK_OFF, content_task
 from tests.dag import run_dag
+from tests.lean import made_lean
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
@@ -48,15 +49,22 @@ def within(environment: dict[str, str], target, *arguments) -> None:
 
 @pytest.fixture(params=["disk", "s3"])
 def request_on(request, write_tiny_request, tmp_path: Path) -> Path:
-    """The tiny request with its storage root on disk, and, with one shard and without concepts, in a bucket."""
+    """The tiny request with its storage root on disk, and, lean and with one shard, in a bucket."""
     file = write_tiny_request(tmp_path)
+    if request.param == "s3":
+        made_lean(file)
     content = yaml.safe_load(file.read_text())
     content["runtime"]["root"] = request.getfixturevalue(f"{request.param}_root")
     if request.param == "s3":
-        content |= {"sae": None, "shards": {"max_rows": 18}}
-        content["dataset"]["preferences"] = None
+        content["shards"] = {"max_rows": 18}
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+@pytest.fixture
+def lean_on(request_on: Path) -> Path:
+    """The same, lean wherever it is stored."""
+    return made_lean(request_on)
 
 
 def simulate_until(request: Path, task: str) -> None:
@@ -112,12 +120,12 @@ def test_killed_in_every_pass_the_same_command_goes_on_and_computes_nothing_twic
         assert set(counts) == stored and set(counts.values()) == {1}
 
 
-def test_two_simulations_of_one_request_at_once_are_both_right(request_on):
-    both = [start(run_dag, request_on) for _ in range(2)]
+def test_two_simulations_of_one_request_at_once_are_both_right(lean_on):
+    both = [start(run_dag, lean_on) for _ in range(2)]
     for process in both:
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
-    step, _ = run_dag(request_on)
+    step, _ = run_dag(lean_on)
     assert step.computed == []
     assert all(step.run.store.find(ref.task, ref.key, full=True) for _, ref in step.steps)
 

@@ -18,7 +18,7 @@ from foretune.storage.places import Place
 from foretune.storage.roots import MARKER
 from foretune.storage.runs import Run
 from tests.dag import run_dag
-from tests.orchestration.test_faults import request_on, start  # noqa: F401
+from tests.orchestration.test_faults import lean_on, request_on, start  # noqa: F401
 from tests.roots import disk_root, own_cache, s3_client, s3_environment, s3_root, s3_server  # noqa: F401
 from tests.storage.children import child
 from tests.storage.conftest import root  # noqa: F401
@@ -52,31 +52,31 @@ def collecting(root: str, until: str) -> None:  # noqa: F811
         time.sleep(0.05)
 
 
-def test_two_simulations_of_different_requests_at_once_are_both_right(request_on):  # noqa: F811
-    both = [start(run_dag, request_on), start(run_dag, request_on, OVERRIDE)]
+def test_two_simulations_of_different_requests_at_once_are_both_right(lean_on):  # noqa: F811
+    both = [start(run_dag, lean_on), start(run_dag, lean_on, OVERRIDE)]
     for process in both:
         process.join(150)
     assert [process.exitcode for process in both] == [0, 0]
     for overrides in ([], [OVERRIDE]):
-        step, _ = run_dag(request_on, *overrides)
+        step, _ = run_dag(lean_on, *overrides)
         assert step.computed == []
         assert all(step.run.store.find(ref.task, ref.key, full=True) for _, ref in step.steps)
 
 
-def test_a_collection_beside_a_simulation_takes_nothing_of_it(request_on):  # noqa: F811
-    at = load_request(str(request_on)).runtime.root
-    Run(at, "inline").write_request(to_yaml(load_request(str(request_on))))
+def test_a_collection_beside_a_simulation_takes_nothing_of_it(lean_on):  # noqa: F811
+    at = load_request(str(lean_on)).runtime.root
+    Run(at, "inline").write_request(to_yaml(load_request(str(lean_on))))
     with ArtifactStore(at).create("quality", "f" * 40, {}) as draft:  # of no run
         draft.path("a.txt").write_text("loose")
-    simulation, collection = start(simulated, request_on), start(collecting, at, "inline")
+    simulation, collection = start(simulated, lean_on), start(collecting, at, "inline")
     simulation.join(150)
     collection.join(30)
     assert (simulation.exitcode, collection.exitcode) == (0, 0)
     assert state_of(Run(at, "inline")) == "ended"
-    step, _ = run_dag(request_on)
+    step, _ = run_dag(lean_on)
     assert step.computed == []
     collect_garbage(at, last=None, days=None, delete=True)
-    assert run_dag(request_on)[0].computed == []
+    assert run_dag(lean_on)[0].computed == []
 
 
 WRITES = {

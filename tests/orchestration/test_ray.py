@@ -23,6 +23,7 @@ from foretune.storage.errors import BadInput
 from foretune.storage.events import read_events
 from foretune.storage.runs import Run
 from foretune.tasks.landscape.landscape import landscape_shard
+from tests.lean import LEAN
 from tests.orchestration.ray_passes import SHARDS, uses_on_ray
 
 pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install 'foretune[ray]'")
@@ -62,8 +63,7 @@ def killed_within(task: str, drafts: Path, seconds: float = 120) -> threading.Th
 
 
 def simulated(request: Path, run_id: str, *overrides: str) -> dict[str, Any]:
-    smaller = ["sae=null", "dataset.preferences=null"]  # a worker imports less
-    return simulate(load_request(str(request), ["runtime.runner=ray", *smaller, *overrides]), run_id=run_id)
+    return simulate(load_request(str(request), ["runtime.runner=ray", *LEAN, *overrides]), run_id=run_id)
 
 
 @pytest.fixture(scope="module")

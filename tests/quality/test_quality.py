@@ -196,13 +196,13 @@ def test_row_order_changes_no_count(samples, rows, random):
     assert summaries[0] == summaries[1]
 
 
-def test_a_hundred_rows_take_well_under_a_second(samples):
+def test_a_hundred_rows_take_well_under_a_second_of_a_processor(samples):
     text = "The router is in the hall and the light on its front is white when all is well. "
     table = samples(*[(f"Question {n} about the router?", text * 3 + str(n)) for n in range(96)])
     judged(samples(CLEAN))
-    started = time.perf_counter()
+    started = time.process_time()
     judged(table)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_the_lists_hold_no_phrase_twice():
