@@ -101,7 +101,7 @@ def field_storage(request: Request, shapes: Footprint | None, nodes: int) -> Fie
     if adapter.method != "lora" or settings.storage == "full":
         return whole
     size = nodes * shapes.adapted * BYTES[settings.gradient_dtype] if shapes else 0
-    sparing = request.prediction.path.to_the_last
+    sparing = request.effort.share is not None
     largest = min(SPARING_GB, settings.full_gb) if sparing else settings.full_gb
     if settings.storage == "auto" and size <= largest * 1e9:
         return whole
