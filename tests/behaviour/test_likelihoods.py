@@ -139,3 +139,12 @@ def test_options_are_as_likely_as_in_lm_evaluation_harness(tiny_llama):
     for group in log_likelihoods(loaded, groups, 1000):
         theirs = [wanted.pop(0) for _ in group]
         assert [nats - group[0] for nats in group] == pytest.approx([nats - theirs[0] for nats in theirs], abs=2e-4)
+
+
+def test_a_suite_is_rendered_once_whatever_models_are_asked(tiny_llama, monkeypatch):
+    turns = [[{"role": "user", "content": "What is asked here alone?"}]]
+    first = contexts(load_tokenizer(tiny_llama), turns)
+    monkeypatch.setattr("foretune.tasks.behaviour.contexts.renderer", None)  # another child would fail
+    assert contexts(load_tokenizer(tiny_llama), turns) == first
+    with pytest.raises(TypeError):
+        contexts(load_tokenizer(tiny_llama), [[{"role": "user", "content": "And what here?"}]])
