@@ -23,3 +23,8 @@ def made_lean(request: Path) -> Path:
     """The same file, with these settings in it."""
     request.write_text(to_yaml(load_request(str(request), list(LEAN))))
     return request
+
+
+def as_words(*settings: str) -> list[str]:
+    """Settings as a command takes them."""
+    return [word for each in settings for word in ("--set", each)]

@@ -44,8 +44,8 @@ FEWEST: Mapping[str, int] = {
     "concept_causes.answers": 2,
     "features.naming.rows": 16,
 }
-"""The same of comparisons, curvature and causes: as few as leave an error to tell. Each was half as many again, or
-twice; over 96 rows of 90 tokens for three epochs that was 0.3 of the real run."""
+"""The same of comparisons, curvature and causes: as few as leave an error to tell. Half as many again, or twice,
+were 0.3 of the real run over 96 rows of 90 tokens for three epochs."""
 
 ROW_PASSES = 40
 """Forwards of a held-out row of each comparison and of a curvature row, all passes over it together."""

@@ -15,7 +15,7 @@ import pytest
 
 from foretune.storage.events import read_events, run_status
 from foretune.storage.runs import Run, list_runs
-from tests.lean import made_lean
+from tests.lean import as_words, made_lean
 
 pytestmark = pytest.mark.slow
 
@@ -80,8 +80,8 @@ QUICK = 1
 @pytest.mark.parametrize(("task", "number"), PHASES if os.environ.get("HOSTILE_SECONDS") else PHASES[:QUICK])
 def test_a_signal_in_a_later_phase_stops_the_run_too(tiny_request: Path, task: str, number: signal.Signals):
     root = tiny_request.parent / "root"
-    more = ("influence.replays.runs=256", "influence.solver.when=always")
-    process = started(made_lean(tiny_request), *(word for each in more for word in ("--set", each)))
+    more = as_words("influence.replays.runs=256", "influence.solver.when=always")
+    process = started(made_lean(tiny_request), *more)
     children = wait_for(process, lambda: begun(root, task))
     others, sent = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), time.monotonic()
     process.send_signal(number)
@@ -94,7 +94,7 @@ def test_a_signal_in_a_later_phase_stops_the_run_too(tiny_request: Path, task: s
 
 
 def test_a_signal_while_libraries_are_imported_leaves_no_traceback(tiny_request: Path):
-    process = started(made_lean(tiny_request))
+    process = started(tiny_request)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

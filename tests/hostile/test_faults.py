@@ -18,7 +18,7 @@ import pytest
 from foretune.storage.events import read_events
 from foretune.storage.runs import list_runs
 from tests.hostile.contract import Outcome, faults
-from tests.lean import LEAN
+from tests.lean import LEAN, as_words
 from tests.orchestration.test_telling import started_server
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ SECONDS_TO_GO_ON = 120.0
 """A server takes 10 s to start on a quiet machine, and Prefect's client asks again after up to 32 s."""
 SECONDS_WITHOUT_A_SERVER = 60.0
 """After a named server has died: what is left of the run, and some 30 s in which the server is asked again."""
-SETTINGS = [word for each in LEAN for word in ("--set", each)]
+SETTINGS = as_words(*LEAN)
 
 
 def started(*words: str | Path, command: list[str] = COMMAND, **environment: str) -> subprocess.Popen[str]:
